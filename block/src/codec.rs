@@ -1,0 +1,132 @@
+//! Software codecs: what the card's engine does in hardware when it decodes, and what nobody's hardware does when it
+//! encodes. Deflate is one raw RFC 1951 stream, LZ4 one bare block. No frames, no size words: lengths and checksums
+//! are in the block header.
+
+use crate::recipe::Codec;
+use std::fmt;
+
+/// Levels of Deflate that [`Compressor::new`] takes.
+pub const DEFLATE_LEVEL_MAX: i32 = 12;
+/// Measured: docs/measurements.md, "Transforms".
+pub const DEFLATE_LEVEL_DEFAULT: i32 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodecError {
+    Level(i32),
+    Deflate,
+    Lz4,
+    /// The payload decoded to another length than the header says.
+    Bytes {
+        expected: usize,
+        found: usize,
+    },
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Level(n) => write!(f, "deflate level {n} is outside 1..={DEFLATE_LEVEL_MAX}"),
+            Self::Deflate => write!(f, "decompress deflate: the payload is malformed or too long"),
+            Self::Lz4 => write!(f, "decompress lz4: the payload is malformed or too long"),
+            Self::Bytes { expected, found } => write!(f, "decompress: {found} codes bytes, not {expected}"),
+        }
+    }
+}
+
+impl std::error::Error for CodecError {}
+
+/// Encoder state of one worker. Allocates when made (and grows once, to the largest codes it has met, for LZ4).
+pub struct Compressor {
+    deflate: libdeflater::Compressor,
+    lz4: lz4_flex::block::CompressTable,
+    scratch: Vec<u8>,
+}
+
+impl fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compressor").field("scratch_bytes", &self.scratch.len()).finish_non_exhaustive()
+    }
+}
+
+impl Compressor {
+    /// `codes_bytes_max` is the longest codes that it will be given: room is made for them here.
+    pub fn new(deflate_level: i32, codes_bytes_max: usize) -> Result<Self, CodecError> {
+        // The library's level 0 stores; that is `Codec::Raw` here.
+        let refused = CodecError::Level(deflate_level);
+        let level = libdeflater::CompressionLvl::new(deflate_level).map_err(|_| refused)?;
+        if !(1..=DEFLATE_LEVEL_MAX).contains(&deflate_level) {
+            return Err(refused);
+        }
+        Ok(Self {
+            deflate: libdeflater::Compressor::new(level),
+            lz4: lz4_flex::block::CompressTable::large(),
+            scratch: vec![0; lz4_flex::block::get_maximum_output_size(codes_bytes_max)],
+        })
+    }
+
+    /// Compresses `codes` to the start of `payload` and returns its length, or `None` if that would not fit.
+    pub fn compress(&mut self, codec: Codec, codes: &[u8], payload: &mut [u8]) -> Option<usize> {
+        match codec {
+            Codec::Raw => {
+                payload.get_mut(..codes.len())?.copy_from_slice(codes);
+                Some(codes.len())
+            }
+            Codec::Deflate => self.deflate.deflate_compress(codes, payload).ok(),
+            Codec::Lz4 => {
+                // The encoder insists on room for the worst case, which a payload area does not have.
+                let room = lz4_flex::block::get_maximum_output_size(codes.len());
+                if self.scratch.len() < room {
+                    self.scratch.resize(room, 0);
+                }
+                let bytes = lz4_flex::block::compress_into_with_table(codes, &mut self.scratch, &mut self.lz4).ok()?;
+                payload.get_mut(..bytes)?.copy_from_slice(&self.scratch[..bytes]);
+                Some(bytes)
+            }
+        }
+    }
+}
+
+/// Decoder state of one worker.
+pub struct Decompressor {
+    deflate: libdeflater::Decompressor,
+}
+
+impl fmt::Debug for Decompressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Decompressor")
+    }
+}
+
+impl Default for Decompressor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decompressor {
+    pub fn new() -> Self {
+        Self { deflate: libdeflater::Decompressor::new() }
+    }
+
+    /// Decodes `payload` to exactly all of `codes`. Says nothing of the codes' checksum.
+    pub fn decompress(&mut self, codec: Codec, payload: &[u8], codes: &mut [u8]) -> Result<(), CodecError> {
+        let found = match codec {
+            Codec::Raw if payload.len() == codes.len() => {
+                codes.copy_from_slice(payload);
+                codes.len()
+            }
+            Codec::Raw => payload.len(),
+            Codec::Deflate => self.deflate.deflate_decompress(payload, codes).map_err(|_| CodecError::Deflate)?,
+            Codec::Lz4 => lz4_flex::block::decompress_into(payload, codes).map_err(|_| CodecError::Lz4)?,
+        };
+        if found != codes.len() {
+            return Err(CodecError::Bytes { expected: codes.len(), found });
+        }
+        Ok(())
+    }
+}
+
+/// [`Decompressor::decompress`] with a decoder made for this call.
+pub fn decompress(codec: Codec, payload: &[u8], codes: &mut [u8]) -> Result<(), CodecError> {
+    Decompressor::new().decompress(codec, payload, codes)
+}

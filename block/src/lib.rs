@@ -1,0 +1,45 @@
+//! The stored form of KV chunks: names, shapes, the cut into blocks, headers, transforms and software codecs.
+//!
+//! ```text
+//! chunk  = manifest, then its blocks, each at a multiple of 64
+//! block  = [header 128][one peak byte a layer, scales][payload]          "wire": what a store holds
+//! payload --codec--> codes --transform--> tile                           what a fetch does
+//! ```
+//!
+//! Pure: no I/O, no threads, and nothing is allocated by encode or decode paths (a [`codec::Compressor`] allocates when
+//! it is made). Everything that comes from outside enters by [`Header::open`] (or its steps) and [`Manifest::parse`],
+//! which refuse what is not exactly right. The spec is docs/formats.md; the oracle of the fast kernels is `scalar`.
+#![deny(unsafe_code)]
+
+pub mod codec;
+mod compare;
+mod encode;
+mod geometry;
+mod header;
+mod kernel;
+mod key;
+mod manifest;
+mod number;
+mod plan;
+mod recipe;
+mod restore;
+#[cfg(test)]
+mod scalar;
+
+mod shape;
+mod simd;
+mod words;
+
+pub use compare::{Errors, compare, compare_at};
+pub use encode::{EncodeError, Quantized, encode_tile, pack, quantize};
+pub use geometry::{
+    CHUNK_TOKENS_MAX, ElementType, GEOMETRY_BYTES, Geometry, GeometryError, HEAD_SIZE_MAX, HEADS_MAX, LAYERS_MAX,
+};
+pub use header::{FORMAT_VERSION, HEADER_BYTES, Header, HeaderError};
+pub use key::{ChunkKey, KEY_BYTES, KeyChain, KeyError, Namespace};
+pub use manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestError, manifest_bytes};
+pub use plan::{BLOCK_ELEMENTS_MAX, BLOCKS_PER_CHUNK_MAX, Kind, Part, Plan, PlanError, wire_bytes_max};
+pub use recipe::{Codec, Granularity, PEAK_MAX, PEAK_PACKED_MAX, Recipe, RecipeError, Transform};
+pub use restore::{RestoreError, restore, restore_checked};
+pub use shape::TileOrder;
+pub use words::align64;

@@ -1,0 +1,227 @@
+//! A chunk's table of contents: what chunk it is, how it was cut, and how long each block is. It has a fixed capacity
+//! and needs no heap. It refuses a plan that does not cover the geometry exactly and a length that no block of that
+//! part can have. Byte table: docs/formats.md, "Manifest" and "Chunk file".
+
+use crate::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
+use crate::header::{FORMAT_VERSION, HEADER_BYTES};
+use crate::key::{ChunkKey, KEY_BYTES};
+use crate::plan::{BLOCKS_PER_CHUNK_MAX, Plan, PlanError, wire_bytes_max};
+use crate::words::{align64, put, u16_at, u32_at};
+use std::fmt;
+use std::ops::Range;
+
+const MAGIC: [u8; 4] = *b"KVLM";
+const HEAD_BYTES: usize = 64;
+
+mod at {
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const VERSION: usize = 4;
+    pub(super) const HEAD_BYTES: usize = 6;
+    pub(super) const KEY: usize = 8;
+    pub(super) const GEOMETRY: usize = 40;
+    pub(super) const LAYERS_PER_BLOCK: usize = 52;
+    pub(super) const TOKENS_PER_BLOCK: usize = 54;
+    pub(super) const BLOCK_COUNT: usize = 56;
+    pub(super) const CRC: usize = 60;
+}
+
+const _: () = {
+    assert!(at::GEOMETRY == at::KEY + KEY_BYTES);
+    assert!(at::LAYERS_PER_BLOCK == at::GEOMETRY + GEOMETRY_BYTES);
+    assert!(at::CRC + 4 == HEAD_BYTES);
+};
+
+/// Bytes of a manifest of `block_count` blocks.
+pub const fn manifest_bytes(block_count: usize) -> usize {
+    HEAD_BYTES + 4 * block_count
+}
+
+pub const MANIFEST_BYTES_MAX: usize = manifest_bytes(BLOCKS_PER_CHUNK_MAX);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManifestError {
+    Bytes { expected: usize, found: usize },
+    Magic,
+    Version { ours: u16, theirs: u16 },
+    Reserved,
+    Crc { expected: u32, found: u32 },
+    Geometry(GeometryError),
+    Plan(PlanError),
+    BlockCount { expected: usize, found: usize },
+    Length { block: usize, bytes: u32 },
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes { expected, found } => write!(f, "manifest: {found} bytes, not {expected}"),
+            Self::Magic => write!(f, "manifest: not a kvlane manifest"),
+            Self::Version { ours, theirs } => write!(f, "manifest: version {theirs}, this reader is {ours}"),
+            Self::Reserved => write!(f, "manifest: reserved bytes are not zero"),
+            Self::Crc { expected, found } => write!(f, "manifest: crc-32 is {found:08x}, it says {expected:08x}"),
+            Self::Geometry(e) => write!(f, "manifest: {e}"),
+            Self::Plan(e) => write!(f, "manifest: {e}"),
+            Self::BlockCount { expected, found } => write!(f, "manifest: {found} blocks, its plan makes {expected}"),
+            Self::Length { block, bytes } => write!(f, "manifest: block {block} cannot be {bytes} bytes"),
+        }
+    }
+}
+
+impl std::error::Error for ManifestError {}
+
+/// A chunk's table of contents. About 8 KiB; keep it where requests are kept.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    key: ChunkKey,
+    geometry: Geometry,
+    plan: Plan,
+    block_count: u16,
+    lengths: [u32; BLOCKS_PER_CHUNK_MAX],
+    /// Start of each block in the chunk file, in units of 64 bytes.
+    starts: [u32; BLOCKS_PER_CHUNK_MAX + 1],
+}
+
+impl Manifest {
+    /// A manifest of blocks of these wire lengths.
+    pub fn new(key: ChunkKey, geometry: Geometry, plan: Plan, lengths: &[u32]) -> Result<Self, ManifestError> {
+        plan.check(&geometry).map_err(ManifestError::Plan)?;
+        let expected = plan.block_count(&geometry);
+        if lengths.len() != expected {
+            return Err(ManifestError::BlockCount { expected, found: lengths.len() });
+        }
+        let mut manifest = Self {
+            key,
+            geometry,
+            plan,
+            block_count: expected as u16,
+            lengths: [0; BLOCKS_PER_CHUNK_MAX],
+            starts: [0; BLOCKS_PER_CHUNK_MAX + 1],
+        };
+        let mut start = align64(manifest_bytes(expected)) / 64;
+        for (block, &bytes) in lengths.iter().enumerate() {
+            let part = plan.part(&geometry, block).expect("below the plan's block count");
+            if bytes as usize <= HEADER_BYTES || bytes as usize > wire_bytes_max(&geometry, &part) {
+                return Err(ManifestError::Length { block, bytes });
+            }
+            manifest.lengths[block] = bytes;
+            manifest.starts[block] = start as u32;
+            start += align64(bytes as usize) / 64;
+        }
+        manifest.starts[expected] = start as u32;
+        Ok(manifest)
+    }
+
+    /// Writes the manifest to the start of `bytes` and returns how many bytes it took: [`manifest_bytes`].
+    ///
+    /// # Panics
+    /// When `bytes` is shorter than that.
+    pub fn encode(&self, bytes: &mut [u8]) -> usize {
+        let len = manifest_bytes(self.block_count());
+        let bytes = &mut bytes[..len];
+        bytes.fill(0);
+        put(bytes, at::MAGIC, &MAGIC);
+        put(bytes, at::VERSION, &FORMAT_VERSION.to_le_bytes());
+        put(bytes, at::HEAD_BYTES, &(HEAD_BYTES as u16).to_le_bytes());
+        put(bytes, at::KEY, self.key.bytes());
+        put(bytes, at::GEOMETRY, &self.geometry.encode());
+        put(bytes, at::LAYERS_PER_BLOCK, &self.plan.layers_per_block.to_le_bytes());
+        put(bytes, at::TOKENS_PER_BLOCK, &self.plan.tokens_per_block.to_le_bytes());
+        put(bytes, at::BLOCK_COUNT, &self.block_count.to_le_bytes());
+        for (slot, length) in bytes[HEAD_BYTES..].as_chunks_mut::<4>().0.iter_mut().zip(self.lengths()) {
+            *slot = length.to_le_bytes();
+        }
+        let crc = crc_of(bytes);
+        put(bytes, at::CRC, &crc.to_le_bytes());
+        len
+    }
+
+    /// The one door for manifests. `bytes` may be longer than the manifest (a chunk file's first bytes).
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
+            return Err(ManifestError::Bytes { expected: HEAD_BYTES, found: bytes.len() });
+        };
+        if head[at::MAGIC..at::VERSION] != MAGIC {
+            return Err(ManifestError::Magic);
+        }
+        let theirs = u16_at(head, at::VERSION);
+        if theirs != FORMAT_VERSION {
+            return Err(ManifestError::Version { ours: FORMAT_VERSION, theirs });
+        }
+        if u16_at(head, at::HEAD_BYTES) as usize != HEAD_BYTES || u16_at(head, at::BLOCK_COUNT + 2) != 0 {
+            return Err(ManifestError::Reserved);
+        }
+        let found = u16_at(head, at::BLOCK_COUNT) as usize;
+        if found > BLOCKS_PER_CHUNK_MAX {
+            return Err(ManifestError::BlockCount { expected: BLOCKS_PER_CHUNK_MAX, found });
+        }
+        let Some(bytes) = bytes.get(..manifest_bytes(found)) else {
+            return Err(ManifestError::Bytes { expected: manifest_bytes(found), found: bytes.len() });
+        };
+        let (crc, expected) = (crc_of(bytes), u32_at(head, at::CRC));
+        if crc != expected {
+            return Err(ManifestError::Crc { expected, found: crc });
+        }
+        let geometry = head[at::GEOMETRY..].first_chunk::<GEOMETRY_BYTES>().expect("inside the head");
+        let key = head[at::KEY..].first_chunk::<KEY_BYTES>().expect("inside the head");
+        let plan = Plan {
+            layers_per_block: u16_at(head, at::LAYERS_PER_BLOCK),
+            tokens_per_block: u16_at(head, at::TOKENS_PER_BLOCK),
+        };
+        let mut lengths = [0; BLOCKS_PER_CHUNK_MAX];
+        for (length, word) in lengths.iter_mut().zip(bytes[HEAD_BYTES..].as_chunks::<4>().0) {
+            *length = u32::from_le_bytes(*word);
+        }
+        let geometry = Geometry::decode(geometry).map_err(ManifestError::Geometry)?;
+        Self::new(ChunkKey::new(*key), geometry, plan, &lengths[..found])
+    }
+
+    pub fn key(&self) -> &ChunkKey {
+        &self.key
+    }
+
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn block_count(&self) -> usize {
+        self.block_count.into()
+    }
+
+    /// Wire bytes of each block.
+    pub fn lengths(&self) -> &[u32] {
+        &self.lengths[..self.block_count()]
+    }
+
+    /// Where block `index` starts in a chunk file: a multiple of 64.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Manifest::block_count`].
+    pub fn offset(&self, index: usize) -> u64 {
+        assert!(index < self.block_count(), "Manifest::offset of block {index}");
+        u64::from(self.starts[index]) * 64
+    }
+
+    /// The bytes of block `index` in a chunk file.
+    pub fn range(&self, index: usize) -> Range<u64> {
+        let start = self.offset(index);
+        start..start + u64::from(self.lengths[index])
+    }
+
+    /// Bytes of the whole chunk file, the last block padded like the others.
+    pub fn file_bytes(&self) -> u64 {
+        u64::from(self.starts[self.block_count()]) * 64
+    }
+}
+
+/// CRC-32 of a manifest with its CRC field taken as zero.
+fn crc_of(bytes: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&bytes[..at::CRC]);
+    crc.update(&[0; 4]);
+    crc.update(&bytes[at::CRC + 4..]);
+    crc.finalize()
+}

@@ -1,0 +1,374 @@
+//! The oracle of the fast kernels: one element at a time, straight from the formulas of docs/formats.md, with other
+//! people's number conversions. And the claims that compare the two, bit for bit.
+
+use crate::geometry::{ElementType, Geometry};
+use crate::plan::{Kind, Part};
+use crate::recipe::{Granularity, Transform};
+use crate::shape::TileOrder;
+use half::{bf16, f16};
+
+fn read(element: ElementType, bytes: &[u8], index: usize) -> f32 {
+    let at = |n: usize| &bytes[index * n..(index + 1) * n];
+    match element {
+        ElementType::Bf16 => bf16::from_le_bytes(at(2).try_into().unwrap()).to_f32(),
+        ElementType::F16 => f16::from_le_bytes(at(2).try_into().unwrap()).to_f32(),
+        ElementType::F32 => f32::from_le_bytes(at(4).try_into().unwrap()),
+    }
+}
+
+fn write(element: ElementType, value: f32) -> Vec<u8> {
+    match element {
+        ElementType::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        ElementType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+        ElementType::F32 => value.to_le_bytes().to_vec(),
+    }
+}
+
+/// The tile's element index of every element in canonical order.
+fn tile_indices(geometry: &Geometry, part: &Part, order: TileOrder) -> Vec<usize> {
+    let (tokens, heads, size) = (part.tokens as usize, geometry.heads as usize, geometry.head_size as usize);
+    let canonical = |layer, token, head, i| ((layer * tokens + token) * heads + head) * size + i;
+    let mut indices = vec![usize::MAX; part.elements(geometry)];
+    let mut next = 0;
+    for layer in 0..part.layers as usize {
+        match order {
+            TileOrder::TokenMajor => {
+                for i in 0..tokens * heads * size {
+                    indices[canonical(layer, 0, 0, i)] = next;
+                    next += 1;
+                }
+            }
+            TileOrder::HeadMajor { page_tokens } => {
+                for page in 0..tokens.div_ceil(page_tokens.into()) {
+                    let first = page * page_tokens as usize;
+                    for head in 0..heads {
+                        for token in first..tokens.min(first + page_tokens as usize) {
+                            for i in 0..size {
+                                indices[canonical(layer, token, head, i)] = next;
+                                next += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    indices
+}
+
+pub(crate) fn to_canonical(geometry: &Geometry, part: &Part, order: TileOrder, tile: &[u8]) -> Vec<u8> {
+    let n = geometry.element.bytes();
+    tile_indices(geometry, part, order).iter().flat_map(|&i| &tile[i * n..(i + 1) * n]).copied().collect()
+}
+
+pub(crate) fn from_canonical(geometry: &Geometry, part: &Part, order: TileOrder, plain: &[u8]) -> Vec<u8> {
+    let n = geometry.element.bytes();
+    let mut tile = vec![0; plain.len()];
+    for (from, to) in tile_indices(geometry, part, order).into_iter().enumerate() {
+        tile[to * n..(to + 1) * n].copy_from_slice(&plain[from * n..(from + 1) * n]);
+    }
+    tile
+}
+
+/// Which scale of the block's list an element uses.
+fn group(geometry: &Geometry, part: &Part, granularity: Granularity, index: usize) -> usize {
+    let (row, size, tokens) = (geometry.row_elements(), geometry.head_size as usize, part.tokens as usize);
+    let layer = index / (row * tokens);
+    match granularity {
+        Granularity::None => unreachable!("no scales"),
+        Granularity::Token => index / row,
+        Granularity::TokenHead => index / size,
+        Granularity::Channel => layer * row + index % row,
+    }
+}
+
+/// Codes, and peaks with scales, of canonical elements; `None` where the block must be stored lossless.
+pub(crate) fn quantize(
+    transform: Transform,
+    granularity: Granularity,
+    geometry: &Geometry,
+    part: &Part,
+    plain: &[u8],
+) -> Option<(Vec<u8>, Vec<u8>)> {
+    let element = geometry.element;
+    let elements = part.elements(geometry);
+    let peak_of =
+        |layer: usize| transform.peak(part.kind, part.first_layer + layer as u16).expect("a quantizing transform");
+    let groups = group(geometry, part, granularity, elements - 1) + 1;
+    let mut most = vec![0f32; groups];
+    for i in 0..elements {
+        let x = read(element, plain, i).abs();
+        let m = &mut most[group(geometry, part, granularity, i)];
+        if x.is_nan() || *m < x {
+            *m = x;
+        }
+        if m.is_nan() {
+            return None;
+        }
+    }
+    if most.iter().any(|&m| m.is_infinite() || (m > 0.0 && m < 2f32.powi(-118))) {
+        return None;
+    }
+    let mut codes = Vec::new();
+    for i in 0..elements {
+        let peak = peak_of(i / (geometry.row_elements() * part.tokens as usize));
+        let m = most[group(geometry, part, granularity, i)];
+        let inverse = if m == 0.0 { 0.0 } else { f32::from(peak) / m };
+        codes.push(((read(element, plain, i) * inverse).round_ties_even() as i32 + i32::from(peak)) as u8);
+    }
+    if matches!(transform, Transform::Packed { .. }) {
+        codes = codes.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 4)).collect();
+    }
+    let peaks = (0..part.layers as usize).map(peak_of);
+    let scales = peaks.chain(most.iter().flat_map(|&m| write(element, m))).collect();
+    Some((codes, scales))
+}
+
+/// Canonical elements of codes.
+pub(crate) fn dequantize(
+    transform: Transform,
+    granularity: Granularity,
+    geometry: &Geometry,
+    part: &Part,
+    codes: &[u8],
+    scales: &[u8],
+) -> Vec<u8> {
+    let element = geometry.element;
+    let (peaks, scales) = scales.split_at(part.layers.into());
+    let mut plain = Vec::new();
+    for i in 0..part.elements(geometry) {
+        let code = match transform {
+            Transform::Packed { .. } if i % 2 == 0 => codes[i / 2] & 15,
+            Transform::Packed { .. } => codes[i / 2] >> 4,
+            _ => codes[i],
+        };
+        let peak = f32::from(peaks[i / (geometry.row_elements() * part.tokens as usize)]);
+        let m = read(element, scales, group(geometry, part, granularity, i));
+        let mut step = m / peak;
+        if step * peak > m {
+            step = step.next_down();
+        }
+        plain.extend(write(element, (f32::from(code) - peak) * step));
+    }
+    plain
+}
+
+pub(crate) fn split(element: ElementType, plain: &[u8]) -> Vec<u8> {
+    let n = element.bytes();
+    let rotate = |bytes: &[u8]| match *bytes {
+        [a, b] => u16::from_le_bytes([a, b]).rotate_left(1).to_le_bytes().to_vec(),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).rotate_left(1).to_le_bytes().to_vec(),
+        _ => unreachable!("elements are 2 or 4 bytes"),
+    };
+    let rotated: Vec<Vec<u8>> = plain.chunks(n).map(rotate).collect();
+    (0..n).flat_map(|plane| rotated.iter().map(move |bytes| bytes[plane])).collect()
+}
+
+mod tests {
+    use super::*;
+    use crate::header::Header;
+    use crate::key::ChunkKey;
+    use crate::recipe::Codec;
+    use crate::restore::{restore, restore_checked};
+    use proptest::prelude::*;
+
+    const CASES: u32 = if cfg!(miri) { 4 } else { 400 };
+
+    #[derive(Clone, Debug)]
+    struct Case {
+        geometry: Geometry,
+        part: Part,
+        order: TileOrder,
+        plain: Vec<u8>,
+    }
+
+    /// Mostly ordinary numbers, some groups of zeros, large and small ones, some of everything a word can be.
+    fn values(element: ElementType, elements: usize, style: u8, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let range = match element {
+            ElementType::F16 => 1 << 14,
+            _ => 1 << 30,
+        };
+        (0..elements)
+            .flat_map(|_| {
+                let unit = (next() % 20_001) as f32 / 10_000.0 - 1.0;
+                match style {
+                    0 => write(element, unit),
+                    1 => write(element, if next() % 3 == 0 { -0.0 } else { 0.0 }),
+                    2 => write(element, unit * range as f32 * if element == ElementType::F16 { 3.9 } else { 3e29 }),
+                    3 => write(element, unit / range as f32 / 16.0),
+                    4 if next() % 8 != 0 => write(element, 0.0),
+                    4 => write(element, unit * 100.0),
+                    5 => write(element, unit * 1e-38),
+                    _ => next().to_le_bytes()[..element.bytes()].to_vec(),
+                }
+            })
+            .collect()
+    }
+
+    prop_compose! {
+        fn cases()(
+            element in prop::sample::select(&ElementType::ALL[..]),
+            layers in 1usize..4,
+            first_layer in 0u16..12,
+            heads in 1usize..5,
+            head_size in prop::sample::select(&[1usize, 3, 16, 33, 64, 80, 128, 257, 576][..]),
+            tokens in 1usize..40,
+            page_tokens in prop::option::of(1u16..45),
+            kind in prop::sample::select(&[Kind::K, Kind::V][..]),
+            style in 0u8..7,
+            seed in any::<u64>(),
+        ) -> Case {
+            let tokens = if cfg!(miri) { 1 + tokens % 3 } else { tokens };
+            let head_size = if cfg!(miri) { head_size.min(33) } else { head_size };
+            let geometry = Geometry::new(16, heads, head_size, 40, element).unwrap();
+            let part = Part { kind, first_layer, layers: layers as u16, first_token: 0, tokens: tokens as u16 };
+            let order = page_tokens.map_or(TileOrder::TokenMajor, |page_tokens| TileOrder::HeadMajor { page_tokens });
+            let plain = values(element, part.elements(&geometry), style, seed);
+            Case { geometry, part, order, plain }
+        }
+    }
+
+    fn header(case: &Case, transform: Transform, granularity: Granularity, codes: &[u8]) -> Header {
+        Header {
+            key: ChunkKey::new([1; 32]),
+            geometry: case.geometry,
+            part: case.part,
+            block_index: 0,
+            transform,
+            codec: Codec::Raw,
+            granularity,
+            scale_bytes: case.part.scale_bytes(&case.geometry, granularity) as u32,
+            codes_bytes: codes.len() as u32,
+            payload_bytes: codes.len() as u32,
+            codes_crc: crc32fast::hash(codes),
+            head_crc: 0,
+        }
+    }
+
+    fn transforms() -> impl Strategy<Value = Transform> {
+        prop_oneof![
+            Just(Transform::None),
+            Just(Transform::Lossless),
+            (1u8..=7).prop_map(|peak| Transform::Packed { peak }),
+            Just(Transform::CacheGen),
+            (1u8..=127).prop_map(|peak| Transform::Quant { peak }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn fast_kernels_equal_the_oracle_bit_for_bit(
+            case in cases(),
+            transform in transforms(),
+            granularity in prop::sample::select(&Granularity::ALL[..]),
+        ) {
+            let Case { geometry, part, order, plain } = &case;
+            let granularity = if transform.quantizes() { granularity } else { Granularity::None };
+            let tile = from_canonical(geometry, part, *order, plain);
+            prop_assert_eq!(&to_canonical(geometry, part, *order, &tile), plain);
+
+            let mut codes = vec![0xaa; tile.len()];
+            let mut scales = vec![0xaa; part.scale_bytes(geometry, granularity)];
+            let made =
+                crate::quantize(transform, granularity, geometry, part, *order, &tile, &mut codes, &mut scales).unwrap();
+            codes.truncate(made.codes_bytes);
+            scales.truncate(made.scale_bytes);
+            let oracle = if transform.quantizes() {
+                quantize(transform, granularity, geometry, part, plain)
+            } else {
+                None
+            };
+            let expected = match (oracle, transform) {
+                (Some((oracle_codes, oracle_scales)), _) => {
+                    prop_assert_eq!(made.transform, transform);
+                    prop_assert_eq!(&codes, &oracle_codes);
+                    prop_assert_eq!(&scales, &oracle_scales);
+                    dequantize(transform, granularity, geometry, part, &codes, &scales)
+                }
+                (None, Transform::None) => {
+                    prop_assert_eq!(&codes, plain);
+                    plain.clone()
+                }
+                (None, _) => {
+                    prop_assert_eq!(made.transform, Transform::Lossless);
+                    prop_assert_eq!(&codes, &split(geometry.element, plain));
+                    plain.clone()
+                }
+            };
+
+            let mut header = header(&case, made.transform, made.granularity, &codes);
+            let mut out = vec![0x55; tile.len()];
+            restore(&header, &scales, &codes, *order, &mut out).unwrap();
+            prop_assert!(to_canonical(geometry, part, *order, &out) == expected);
+            out.fill(0x55);
+            restore_checked(&header, &scales, &codes, *order, &mut out).unwrap();
+            prop_assert!(to_canonical(geometry, part, *order, &out) == expected);
+            header.codes_crc ^= 1;
+            prop_assert!(restore_checked(&header, &scales, &codes, *order, &mut out).is_err());
+
+            let errors = crate::compare_at(made.transform.into(), made.granularity, geometry, part, plain, &expected);
+            prop_assert_eq!(errors.over_bound, 0, "{:?}", errors);
+        }
+
+        #[test]
+        fn a_checksum_in_pieces_is_the_checksum_of_the_whole(
+            case in cases(),
+            tokens in 64u16..400,
+            transform in transforms(),
+        ) {
+            // Large enough that `restore_checked` works in several pieces; the codes need not mean anything.
+            prop_assume!(!cfg!(miri));
+            let mut case = case;
+            case.geometry.chunk_tokens = 1024;
+            case.part.tokens = tokens;
+            let element_bytes = case.geometry.element.bytes();
+            let codes_bytes = transform.codes_bytes(case.part.elements(&case.geometry), element_bytes);
+            let codes: Vec<u8> = (0..codes_bytes).map(|i| (i * 31 + i / 255) as u8).collect();
+            let granularity = Granularity::chosen(transform, case.part.kind);
+            let header = header(&case, transform, granularity, &codes);
+            let mut scales = vec![7; header.scale_bytes as usize];
+            scales.iter_mut().take(case.part.layers.into()).for_each(|peak| *peak = 7);
+            let mut whole = vec![0; case.part.tile_bytes(&case.geometry)];
+            let mut pieces = whole.clone();
+            restore(&header, &scales, &codes, case.order, &mut whole).unwrap();
+            restore_checked(&header, &scales, &codes, case.order, &mut pieces).unwrap();
+            prop_assert!(whole == pieces);
+        }
+    }
+
+    /// Every f16 and bf16 word there and back, and rounding of values between them, as `half` does it.
+    #[test]
+    #[cfg(not(miri))]
+    fn conversions_agree_with_half_on_all_words() {
+        use crate::number::{Bf16, Element, F16};
+        for word in 0..=u16::MAX {
+            let bytes = word.to_le_bytes();
+            if F16::magnitude(bytes) < F16::INFINITE {
+                assert_eq!(F16::read(bytes).to_bits(), f16::from_bits(word).to_f32().to_bits());
+                assert_eq!(F16::write(F16::read(bytes)), bytes);
+            }
+            if Bf16::magnitude(bytes) < Bf16::INFINITE {
+                assert_eq!(Bf16::read(bytes).to_bits(), bf16::from_bits(word).to_f32().to_bits());
+                assert_eq!(Bf16::write(Bf16::read(bytes)), bytes);
+            }
+        }
+        for step in 0..1 << 22 {
+            let value = f32::from_bits(step * 1023);
+            if value.abs() < 65_504.0 {
+                assert_eq!(F16::write(-value), f16::from_f32(-value).to_le_bytes(), "{value:e}");
+            }
+            if value.abs() < 3e38 {
+                assert_eq!(Bf16::write(value), bf16::from_f32(value).to_le_bytes(), "{value:e}");
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The one build script of the house: Rust bindings from DOCA headers, for `ffi/doca-sys` and `ffi/doca-emulator`.
+//!
+//! | package         | features            | headers                                   | library                       |
+//! |-----------------|---------------------|-------------------------------------------|-------------------------------|
+//! | `doca-sys`      | `emulator`          | `ffi/doca-emulator/include`               | the rlib `doca-emulator`      |
+//! | `doca-sys`      | `sdk`, not default  | those of the installed SDK, by pkg-config | `libdoca_*.so`, by pkg-config |
+//! | `doca-emulator` | none                | its own `include`                         | none: it *is* the library     |
+//!
+//! It refuses to guess: both flavours, no flavour, or an SDK that pkg-config does not know are one error line and no
+//! build. It never falls back from the SDK to the emulator.
+
+use std::env;
+use std::path::PathBuf;
+use std::process;
+
+/// Every header that the project uses; the subset is the same from DOCA 2.10 on.
+const HEADERS: &[&str] = &[
+    "doca_version.h",
+    "doca_types.h",
+    "doca_error.h",
+    "doca_dev.h",
+    "doca_mmap.h",
+    "doca_buf.h",
+    "doca_buf_inventory.h",
+    "doca_pe.h",
+    "doca_ctx.h",
+    "doca_compress.h",
+    "doca_dma.h",
+];
+
+/// The SDK's pkg-config modules that carry those headers' functions.
+const SDK_MODULES: &[&str] = &["doca-common", "doca-compress", "doca-dma"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=../../build.rs");
+    let include_paths = match flavour() {
+        Ok(Flavour::Emulator) => vec![emulator_headers()],
+        Ok(Flavour::Sdk) => sdk_headers().unwrap_or_else(|why| give_up(&why)),
+        Err(why) => give_up(why),
+    };
+    generate(&include_paths);
+}
+
+enum Flavour {
+    Emulator,
+    Sdk,
+}
+
+fn flavour() -> Result<Flavour, &'static str> {
+    if env::var("CARGO_PKG_NAME").as_deref() == Ok("doca-emulator") {
+        return Ok(Flavour::Emulator);
+    }
+    let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    match (has("EMULATOR"), has("SDK")) {
+        (true, false) => Ok(Flavour::Emulator),
+        (false, true) => Ok(Flavour::Sdk),
+        (true, true) => Err("features `emulator` and `sdk` exclude each other: \
+                             build the SDK flavour with `--no-default-features --features sdk`"),
+        (false, false) => Err("one of the features `emulator` (the default) and `sdk` is needed"),
+    }
+}
+
+fn emulator_headers() -> PathBuf {
+    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let include = package.join("../doca-emulator/include");
+    println!("cargo::rerun-if-changed={}", include.display());
+    include
+}
+
+/// Asks pkg-config for headers and libraries; the crate prints the link lines.
+fn sdk_headers() -> Result<Vec<PathBuf>, String> {
+    let mut include_paths = Vec::new();
+    for module in SDK_MODULES {
+        let library = pkg_config::Config::new().probe(module).map_err(|err| {
+            let reason = err.to_string();
+            let reason = reason.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given").to_owned();
+            format!(
+                "the DOCA SDK module `{module}` was not found by pkg-config: install the DOCA SDK, or point \
+                 PKG_CONFIG_PATH at its pkgconfig directory, or build the default feature `emulator` ({reason})"
+            )
+        })?;
+        for path in library.include_paths {
+            if !include_paths.contains(&path) {
+                include_paths.push(path);
+            }
+        }
+    }
+    Ok(include_paths)
+}
+
+fn generate(include_paths: &[PathBuf]) {
+    let wrapper: String = HEADERS.iter().map(|header| format!("#include <{header}>\n")).collect();
+    let bindings = bindgen::Builder::default()
+        .header_contents("kvlane_doca.h", &wrapper)
+        .clang_arg("-DDOCA_ALLOW_EXPERIMENTAL_API")
+        .clang_args(include_paths.iter().map(|path| format!("-I{}", path.display())))
+        .allowlist_item("(doca|DOCA)_.*")
+        // C may grow enum values at any release; a Rust enum would be undefined behaviour on the first new one.
+        .default_enum_style(bindgen::EnumVariation::NewType { is_bitfield: false, is_global: false })
+        .generate_comments(false)
+        .layout_tests(true)
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
+        .generate();
+    let bindings = bindings.unwrap_or_else(|err| give_up(&format!("the DOCA headers could not be read: {err}")));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs");
+    if let Err(err) = bindings.write_to_file(&out) {
+        give_up(&format!("{} could not be written: {err}", out.display()));
+    }
+}
+
+/// One line for the person who builds, and no backtrace.
+fn give_up(why: &str) -> ! {
+    println!("cargo::error={why}");
+    process::exit(1);
+}

@@ -1,0 +1,324 @@
+//! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use block::Recipe;
+use clap::{Args, Parser, Subcommand};
+use dpu_app::config::Config;
+use dpu_app::store::scrub;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+const VERSION: &str = match cfg!(feature = "sdk") {
+    true => concat!(env!("CARGO_PKG_VERSION"), " (DOCA SDK)"),
+    false => concat!(env!("CARGO_PKG_VERSION"), " (emulator)"),
+};
+const EXIT_RUNTIME: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+/// Serves prefix KV to attached hosts through this card's engines.
+#[derive(Debug, Parser)]
+#[command(version = VERSION, max_term_width = 120)]
+#[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
+    Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the data plane until SIGTERM, SIGINT or `host-ctl stop`
+    Run(Box<Run>),
+    /// Print every limit that `run` with these flags would have, and leave
+    Limits(Box<Run>),
+    /// List the devices that DOCA sees and what their engines can do
+    Devices,
+    /// Read every chunk of a `dir:` store and report what is damaged
+    Scrub(Scrub),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// File of `flag = value` lines, flags as below without the dashes; # starts a comment
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where chunks live: dir:PATH[?bytes=200G&chunks=N&sync=always|never]
+    #[arg(long, env = "KVLANE_STORE", value_name = "URL")]
+    store: String,
+    /// Unix socket that hosts attach to
+    #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
+    socket: PathBuf,
+    /// Device by PCI address or IB name; without it the first that can do DMA
+    #[arg(long, short, env = "KVLANE_DEVICE", value_name = "NAME")]
+    device: Option<String>,
+    /// How chunks are stored when a host does not say: lossless, q8, q6, q5, q4, q3, q4p, cachegen, each with +deflate, +lz4 or +raw
+    #[arg(long, env = "KVLANE_RECIPE", value_name = "RECIPE", default_value = "q5")]
+    recipe: Recipe,
+    /// Deflate level of the encoder, 1 (fast) to 12 (small)
+    #[arg(long, env = "KVLANE_DEFLATE_LEVEL", value_name = "N", default_value_t = block::codec::DEFLATE_LEVEL_DEFAULT)]
+    deflate_level: i32,
+    /// Largest block, bytes of elements in host memory
+    #[arg(long, env = "KVLANE_BLOCK_BYTES", value_name = "BYTES", default_value_t = defaults().block_bytes)]
+    block_bytes: usize,
+    /// Slots of the ring
+    #[arg(long, env = "KVLANE_SLOTS", value_name = "N", default_value_t = defaults().slots)]
+    slots: usize,
+    /// Slots that stores may hold [default: half of the slots]
+    #[arg(long, env = "KVLANE_STORE_SLOTS", value_name = "N")]
+    store_slots: Option<usize>,
+    /// Threads that read from the store
+    #[arg(long, env = "KVLANE_FETCH_WORKERS", value_name = "N", default_value_t = defaults().fetch_workers)]
+    fetch_workers: usize,
+    /// Threads that dequantize
+    #[arg(long, env = "KVLANE_DEQUANTIZE_WORKERS", value_name = "N", default_value_t = defaults().dequantize_workers)]
+    dequantize_workers: usize,
+    /// Threads that quantize, compress and write to the store
+    #[arg(long, env = "KVLANE_ENCODE_WORKERS", value_name = "N", default_value_t = defaults().encode_workers)]
+    encode_workers: usize,
+    /// Tasks in flight on the decompress engine [default: the slots]
+    #[arg(long, env = "KVLANE_INFLATE_DEPTH", value_name = "N")]
+    inflate_depth: Option<usize>,
+    /// Transfers in flight on the DMA engine [default: the slots]
+    #[arg(long, env = "KVLANE_DMA_DEPTH", value_name = "N")]
+    dma_depth: Option<usize>,
+    /// Hosts attached at the same time
+    #[arg(long, env = "KVLANE_SESSIONS", value_name = "N", default_value_t = defaults().sessions)]
+    sessions: usize,
+    /// Chunks in progress at the same time [default: the slots]
+    #[arg(long, env = "KVLANE_CHUNKS", value_name = "N")]
+    chunks: Option<usize>,
+    /// Deadline of a request that names none
+    #[arg(long, env = "KVLANE_DEADLINE_MS", value_name = "MS", default_value_t = 30_000)]
+    deadline_ms: u64,
+    /// Time that a host has for its attach
+    #[arg(long, env = "KVLANE_ATTACH_TIMEOUT_MS", value_name = "MS", default_value_t = 5_000)]
+    attach_timeout_ms: u64,
+    /// How long a mailbox is polled after its last command before it sleeps
+    #[arg(long, env = "KVLANE_AWAKE_US", value_name = "US", default_value_t = 200)]
+    awake_us: u64,
+    /// Poll all the time: lowest latency, one core
+    #[arg(long, env = "KVLANE_BUSY_POLL")]
+    busy_poll: bool,
+    /// Check codes in software even where the engine's CRC serves
+    #[arg(long, env = "KVLANE_SOFTWARE_CRC")]
+    software_crc: bool,
+    /// Inflate in software where the device cannot
+    #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
+    allow_software: bool,
+}
+
+#[derive(Debug, Args)]
+struct Scrub {
+    /// The store: dir:PATH
+    store: String,
+    /// Move damaged files to the store's quarantine (no dpu-app may be using it)
+    #[arg(long)]
+    repair: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn defaults() -> Config {
+    Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+impl Run {
+    fn config(&self) -> Config {
+        let slots = self.slots;
+        Config {
+            socket: self.socket.clone(),
+            store: self.store.clone(),
+            device: self.device.clone().map_or(doca::Selector::First, doca::Selector::Named),
+            recipe: self.recipe,
+            deflate_level: self.deflate_level,
+            block_bytes: self.block_bytes,
+            slots,
+            store_slots: self.store_slots.unwrap_or(slots / 2),
+            fetch_workers: self.fetch_workers,
+            dequantize_workers: self.dequantize_workers,
+            encode_workers: self.encode_workers,
+            inflate_depth: self.inflate_depth.unwrap_or(slots),
+            dma_depth: self.dma_depth.unwrap_or(slots),
+            sessions: self.sessions,
+            chunks: self.chunks.unwrap_or(slots),
+            deadline: Duration::from_millis(self.deadline_ms),
+            attach_timeout: Duration::from_millis(self.attach_timeout_ms),
+            awake: Duration::from_micros(self.awake_us),
+            busy_poll: self.busy_poll,
+            software_crc: self.software_crc,
+            allow_software: self.allow_software,
+        }
+    }
+}
+
+/// The command line with the lines of a `--config` file put in front of its flags, so that the flags win.
+pub(crate) fn with_file(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = arguments.collect();
+    let text = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
+    let path = (0..arguments.len()).find_map(|index| match text(index)? {
+        "--config" => text(index + 1).map(PathBuf::from),
+        flag => flag.strip_prefix("--config=").map(PathBuf::from),
+    });
+    if let Some(lines) = path.and_then(|path| std::fs::read_to_string(path).ok()) {
+        let named =
+            |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
+        let flags = lines.lines().filter_map(flag_of_line).filter(|(flag, _)| !named(flag));
+        let flags: Vec<OsString> =
+            flags.flat_map(|(flag, value)| [Some(flag), value]).flatten().map(Into::into).collect();
+        let at = arguments.len().min(2);
+        arguments.splice(at..at, flags);
+    }
+    arguments
+}
+
+/// `slots = 32` -> `--slots 32`; `busy-poll = true` -> `--busy-poll`.
+fn flag_of_line(line: &str) -> Option<(String, Option<String>)> {
+    let line = line.split('#').next()?.trim();
+    let (name, value) = line.split_once('=')?;
+    let (flag, value) = (format!("--{}", name.trim()), value.trim());
+    match value {
+        "true" => Some((flag, None)),
+        "false" => None,
+        value => Some((flag, Some(value.to_owned()))),
+    }
+}
+
+pub(crate) fn main(arguments: Arguments) -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).format_target(false).init();
+    match arguments.command {
+        Command::Run(run) => run_data_plane(&run),
+        Command::Limits(run) => {
+            for (name, value) in run.config().limits() {
+                println!("{name}: {value}");
+            }
+            ExitCode::SUCCESS
+        }
+        Command::Devices => devices(),
+        Command::Scrub(scrub) => scrub_store(&scrub),
+    }
+}
+
+fn fail(code: u8, what: impl std::fmt::Display) -> ExitCode {
+    eprintln!("dpu-app: {what}");
+    ExitCode::from(code)
+}
+
+fn run_data_plane(run: &Run) -> ExitCode {
+    if let Some(path) = run.config.as_ref().filter(|path| !path.is_file()) {
+        return fail(EXIT_USAGE, format_args!("config file {}: not found", path.display()));
+    }
+    let config = run.config();
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let stop = match EventFd::from_value_and_flags(0, flags) {
+        Ok(stop) => stop,
+        Err(errno) => return fail(EXIT_RUNTIME, format_args!("eventfd: {}", errno.desc())),
+    };
+    if let Err(error) = stop_on_signals(&stop) {
+        return fail(EXIT_RUNTIME, error);
+    }
+    log::info!("dpu-app {} on the {}", env!("CARGO_PKG_VERSION"), flavour());
+    match dpu_app::run(&config, &stop, || log::info!("ready: hosts attach to {}", config.socket.display())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error.exit_code(), error),
+    }
+}
+
+fn flavour() -> &'static str {
+    match doca::FLAVOUR {
+        "emulator" => "EMULATOR: no card is used, engines run in software",
+        _ => "DOCA SDK",
+    }
+}
+
+/// A thread of its own waits for SIGTERM and SIGINT, so that no handler runs in the data plane.
+fn stop_on_signals(stop: &EventFd) -> Result<(), String> {
+    use std::os::fd::AsFd;
+
+    use nix::sys::signal::{SigSet, Signal};
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().map_err(|errno| format!("sigmask: {}", errno.desc()))?;
+    let stop = stop.as_fd().try_clone_to_owned().map_err(|error| format!("eventfd: {error}"))?;
+    let wait = move || {
+        let stop = std::fs::File::from(stop);
+        while let Ok(signal) = signals.wait() {
+            log::info!("{signal}: stopping");
+            let _ = std::io::Write::write(&mut &stop, &1_u64.to_ne_bytes());
+        }
+    };
+    std::thread::Builder::new()
+        .name(String::from("signals"))
+        .spawn(wait)
+        .map_err(|error| format!("thread: {error}"))?;
+    Ok(())
+}
+
+fn devices() -> ExitCode {
+    match doca::Device::list() {
+        Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
+        Ok(list) => {
+            list.iter().for_each(|device| println!("{device}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(3, format_args!("device: {error}")),
+    }
+}
+
+fn scrub_store(scrub: &Scrub) -> ExitCode {
+    let Some(path) = scrub.store.strip_prefix("dir:").map(|path| path.split('?').next().unwrap_or(path)) else {
+        return fail(EXIT_USAGE, format_args!("{}: only dir:PATH stores can be scrubbed", scrub.store));
+    };
+    let mode = if scrub.repair { scrub::Mode::Repair } else { scrub::Mode::Report };
+    let mut findings = Vec::new();
+    let report = scrub::run(Path::new(path), mode, &mut |event| {
+        if let scrub::Event::Finding(finding) = event {
+            match scrub.json {
+                true => findings.push(finding.to_string()),
+                false => println!("{finding}"),
+            }
+        }
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return fail(EXIT_USAGE, error),
+    };
+    if scrub.json {
+        let numbers = [
+            ("files", report.files),
+            ("bytes", report.bytes),
+            ("blocks", report.blocks),
+            ("good", report.good),
+            ("damaged", report.damaged),
+            ("moved", report.moved),
+            ("unreadable", report.unreadable),
+            ("misnamed", report.misnamed),
+            ("unfinished", report.unfinished),
+            ("quarantined", report.quarantined),
+        ];
+        let numbers: Vec<_> = numbers.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        let findings: Vec<_> = findings.iter().map(|finding| format!("{finding:?}")).collect();
+        println!("{{{},\"findings\":[{}]}}", numbers.join(","), findings.join(","));
+    } else {
+        println!(
+            "{} files, {} blocks, {} bytes: {} good, {} damaged ({} moved), {} unreadable, {} misnamed",
+            report.files,
+            report.blocks,
+            report.bytes,
+            report.good,
+            report.damaged,
+            report.moved,
+            report.unreadable,
+            report.misnamed
+        );
+    }
+    if report.damaged > report.moved || report.unreadable > 0 {
+        ExitCode::from(EXIT_RUNTIME)
+    } else {
+        ExitCode::SUCCESS
+    }
+}

@@ -1,0 +1,192 @@
+//! Every limit of the data plane, named, with its default and its range. Nothing is sized anywhere else.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use block::Recipe;
+use mailbox::COMMANDS;
+
+use crate::slot::{SLOTS_MAX, SlotBytes};
+
+/// Host processes attached at the same time.
+pub const SESSIONS_MAX: usize = 16;
+/// Worker threads of one kind.
+pub const WORKERS_MAX: usize = 16;
+/// Chunks in progress at the same time, over all sessions.
+pub const CHUNKS_ACTIVE_MAX: usize = 64;
+/// Cores from which the defaults are those of a BlueField-3 (16 Cortex-A78) instead of a laptop.
+const CARD_CORES: usize = 12;
+
+/// What `dpu-app` runs with. `Config::for_cores` gives the defaults; flags, environment and file change them.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Unix socket that hosts attach to.
+    pub socket: PathBuf,
+    /// Store URL, e.g. `dir:/var/lib/kvlane?bytes=200G`.
+    pub store: String,
+    /// Device to open.
+    pub device: doca::Selector,
+    /// How chunks are encoded when a host stores without saying how.
+    pub recipe: Recipe,
+    /// Deflate level of the encoder, 1 (fast) to 12 (small).
+    pub deflate_level: i32,
+    /// Largest block, bytes of elements in host memory.
+    pub block_bytes: usize,
+    /// Slots of the ring.
+    pub slots: usize,
+    /// Slots that the store path may hold, so that fetches always find some.
+    pub store_slots: usize,
+    pub fetch_workers: usize,
+    pub dequantize_workers: usize,
+    pub encode_workers: usize,
+    /// Tasks in flight on the decompress engine.
+    pub inflate_depth: usize,
+    /// Block transfers in flight on the DMA engine.
+    pub dma_depth: usize,
+    pub sessions: usize,
+    /// Chunks in progress.
+    pub chunks: usize,
+    /// Deadline of a request that names none.
+    pub deadline: Duration,
+    /// How long an attached host may take to finish its attach.
+    pub attach_timeout: Duration,
+    /// How long a session's mailbox is polled after its last command before it goes to sleep.
+    pub awake: Duration,
+    /// Never sleep: poll mailboxes all the time.
+    pub busy_poll: bool,
+    /// Check codes in software even if the engine's CRC is trusted.
+    pub software_crc: bool,
+    /// Inflate in software where the device cannot.
+    pub allow_software: bool,
+}
+
+impl Config {
+    /// Defaults for a machine of this many cores.
+    #[must_use]
+    pub fn for_cores(cores: usize) -> Self {
+        let card = cores >= CARD_CORES;
+        let slots = if card { 32 } else { 16 };
+        Self {
+            socket: PathBuf::from("/run/kvlane/dpu-app.sock"),
+            store: String::new(),
+            device: doca::Selector::First,
+            recipe: "q5".parse().expect("a recipe of our own"),
+            deflate_level: block::codec::DEFLATE_LEVEL_DEFAULT,
+            block_bytes: 512 << 10,
+            slots,
+            store_slots: slots / 2,
+            fetch_workers: if card { 5 } else { 1 },
+            dequantize_workers: if card { 7 } else { 1 },
+            encode_workers: if card { 3 } else { 2 },
+            inflate_depth: slots,
+            dma_depth: slots,
+            sessions: 8,
+            chunks: slots,
+            deadline: Duration::from_secs(30),
+            attach_timeout: Duration::from_secs(5),
+            awake: Duration::from_micros(200),
+            busy_poll: false,
+            software_crc: false,
+            allow_software: false,
+        }
+    }
+
+    /// Sizes of the areas of one slot.
+    #[must_use]
+    pub fn slot_bytes(&self) -> SlotBytes {
+        SlotBytes::for_blocks(self.block_bytes)
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// The first value that is out of its range, and the range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let ranges = [
+            ("--block-bytes", self.block_bytes, 4 << 10, 2 << 20),
+            ("--slots", self.slots, 2, SLOTS_MAX),
+            ("--store-slots", self.store_slots, 1, self.slots - 1),
+            ("--fetch-workers", self.fetch_workers, 1, WORKERS_MAX),
+            ("--dequantize-workers", self.dequantize_workers, 1, WORKERS_MAX),
+            ("--encode-workers", self.encode_workers, 1, WORKERS_MAX),
+            ("--inflate-depth", self.inflate_depth, 1, SLOTS_MAX),
+            ("--dma-depth", self.dma_depth, 1, SLOTS_MAX),
+            ("--sessions", self.sessions, 1, SESSIONS_MAX),
+            ("--chunks", self.chunks, 1, CHUNKS_ACTIVE_MAX),
+        ];
+        for (name, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                return Err(ConfigError { name, value, least, most });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every limit, one line each, as start-up prints them.
+    #[must_use]
+    pub fn limits(&self) -> Vec<(&'static str, String)> {
+        let slot = self.slot_bytes();
+        let ring = self.slots * slot.total();
+        vec![
+            ("block bytes", self.block_bytes.to_string()),
+            (
+                "slot bytes",
+                format!("{} (wire {} + codes {} + tile {})", slot.total(), slot.wire, slot.codes, slot.tile),
+            ),
+            ("slots", format!("{} (stores hold at most {})", self.slots, self.store_slots)),
+            ("ring bytes", format!("{ring} ({:.1} MiB)", ring as f64 / f64::from(1 << 20))),
+            ("fetch workers", self.fetch_workers.to_string()),
+            ("dequantize workers", self.dequantize_workers.to_string()),
+            ("encode workers", self.encode_workers.to_string()),
+            ("inflate depth", self.inflate_depth.to_string()),
+            ("dma depth", self.dma_depth.to_string()),
+            ("sessions", self.sessions.to_string()),
+            ("requests per session", COMMANDS.to_string()),
+            ("chunks per request", mailbox::CHUNKS_PER_REQUEST_MAX.to_string()),
+            ("chunks in progress", self.chunks.to_string()),
+            ("blocks per chunk", block::BLOCKS_PER_CHUNK_MAX.to_string()),
+            ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
+            ("deadline", format!("{} ms", self.deadline.as_millis())),
+        ]
+    }
+}
+
+/// A value outside its range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    pub name: &'static str,
+    pub value: usize,
+    pub least: usize,
+    pub most: usize,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} is outside {}..={}", self.name, self.value, self.least, self.most)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_fit_their_ranges_and_the_memory_promise() {
+        for cores in [1, 2, 8, 16, 128] {
+            let config = Config::for_cores(cores);
+            assert_eq!(config.check(), Ok(()));
+            assert!(config.slots * config.slot_bytes().total() <= 64 << 20, "the ring stays within 64 MiB");
+        }
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_range() {
+        let mut config = Config::for_cores(2);
+        config.slots = 65;
+        config.store_slots = 1;
+        assert_eq!(config.check().unwrap_err().to_string(), "--slots 65 is outside 2..=64");
+    }
+}

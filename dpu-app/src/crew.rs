@@ -1,0 +1,64 @@
+//! The engine thread's side of its workers: who gets the next job, and what came back.
+
+use heapless::spsc::{Consumer, Producer};
+
+use crate::bell::WorkerBell;
+use crate::job::{Done, Job};
+
+/// One worker, as the engine thread sees it.
+pub struct Hand<'a> {
+    pub jobs: Producer<'a, Job>,
+    pub answers: Consumer<'a, Done>,
+    pub bell: &'a WorkerBell,
+    /// Jobs given and not yet answered.
+    pub outstanding: usize,
+}
+
+impl std::fmt::Debug for Hand<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hand").field("outstanding", &self.outstanding).finish_non_exhaustive()
+    }
+}
+
+/// The workers of one kind.
+pub struct Crew<'a> {
+    hands: Vec<Hand<'a>>,
+}
+
+impl std::fmt::Debug for Crew<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let outstanding: usize = self.hands.iter().map(|hand| hand.outstanding).sum();
+        f.debug_struct("Crew").field("hands", &self.hands.len()).field("outstanding", &outstanding).finish()
+    }
+}
+
+impl<'a> Crew<'a> {
+    #[must_use]
+    pub fn new(hands: Vec<Hand<'a>>) -> Self {
+        assert!(!hands.is_empty(), "a crew has at least one worker");
+        Self { hands }
+    }
+
+    /// Gives a job to the worker with the least to do.
+    pub fn give(&mut self, job: Job) {
+        let hand = self.hands.iter_mut().min_by_key(|hand| hand.outstanding).expect("at least one");
+        hand.jobs.enqueue(job).expect("jobs in flight are bounded by slots, seats and sessions, which a queue holds");
+        hand.outstanding += 1;
+        hand.bell.ring();
+    }
+
+    /// The next answer of any worker.
+    pub fn collect(&mut self) -> Option<Done> {
+        self.hands.iter_mut().find_map(|hand| {
+            let done = hand.answers.dequeue()?;
+            hand.outstanding -= 1;
+            Some(done)
+        })
+    }
+
+    /// Whether an answer waits.
+    #[must_use]
+    pub fn answered(&self) -> bool {
+        self.hands.iter().any(|hand| hand.answers.ready())
+    }
+}

@@ -1,0 +1,72 @@
+//! The last things that happened, in a fixed ring: what an operator asks for first.
+
+use std::time::Instant;
+
+use heapless::HistoryBuf;
+
+use crate::job::Failure;
+
+/// Events kept.
+pub const EVENTS: usize = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    State(&'static str),
+    Attached,
+    Left,
+    /// A session ended because of what its host did.
+    Lost,
+    Refused,
+    EngineRestarted(doca::Kind),
+    ChunkFailed(Failure),
+    Deadline,
+}
+
+impl Event {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State(name) => name,
+            Self::Attached => "attached",
+            Self::Left => "left",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::EngineRestarted(doca::Kind::Decompress) => "inflate engine restarted",
+            Self::EngineRestarted(doca::Kind::Dma) => "dma engine restarted",
+            Self::ChunkFailed(Failure::Corrupt) => "corrupt chunk",
+            Self::ChunkFailed(_) => "chunk failed",
+            Self::Deadline => "deadline passed",
+        }
+    }
+}
+
+/// One entry: what, when, and a number that goes with it (a session, a chunk index).
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub at_ms: u64,
+    pub event: Event,
+    pub value: u64,
+}
+
+#[derive(Debug)]
+pub struct Events {
+    started: Instant,
+    ring: HistoryBuf<Entry, EVENTS>,
+}
+
+impl Events {
+    #[must_use]
+    pub fn new(started: Instant) -> Self {
+        Self { started, ring: HistoryBuf::new() }
+    }
+
+    pub fn add(&mut self, event: Event, value: u64) {
+        let at_ms = self.started.elapsed().as_millis() as u64;
+        self.ring.write(Entry { at_ms, event, value });
+    }
+
+    /// Oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.ring.oldest_ordered()
+    }
+}

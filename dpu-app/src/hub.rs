@@ -1,0 +1,438 @@
+//! The engine thread: the one place where the data plane decides anything.
+//!
+//! It owns the progress engine and its three contexts (inflate, bulk DMA, mailbox DMA), the sessions, the chunks in
+//! progress and the states of the slots. Each turn it takes what has completed, gives out what can start, and sleeps
+//! when there was nothing to do. Bytes are touched by workers and engines only.
+//!
+//! ```text
+//!             +------------------------- Hub::turn -------------------------+
+//!   sockets ->| attend    accept, attach, doorbells, hang-ups     (attend.rs) |
+//!   engines ->| progress  completions of the three contexts      (engines.rs) |
+//!   workers ->| collect   answers of the crews                     (chunks.rs) |
+//!             | mail      mailbox reads and writes by DMA            (mail.rs) |
+//!             | schedule  requests -> seats -> slots -> jobs       (chunks.rs) |
+//!             +--------------------------------------------------------------+
+//! ```
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use doca::{Codec, Context, Depth, Device, ProgressEngine, Region};
+use heapless::Deque;
+use mailbox::channel::Listener;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::attend::Visitor;
+use crate::config::Config;
+use crate::counters::{Occupancy, add};
+use crate::crew::Crew;
+use crate::events::{Event, Events};
+use crate::flow::{Flow, SlotTable};
+use crate::job::Seat;
+use crate::probation::Probation;
+use crate::request::Request;
+use crate::selftest;
+use crate::session::{Desk, Session};
+use crate::slot::{SLOTS_MAX, Ticket};
+use crate::worker::Shared;
+
+/// How often sockets are looked at while there is other work.
+const ATTEND_EVERY: Duration = Duration::from_micros(500);
+/// How often deadlines are looked at.
+const DEADLINE_EVERY: Duration = Duration::from_millis(5);
+/// How long an engine may sit on work without completing any before the device is given up.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Context restarts in a row, without one success between them, after which the device is given up.
+const RESTARTS_MAX: u32 = 64;
+
+/// The data plane's own lifecycle: Init -> Steady -> Draining.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HubState {
+    Init,
+    Steady,
+    /// Finishes what runs and takes nothing new; `leave` says whether it exits then.
+    Draining {
+        leave: bool,
+    },
+}
+
+impl HubState {
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Init, Self::Steady)
+                | (Self::Steady, Self::Draining { .. })
+                | (Self::Draining { leave: false }, Self::Draining { leave: true })
+        )
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Steady => "steady",
+            Self::Draining { .. } => "draining",
+        }
+    }
+}
+
+/// Why the data plane stops by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HubError {
+    /// The device failed for good.
+    Device(doca::Error),
+    /// An engine has not completed anything for [`ENGINE_TIMEOUT`].
+    EngineStuck(doca::Kind),
+    System {
+        call: &'static str,
+        errno: Errno,
+    },
+}
+
+impl std::fmt::Display for HubError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Device(error) => write!(f, "device: {error}"),
+            Self::EngineStuck(kind) => {
+                write!(f, "device: the {kind:?} engine completed nothing for {} s", ENGINE_TIMEOUT.as_secs())
+            }
+            Self::System { call, errno } => write!(f, "{call}: {}", errno.desc()),
+        }
+    }
+}
+
+impl std::error::Error for HubError {}
+
+impl From<doca::Error> for HubError {
+    fn from(error: doca::Error) -> Self {
+        Self::Device(error)
+    }
+}
+
+fn system(call: &'static str) -> impl FnOnce(Errno) -> HubError {
+    move |errno| HubError::System { call, errno }
+}
+
+/// A DOCA context and what the engine thread keeps beside it.
+#[derive(Debug)]
+pub struct Engine {
+    pub context: Context,
+    pub probation: Probation,
+    pub occupancy: Occupancy,
+    /// Restarts since the last success.
+    pub restarts: u32,
+    pub last_progress: Instant,
+}
+
+impl Engine {
+    fn new(context: Context) -> Self {
+        let (probation, occupancy) = (Probation::default(), Occupancy::default());
+        Self { context, probation, occupancy, restarts: 0, last_progress: Instant::now() }
+    }
+
+    /// Whether one more operation may be submitted now.
+    #[must_use]
+    pub fn admits(&self) -> bool {
+        self.probation.admits(self.context.in_flight()) && self.context.has_room()
+    }
+
+    /// An operation was submitted.
+    pub fn submitted(&mut self) {
+        let in_flight = self.context.in_flight();
+        self.probation.submitted(in_flight);
+        if in_flight == 1 {
+            self.last_progress = Instant::now();
+        }
+    }
+
+    /// An operation ended: `true` if it failed alone, and so is to blame.
+    pub fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
+        self.last_progress = Instant::now();
+        if succeeded {
+            self.restarts = 0;
+            self.probation.succeeded();
+            return false;
+        }
+        self.probation.failed(depth)
+    }
+}
+
+/// The engine thread's state. See the module's head.
+pub struct Hub<'a, 's> {
+    pub(crate) shared: &'a Shared<'s>,
+    pub(crate) device: Device,
+    pub(crate) fetchers: Crew<'a>,
+    pub(crate) dequantizers: Crew<'a>,
+    pub(crate) encoders: Crew<'a>,
+    pub(crate) engine: ProgressEngine,
+    /// `None`: the device inflates nothing and software does (`--allow-software`).
+    pub(crate) inflate: Option<Engine>,
+    pub(crate) bulk: Engine,
+    pub(crate) mail: Engine,
+    /// The engine's CRC-32 is what we think it is.
+    pub(crate) crc_trusted: bool,
+    pub(crate) lz4_supported: bool,
+    pub(crate) slots: SlotTable,
+    pub(crate) flows: Vec<Option<Flow>>,
+    /// Seats in the order in which their chunks were started.
+    pub(crate) order: heapless::Vec<Seat, { crate::config::CHUNKS_ACTIVE_MAX }>,
+    pub(crate) to_inflate: Deque<Ticket, SLOTS_MAX>,
+    pub(crate) to_transfer: Deque<Ticket, SLOTS_MAX>,
+    pub(crate) sessions: Vec<Option<Session>>,
+    pub(crate) desks: Vec<Desk>,
+    pub(crate) visitors: Vec<Visitor>,
+    pub(crate) listener: Box<dyn Listener>,
+    pub(crate) epoll: Epoll,
+    pub(crate) state: HubState,
+    pub(crate) started: Instant,
+    pub(crate) now: Instant,
+    pub(crate) last_attend: Instant,
+    pub(crate) last_deadline: Instant,
+    pub(crate) sessions_seen: u32,
+    /// Where the next turn begins to look for requests, so that sessions take turns.
+    pub(crate) first_session: usize,
+    pub(crate) events: Events,
+    pub(crate) attach_buffer: Vec<u8>,
+}
+
+impl std::fmt::Debug for Hub<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").field("state", &self.state).field("slots", &self.slots).finish_non_exhaustive()
+    }
+}
+
+/// What epoll says woke us: these, or a session or visitor by its place.
+pub(crate) mod tag {
+    pub(crate) const ENGINE: u64 = 1 << 32;
+    pub(crate) const BELL: u64 = 2 << 32;
+    pub(crate) const LISTENER: u64 = 3 << 32;
+    pub(crate) const STOP: u64 = 4 << 32;
+    pub(crate) const SESSION: u64 = 5 << 32;
+    pub(crate) const VISITOR: u64 = 6 << 32;
+    pub(crate) const PLACE: u64 = (1 << 32) - 1;
+}
+
+/// The three crews, handed over by whoever started the threads.
+#[derive(Debug)]
+pub struct Crews<'a> {
+    pub fetchers: Crew<'a>,
+    pub dequantizers: Crew<'a>,
+    pub encoders: Crew<'a>,
+}
+
+impl<'a, 's> Hub<'a, 's> {
+    /// Init: creates the contexts, checks the engine against a known block, allocates every table.
+    ///
+    /// # Errors
+    /// What the device or the system refused.
+    pub fn new(
+        shared: &'a Shared<'s>,
+        device: Device,
+        crews: Crews<'a>,
+        listener: Box<dyn Listener>,
+    ) -> Result<Self, HubError> {
+        let config = shared.config;
+        let engine = ProgressEngine::new()?;
+        let (inflate, crc_trusted, lz4_supported) = Self::inflate_engine(&engine, &device, config)?;
+        // A transfer of a strided layout is many tasks; the depth counts transfers.
+        let depth = Depth { operations: config.dma_depth, tasks: config.dma_depth * 4 + 64 };
+        let bulk = Engine::new(Context::dma(&engine, &device, depth)?);
+        let letters = config.sessions * 4;
+        let mail = Engine::new(Context::dma(&engine, &device, Depth { operations: letters, tasks: letters })?);
+        let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
+        let now = Instant::now();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("epoll_create"))?;
+        let watch = |fd: std::os::fd::BorrowedFd<'_>, tag| {
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, tag)).map_err(system("epoll_ctl"))
+        };
+        watch(engine.fd(), tag::ENGINE)?;
+        watch(shared.engine_bell.as_fd(), tag::BELL)?;
+        watch(listener.as_fd(), tag::LISTENER)?;
+        watch(shared.stop.as_fd(), tag::STOP)?;
+        Ok(Self {
+            device,
+            fetchers: crews.fetchers,
+            dequantizers: crews.dequantizers,
+            encoders: crews.encoders,
+            engine,
+            inflate,
+            bulk,
+            mail,
+            crc_trusted,
+            lz4_supported,
+            slots: SlotTable::new(config.slots),
+            flows: (0..config.chunks).map(|_| None).collect(),
+            order: heapless::Vec::new(),
+            to_inflate: Deque::new(),
+            to_transfer: Deque::new(),
+            sessions: (0..config.sessions).map(|_| None).collect(),
+            desks: (0..config.sessions).map(|_| Desk::carve(&mut region)).collect(),
+            visitors: Vec::with_capacity(config.sessions),
+            listener,
+            epoll,
+            state: HubState::Init,
+            started: now,
+            now,
+            last_attend: now,
+            last_deadline: now,
+            sessions_seen: 0,
+            first_session: 0,
+            events: Events::new(now),
+            attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
+            shared,
+        })
+    }
+
+    fn inflate_engine(
+        engine: &ProgressEngine,
+        device: &Device,
+        config: &Config,
+    ) -> Result<(Option<Engine>, bool, bool), HubError> {
+        let info = device.info();
+        let fits = |caps: Option<doca::Caps>| caps.is_some_and(|caps| caps.bytes_max >= config.block_bytes as u64);
+        let lz4 = fits(info.lz4_block);
+        if !fits(info.inflate) {
+            if config.allow_software {
+                log::warn!("{info} cannot inflate blocks of {} bytes: software does", config.block_bytes);
+                return Ok((None, false, false));
+            }
+            let unsupported = doca::Code::NOT_SUPPORTED;
+            let call = "doca_compress_cap_task_decompress_deflate_is_supported";
+            log::error!(
+                "{info} cannot inflate blocks of {} bytes: allow software or choose another device or block size",
+                config.block_bytes
+            );
+            return Err(HubError::Device(doca::Error { call, code: unsupported }));
+        }
+        let codecs: &[Codec] = if lz4 { &[Codec::Deflate, Codec::Lz4Block] } else { &[Codec::Deflate] };
+        let depth = Depth { operations: config.inflate_depth, tasks: config.inflate_depth };
+        let mut context = Context::decompress(engine, device, codecs, depth)?;
+        let trusted = selftest::inflates_a_known_block(engine, device, &mut context)?;
+        if !trusted {
+            log::warn!("the engine's CRC-32 is not the one of docs/formats.md: codes are checked in software");
+        }
+        Ok((Some(Engine::new(context)), trusted && !config.software_crc, lz4))
+    }
+
+    pub(crate) fn become_state(&mut self, next: HubState) {
+        assert!(self.state.may_become(next), "{:?} -> {next:?}", self.state);
+        self.events.add(Event::State(next.name()), 0);
+        self.state = next;
+    }
+
+    /// Steady until somebody asks to stop and everything has drained.
+    ///
+    /// # Errors
+    /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed.
+    pub fn run(mut self) -> Result<(), HubError> {
+        self.become_state(HubState::Steady);
+        while !self.drained_for_good() {
+            let busy = self.turn()?;
+            if !busy && !self.shared.config.busy_poll {
+                self.sleep()?;
+            }
+        }
+        self.say_goodbye();
+        Ok(())
+    }
+
+    /// One turn; `true` if anything happened.
+    fn turn(&mut self) -> Result<bool, HubError> {
+        self.now = Instant::now();
+        let mut busy = false;
+        if self.now - self.last_attend >= ATTEND_EVERY {
+            self.attend(EpollTimeout::ZERO)?;
+        }
+        busy |= self.progress()?;
+        busy |= self.collect();
+        busy |= self.mail();
+        busy |= self.schedule();
+        if self.now - self.last_deadline >= DEADLINE_EVERY {
+            self.last_deadline = self.now;
+            self.expire();
+            self.check_engines()?;
+        }
+        self.bury();
+        Ok(busy)
+    }
+
+    /// Sleeps until an engine, a worker, a socket or the next deadline.
+    fn sleep(&mut self) -> Result<(), HubError> {
+        let bell = &self.shared.engine_bell;
+        bell.going_to_sleep();
+        let answered = [&self.fetchers, &self.dequantizers, &self.encoders].iter().any(|crew| crew.answered());
+        if answered {
+            bell.awake();
+            return Ok(());
+        }
+        self.engine.arm()?;
+        add(&self.shared.counters.sleeps, 1);
+        let attended = self.attend(self.patience());
+        self.engine.disarm()?;
+        self.shared.engine_bell.awake();
+        attended
+    }
+
+    /// How long nobody will miss us.
+    fn patience(&self) -> EpollTimeout {
+        let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
+        let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until)).min();
+        let watching = self.bulk.context.in_flight() + self.mail.context.in_flight() > 0;
+        match next {
+            None if watching => EpollTimeout::from(1000_u16),
+            None => EpollTimeout::NONE,
+            Some(next) => {
+                let left = next.saturating_duration_since(self.now) + DEADLINE_EVERY;
+                EpollTimeout::from(left.as_millis().clamp(1, 1000) as u16)
+            }
+        }
+    }
+
+    /// An engine that sits on its work for too long will not come back by itself.
+    fn check_engines(&self) -> Result<(), HubError> {
+        for engine in self.inflate.iter().chain([&self.bulk, &self.mail]) {
+            if engine.context.in_flight() > 0 && self.now - engine.last_progress > ENGINE_TIMEOUT {
+                return Err(HubError::EngineStuck(engine.context.kind()));
+            }
+            if engine.restarts > RESTARTS_MAX {
+                return Err(HubError::Device(doca::Error { call: "doca_ctx_start", code: doca::Code::IO_FAILED }));
+            }
+        }
+        Ok(())
+    }
+
+    fn drained_for_good(&self) -> bool {
+        let waiting = |session: &Session| {
+            session.is_live() && (session.requests.iter().any(Option::is_some) || !session.answers.is_empty())
+                || !session.is_idle()
+        };
+        self.state == HubState::Draining { leave: true }
+            && self.order.is_empty()
+            && !self.sessions.iter().flatten().any(waiting)
+    }
+
+    /// From now on nothing new is taken; hosts see it in the card's line.
+    pub(crate) fn drain(&mut self, leave: bool) {
+        let next = HubState::Draining { leave };
+        if !self.state.may_become(next) {
+            return;
+        }
+        log::info!("draining{}", if leave { ", then leaving" } else { "" });
+        self.become_state(next);
+        for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
+            session.ring.drain();
+            session.wake = crate::session::Wake::Saying;
+        }
+    }
+
+    /// Ready to run when everything was allocated: the one line that scripts wait for.
+    pub fn announce(&self) {
+        log::info!("device {}", self.device.info());
+        log::info!("store {}", self.shared.store.describe());
+        for (name, value) in self.shared.config.limits() {
+            log::info!("limit {name}: {value}");
+        }
+    }
+}

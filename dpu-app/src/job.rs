@@ -1,0 +1,249 @@
+//! What the engine thread asks of its workers, and what they answer: small copies with tickets, never bytes.
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use block::{ChunkKey, Geometry, Header, Manifest, Part, Plan, Recipe, TileOrder};
+use mailbox::Status;
+
+use crate::slot::Ticket;
+use crate::store::{Blame, StoreError};
+
+/// A place of the table of chunks in progress. It is also the chunk's seat in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seat(pub u16);
+
+/// One piece of work. Answered by exactly one [`Done`].
+#[derive(Clone, Copy, Debug)]
+pub enum Job {
+    /// Counts the leading keys that the store has. For fetch workers.
+    Lookup { session: u16 },
+    /// Opens the seat's chunk and reads its manifest. For fetch workers.
+    Open { seat: Seat },
+    /// Reads one block into the slot's wire area and checks header and scales. For fetch workers.
+    Read { slot: Ticket, seat: Seat, block: u16 },
+    /// Gives the seat's chunk back to the store, and tells it if a block was bad. For fetch workers.
+    Close { seat: Seat, corrupt: bool },
+    /// Inflates in software and checks the CRC. For dequantize workers.
+    Inflate { slot: Ticket },
+    /// Dequantizes into the slot's tile; `check` asks for the codes' CRC in the same pass. For dequantize workers.
+    Restore { slot: Ticket, order: TileOrder, from_wire: bool, check: bool },
+    /// Asks whether the chunk is there already and starts to put it if not. For encode workers.
+    Begin { seat: Seat },
+    /// Quantizes, compresses and puts one block. For encode workers.
+    Encode { slot: Ticket, seat: Seat, block: u16 },
+    /// Publishes the chunk. For encode workers.
+    Commit { seat: Seat },
+    /// Gives the put up. For encode workers.
+    Abort { seat: Seat },
+}
+
+/// What the engine thread needs to know of a block that was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockFacts {
+    pub codec: block::Codec,
+    pub payload_start: usize,
+    pub payload_bytes: usize,
+    pub codes_bytes: usize,
+    pub codes_crc: u32,
+}
+
+impl BlockFacts {
+    #[must_use]
+    pub fn of(header: &Header) -> Self {
+        let payload = header.payload_range();
+        Self {
+            codec: header.codec,
+            payload_start: payload.start,
+            payload_bytes: payload.len(),
+            codes_bytes: header.codes_bytes as usize,
+            codes_crc: header.codes_crc,
+        }
+    }
+}
+
+/// Where the bytes for the host lie after [`Job::Restore`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Restored {
+    Tile,
+    /// The block holds the elements as they are, already in the order of the pages: from this byte of the wire area on.
+    Wire {
+        start: usize,
+    },
+}
+
+/// The answer to a [`Job`].
+#[derive(Clone, Copy, Debug)]
+pub enum Done {
+    Looked {
+        session: u16,
+        found: Result<usize, Failure>,
+    },
+    Opened {
+        seat: Seat,
+        blocks: Result<(Plan, u16), Failure>,
+    },
+    Read {
+        slot: Ticket,
+        facts: Result<BlockFacts, Failure>,
+    },
+    Closed {
+        seat: Seat,
+    },
+    Inflated {
+        slot: Ticket,
+        result: Result<(), Failure>,
+    },
+    Restored {
+        slot: Ticket,
+        from: Result<Restored, Failure>,
+    },
+    /// `true`: started; `false`: the store has the chunk already.
+    Began {
+        seat: Seat,
+        started: Result<bool, Failure>,
+    },
+    Encoded {
+        slot: Ticket,
+        wire_bytes: Result<u32, Failure>,
+    },
+    Committed {
+        seat: Seat,
+        result: Result<(), Failure>,
+    },
+    Aborted {
+        seat: Seat,
+    },
+}
+
+/// Why a chunk ends before it is done. `Copy`, so that it travels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// Not stored (any more): an answer.
+    Miss,
+    /// Proven bad bytes.
+    Corrupt,
+    /// Stored by a card with larger blocks than this one's slots, or for another geometry: as good as a miss.
+    Foreign,
+    Store(StoreError),
+    Device(doca::Error),
+    Deadline,
+    Cancelled,
+    /// A page number outside the session's layout.
+    Malformed,
+    /// The session ended.
+    Gone,
+    Draining,
+}
+
+impl Failure {
+    /// The status word that the host sees; a miss is `Ok` with fewer chunks.
+    #[must_use]
+    pub fn status(self) -> Status {
+        match self {
+            Self::Miss | Self::Foreign => Status::Ok,
+            Self::Corrupt => Status::Corrupt,
+            Self::Store(StoreError::Late { .. }) | Self::Deadline => Status::DeadlineExceeded,
+            Self::Store(StoreError::Miss) => Status::Ok,
+            Self::Store(StoreError::Corrupt { .. }) => Status::Corrupt,
+            Self::Store(StoreError::Full { .. }) => Status::NoSpace,
+            Self::Store(StoreError::ReadOnly) => Status::ReadOnly,
+            Self::Store(error) if error.blame() == Blame::Store => Status::StoreDown,
+            Self::Store(_) => Status::Unsupported,
+            Self::Device(_) => Status::DeviceError,
+            Self::Cancelled | Self::Gone => Status::Cancelled,
+            Self::Malformed => Status::Malformed,
+            Self::Draining => Status::Draining,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Miss => Self::Miss,
+            StoreError::Corrupt { .. } => Self::Corrupt,
+            error => Self::Store(error),
+        }
+    }
+}
+
+/// What workers know of a chunk in progress.
+#[derive(Debug)]
+pub struct Chunk {
+    pub key: ChunkKey,
+    pub geometry: Geometry,
+    pub recipe: Recipe,
+    pub order: TileOrder,
+    pub plan: Plan,
+    /// Wire bytes by block: from the manifest (fetch), or as they are encoded (store).
+    pub lengths: [u32; block::BLOCKS_PER_CHUNK_MAX],
+    pub blocks: usize,
+    pub until: Instant,
+}
+
+impl Chunk {
+    /// Which part of the chunk a block is.
+    #[must_use]
+    pub fn part(&self, block: u16) -> Part {
+        self.plan.part(&self.geometry, usize::from(block)).expect("the engine thread counts blocks by the plan")
+    }
+}
+
+/// The table of chunks in progress, shared between the engine thread and the workers. Locks are held for copies only.
+#[derive(Debug)]
+pub struct Chunks {
+    seats: Vec<Mutex<Chunk>>,
+}
+
+impl Chunks {
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        let geometry = Geometry::new(1, 1, 1, 1, block::ElementType::Bf16).expect("the smallest geometry");
+        let empty = || Chunk {
+            key: ChunkKey::new([0; block::KEY_BYTES]),
+            geometry,
+            recipe: "lossless".parse().expect("a recipe of our own"),
+            order: TileOrder::TokenMajor,
+            plan: Plan { layers_per_block: 1, tokens_per_block: 1 },
+            lengths: [0; block::BLOCKS_PER_CHUNK_MAX],
+            blocks: 0,
+            until: Instant::now(),
+        };
+        Self { seats: (0..count).map(|_| Mutex::new(empty())).collect() }
+    }
+
+    pub fn at(&self, seat: Seat) -> MutexGuard<'_, Chunk> {
+        self.seats[usize::from(seat.0)].lock().expect("no holder of this lock panics: panic is abort")
+    }
+
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.seats.len()
+    }
+}
+
+impl Chunk {
+    /// Takes over what a manifest says, if it is this chunk's and its blocks fit `wire_max` and `tile_max` bytes.
+    ///
+    /// # Errors
+    /// `Corrupt` if it does not parse or names another chunk, `Foreign` if this card cannot take it.
+    pub fn adopt(&mut self, manifest: &[u8], wire_max: usize, tile_max: usize) -> Result<(), Failure> {
+        let manifest = Manifest::parse(manifest).map_err(|_| Failure::Corrupt)?;
+        if *manifest.key() != self.key {
+            return Err(Failure::Corrupt);
+        }
+        let plan = *manifest.plan();
+        let largest = plan.largest(&self.geometry);
+        let fits = *manifest.geometry() == self.geometry
+            && manifest.lengths().iter().all(|bytes| *bytes as usize <= wire_max)
+            && largest.tile_bytes(&self.geometry) <= tile_max;
+        if !fits {
+            return Err(Failure::Foreign);
+        }
+        self.plan = plan;
+        self.blocks = manifest.block_count();
+        self.lengths[..self.blocks].copy_from_slice(manifest.lengths());
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! One attached host: its memory as the card sees it, its page's card end, its requests.
+//!
+//! ```text
+//!   Live -> Closing -> (gone)        Closing: no new work; leaves when nothing of it is in flight
+//! ```
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use block::{ChunkKey, Geometry, Plan, Recipe, TileOrder};
+use doca::{Area, Region, Remote};
+use heapless::Deque;
+use mailbox::attach::Farewell;
+use mailbox::channel::Channel;
+use mailbox::layout::Layout;
+use mailbox::{
+    Answer, COMMAND_WINDOW, COMMANDS, CardRing, Command, LINE_BYTES, PAGES_PER_CHUNK_MAX, RECORD_HEAD_BYTES,
+    RECORD_WINDOW_BYTES, Span,
+};
+
+use crate::request::Request;
+
+/// Bytes of the longest answer text (status).
+pub const ANSWER_BYTES: usize = 16 << 10;
+/// Records in one window at most.
+pub const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
+
+/// The four kinds of small DMA that a session has in flight, at most one of each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Command slots (and, first of all, the page's identity).
+    Commands,
+    /// Chunk records of a request.
+    Records,
+    /// The host's own line.
+    HostLine,
+    /// Answers, completions and the card's own line.
+    Out,
+}
+
+impl Lane {
+    pub const ALL: [Self; 4] = [Self::Commands, Self::Records, Self::HostLine, Self::Out];
+
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Commands => COMMAND_WINDOW * LINE_BYTES,
+            Self::Records => RECORD_WINDOW_BYTES,
+            Self::HostLine => 2 * LINE_BYTES,
+            Self::Out => ANSWER_BYTES,
+        }
+    }
+}
+
+/// Registered staging memory of one session, by lane; an empty place means that the DMA engine holds it.
+#[derive(Debug, Default)]
+pub struct Desk {
+    areas: [Option<Area>; Lane::ALL.len()],
+}
+
+impl Desk {
+    /// Bytes of one desk.
+    #[must_use]
+    pub fn bytes() -> usize {
+        Lane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
+    }
+
+    /// Carves a desk from a region that was sized for it.
+    #[must_use]
+    pub fn carve(region: &mut Region) -> Self {
+        let mut desk = Self::default();
+        for lane in Lane::ALL {
+            desk.areas[lane as usize] = Some(region.carve(lane.bytes()).expect("the region was sized for all desks"));
+        }
+        desk
+    }
+
+    pub fn area(&mut self, lane: Lane) -> &mut Option<Area> {
+        &mut self.areas[lane as usize]
+    }
+
+    /// The records that were just read.
+    #[must_use]
+    pub fn areas_records(&self) -> &[u8] {
+        self.areas[Lane::Records as usize].as_deref().expect("the records just came back")
+    }
+
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.areas.iter().all(Option::is_some)
+    }
+}
+
+/// What the out lane writes next or is writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outgoing {
+    /// Text for the request whose completion follows.
+    Text(Answer),
+    Completion,
+    /// The card's line; `asleep` as it says.
+    Line {
+        asleep: bool,
+    },
+}
+
+/// Whether the card looks at this session's commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wake {
+    Awake,
+    /// The line that says "asleep" is to be written.
+    Saying,
+    /// It is written: one more look at the commands.
+    Checking,
+    /// Until a doorbell.
+    Asleep,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SessionState {
+    Live,
+    Closing,
+}
+
+impl SessionState {
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        matches!((self, next), (Self::Live, Self::Closing))
+    }
+}
+
+/// Chunk records that were read and checked, waiting for seats.
+#[derive(Debug, Default)]
+pub struct Staged {
+    keys: heapless::Vec<ChunkKey, STAGED_RECORDS>,
+    pages: heapless::Vec<u32, PAGES_PER_CHUNK_MAX>,
+    taken: usize,
+}
+
+impl Staged {
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.pages.clear();
+        self.taken = 0;
+    }
+
+    /// Adds a record. A window never holds more than fits: its bytes bound both.
+    pub fn push(&mut self, record: &mailbox::Record<'_>) {
+        self.keys.push(record.key).expect("records of one window");
+        self.pages.extend(record.pages.iter());
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.taken == self.keys.len()
+    }
+
+    #[must_use]
+    pub fn keys(&self) -> &[ChunkKey] {
+        &self.keys[self.taken..]
+    }
+
+    /// The next record: its key and its pages.
+    pub fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, &[u32])> {
+        let key = *self.keys.get(self.taken)?;
+        let first = self.taken * pages_per_chunk;
+        self.taken += 1;
+        Some((key, &self.pages[first..first + pages_per_chunk]))
+    }
+}
+
+/// What a session with memory registered.
+#[derive(Debug)]
+pub struct Memory {
+    pub geometry: Geometry,
+    pub layout: Layout,
+    pub order: TileOrder,
+    /// How this card cuts chunks that it stores for this session.
+    pub plan: Plan,
+    pub regions: Vec<Remote>,
+    /// Every region that the layout uses may be written.
+    pub writable: bool,
+}
+
+/// One attached host.
+#[derive(Debug)]
+pub struct Session {
+    pub state: SessionState,
+    pub id: u32,
+    pub client: String,
+    pub pid: u32,
+    pub recipe: Recipe,
+    pub channel: Box<dyn Channel>,
+    pub ring: CardRing,
+    pub page: Remote,
+    pub memory: Option<Memory>,
+    pub desk: Desk,
+    pub wake: Wake,
+    /// The page has shown its identity and the host was welcomed.
+    pub welcomed: bool,
+    pub last_command: Instant,
+    pub commands_due: bool,
+    pub host_line_due: bool,
+    /// The request whose records are being read, and from which one on.
+    pub records_due: Option<(usize, Span)>,
+    pub staged: Staged,
+    /// Written, or being written, by the out lane; kept until it succeeds.
+    pub out: Option<(Outgoing, Span)>,
+    pub answers: Deque<Answer, COMMANDS>,
+    pub texts: Deque<Command, COMMANDS>,
+    pub requests: [Option<Request>; COMMANDS],
+    /// Requests with chunks to start, oldest first. Capacity is taken at attach.
+    pub queue: VecDeque<usize>,
+    /// The look-up that a worker is busy with.
+    pub looking: Option<usize>,
+    /// Chunks in progress that this session is concerned with.
+    pub flows: usize,
+    /// Small DMAs that failed alone, in a row.
+    pub blames: u8,
+    pub farewell: Option<Farewell>,
+}
+
+impl Session {
+    pub fn close(&mut self, farewell: Option<Farewell>) {
+        if self.state == SessionState::Live {
+            assert!(self.state.may_become(SessionState::Closing));
+            self.state = SessionState::Closing;
+            self.farewell = farewell;
+        }
+    }
+
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.state == SessionState::Live
+    }
+
+    /// Nothing of it is in flight any more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.flows == 0 && self.looking.is_none() && self.desk.is_idle()
+    }
+
+    /// A new command or a doorbell: look at the commands again.
+    pub fn stir(&mut self, now: Instant) {
+        self.wake = Wake::Awake;
+        self.commands_due = true;
+        self.last_command = now;
+    }
+
+    /// The place of a live request.
+    #[must_use]
+    pub fn find(&self, request: u64) -> Option<usize> {
+        self.requests.iter().position(|r| r.as_ref().is_some_and(|r| r.command.request == request))
+    }
+}

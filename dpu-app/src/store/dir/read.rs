@@ -1,0 +1,203 @@
+//! The way out: an open chunk is a file, its table of places, and nothing else. Reads are positioned and go straight
+//! to where the caller wants the bytes. The kernel is given no hints: asking for the whole file when it is opened
+//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth slower (tests/store_speed.rs).
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::Relaxed;
+
+use block::ChunkKey;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat, futimens};
+use nix::sys::time::TimeSpec;
+
+use super::root::{Name, now_s};
+use super::tail::{self, Place};
+use super::{DirStore, POISONED};
+use crate::store::{Limits, StoreError};
+
+/// How often the use of a chunk is written down on disk.
+const STAMP_INTERVAL_S: u32 = 600;
+/// What is read first of the end of a file: holds the tail of a chunk of some 150 blocks.
+const WINDOW_BYTES: usize = 4096;
+
+/// One seat for reading.
+#[derive(Debug)]
+pub(super) struct Reading {
+    open: Option<Open>,
+    places: Box<[Place]>,
+    window: Box<[u8]>,
+}
+
+/// The chunk in a seat.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    key: ChunkKey,
+    inode: u64,
+    blocks: usize,
+    stamp: bool,
+}
+
+impl Reading {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            open: None,
+            places: vec![Place::default(); limits.blocks_max].into(),
+            window: vec![0; tail::tail_bytes_max(limits).max(WINDOW_BYTES)].into(),
+        }
+    }
+
+    pub(super) fn memory_bytes(limits: &Limits) -> usize {
+        limits.blocks_max * size_of::<Place>() + tail::tail_bytes_max(limits).max(WINDOW_BYTES)
+    }
+
+    /// Reads and checks the tail of the open file; copies the manifest out.
+    fn load(
+        &mut self,
+        file: &File,
+        file_bytes: u64,
+        key: &ChunkKey,
+        manifest: &mut [u8],
+    ) -> Result<(usize, usize), Fault> {
+        let mut bytes = WINDOW_BYTES.min(file_bytes as usize);
+        loop {
+            let window = &mut self.window[..bytes];
+            file.read_exact_at(window, file_bytes - bytes as u64).map_err(|e| fault(&e, file_bytes))?;
+            let wanted = tail::measure(window, file_bytes)?;
+            if wanted <= bytes {
+                break;
+            }
+            if wanted > self.window.len() {
+                let max = self.window.len();
+                return Err(Fault::Store(StoreError::Large { what: "tail of a chunk", value: wanted, max }));
+            }
+            bytes = wanted;
+        }
+        let tail = tail::parse(&self.window[..bytes], file_bytes, &mut self.places)?;
+        if tail.key != *key {
+            return Err(Fault::Store(StoreError::Corrupt { what: "another chunk's file, bytes", value: file_bytes }));
+        }
+        let Some(out) = manifest.get_mut(..tail.manifest_bytes) else {
+            let (value, max) = (tail.manifest_bytes, manifest.len());
+            return Err(Fault::Store(StoreError::Large { what: "manifest", value, max }));
+        };
+        out.copy_from_slice(&self.window[tail.manifest_at..tail.manifest_at + tail.manifest_bytes]);
+        Ok((tail.blocks, tail.manifest_bytes))
+    }
+}
+
+/// A failed call and a failed check, until it is known who counts them.
+enum Fault {
+    Store(StoreError),
+    Os(Errno),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What a failed read means. A file that ends before `end` was cut off: bytes that are proven to be missing.
+fn fault(error: &io::Error, end: u64) -> Fault {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => Fault::Store(StoreError::Corrupt { what: "file ends before byte", value: end }),
+        _ => Fault::Os(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+    }
+}
+
+impl DirStore {
+    pub(super) fn open_chunk(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8]) -> Result<usize, StoreError> {
+        assert!(
+            manifest.len() >= self.limits.manifest_bytes_max,
+            "open: room for {} bytes of manifest",
+            manifest.len()
+        );
+        let mut reading = self.reading[seat].write().expect(POISONED);
+        assert!(reading.open.is_none(), "open: seat {seat} is occupied");
+        let stamp = {
+            let mut ledger = self.ledger();
+            if !ledger.index.touch(key) {
+                return self.miss();
+            }
+            ledger.index.stamp(key, now_s(), STAMP_INTERVAL_S)
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let file: File = match openat(&self.root.dir, Name::chunk(key).as_cstr(), flags, Mode::empty()) {
+            Ok(fd) => fd.into(),
+            Err(Errno::ENOENT) => {
+                self.forget_if_gone(key);
+                return self.miss();
+            }
+            Err(errno) => return Err(self.read_error("open", errno)),
+        };
+        let stat = fstat(&file).map_err(|errno| self.read_error("fstat", errno))?;
+        match reading.load(&file, stat.st_size as u64, key, manifest) {
+            Ok((blocks, manifest_bytes)) => {
+                reading.open = Some(Open { file, key: *key, inode: stat.st_ino, blocks, stamp });
+                self.counters.hits.fetch_add(1, Relaxed);
+                Ok(manifest_bytes)
+            }
+            Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
+            Err(Fault::Store(error)) => {
+                if matches!(error, StoreError::Corrupt { .. }) {
+                    self.quarantine(key, Some(stat.st_ino));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn read_chunk(
+        &self,
+        seat: usize,
+        index: usize,
+        offset: usize,
+        into: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let reading = self.reading[seat].read().expect(POISONED);
+        let open = reading.open.as_ref().unwrap_or_else(|| panic!("read_block: seat {seat} is empty"));
+        let place = reading.places[..open.blocks].get(index).copied().unwrap_or_default();
+        let end = offset.saturating_add(into.len());
+        let read = if end > place.bytes as usize {
+            Err(Fault::Store(StoreError::Corrupt { what: "block ends early, bytes", value: place.bytes.into() }))
+        } else {
+            open.file
+                .read_exact_at(into, place.offset + offset as u64)
+                .map_err(|e| fault(&e, place.offset + end as u64))
+        };
+        match read {
+            Ok(()) => {
+                self.counters.bytes_read.fetch_add(into.len() as u64, Relaxed);
+                Ok(())
+            }
+            Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
+            Err(Fault::Store(error)) => {
+                self.quarantine(&open.key, Some(open.inode));
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn close_chunk(&self, seat: usize) {
+        let open = self.reading[seat].write().expect(POISONED).open.take();
+        let open = open.unwrap_or_else(|| panic!("close: seat {seat} is empty"));
+        if open.stamp {
+            // A read-only file system keeps no record of use; the order of the last writable life stays.
+            let _ = futimens(&open.file, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
+        }
+    }
+
+    fn miss<T>(&self) -> Result<T, StoreError> {
+        self.counters.misses.fetch_add(1, Relaxed);
+        Err(StoreError::Miss)
+    }
+
+    fn read_error(&self, call: &'static str, errno: Errno) -> StoreError {
+        self.counters.io_errors.fetch_add(1, Relaxed);
+        StoreError::Io { call, errno }
+    }
+}

@@ -1,0 +1,258 @@
+//! Workers: each takes jobs from its own queue, works on slot memory, and answers into its own queue.
+//!
+//! One producer and one consumer on each queue (heapless spsc), so nothing is locked but the slot itself. A worker that
+//! finds its queue empty parks; after an answer it rings the engine thread if that sleeps.
+
+use std::time::Instant;
+
+use block::codec::{Compressor, Decompressor};
+use block::{ChunkKey, Header, Manifest, TileOrder, Transform};
+use heapless::spsc::{Consumer, Producer};
+use nix::sys::eventfd::EventFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::bell::{EngineBell, WorkerBell};
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::job::{BlockFacts, Chunks, Done, Failure, Job, Restored, Seat};
+use crate::slot::{Ring, Ticket};
+use crate::store::{Store, StoreError};
+
+/// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
+/// seats and sessions together.
+pub const QUEUE: usize = 256;
+
+/// Tries of a store call whose error may pass by itself.
+const STORE_TRIES: usize = 3;
+
+/// Keys of one look-up step.
+pub const LOOKUP_KEYS: usize = mailbox::RECORD_WINDOW_BYTES / mailbox::RECORD_HEAD_BYTES;
+
+/// The keys that a session's look-up asks for.
+pub type LookupKeys = heapless::Vec<ChunkKey, LOOKUP_KEYS>;
+
+/// What all threads of the data plane share. Everything in it was allocated in Init.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    pub config: &'a Config,
+    pub store: &'a dyn Store,
+    pub ring: Ring,
+    pub chunks: Chunks,
+    pub lookups: Vec<Mutex<(LookupKeys, Instant)>>,
+    pub counters: Counters,
+    pub engine_bell: EngineBell,
+    /// Rung by whoever wants the data plane to drain and leave (a signal).
+    pub stop: &'a EventFd,
+    /// Workers leave when this is up and their queue is empty.
+    pub leave: AtomicBool,
+}
+
+/// One worker's ends of its queues.
+pub struct Worker<'a, 's> {
+    pub shared: &'a Shared<'s>,
+    pub bell: &'a WorkerBell,
+    pub jobs: Consumer<'a, Job>,
+    pub answers: Producer<'a, Done>,
+    pub compressor: Option<Compressor>,
+    pub decompressor: Decompressor,
+    /// For manifests, which are read and written whole.
+    pub manifest: Vec<u8>,
+}
+
+impl std::fmt::Debug for Worker<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("encodes", &self.compressor.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Worker<'_, '_> {
+    /// The thread's body.
+    pub fn run(mut self) {
+        self.bell.belongs_here();
+        loop {
+            let Some(job) = self.jobs.dequeue() else {
+                if self.shared.leave.load(Ordering::Acquire) {
+                    return;
+                }
+                self.bell.sleep_unless(|| self.jobs.ready() || self.shared.leave.load(Ordering::Acquire));
+                continue;
+            };
+            let done = self.work(job);
+            self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+            self.shared.engine_bell.ring();
+        }
+    }
+
+    fn work(&mut self, job: Job) -> Done {
+        match job {
+            Job::Lookup { session } => Done::Looked { session, found: self.lookup(session) },
+            Job::Open { seat } => Done::Opened { seat, blocks: self.open(seat) },
+            Job::Read { slot, seat, block } => Done::Read { slot, facts: self.read(slot, seat, block) },
+            Job::Close { seat, corrupt } => {
+                if corrupt {
+                    let key = self.shared.chunks.at(seat).key;
+                    self.shared.store.note_corrupt(&key);
+                }
+                self.shared.store.close(usize::from(seat.0));
+                Done::Closed { seat }
+            }
+            Job::Inflate { slot } => Done::Inflated { slot, result: self.inflate(slot) },
+            Job::Restore { slot, order, from_wire, check } => {
+                Done::Restored { slot, from: self.restore(slot, order, from_wire, check) }
+            }
+            Job::Begin { seat } => Done::Began { seat, started: self.begin(seat) },
+            Job::Encode { slot, seat, block } => Done::Encoded { slot, wire_bytes: self.encode(slot, seat, block) },
+            Job::Commit { seat } => Done::Committed { seat, result: self.commit(seat) },
+            Job::Abort { seat } => {
+                self.shared.store.abort_put(usize::from(seat.0));
+                Done::Aborted { seat }
+            }
+        }
+    }
+
+    fn lookup(&self, session: u16) -> Result<usize, Failure> {
+        let asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
+        let (keys, until) = &*asked;
+        retry(|| self.shared.store.lookup(keys, *until))
+    }
+
+    fn open(&mut self, seat: Seat) -> Result<(block::Plan, u16), Failure> {
+        let (key, until) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.until)
+        };
+        let place = usize::from(seat.0);
+        let bytes = retry(|| self.shared.store.open(place, &key, &mut self.manifest, until))?;
+        let sizes = self.shared.ring.slot_bytes();
+        let mut chunk = self.shared.chunks.at(seat);
+        match chunk.adopt(&self.manifest[..bytes], sizes.wire, sizes.tile) {
+            Ok(()) => Ok((chunk.plan, chunk.blocks as u16)),
+            Err(failure) => {
+                if failure == Failure::Corrupt {
+                    self.shared.store.note_corrupt(&key);
+                }
+                self.shared.store.close(place);
+                Err(failure)
+            }
+        }
+    }
+
+    fn read(&mut self, slot: Ticket, seat: Seat, block: u16) -> Result<BlockFacts, Failure> {
+        let (key, geometry, part, bytes, until) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.geometry, chunk.part(block), chunk.lengths[usize::from(block)] as usize, chunk.until)
+        };
+        let since = Instant::now();
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let wire = &mut memory.wire.as_mut().expect("no engine holds a slot in Fetching")[..bytes];
+        retry(|| self.shared.store.read_block(usize::from(seat.0), usize::from(block), 0, wire, until))?;
+        let opened = Header::open(wire, &key, &geometry, usize::from(block), &part);
+        self.shared.counters.fetch.count(since, bytes, bytes);
+        let header = opened.map_err(|_| Failure::Corrupt)?;
+        if header.codes_bytes as usize > self.shared.ring.slot_bytes().codes {
+            return Err(Failure::Foreign);
+        }
+        memory.header = Some(header);
+        Ok(BlockFacts::of(&header))
+    }
+
+    /// Inflates in software what the engine cannot, or what it could not and we must know whose fault that is.
+    fn inflate(&mut self, slot: Ticket) -> Result<(), Failure> {
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let held = "no engine holds a slot in Inflating here";
+        let (wire, codes) = (memory.wire.as_ref().expect(held), memory.codes.as_mut().expect(held));
+        let header = memory.header.as_ref().expect("read before it is inflated");
+        let codes = &mut codes[..header.codes_bytes as usize];
+        self.decompressor
+            .decompress(header.codec, &wire[header.payload_range()], codes)
+            .map_err(|_| Failure::Corrupt)?;
+        (crc32fast::hash(codes) == header.codes_crc).then_some(()).ok_or(Failure::Corrupt)
+    }
+
+    fn restore(&mut self, slot: Ticket, order: TileOrder, from_wire: bool, check: bool) -> Result<Restored, Failure> {
+        let since = Instant::now();
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let header = memory.header.as_ref().expect("read before it is restored");
+        let wire = memory.wire.as_ref().expect("no engine holds a slot in Restoring");
+        let codes_bytes = header.codes_bytes as usize;
+        let payload = header.payload_range();
+        let codes = match from_wire {
+            true => &wire[payload.clone()],
+            false => &memory.codes.as_ref().expect("no engine holds a slot in Restoring")[..codes_bytes],
+        };
+        if from_wire && header.transform == Transform::None && order == TileOrder::TokenMajor {
+            let right = crc32fast::hash(codes) == header.codes_crc;
+            self.shared.counters.dequantize.count(since, codes_bytes, 0);
+            return right.then_some(Restored::Wire { start: payload.start }).ok_or(Failure::Corrupt);
+        }
+        let tile_bytes = header.part.tile_bytes(&header.geometry);
+        let tile = &mut memory.tile.as_mut().expect("no engine holds a slot in Restoring")[..tile_bytes];
+        let scales = &wire[header.scales_range()];
+        let restored = match check || from_wire {
+            true => block::restore_checked(header, scales, codes, order, tile),
+            false => block::restore(header, scales, codes, order, tile),
+        };
+        self.shared.counters.dequantize.count(since, codes_bytes, tile_bytes);
+        restored.map(|()| Restored::Tile).map_err(|_| Failure::Corrupt)
+    }
+
+    fn begin(&mut self, seat: Seat) -> Result<bool, Failure> {
+        let (key, until) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.until)
+        };
+        if retry(|| self.shared.store.lookup(&[key], until))? == 1 {
+            return Ok(false);
+        }
+        retry(|| self.shared.store.begin_put(usize::from(seat.0), &key))?;
+        Ok(true)
+    }
+
+    fn encode(&mut self, slot: Ticket, seat: Seat, block: u16) -> Result<u32, Failure> {
+        let (key, geometry, recipe, order, part) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.geometry, chunk.recipe, chunk.order, chunk.part(block))
+        };
+        let since = Instant::now();
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let held = "no engine holds a slot in Encoding";
+        let tile_bytes = part.tile_bytes(&geometry);
+        let tile = &memory.tile.as_ref().expect(held)[..tile_bytes];
+        let (codes, wire) = (memory.codes.as_mut().expect(held), memory.wire.as_mut().expect(held));
+        let compressor = self.compressor.as_mut().expect("encode jobs go to encode workers");
+        let index = usize::from(block);
+        let bytes = block::encode_tile(recipe, &geometry, &key, index, &part, order, tile, codes, wire, compressor)
+            .map_err(|_| Failure::Malformed)?;
+        self.shared.counters.encode.count(since, tile_bytes, bytes);
+        let since = Instant::now();
+        self.shared.store.put_block(usize::from(seat.0), index, &wire[..bytes])?;
+        self.shared.counters.put.count(since, bytes, bytes);
+        self.shared.chunks.at(seat).lengths[index] = bytes as u32;
+        Ok(bytes as u32)
+    }
+
+    fn commit(&mut self, seat: Seat) -> Result<(), Failure> {
+        let (bytes, blocks) = {
+            let chunk = self.shared.chunks.at(seat);
+            let manifest = Manifest::new(chunk.key, chunk.geometry, chunk.plan, &chunk.lengths[..chunk.blocks]);
+            (manifest.expect("lengths as they were encoded").encode(&mut self.manifest), chunk.blocks)
+        };
+        self.shared.store.commit_put(usize::from(seat.0), blocks, &self.manifest[..bytes]).map_err(Failure::from)
+    }
+}
+
+/// Makes a store call again if its error may pass by itself.
+fn retry<T>(mut call: impl FnMut() -> Result<T, StoreError>) -> Result<T, Failure> {
+    let mut tries = 1;
+    loop {
+        match call() {
+            Err(error) if error.may_retry() && tries < STORE_TRIES => tries += 1,
+            result => return result.map_err(Failure::from),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! After Init the store allocates nothing: not for a hit, not for a miss, not for a put or an eviction.
+
+mod store_chunks;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use dpu_app::store::dir::{DirStore, Options};
+use dpu_app::store::{Store, StoreError};
+use store_chunks::{chunk_path, key, limits, noise, soon};
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts what the current thread asks for.
+struct Counting;
+
+// SAFETY: every call is passed on unchanged to the system's allocator, which upholds the contract; the counter is a
+// plain cell of the calling thread, needs no allocation and no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: the caller's promise about `layout` is the one that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `alloc` above, hence from `System`, with this `layout`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn allocations(steps: impl FnOnce()) -> usize {
+    let before = COUNT.get();
+    steps();
+    COUNT.get() - before
+}
+
+#[test]
+fn steady_state_allocates_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for sync in [false, true] {
+        let options = Options { bytes_max: Some(400 << 10), chunks_max: 16, sync };
+        let store = DirStore::open(&dir.path().join(sync.to_string()), &limits(), options).expect("open");
+        let keys: Vec<_> = (0..40).map(key).collect();
+        let block = noise(1, 50_000);
+        let (mut manifest, mut found) = ([0; 4096], vec![0; 50_000]);
+        let mut round = || {
+            for key in &keys {
+                store.begin_put(0, key).expect("begin");
+                store.put_block(0, 1, &block[..10_000]).expect("put");
+                store.put_block(0, 0, &block).expect("put");
+                store.commit_put(0, 2, b"manifest").expect("commit");
+                store.begin_put(1, key).expect("begin");
+                store.put_block(1, 0, &block).expect("put");
+                store.abort_put(1);
+                assert_eq!(store.lookup(std::slice::from_ref(key), soon()), Ok(1));
+                store.open(0, key, &mut manifest, soon()).expect("open");
+                store.read_block(0, 0, 0, &mut found, soon()).expect("read");
+                store.close(0);
+                store.touch(std::slice::from_ref(key));
+            }
+            assert_eq!(store.open(0, &keys[0], &mut manifest, soon()), Err(StoreError::Miss));
+            store.note_corrupt(&keys[39]);
+            store.stats();
+        };
+        assert_eq!(allocations(&mut round), 0, "with sync {sync}");
+        // Faults neither.
+        std::fs::write(chunk_path(store.path(), &keys[38]), [0; 100]).expect("damage");
+        let faults = allocations(|| {
+            let error = store.open(0, &keys[38], &mut manifest, soon()).expect_err("damaged");
+            assert!(matches!(error, StoreError::Corrupt { .. }));
+        });
+        assert_eq!(faults, 0, "with sync {sync}");
+    }
+}

@@ -1,0 +1,26 @@
+//! The bindings of our own headers: the types that the exported functions speak, and the signatures that
+//! [`crate::door::exports!`] holds every one of them to at compile time.
+
+#![allow(non_camel_case_types, non_upper_case_globals, non_snake_case, missing_debug_implementations, dead_code)]
+#![allow(unreachable_pub, rustdoc::all, clippy::all, clippy::undocumented_unsafe_blocks)]
+
+include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    #[test]
+    fn every_declared_function_is_defined() {
+        let sources: String = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+            .expect("src is there")
+            .map(|entry| fs::read_to_string(entry.expect("an entry").path()).expect("a source file"))
+            .collect();
+        let declared = include_str!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+        let names = declared.split("pub fn doca_").skip(1).map(|rest| rest.split('(').next().unwrap_or(""));
+        let is_defined = |name: &str| ['(', ';'].iter().any(|end| sources.contains(&format!("fn doca_{name}{end}")));
+        let missing: Vec<&str> = names.filter(|name| !is_defined(name)).collect();
+        assert!(missing.is_empty(), "declared, not defined: {missing:?}");
+    }
+}

@@ -1,0 +1,258 @@
+//! Devices: the list, its entries, and an open device with its engines.
+
+use std::ffi::c_char;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::abi::{doca_dev, doca_devinfo};
+use crate::chance::{self, Chance};
+use crate::config::{self, Config, Profile};
+use crate::door::{Enter, Handle, Out, Room, Stamp, Text, Thing, exports};
+use crate::engine::Engine;
+use crate::error::{Answer, Fault, complain};
+use crate::task::Kind;
+
+/// Elements of a buffer list that one task may have.
+pub(crate) const LIST_MAX: u32 = 128;
+/// Tasks of one context, all types together. Ours: the cards' number is only known at run time.
+pub(crate) const TASKS_MAX: u32 = 8192;
+const BF3_BUF_BYTES_MAX: u64 = 2 << 20;
+const BF2_BUF_BYTES_MAX: u64 = 128 << 20;
+/// The copy engine's, on both cards.
+const DMA_BUF_BYTES_MAX: u64 = 2 << 20;
+
+/// What a task kind may be given, or None where the card cannot do it.
+pub(crate) fn buf_bytes_max(profile: Profile, kind: Kind) -> Option<u64> {
+    match (profile, kind) {
+        (_, Kind::Memcpy) => Some(DMA_BUF_BYTES_MAX),
+        (Profile::Bf3, Kind::Inflate | Kind::Lz4Stream | Kind::Lz4Block) => Some(BF3_BUF_BYTES_MAX),
+        (Profile::Bf2, Kind::Inflate | Kind::Deflate) => Some(BF2_BUF_BYTES_MAX),
+        _ => None,
+    }
+}
+
+/// One function of the card, as the list shows it.
+#[repr(C)]
+pub(crate) struct DevInfo {
+    stamp: Stamp,
+    function: u32,
+    pub(crate) config: Arc<Config>,
+}
+
+// SAFETY: repr(C), and the stamp comes first.
+unsafe impl Thing for DevInfo {
+    type Opaque = doca_devinfo;
+    const MAGIC: u64 = u64::from_le_bytes(*b"kvl-info");
+}
+
+impl DevInfo {
+    fn new(function: u32, config: Arc<Config>) -> DevInfo {
+        DevInfo { stamp: Stamp::new(DevInfo::MAGIC), function, config }
+    }
+
+    fn pci_address(&self) -> String {
+        format!("0000:03:00.{}", self.function)
+    }
+
+    pub(crate) fn buf_bytes_max(&self, kind: Kind) -> Result<u64, Fault> {
+        buf_bytes_max(self.config.profile, kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)
+    }
+}
+
+/// An open device.
+#[repr(C)]
+pub(crate) struct Dev {
+    stamp: Stamp,
+    /// Never used twice in a process: memory is registered with a device by this.
+    pub(crate) id: u64,
+    pub(crate) info: DevInfo,
+    pub(crate) chance: Chance,
+    pub(crate) compress: Engine,
+    pub(crate) dma: Engine,
+    /// Contexts and memory maps that hold the device open.
+    users: AtomicUsize,
+}
+
+// SAFETY: repr(C), and the stamp comes first.
+unsafe impl Thing for Dev {
+    type Opaque = doca_dev;
+    const MAGIC: u64 = u64::from_le_bytes(*b"kvl-dev\0");
+}
+
+impl Dev {
+    pub(crate) fn config(&self) -> &Config {
+        &self.info.config
+    }
+
+    pub(crate) fn hold(&self) {
+        self.users.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn release(&self) {
+        self.users.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn open(info: &DevInfo) -> Dev {
+    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    let config = Arc::clone(&info.config);
+    let seed = config.seed.unwrap_or_else(chance::any_seed);
+    if config.is_hostile() {
+        eprintln!("doca-emulator: hostile device, seed={seed}: {config:?}");
+    }
+    Dev {
+        stamp: Stamp::new(Dev::MAGIC),
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        chance: Chance::new(seed),
+        compress: Engine::new("compress", config.decompress_threads, config.reorder, seed),
+        dma: Engine::new("dma", config.dma_threads, config.reorder, seed),
+        info: DevInfo::new(info.function, config),
+        users: AtomicUsize::new(0),
+    }
+}
+
+/// The domain may be left out, as everywhere.
+fn is_pci_address(text: &str) -> bool {
+    let shape = |pattern: &str| {
+        text.len() == pattern.len()
+            && text.bytes().zip(pattern.bytes()).all(|(c, p)| if p == b'x' { c.is_ascii_hexdigit() } else { c == p })
+    };
+    shape("xxxx:xx:xx.x") || shape("xx:xx.x")
+}
+
+exports! {
+    fn doca_devinfo_create_list(
+        dev_list: *mut *mut *mut doca_devinfo => Out<*mut *mut doca_devinfo>,
+        nb_devs: *mut u32 => Out<u32>,
+    ) {
+        let config = config::current().map_err(|err| {
+            complain(&err.to_string());
+            Fault::DOCA_ERROR_INITIALIZATION
+        })?;
+        // The list ends with a null, which is how destroy finds its length.
+        let list: Box<[*mut doca_devinfo]> = (0..config.devices)
+            .map(|function| Handle::new(DevInfo::new(function, Arc::clone(&config))).to_c())
+            .chain([ptr::null_mut()])
+            .collect();
+        dev_list.put(Box::leak(list).as_mut_ptr());
+        nb_devs.put(config.devices);
+        Ok(())
+    }
+
+    fn doca_devinfo_destroy_list(dev_list: *mut *mut doca_devinfo => List) {
+        dev_list.destroy();
+        Ok(())
+    }
+
+    fn doca_dev_open(devinfo: *mut doca_devinfo => Handle<DevInfo>, dev: *mut *mut doca_dev => Out<*mut doca_dev>) {
+        dev.put(Handle::new(open(&devinfo)).to_c());
+        Ok(())
+    }
+
+    fn doca_dev_close(dev: *mut doca_dev => Handle<Dev>) {
+        if dev.users.load(Ordering::Acquire) > 0 {
+            return Err(Fault::DOCA_ERROR_IN_USE);
+        }
+        // SAFETY: nothing holds the device, and the caller gives its handle up. Dropping it joins the engine threads.
+        unsafe { dev.destroy() };
+        Ok(())
+    }
+
+    fn doca_dev_as_devinfo(dev: *const doca_dev => Handle<Dev>) -> *mut doca_devinfo = (ptr::null_mut()) {
+        ptr::from_ref(&dev.info).cast_mut().cast()
+    }
+
+    fn doca_devinfo_get_pci_addr_str(devinfo: *const doca_devinfo => Handle<DevInfo>, pci_addr_str: *mut c_char => Room) {
+        put_text(pci_addr_str, &devinfo.pci_address(), crate::abi::DOCA_DEVINFO_PCI_ADDR_SIZE)
+    }
+
+    fn doca_devinfo_is_equal_pci_addr(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        pci_addr_str: *const c_char => Text,
+        is_equal: *mut u8 => Out<u8>,
+    ) {
+        if !is_pci_address(&pci_addr_str.0) {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        let ours = devinfo.pci_address();
+        let theirs = pci_addr_str.0.to_ascii_lowercase();
+        is_equal.put(u8::from(ours == theirs || ours.strip_prefix("0000:") == Some(&theirs)));
+        Ok(())
+    }
+
+    fn doca_devinfo_get_iface_name(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        iface_name: *mut c_char => Room,
+        size: u32,
+    ) {
+        put_text(iface_name, &format!("p{}", devinfo.function), size)
+    }
+
+    fn doca_devinfo_get_ibdev_name(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        ibdev_name: *mut c_char => Room,
+        size: u32,
+    ) {
+        put_text(ibdev_name, &format!("mlx5_{}", devinfo.function), size)
+    }
+
+    fn doca_devinfo_get_mac_addr(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        mac_addr: *mut u8 => Room,
+        size: u32,
+    ) {
+        // locally administered, so nobody's
+        mac_addr.put(&[0x02, 0, 0, 0x03, 0, devinfo.function as u8], size as usize)
+    }
+
+    fn doca_devinfo_get_ipv4_addr(devinfo: *const doca_devinfo => Handle<DevInfo>, ipv4_addr: *mut u8 => Room, size: u32) {
+        let _ = (devinfo, ipv4_addr, size);
+        Err(Fault::DOCA_ERROR_NOT_FOUND)
+    }
+
+    fn doca_devinfo_get_ipv6_addr(devinfo: *const doca_devinfo => Handle<DevInfo>, ipv6_addr: *mut u8 => Room, size: u32) {
+        let _ = (devinfo, ipv6_addr, size);
+        Err(Fault::DOCA_ERROR_NOT_FOUND)
+    }
+}
+
+fn put_text(room: Room, text: &str, size: u32) -> Answer {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    room.put(&bytes, size as usize)
+}
+
+/// A device list on its way back.
+struct List(Vec<Handle<DevInfo>>, Box<[*mut doca_devinfo]>);
+
+impl Enter<*mut *mut doca_devinfo> for List {
+    unsafe fn enter(raw: *mut *mut doca_devinfo) -> Result<Self, Fault> {
+        if raw.is_null() {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        let mut entries = Vec::new();
+        loop {
+            // SAFETY: the caller passes a list of `doca_devinfo_create_list`, which ends with a null that stops us.
+            let entry = unsafe { *raw.add(entries.len()) };
+            if entry.is_null() {
+                break;
+            }
+            // SAFETY: entries of such a list point to what create_list leaked.
+            entries.push(unsafe { Handle::from_c(entry) }?);
+        }
+        // SAFETY: the box that create_list leaked: the entries and their null; the caller gives it up.
+        let list = unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(raw, entries.len() + 1)) };
+        Ok(List(entries, list))
+    }
+}
+
+impl List {
+    fn destroy(self) {
+        for entry in self.0 {
+            // SAFETY: made by `Handle::new` in create_list, and the caller gives the list with its entries up.
+            unsafe { entry.destroy() };
+        }
+        drop(self.1);
+    }
+}

@@ -1,0 +1,316 @@
+//! Engines: threads of a device that take tasks from one queue per engine kind, run them and post them to the port of
+//! their progress engine.
+//!
+//! Threads start with the first context that needs them and end with the device. All that they need is allocated before
+//! they take their first task: codec state, iovec lists, and for each thread two staging areas of the card's largest
+//! buffer (a source that is a list or in another process is gathered into one; an output for a list or for another
+//! process is made in the other and copied out from there). The areas are zero pages until used.
+//!
+//! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before they sleep.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::chance::Chance;
+use crate::codec::{self, Codec, Unusable};
+use crate::config::Config;
+use crate::copy::{self, Copier, Piece};
+use crate::dev::{LIST_MAX, buf_bytes_max};
+use crate::door::Handle;
+use crate::error::{Answer, FLUSHED, Fault};
+use crate::region::Reach;
+use crate::task::{Fifo, Job, Kind, Line, Segment, Sums, Task};
+
+/// With `reorder`: how far a task may be overtaken at once.
+const OVERTAKE_MAX: usize = 8;
+
+pub(crate) struct Engine {
+    name: &'static str,
+    width: u32,
+    queue: Arc<Queue>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Queue {
+    inner: Mutex<Waiting>,
+    ready: Condvar,
+    /// There if tasks may overtake each other.
+    shuffle: Option<Chance>,
+}
+
+struct Waiting {
+    tasks: Fifo,
+    sleepers: usize,
+    is_closing: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next task, or None when the device closes.
+    fn next(&self) -> Option<Handle<Task>> {
+        let mut waiting = self.lock();
+        loop {
+            let len = waiting.tasks.len();
+            if len > 0 {
+                let index = self.shuffle.as_ref().map_or(0, |chance| chance.draw() as usize % len.min(OVERTAKE_MAX));
+                return waiting.tasks.take(index);
+            }
+            if waiting.is_closing {
+                return None;
+            }
+            waiting.sleepers += 1;
+            waiting = self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting.sleepers -= 1;
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(name: &'static str, width: u32, reorder: bool, seed: u64) -> Engine {
+        let inner = Mutex::new(Waiting { tasks: Fifo::new(), sleepers: 0, is_closing: false });
+        let queue = Queue { inner, ready: Condvar::new(), shuffle: reorder.then(|| Chance::new(seed)) };
+        Engine { name, width, queue: Arc::new(queue), threads: Mutex::new(Vec::new()) }
+    }
+
+    /// Starts the threads if they do not run yet.
+    pub(crate) fn start(&self, config: &Config) -> Answer {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        while threads.len() < self.width as usize {
+            let queue = Arc::clone(&self.queue);
+            let worker = Worker::new(self.name == "compress", config);
+            let thread = thread::Builder::new().name(format!("{}-{}", self.name, threads.len()));
+            let thread = thread.spawn(move || work(&queue, worker)).map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?;
+            threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Queues tasks, in order.
+    pub(crate) fn take_in(&self, tasks: Fifo) {
+        let count = tasks.len();
+        let sleepers = {
+            let mut waiting = self.queue.lock();
+            waiting.tasks.append(tasks);
+            waiting.sleepers
+        };
+        match count.min(sleepers) {
+            0 => {}
+            1 => self.queue.ready.notify_one(),
+            _ => self.queue.ready.notify_all(),
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.lock().is_closing = true;
+        self.queue.ready.notify_all();
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A thread that panicked has already said so; the device closes all the same.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(queue: &Queue, mut worker: Worker) {
+    while let Some(task) = queue.next() {
+        // SAFETY: the task came out of the queue, so the job is this thread's until `post`.
+        let job = unsafe { task.job() };
+        let done = worker.run(task.kind, job, &task.line);
+        job.unload();
+        job.outcome = done.map(|made| made.bytes);
+        job.sums = done.map_or(Sums::default(), |made| made.sums);
+        if job.outcome.is_err() {
+            // Read by tasks that start later; those already running finish.
+            task.line.broken.store(true, Ordering::Release);
+        }
+        // After `post` the application may free the task and all that hangs on it.
+        let port = Arc::clone(&task.line.port);
+        port.post(task);
+    }
+}
+
+/// What a task came to.
+#[derive(Clone, Copy)]
+struct Made {
+    bytes: usize,
+    sums: Sums,
+}
+
+/// One engine thread's tools.
+struct Worker {
+    codec: Option<Codec>,
+    copier: Copier,
+    sources: Vec<Piece>,
+    destinations: Vec<Piece>,
+    /// Gathered input.
+    input: Vec<u8>,
+    /// Output on its way elsewhere; for the copy engine, what goes from one process to another.
+    output: Vec<u8>,
+}
+
+// SAFETY: the piece lists are empty between tasks, so no pointer moves to the thread with them.
+unsafe impl Send for Worker {}
+
+impl Worker {
+    fn new(is_compress: bool, config: &Config) -> Worker {
+        let room = |kind: Kind| buf_bytes_max(config.profile, kind).unwrap_or(0) as usize;
+        let deflates = room(Kind::Deflate) > 0;
+        let staging = if is_compress { room(Kind::Inflate) } else { room(Kind::Memcpy) };
+        Worker {
+            codec: is_compress.then(|| Codec::new(deflates)),
+            copier: Copier::new(),
+            sources: Vec::with_capacity(LIST_MAX as usize),
+            destinations: Vec::with_capacity(LIST_MAX as usize),
+            input: vec![0; if is_compress { staging } else { 0 }],
+            output: vec![0; staging],
+        }
+    }
+
+    fn run(&mut self, kind: Kind, job: &Job, line: &Line) -> Result<Made, Fault> {
+        if let Some(refusal) = job.refusal {
+            return Err(refusal);
+        }
+        if line.broken.load(Ordering::Acquire) {
+            return Err(FLUSHED);
+        }
+        if job.fate.delay_us > 0 {
+            thread::sleep(Duration::from_micros(u64::from(job.fate.delay_us)));
+        }
+        if job.fate.fail {
+            return Err(Fault::DOCA_ERROR_IO_FAILED);
+        }
+        let (sources, destinations) = job.lists();
+        let passages = (Passage::open(sources)?, Passage::open(destinations)?);
+        // SAFETY: the passages keep the regions reachable until the end of this function.
+        unsafe {
+            pieces(&mut self.sources, sources);
+            pieces(&mut self.destinations, destinations);
+        }
+        let made = match kind {
+            Kind::Memcpy => self.copy(),
+            _ => self.transform(kind, job),
+        };
+        self.sources.clear();
+        self.destinations.clear();
+        drop(passages);
+        made
+    }
+
+    fn copy(&mut self) -> Result<Made, Fault> {
+        let bytes = copy::total(&self.sources);
+        // SAFETY: `run` keeps the pieces reachable.
+        unsafe { self.copier.copy(&self.sources, &self.destinations, bytes, &mut self.output) }?;
+        Ok(Made { bytes, sums: Sums::default() })
+    }
+
+    fn transform(&mut self, kind: Kind, job: &Job) -> Result<Made, Fault> {
+        let Worker { codec, copier, sources, destinations, input, output } = self;
+        let codec = codec.as_mut().ok_or(Fault::DOCA_ERROR_UNEXPECTED)?;
+        let overlap = sources.iter().any(|s| destinations.iter().any(|d| s.overlaps(d)));
+
+        let in_place = match &sources[..] {
+            // SAFETY: `run` keeps it reachable, nothing overlaps it, and the application leaves a task's source alone.
+            [one] if !overlap => unsafe { one.bytes() },
+            _ => None,
+        };
+        let source: &[u8] = match in_place {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = copy::total(sources);
+                let gathered = input.get_mut(..bytes).ok_or(Fault::DOCA_ERROR_TOO_BIG)?;
+                // SAFETY: `run` keeps the pieces reachable; `output` is not in use yet.
+                unsafe { copier.copy(sources, &[Piece::here(gathered)], bytes, output) }?;
+                gathered
+            }
+        };
+
+        let room = copy::total(destinations);
+        let direct = match &destinations[..] {
+            // SAFETY: as for the source; the application leaves a task's destination alone.
+            [one] => unsafe { one.bytes_mut() },
+            _ => None,
+        };
+        let is_direct = direct.is_some();
+        let made: &mut [u8] = match direct {
+            Some(bytes) => bytes,
+            None => output.get_mut(..room).ok_or(Fault::DOCA_ERROR_TOO_BIG)?,
+        };
+
+        let produced = match kind {
+            Kind::Inflate => codec.inflate(source, made),
+            Kind::Deflate => codec.deflate(source, made),
+            Kind::Lz4Block => codec::lz4_block(source, made),
+            Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
+            Kind::Memcpy => Err(Unusable),
+        };
+        let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
+        let made = &mut made[..produced];
+        if let (Some(bit), false) = (job.fate.corrupt, made.is_empty()) {
+            let bit = (bit % (made.len() as u64 * 8)) as usize;
+            made[bit / 8] ^= 1 << (bit % 8);
+        }
+        let plain: &[u8] = if kind == Kind::Deflate { source } else { made };
+        let second = match kind {
+            Kind::Inflate | Kind::Deflate => codec::adler32(plain),
+            _ => codec::xxh32(plain).swap_bytes(),
+        };
+        let sums = Sums { crc: crc32fast::hash(plain), second };
+        if !is_direct {
+            let made = [Piece::here(made)];
+            // SAFETY: `run` keeps the pieces reachable. `made` lives in `output`, so there is no bounce area, and none
+            // is needed: the source is here.
+            unsafe { copier.copy(&made, destinations, produced, &mut []) }?;
+        }
+        Ok(Made { bytes: produced, sums })
+    }
+}
+
+/// # Safety
+/// The pieces are gone before the passage of their segments closes.
+unsafe fn pieces(list: &mut Vec<Piece>, segments: &[Segment]) {
+    list.clear();
+    for segment in segments {
+        // SAFETY: the caller's word.
+        list.push(unsafe { Piece::of(segment.region(), segment.addr, segment.len) });
+    }
+}
+
+/// Leave to use the regions of a list: exporters in this process are kept from stopping, those elsewhere were alive
+/// when it opened.
+struct Passage<'a> {
+    entered: &'a [Segment],
+}
+
+impl<'a> Passage<'a> {
+    fn open(segments: &'a [Segment]) -> Result<Passage<'a>, Fault> {
+        let mut passage = Passage { entered: &[] };
+        for (index, segment) in segments.iter().enumerate() {
+            if segment.is_owner {
+                match &segment.region().reach {
+                    Reach::Own => {}
+                    Reach::Neighbour(exporter) => exporter.gate.enter()?,
+                    Reach::Foreign(foreign) if foreign.is_alive() => {}
+                    Reach::Foreign(_) => return Err(Fault::DOCA_ERROR_IO_FAILED),
+                }
+            }
+            passage.entered = &segments[..=index];
+        }
+        Ok(passage)
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        for segment in self.entered.iter().filter(|segment| segment.is_owner) {
+            if let Reach::Neighbour(exporter) = &segment.region().reach {
+                exporter.gate.leave();
+            }
+        }
+    }
+}

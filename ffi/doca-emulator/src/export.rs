@@ -1,0 +1,367 @@
+//! Export blobs: how a memory map of one process becomes reachable from another.
+//!
+//! The blob names the process, the range, what is allowed, and a **cookie**: a random word at an address in the
+//! exporter. Before each task the importer reads it with `process_vm_readv`; an exporter that exited, whose pid was
+//! given to somebody else, or who stopped its mmap no longer has that word there, and the task fails with `IO_FAILED`.
+//!
+//! Bytes move one of two ways. If the range lies in one shared file mapping **and the file is sealed against shrinking**
+//! (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system call per byte and no
+//! `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached with
+//! `process_vm_readv` and `process_vm_writev`, where a hole is an error and not a signal. A check of the file's size
+//! before each direct copy would leave a gap between check and copy, so it is not used.
+//!
+//! The kernel lets one process reach another's memory if it may trace it: same user, or `CAP_SYS_PTRACE`. The exporter
+//! declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama. Both must live in one pid namespace.
+//!
+//! Blob, little endian, 128 bytes:
+//! ```text
+//!   0 magic        16 cookie       32 base   48 access       56 file device    72 file offset    96 reserved, zero
+//!   8 version      24 its address  40 len    52 0 or 1: file 64 file inode     80, 88 its mapping      124 CRC-32
+//!  12 pid
+//! ```
+
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File, OpenOptions};
+use std::hash::BuildHasher;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Fault;
+use crate::region::{PCI_READ_WRITE, Region};
+
+pub(crate) const BLOB_BYTES: usize = 128;
+const MAGIC: [u8; 8] = *b"kvl-pci\0";
+const VERSION: u32 = 1;
+const CRC_AT: usize = BLOB_BYTES - 4;
+/// Exports that may be alive at once.
+const COOKIES: usize = 1024;
+
+/// Where importers look: a slot holds its export's cookie while that is alive, else zero. Static, so that the address
+/// stays readable after the export is gone.
+static SLOTS: [AtomicU64; COOKIES] = [const { AtomicU64::new(0) }; COOKIES];
+/// Exports of this process, for importers in it.
+static ALIVE: Mutex<Vec<(u64, Arc<Region>)>> = Mutex::new(Vec::new());
+
+/// One live export; dropping it shuts importers out, here and in other processes.
+pub(crate) struct Export {
+    pub(crate) blob: Box<[u8; BLOB_BYTES]>,
+    slot: usize,
+    region: Arc<Region>,
+}
+
+impl Export {
+    pub(crate) fn new(region: &Arc<Region>) -> Result<Export, Fault> {
+        let cookie = fresh_cookie();
+        let vacant = |slot: &AtomicU64| slot.compare_exchange(0, cookie, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let slot = SLOTS.iter().position(vacant).ok_or(Fault::DOCA_ERROR_NO_MEMORY)?;
+        allow_tracing();
+        let ticket = Ticket {
+            pid: process::id(),
+            cookie,
+            cookie_at: ptr::from_ref(&SLOTS[slot]).expose_provenance() as u64,
+            base: region.base,
+            len: region.len as u64,
+            access: region.access,
+            file: FileRange::behind(region.base, region.len),
+        };
+        ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push((cookie, Arc::clone(region)));
+        Ok(Export { blob: Box::new(ticket.encode()), slot, region: Arc::clone(region) })
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let cookie = SLOTS[self.slot].swap(0, Ordering::AcqRel);
+        ALIVE.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != cookie);
+        self.region.gate.shut();
+    }
+}
+
+fn fresh_cookie() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Randomly keyed, so another process's leftovers do not match by accident.
+    RandomState::new().hash_one((process::id(), COUNT.fetch_add(1, Ordering::Relaxed))).max(1)
+}
+
+fn allow_tracing() {
+    if cfg!(miri) {
+        return;
+    }
+    // SAFETY: passes two integers; sets a flag of this process. A kernel without Yama answers EINVAL, which is fine.
+    unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
+}
+
+/// What a blob says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ticket {
+    pub(crate) pid: u32,
+    pub(crate) cookie: u64,
+    cookie_at: u64,
+    pub(crate) base: u64,
+    pub(crate) len: u64,
+    pub(crate) access: u32,
+    file: Option<FileRange>,
+}
+
+impl Ticket {
+    fn encode(&self) -> [u8; BLOB_BYTES] {
+        let file = self.file.unwrap_or_default();
+        let mut blob = [0; BLOB_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| blob[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(12, &self.pid.to_le_bytes());
+        put(48, &self.access.to_le_bytes());
+        put(52, &u32::from(self.file.is_some()).to_le_bytes());
+        let words = [(16, self.cookie), (24, self.cookie_at), (32, self.base), (40, self.len)];
+        let of_file =
+            [(56, file.device), (64, file.inode), (72, file.offset), (80, file.mapping.0), (88, file.mapping.1)];
+        for (at, word) in words.into_iter().chain(of_file) {
+            put(at, &word.to_le_bytes());
+        }
+        let crc = crc32fast::hash(&blob[..CRC_AT]);
+        blob[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        blob
+    }
+
+    /// None for anything but an intact blob of our version.
+    pub(crate) fn decode(blob: &[u8]) -> Option<Ticket> {
+        let blob: &[u8; BLOB_BYTES] = blob.try_into().ok()?;
+        let half = |at: usize| u32::from_le_bytes([blob[at], blob[at + 1], blob[at + 2], blob[at + 3]]);
+        let word = |at: usize| u64::from(half(at)) | u64::from(half(at + 4)) << 32;
+        let intact = blob[..8] == MAGIC && half(8) == VERSION && half(CRC_AT) == crc32fast::hash(&blob[..CRC_AT]);
+        let range_fits = word(32).checked_add(word(40)).is_some() && isize::try_from(word(40)).is_ok();
+        if !intact || !range_fits || word(40) == 0 {
+            return None;
+        }
+        let file = FileRange { device: word(56), inode: word(64), offset: word(72), mapping: (word(80), word(88)) };
+        Some(Ticket {
+            pid: half(12),
+            cookie: word(16),
+            cookie_at: word(24),
+            base: word(32),
+            len: word(40),
+            access: half(48),
+            file: (half(52) == 1).then_some(file),
+        })
+    }
+
+    /// The region itself, if this process is the exporter and has not stopped it.
+    pub(crate) fn region_here(&self) -> Option<Arc<Region>> {
+        let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        alive.iter().find(|(cookie, _)| *cookie == self.cookie).map(|(_, region)| Arc::clone(region))
+    }
+}
+
+/// A range of a file that a range of memory shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct FileRange {
+    /// `st_dev`
+    device: u64,
+    inode: u64,
+    /// Of the first byte of the memory range.
+    offset: u64,
+    /// The exporter's mapping, whose ends name it in `/proc/PID/map_files`.
+    mapping: (u64, u64),
+}
+
+/// One line of `/proc/self/maps`.
+struct Mapping {
+    start: u64,
+    end: u64,
+    is_shared: bool,
+    offset: u64,
+    device: u64,
+    inode: u64,
+}
+
+impl Mapping {
+    fn parse(line: &str) -> Option<Mapping> {
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let is_shared = fields.next()?.ends_with('s');
+        let offset = hex(fields.next()?)?;
+        let (major, minor) = fields.next()?.split_once(':')?;
+        let device = libc::makedev(hex(major)? as u32, hex(minor)? as u32);
+        let inode = fields.next()?.parse().ok()?;
+        Some(Mapping { start: hex(start)?, end: hex(end)?, is_shared, offset, device, inode })
+    }
+}
+
+impl FileRange {
+    /// Finds the one shared file mapping that covers the range; None if it is anonymous, private or a patchwork.
+    fn behind(base: u64, len: usize) -> Option<FileRange> {
+        if cfg!(miri) {
+            return None;
+        }
+        let maps = fs::read_to_string("/proc/self/maps").ok()?;
+        let mapping = maps.lines().filter_map(Mapping::parse).find(|m| m.start <= base && base < m.end)?;
+        let covers = base.checked_add(len as u64)? <= mapping.end;
+        (covers && mapping.is_shared && mapping.inode != 0).then(|| FileRange {
+            device: mapping.device,
+            inode: mapping.inode,
+            offset: mapping.offset + (base - mapping.start),
+            mapping: (mapping.start, mapping.end),
+        })
+    }
+
+    /// Opens the file through the exporter: by its mapping, which needs privilege, or by any descriptor that it holds.
+    fn open(&self, pid: u32, writable: bool) -> Option<File> {
+        let is_it = |file: &File| file.metadata().is_ok_and(|m| m.dev() == self.device && m.ino() == self.inode);
+        let open = |path: PathBuf| OpenOptions::new().read(true).write(writable).open(path).ok().filter(is_it);
+        let by_mapping = format!("/proc/{pid}/map_files/{:x}-{:x}", self.mapping.0, self.mapping.1);
+        if let Some(file) = open(by_mapping.into()) {
+            return Some(file);
+        }
+        let is_candidate =
+            |path: &PathBuf| fs::metadata(path).is_ok_and(|m| m.dev() == self.device && m.ino() == self.inode);
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        descriptors.filter_map(|entry| Some(entry.ok()?.path())).filter(is_candidate).find_map(open)
+    }
+}
+
+/// Another process's export.
+pub(crate) struct Foreign {
+    pub(crate) pid: libc::pid_t,
+    cookie: u64,
+    cookie_at: u64,
+    window: Option<Window>,
+}
+
+impl Foreign {
+    /// Refuses an exporter that is gone (`DRIVER`) or that the kernel does not let us reach (`NOT_PERMITTED`).
+    pub(crate) fn new(ticket: &Ticket, may_map: bool) -> Result<Foreign, Fault> {
+        let pid = libc::pid_t::try_from(ticket.pid).map_err(|_| Fault::DOCA_ERROR_INVALID_VALUE)?;
+        let mut foreign = Foreign { pid, cookie: ticket.cookie, cookie_at: ticket.cookie_at, window: None };
+        match foreign.read_cookie() {
+            Ok(cookie) if cookie == ticket.cookie => {}
+            Err(err) if err.raw_os_error() == Some(libc::EPERM) => return Err(Fault::DOCA_ERROR_NOT_PERMITTED),
+            _ => return Err(Fault::DOCA_ERROR_DRIVER),
+        }
+        if may_map {
+            foreign.window = Window::open(ticket);
+        }
+        Ok(foreign)
+    }
+
+    /// Whether the export still stands.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.read_cookie().is_ok_and(|cookie| cookie == self.cookie)
+    }
+
+    fn read_cookie(&self) -> io::Result<u64> {
+        let mut cookie = 0u64;
+        let here = libc::iovec { iov_base: ptr::from_mut(&mut cookie).cast(), iov_len: 8 };
+        let there = libc::iovec { iov_base: ptr::without_provenance_mut(self.cookie_at as usize), iov_len: 8 };
+        // SAFETY: one local range, eight bytes of our own variable; the remote one is checked by the kernel.
+        match unsafe { libc::process_vm_readv(self.pid, &here, 1, &there, 1, 0) } {
+            8 => Ok(cookie),
+            -1 => Err(io::Error::last_os_error()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Our own view of `offset` bytes into the range, if there is a window.
+    pub(crate) fn view(&self, offset: u64) -> Option<*mut u8> {
+        self.window.as_ref().map(|window| window.first.wrapping_add(offset as usize))
+    }
+}
+
+/// The exporter's pages, mapped here. Only sealed files: see the head of this module.
+struct Window {
+    map: *mut libc::c_void,
+    map_bytes: usize,
+    first: *mut u8,
+}
+
+// SAFETY: the mapping belongs to the window alone and stays put until drop; its bytes are only touched by raw copies.
+unsafe impl Send for Window {}
+// SAFETY: as above; a shared window hands out nothing but its address.
+unsafe impl Sync for Window {}
+
+impl Window {
+    fn open(ticket: &Ticket) -> Option<Window> {
+        let range = ticket.file?;
+        let writable = ticket.access & PCI_READ_WRITE != 0;
+        let file = range.open(ticket.pid, writable)?;
+        // SAFETY: asks about a descriptor that `file` keeps open.
+        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+        let end = range.offset.checked_add(ticket.len)?;
+        if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 || file.metadata().ok()?.len() < end {
+            return None;
+        }
+        // Huge pages want offsets that are multiples of theirs; 2 MiB suits all but the rarest.
+        const ALIGN: u64 = 2 << 20;
+        let start = range.offset & !(ALIGN - 1);
+        let map_bytes = usize::try_from(end - start).ok()?;
+        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let offset = libc::off_t::try_from(start).ok()?;
+        // SAFETY: a new mapping where the kernel likes; it takes nothing away from anybody.
+        let map = unsafe {
+            libc::mmap(ptr::null_mut(), map_bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        };
+        if map == libc::MAP_FAILED {
+            return None;
+        }
+        let first = map.cast::<u8>().wrapping_add((range.offset - start) as usize);
+        Some(Window { map, map_bytes, first })
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `open`, with its length; regions outlive the tasks that use them, so nobody looks.
+        unsafe { libc::munmap(self.map, self.map_bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket() -> Ticket {
+        let file = FileRange { device: 1, inode: 2, offset: 3, mapping: (4, 5) };
+        Ticket { pid: 7, cookie: 8, cookie_at: 9, base: 0x1000, len: 4096, access: PCI_READ_WRITE, file: Some(file) }
+    }
+
+    #[test]
+    fn blob_round_trips() {
+        for file in [None, ticket().file] {
+            let ticket = Ticket { file, ..ticket() };
+            assert_eq!(Ticket::decode(&ticket.encode()), Some(ticket));
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_refused() {
+        for bit in 0..BLOB_BYTES * 8 {
+            let mut blob = ticket().encode();
+            blob[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Ticket::decode(&blob), None, "bit {bit}");
+        }
+        assert_eq!(Ticket::decode(&ticket().encode()[..127]), None);
+    }
+
+    #[test]
+    fn a_range_that_wraps_is_refused() {
+        assert_eq!(Ticket::decode(&Ticket { base: u64::MAX, len: 2, ..ticket() }.encode()), None);
+        assert_eq!(Ticket::decode(&Ticket { len: 0, ..ticket() }.encode()), None);
+    }
+
+    #[test]
+    fn maps_lines_parse() {
+        let line = "7f12a000-7f12b000 rw-s 00003000 00:01 1234                       /memfd:x (deleted)";
+        let mapping = Mapping::parse(line).expect("a shared mapping");
+        assert!(mapping.is_shared && mapping.start == 0x7f12_a000 && mapping.offset == 0x3000 && mapping.inode == 1234);
+        assert_eq!(mapping.device, libc::makedev(0, 1));
+        assert!(!Mapping::parse("0-1 r-xp 0 00:00 0").expect("a line").is_shared);
+        assert!(Mapping::parse("nonsense").is_none());
+    }
+}

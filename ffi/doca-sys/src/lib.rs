@@ -1,0 +1,21 @@
+//! Raw DOCA bindings, generated at build time; see `build.rs` at the root of the workspace.
+//!
+//! Nothing is written by hand here: no wrapper, no convenience. C enums are newtypes, because C may grow values.
+//! Header inlines (`doca_buf_inventory_buf_get_by_addr`, `.._by_data`) are not symbols and so are not here:
+//! use `doca_buf_inventory_buf_get_by_args`.
+//!
+//! Safe code over these functions is in the crate `doca`, their behaviour in the crate `doca-emulator` or in the SDK.
+
+#[cfg(feature = "emulator")]
+extern crate doca_emulator as _;
+
+/// What stands behind the functions of this build: `"emulator"` or `"sdk"`.
+pub const FLAVOUR: &str = if cfg!(feature = "emulator") { "emulator" } else { "sdk" };
+
+mod bindings {
+    #![allow(non_camel_case_types, non_upper_case_globals, non_snake_case, missing_debug_implementations)]
+    #![allow(unreachable_pub, rustdoc::all, clippy::all, clippy::undocumented_unsafe_blocks)]
+    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+}
+
+pub use bindings::*;

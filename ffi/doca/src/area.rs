@@ -1,0 +1,180 @@
+//! Registered memory of this side: one [`Region`] is allocated and registered in Init and carved into [`Area`]s.
+//!
+//! An `Area` is the exclusive owner of its bytes. Whoever holds it may read and write them; an engine that works on them
+//! holds it instead. That is the whole aliasing rule, and the type system keeps it.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use doca_sys as sys;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use crate::device::Device;
+use crate::error::{Code, Error};
+
+/// CPU-side alignment that performs best (DOCA Core guide: 64 bytes).
+pub const AREA_ALIGNMENT: usize = 64;
+
+pub(crate) struct Memory {
+    base: NonNull<u8>,
+    bytes: usize,
+    mmap: NonNull<sys::doca_mmap>,
+    _device: Device,
+}
+
+// SAFETY: the mapping is plain memory; its bytes are reached through `Area`s only, which are disjoint and exclusive. The
+// mmap handle is used read-only after start (buffers are made from it by the engine's thread) and destroyed once.
+unsafe impl Send for Memory {}
+// SAFETY: as above; nothing in `Memory` itself is written through a shared reference.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub(crate) fn mmap(&self) -> *mut sys::doca_mmap {
+        self.mmap.as_ptr()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `mmap` is live; buffers made from it hold their areas in a context's table, and those hold this Arc.
+        if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
+            log::warn!("region of {} bytes leaked: {error}", self.bytes);
+            return;
+        }
+        // SAFETY: mapped in `Region::allocate` with this base and length; no Area is left (each holds the Arc).
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
+            log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
+        }
+    }
+}
+
+/// A registered allocation of fixed size, carved from its start.
+pub struct Region {
+    memory: Arc<Memory>,
+    carved: usize,
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("bytes", &self.memory.bytes).field("carved", &self.carved).finish()
+    }
+}
+
+impl Region {
+    /// Maps `bytes` of zeroed, populated memory (huge pages if the system has them reserved) and registers it with `device`.
+    ///
+    /// # Errors
+    /// `NO_MEMORY` if the system refuses the mapping, else what the DOCA call answered.
+    pub fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
+        const HUGE_PAGE: usize = 2 << 20;
+        let no_memory = Error::new("mmap", Code::NO_MEMORY);
+        let bytes = bytes.checked_next_multiple_of(HUGE_PAGE).ok_or(no_memory)?;
+        let length = NonZeroUsize::new(bytes).ok_or(no_memory)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
+        let base = unsafe {
+            mmap_anonymous(None, length, access, flags | MapFlags::MAP_HUGETLB)
+                .or_else(|_| mmap_anonymous(None, length, access, flags))
+        }
+        .map_err(|_| no_memory)?
+        .cast::<u8>();
+        let mmap = match register(device, base, bytes, sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0) {
+            Ok(mmap) => mmap,
+            Err(error) => {
+                // SAFETY: mapped just above, nobody else has seen it.
+                let _ = unsafe { munmap(base.cast(), bytes) };
+                return Err(error);
+            }
+        };
+        let memory = Memory { base, bytes, mmap, _device: device.clone() };
+        Ok(Self { memory: Arc::new(memory), carved: 0 })
+    }
+
+    /// The next `bytes` of the region, aligned to [`AREA_ALIGNMENT`]; `None` when it is used up.
+    #[must_use]
+    pub fn carve(&mut self, bytes: usize) -> Option<Area> {
+        let end = self.carved.checked_add(bytes)?;
+        if end > self.memory.bytes {
+            return None;
+        }
+        let offset = self.carved;
+        self.carved = end.next_multiple_of(AREA_ALIGNMENT);
+        Some(Area { memory: Arc::clone(&self.memory), offset, bytes })
+    }
+
+    /// Size of the whole region, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes
+    }
+}
+
+/// A piece of a [`Region`] and the right to touch it.
+pub struct Area {
+    memory: Arc<Memory>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl fmt::Debug for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Area").field("offset", &self.offset).field("bytes", &self.bytes).finish()
+    }
+}
+
+impl Area {
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(crate) fn address(&self) -> *mut u8 {
+        // SAFETY: `offset` was range-checked against the mapping when the area was carved.
+        unsafe { self.memory.base.as_ptr().add(self.offset) }
+    }
+}
+
+impl Deref for Area {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: offset + bytes lie in the live mapping; areas are carved disjoint and this one is exclusive to its holder.
+        unsafe { std::slice::from_raw_parts(self.address(), self.bytes) }
+    }
+}
+
+impl DerefMut for Area {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` is the only path to these bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.address(), self.bytes) }
+    }
+}
+
+/// Creates and starts a `doca_mmap` over memory that the caller keeps alive until it is destroyed.
+pub(crate) fn register(
+    device: &Device,
+    base: NonNull<u8>,
+    bytes: usize,
+    permissions: u32,
+) -> Result<NonNull<sys::doca_mmap>, Error> {
+    let mut raw = ptr::null_mut();
+    // SAFETY: `raw` is a valid place for the handle.
+    unsafe { call!(doca_mmap_create(&raw mut raw)) }?;
+    let mmap = NonNull::new(raw).ok_or(Error::new("doca_mmap_create", Code::UNEXPECTED))?;
+    // SAFETY: the mmap is live and idle, the device open, the range mapped; this is the order the DOCA guide asks for.
+    let started = unsafe {
+        call!(doca_mmap_add_dev(raw, device.raw()))
+            .and_then(|()| call!(doca_mmap_set_permissions(raw, permissions)))
+            .and_then(|()| call!(doca_mmap_set_memrange(raw, base.as_ptr().cast(), bytes)))
+            .and_then(|()| call!(doca_mmap_start(raw)))
+    };
+    if let Err(error) = started {
+        // SAFETY: created above, never used.
+        let _ = unsafe { call!(doca_mmap_destroy(raw)) };
+        return Err(error);
+    }
+    Ok(mmap)
+}

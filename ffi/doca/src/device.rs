@@ -1,0 +1,223 @@
+//! Devices: find one by PCI address or name, open it, ask what its engines can do.
+
+use std::ffi::c_char;
+use std::fmt;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use doca_sys as sys;
+
+use crate::error::{Code, Error};
+
+/// How an operator names a device (`--device`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Selector {
+    /// The first device whose engines fit: the usual card has one.
+    #[default]
+    First,
+    /// PCI address (`03:00.0`, `0000:03:00.0`) or IB device name (`mlx5_0`).
+    Named(String),
+}
+
+/// What one engine of a device takes per task; asked, never assumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Largest source or destination, bytes.
+    pub bytes_max: u64,
+    /// Longest chain of buffers on one side of a task.
+    pub list_max: u32,
+}
+
+/// One line of the device list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    pub pci_address: String,
+    pub ibdev: String,
+    pub dma: Option<Caps>,
+    pub inflate: Option<Caps>,
+    pub lz4_block: Option<Caps>,
+}
+
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.pci_address, self.ibdev)?;
+        for (name, caps) in [("dma", self.dma), ("deflate", self.inflate), ("lz4", self.lz4_block)] {
+            match caps {
+                Some(caps) => write!(f, ", {name} {} bytes x{}", caps.bytes_max, caps.list_max)?,
+                None => write!(f, ", no {name}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Inner {
+    raw: NonNull<sys::doca_dev>,
+    info: DeviceInfo,
+}
+
+// SAFETY: a `doca_dev` has no thread affinity; after open it is only passed to create calls, which this crate makes from
+// the thread that owns the child, and closed once, in `Drop`, when no child is left.
+unsafe impl Send for Inner {}
+// SAFETY: as above; nothing behind a shared reference is written after `open`.
+unsafe impl Sync for Inner {}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: `raw` came from `doca_dev_open`, every child holds a clone of the Arc, so none is left, and this runs once.
+        if let Err(error) = unsafe { call!(doca_dev_close(self.raw.as_ptr())) } {
+            log::warn!("device {} leaked: {error}", self.info.pci_address);
+        }
+    }
+}
+
+/// An open device. Cheap to clone; closed when the last child is gone.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.0.info).finish()
+    }
+}
+
+impl Device {
+    /// Every device that DOCA sees.
+    ///
+    /// # Errors
+    /// What `doca_devinfo_create_list` answered.
+    pub fn list() -> Result<Vec<DeviceInfo>, Error> {
+        let list = List::create()?;
+        Ok(list.iter().map(describe).collect())
+    }
+
+    /// Opens the device that `selector` names.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if no device fits, else what the DOCA call answered.
+    pub fn open(selector: &Selector) -> Result<Self, Error> {
+        let list = List::create()?;
+        for devinfo in list.iter() {
+            let info = describe(devinfo);
+            let fits = match selector {
+                Selector::First => info.dma.is_some(),
+                Selector::Named(name) => *name == info.ibdev || same_pci_address(name, &info.pci_address),
+            };
+            if !fits {
+                continue;
+            }
+            let mut raw = ptr::null_mut();
+            // SAFETY: `devinfo` is an element of the live list; `raw` is a valid place for the handle.
+            unsafe { call!(doca_dev_open(devinfo, &raw mut raw)) }?;
+            let raw = NonNull::new(raw).ok_or(Error::new("doca_dev_open", Code::UNEXPECTED))?;
+            return Ok(Self(Arc::new(Inner { raw, info })));
+        }
+        Err(Error::new("doca_devinfo_create_list", Code::NOT_FOUND))
+    }
+
+    #[must_use]
+    pub fn info(&self) -> &DeviceInfo {
+        &self.0.info
+    }
+
+    pub(crate) fn raw(&self) -> *mut sys::doca_dev {
+        self.0.raw.as_ptr()
+    }
+}
+
+/// `0000:03:00.0` and `03:00.0` name the same function.
+fn same_pci_address(a: &str, b: &str) -> bool {
+    let bare = |s: &str| s.strip_prefix("0000:").unwrap_or(s).to_ascii_lowercase();
+    bare(a) == bare(b)
+}
+
+/// The device list, destroyed with its owner.
+struct List {
+    first: *mut *mut sys::doca_devinfo,
+    count: u32,
+}
+
+impl List {
+    fn create() -> Result<Self, Error> {
+        let mut list = Self { first: ptr::null_mut(), count: 0 };
+        // SAFETY: both out parameters are valid places.
+        unsafe { call!(doca_devinfo_create_list(&raw mut list.first, &raw mut list.count)) }?;
+        Ok(list)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = *mut sys::doca_devinfo> + '_ {
+        // SAFETY: DOCA filled `count` entries at `first`; they live until the list is destroyed, which `self` outlives.
+        (0..self.count as usize).map(|index| unsafe { *self.first.add(index) })
+    }
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        if self.first.is_null() {
+            return;
+        }
+        // SAFETY: `first` came from `doca_devinfo_create_list` and is destroyed once.
+        if let Err(error) = unsafe { call!(doca_devinfo_destroy_list(self.first)) } {
+            log::warn!("device list leaked: {error}");
+        }
+    }
+}
+
+fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
+    let mut pci = [0 as c_char; 64];
+    let mut ibdev = [0 as c_char; 64];
+    // SAFETY: `devinfo` is live (the caller holds its list); the buffers are longer than DOCA's name sizes.
+    let (pci_ok, ibdev_ok) = unsafe {
+        (
+            call!(doca_devinfo_get_pci_addr_str(devinfo, pci.as_mut_ptr())).is_ok(),
+            call!(doca_devinfo_get_ibdev_name(devinfo, ibdev.as_mut_ptr(), ibdev.len() as u32)).is_ok(),
+        )
+    };
+    let text = |ok: bool, chars: &[c_char]| match ok {
+        true => chars.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect(),
+        false => String::from("?"),
+    };
+    // SAFETY: cap queries read a live devinfo and write the places they are given.
+    let (dma, inflate, lz4_block) = unsafe {
+        (
+            caps(
+                call!(doca_dma_cap_task_memcpy_is_supported(devinfo)).is_ok(),
+                |v| call!(doca_dma_cap_task_memcpy_get_max_buf_size(devinfo, v)).is_ok(),
+                |v| call!(doca_dma_cap_task_memcpy_get_max_buf_list_len(devinfo, v)).is_ok(),
+            ),
+            caps(
+                call!(doca_compress_cap_task_decompress_deflate_is_supported(devinfo)).is_ok(),
+                |v| call!(doca_compress_cap_task_decompress_deflate_get_max_buf_size(devinfo, v)).is_ok(),
+                |v| call!(doca_compress_cap_task_decompress_deflate_get_max_buf_list_len(devinfo, v)).is_ok(),
+            ),
+            caps(
+                call!(doca_compress_cap_task_decompress_lz4_block_is_supported(devinfo)).is_ok(),
+                |v| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_size(devinfo, v)).is_ok(),
+                |v| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_list_len(devinfo, v)).is_ok(),
+            ),
+        )
+    };
+    DeviceInfo { pci_address: text(pci_ok, &pci), ibdev: text(ibdev_ok, &ibdev), dma, inflate, lz4_block }
+}
+
+fn caps(
+    supported: bool,
+    bytes: impl FnOnce(*mut u64) -> bool,
+    list: impl FnOnce(*mut u32) -> bool,
+) -> Option<Caps> {
+    let (mut bytes_max, mut list_max) = (0, 0);
+    let answered = supported && bytes(&raw mut bytes_max) && list(&raw mut list_max);
+    answered.then_some(Caps { bytes_max, list_max: list_max.max(1) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pci_addresses_with_and_without_domain_are_the_same() {
+        assert!(same_pci_address("0000:03:00.0", "03:00.0"));
+        assert!(same_pci_address("03:00.0", "0000:03:00.0"));
+        assert!(!same_pci_address("03:00.1", "03:00.0"));
+    }
+}

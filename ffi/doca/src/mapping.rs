@@ -1,0 +1,256 @@
+//! Memory that two sides share: the host maps and exports it, the card imports it and reaches it by DMA only.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use doca_sys as sys;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+use crate::area::register;
+use crate::device::Device;
+use crate::error::{Code, Error};
+
+/// What the card may do with exported memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// A shared mapping of a file, or anonymous memory, made to be exported.
+///
+/// No Rust reference to its bytes is ever made: another process and a device may write them at any time. Copies go
+/// through [`Mapping::read`] and [`Mapping::write`].
+pub struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory with no thread affinity; every access is a copy through a raw pointer.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; concurrent copies may tear, which the callers' checksums are for, but touch only mapped memory.
+unsafe impl Sync for Mapping {}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping").field("bytes", &self.bytes).finish()
+    }
+}
+
+impl Mapping {
+    /// Maps the first `bytes` of a file (or memfd), shared.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for zero bytes, `NO_MEMORY` if the system refuses.
+    pub fn of_file(file: impl AsFd, bytes: usize, access: Access) -> Result<Self, Error> {
+        let length = NonZeroUsize::new(bytes).ok_or(Error::new("mmap", Code::INVALID_VALUE))?;
+        let protection = match access {
+            Access::Read => ProtFlags::PROT_READ,
+            Access::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) };
+        let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
+        Ok(Self { base, bytes })
+    }
+
+    /// Zeroed anonymous memory, as a serving engine's allocator would give it.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for zero bytes, `NO_MEMORY` if the system refuses.
+    pub fn anonymous(bytes: usize) -> Result<Self, Error> {
+        let length = NonZeroUsize::new(bytes).ok_or(Error::new("mmap", Code::INVALID_VALUE))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
+        let base = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) };
+        let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
+        Ok(Self { base, bytes })
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The address under which the card names this memory (exports keep the exporter's addresses).
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Copies out of the mapping.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(offset <= self.bytes && into.len() <= self.bytes - offset, "read of {} at {offset}", into.len());
+        // SAFETY: range-checked above; `into` is exclusive and cannot overlap a mapping that no reference is made to.
+        unsafe { ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies into the mapping, which must have been made with [`Access::ReadWrite`].
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        assert!(offset <= self.bytes && from.len() <= self.bytes - offset, "write of {} at {offset}", from.len());
+        // SAFETY: range-checked above; `from` cannot overlap a mapping that no reference is made to.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped in a constructor with this base and length; exports hold the Arc, so none is left.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
+            log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
+        }
+    }
+}
+
+/// A [`Mapping`] registered and opened to the card. The blob is sensitive: it is the right to the memory.
+pub struct Export {
+    mmap: NonNull<sys::doca_mmap>,
+    blob: Vec<u8>,
+    mapping: Arc<Mapping>,
+    _device: Device,
+}
+
+// SAFETY: the handle is only read by accessors and destroyed once; DOCA mmaps have no thread affinity.
+unsafe impl Send for Export {}
+// SAFETY: nothing in it is written after construction.
+unsafe impl Sync for Export {}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("mapping", &self.mapping).field("blob_bytes", &self.blob.len()).finish()
+    }
+}
+
+impl Export {
+    /// # Errors
+    /// What the DOCA call answered.
+    pub fn new(device: &Device, mapping: Arc<Mapping>, access: Access) -> Result<Self, Error> {
+        let flag = match access {
+            Access::Read => sys::doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_ONLY,
+            Access::ReadWrite => sys::doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_WRITE,
+        };
+        let local = match access {
+            Access::Read => sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_ONLY,
+            Access::ReadWrite => sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE,
+        };
+        let mmap = register(device, mapping.base, mapping.bytes, flag.0 | local.0)?;
+        let mut export = Self { mmap, blob: Vec::new(), mapping, _device: device.clone() };
+        let (mut blob, mut bytes) = (ptr::null::<c_void>(), 0_usize);
+        // SAFETY: the mmap is started and holds the device; both out parameters are valid places.
+        unsafe { call!(doca_mmap_export_pci(mmap.as_ptr(), device.raw(), &raw mut blob, &raw mut bytes)) }?;
+        if blob.is_null() {
+            return Err(Error::new("doca_mmap_export_pci", Code::UNEXPECTED));
+        }
+        // SAFETY: DOCA owns `bytes` readable bytes at `blob` until the mmap stops; copied here, once.
+        export.blob = unsafe { std::slice::from_raw_parts(blob.cast::<u8>(), bytes) }.to_vec();
+        Ok(export)
+    }
+
+    /// What the card needs to import the memory.
+    #[must_use]
+    pub fn blob(&self) -> &[u8] {
+        &self.blob
+    }
+
+    #[must_use]
+    pub fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // SAFETY: registered in `new`, destroyed once; this side makes no buffers from it.
+        if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
+            log::warn!("export of {} bytes leaked: {error}", self.mapping.bytes);
+            // The device may still reach the memory: keep it mapped.
+            std::mem::forget(Arc::clone(&self.mapping));
+        }
+    }
+}
+
+/// Host memory as the card sees it: a name for DMA, never dereferenced.
+pub struct Remote {
+    mmap: NonNull<sys::doca_mmap>,
+    address: u64,
+    bytes: u64,
+    _device: Device,
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote").field("bytes", &self.bytes).finish()
+    }
+}
+
+/// A run of remote memory and the bytes of a local area that it stands for: one element of a scatter or gather list.
+#[derive(Clone, Copy, Debug)]
+pub struct RemoteRun<'a> {
+    pub remote: &'a Remote,
+    /// From the start of the exported range, bytes.
+    pub offset: u64,
+    /// From the start of the local area, bytes.
+    pub local: usize,
+    pub bytes: usize,
+}
+
+impl Remote {
+    /// # Errors
+    /// What `doca_mmap_create_from_export` answered: the blob comes from an untrusted peer.
+    pub fn import(device: &Device, blob: &[u8]) -> Result<Self, Error> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the blob is a readable slice, which DOCA copies; null user data is allowed; `raw` is a valid place.
+        unsafe {
+            call!(doca_mmap_create_from_export(
+                ptr::null(),
+                blob.as_ptr().cast(),
+                blob.len(),
+                device.raw(),
+                &raw mut raw
+            ))
+        }?;
+        let mmap = NonNull::new(raw).ok_or(Error::new("doca_mmap_create_from_export", Code::UNEXPECTED))?;
+        let mut remote = Self { mmap, address: 0, bytes: 0, _device: device.clone() };
+        let (mut address, mut bytes) = (ptr::null_mut::<c_void>(), 0_usize);
+        // SAFETY: the mmap is live; both out parameters are valid places.
+        unsafe { call!(doca_mmap_get_memrange(raw, &raw mut address, &raw mut bytes)) }?;
+        remote.address = address as u64;
+        remote.bytes = bytes as u64;
+        Ok(remote)
+    }
+
+    /// Length of the exported range.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The exporter's address of `offset`, or `None` if `bytes` from there are not inside.
+    pub(crate) fn locate(&self, offset: u64, bytes: usize) -> Option<*mut c_void> {
+        let end = offset.checked_add(bytes as u64)?;
+        (end <= self.bytes).then_some((self.address + offset) as *mut c_void)
+    }
+
+    pub(crate) fn mmap(&self) -> *mut sys::doca_mmap {
+        self.mmap.as_ptr()
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // SAFETY: created in `import`, destroyed once; with buffers still in flight DOCA refuses (NOT_PERMITTED) and we leak it.
+        if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
+            log::warn!("imported range of {} bytes leaked: {error}", self.bytes);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! From a socket to a session: the host's half of the conversation that mailbox/attach.rs draws.
+
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use block::Recipe;
+use doca::{Device, Selector};
+use mailbox::attach::{
+    ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region as RegionMessage,
+    layout_parts,
+};
+use mailbox::channel::{Channel, ChannelError, UnixChannel};
+use mailbox::{HostRing, Page};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::client::Client;
+use crate::error::{Error, Gone};
+use crate::export::{DeviceExporter, Exported, Exporter};
+use crate::memory::Memory;
+
+/// What is the same for all sessions that a program opens.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where dpu-app listens.
+    pub socket: PathBuf,
+    /// Name of this program, for people who look at the card.
+    pub client: String,
+    /// Device that opens this machine's memory to the card.
+    pub device: Selector,
+    /// How to store and what to look for; `None` is the card's own recipe.
+    pub recipe: Option<Recipe>,
+    /// For attach and for leaving.
+    pub timeout: Duration,
+    /// How long a wait looks at the page before it sleeps.
+    pub spin: Duration,
+    /// Chunks of one request on the page; longer requests are cut. `None`: as many as page and card take.
+    pub part_chunks: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            socket: PathBuf::from("/run/kvlane/dpu-app.sock"),
+            client: "host-ctl".to_owned(),
+            device: Selector::First,
+            recipe: None,
+            timeout: Duration::from_secs(10),
+            spin: Duration::from_micros(30),
+            part_chunks: None,
+        }
+    }
+}
+
+/// What the card said of itself, kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The card's number for this session.
+    pub session: u32,
+    /// Elements of its largest block.
+    pub block_elements: u32,
+    /// Chunks of one request on the page.
+    pub chunks_max: u32,
+    /// Requests in flight that it works on.
+    pub requests_max: u32,
+    /// What it stores with in this session; keys depend on it.
+    pub recipe: Recipe,
+    /// Its program and version.
+    pub card: String,
+}
+
+/// Where sessions come from. A closure is one, which is what tests use.
+pub trait Door {
+    /// A session with this memory, or for control only. `part_chunks` as in [`Options`].
+    ///
+    /// # Errors
+    /// Nobody there, refused, or no device.
+    fn attach(&mut self, memory: Option<Memory>) -> Result<Client, Error>;
+}
+
+impl<F: FnMut(Option<Memory>) -> Result<Client, Error>> Door for F {
+    fn attach(&mut self, memory: Option<Memory>) -> Result<Client, Error> {
+        self(memory)
+    }
+}
+
+impl Door for Options {
+    fn attach(&mut self, memory: Option<Memory>) -> Result<Client, Error> {
+        Client::attach(self, memory)
+    }
+}
+
+impl Client {
+    /// Attaches over the Unix socket, with memory exported by a device of this machine.
+    ///
+    /// # Errors
+    /// Nobody there, refused, no device, or a layout that cannot be.
+    pub fn attach(options: &Options, memory: Option<Memory>) -> Result<Client, Error> {
+        // The layout first, then the card, then the device: the operator hears of the nearest mistake.
+        if let Some(memory) = &memory {
+            memory.check()?;
+        }
+        let channel = UnixChannel::connect(&options.socket)?;
+        let device = Device::open(&options.device)?;
+        Client::attach_over(Box::new(channel), Box::new(DeviceExporter::new(device)), options, memory)
+    }
+
+    /// Attaches over any channel, with memory exported by anything.
+    ///
+    /// # Errors
+    /// As [`Client::attach`].
+    pub fn attach_over(
+        channel: Box<dyn Channel>,
+        mut exporter: Box<dyn Exporter>,
+        options: &Options,
+        memory: Option<Memory>,
+    ) -> Result<Client, Error> {
+        let layout = memory.as_ref().map(Memory::check).transpose()?;
+        let page = Page::create(generation()).map_err(|error| match error {
+            mailbox::PageError::System { call, source } => Error::System { call, path: "page".into(), source },
+            error => Error::input("page", error, "report it"),
+        })?;
+        let mut talk = Talk { channel, until: Instant::now() + options.timeout, timeout: options.timeout };
+        talk.introduce(&page, exporter.as_mut(), options, memory.as_ref())?;
+        let welcome = talk.welcome(page.generation())?;
+        if let Some(asked) = options.recipe.filter(|asked| asked.transform != welcome.recipe.transform) {
+            return Err(Error::Recipe { asked, card: welcome.recipe.to_string() });
+        }
+        Ok(Client::new(talk.channel, HostRing::new(page), exporter, welcome, layout, memory, options))
+    }
+}
+
+/// A number that rises with each page of this machine.
+fn generation() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64)
+}
+
+/// The conversation before there is a session.
+struct Talk {
+    channel: Box<dyn Channel>,
+    until: Instant,
+    timeout: Duration,
+}
+
+impl Talk {
+    fn introduce(
+        &mut self,
+        page: &Page,
+        exporter: &mut dyn Exporter,
+        options: &Options,
+        memory: Option<&Memory>,
+    ) -> Result<(), Error> {
+        let regions = memory.map_or(&[][..], |memory| &memory.regions);
+        self.say(&Message::Hello(Hello {
+            generation: page.generation(),
+            pid: std::process::id(),
+            region_count: regions.len() as u16,
+            geometry: memory.map(|memory| memory.geometry),
+            recipe: options.recipe,
+            client: &options.client,
+        }))?;
+        let exported = exporter.page(page)?;
+        self.region(PAGE_REGION, true, &exported)?;
+        for (index, region) in regions.iter().enumerate() {
+            let exported = exporter.region(&region.mapping, region.access)?;
+            self.region(index as u16, region.access == doca::Access::ReadWrite, &exported)?;
+        }
+        let bases = memory.map_or(&[][..], |memory| &memory.bases);
+        if let Some(memory) = memory {
+            for part in layout_parts(&memory.form, bases) {
+                self.say(&Message::Layout(part))?;
+            }
+        }
+        self.say(&Message::Commit(Commit { region_count: regions.len() as u16, base_count: bases.len() as u16 }))
+    }
+
+    fn region(&mut self, index: u16, writable: bool, exported: &Exported) -> Result<(), Error> {
+        let Exported { base, bytes, blob } = exported;
+        if blob.len() > EXPORT_BYTES_MAX {
+            let (value, limit) = (blob.len() as u64, EXPORT_BYTES_MAX as u64);
+            return Err(AttachError::Field { what: "bytes of an export", value, limit }.into());
+        }
+        self.say(&Message::Region(RegionMessage { index, writable, base: *base, bytes: *bytes, export: blob }))
+    }
+
+    /// Sends, and listens when the card hangs up: it may have said why.
+    fn say(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        let mut bytes = [0; ATTACH_MESSAGE_MAX];
+        let bytes = message.encode(&mut bytes)?;
+        loop {
+            match self.channel.send(bytes) {
+                Ok(()) => return Ok(()),
+                Err(ChannelError::Full) => self.wait(PollFlags::POLLOUT)?,
+                Err(ChannelError::Closed) => return Err(self.last_words()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn last_words(&mut self) -> Error {
+        let mut bytes = [0; ATTACH_MESSAGE_MAX];
+        while let Ok(Some(count)) = self.channel.receive(&mut bytes) {
+            match Message::decode(&bytes[..count]) {
+                Ok(Message::Refuse(refuse)) => return Error::Refused(refuse),
+                Ok(Message::Bye(farewell)) => return Gone::Left(farewell).into(),
+                _ => {}
+            }
+        }
+        Gone::Died.into()
+    }
+
+    fn welcome(&mut self, generation: u64) -> Result<Welcome, Error> {
+        let mut bytes = [0; ATTACH_MESSAGE_MAX];
+        loop {
+            let count = match self.channel.receive(&mut bytes) {
+                Ok(Some(count)) => count,
+                Ok(None) => {
+                    self.wait(PollFlags::POLLIN)?;
+                    continue;
+                }
+                Err(ChannelError::Closed) => return Err(Gone::Died.into()),
+                Err(error) => return Err(error.into()),
+            };
+            match Message::decode(&bytes[..count]) {
+                Ok(Message::Welcome(welcome)) if welcome.generation == generation => return believe(&welcome),
+                Ok(Message::Refuse(refuse)) => return Err(Error::Refused(refuse)),
+                Ok(Message::Bye(farewell)) => return Err(Gone::Left(farewell).into()),
+                // A card may ring before it speaks.
+                Ok(Message::Doorbell) => {}
+                Ok(other) => {
+                    let (what, value) = ("kind of the card's answer", other.kind().into());
+                    return Err(Gone::Babbled(AttachError::Field { what, value, limit: 6 }).into());
+                }
+                Err(error) => return Err(Gone::Babbled(error).into()),
+            }
+        }
+    }
+
+    fn wait(&self, flags: PollFlags) -> Result<(), Error> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::Timeout { what: "attach", waited: self.timeout });
+        }
+        await_fd(self.channel.as_fd(), flags, left).map(|_| ())
+    }
+}
+
+/// A welcome's words, checked: each is a limit that this side divides by or compares keys with.
+fn believe(welcome: &mailbox::attach::Welcome<'_>) -> Result<Welcome, Error> {
+    let zero = [("chunks of a request", welcome.chunks_max), ("requests in flight", welcome.requests_max)];
+    if let Some((what, _)) = zero.into_iter().find(|&(_, value)| value == 0) {
+        return Err(Gone::Babbled(AttachError::Field { what, value: 0, limit: u64::from(u32::MAX) }).into());
+    }
+    let unknown = |error| Error::Answer { what: format!("attach: the card's recipe {:?}: {error}", welcome.recipe) };
+    Ok(Welcome {
+        session: welcome.session,
+        block_elements: welcome.block_elements,
+        chunks_max: welcome.chunks_max,
+        requests_max: welcome.requests_max,
+        recipe: welcome.recipe.parse().map_err(unknown)?,
+        card: welcome.card.to_owned(),
+    })
+}
+
+/// Waits until the descriptor is ready; false when time ran out first.
+pub(crate) fn await_fd(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Duration) -> Result<bool, Error> {
+    // Rounded up: a wait of 0 ms in a loop is a spin.
+    let ms = timeout.as_nanos().div_ceil(1_000_000).min(60_000) as u16;
+    match poll(&mut [PollFd::new(fd, flags)], PollTimeout::from(ms)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(errno) => Err(Error::System { call: "poll", path: "channel".into(), source: errno.into() }),
+    }
+}

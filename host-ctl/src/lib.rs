@@ -1,0 +1,45 @@
+//! The control plane: attaches to a card, posts commands, reads completions. It touches no KV byte: files and pages are
+//! mapped, exported, and reached by the card's DMA.
+//!
+//! ```text
+//! Door --attach--> Client --post_*--> RequestId --poll / wait--> Completion
+//!                    |                   cut into page requests that fit (job.rs), leading counts put together again
+//! Memory (mappings + layout), Prefix (token ids -> chunk keys): what a serving engine's connector needs, too
+//! ```
+//! `transfer` is the whole of `host-ctl store` and `fetch`: files in and out, partial hits, redone when the store changed
+//! meanwhile. The binary only parses and prints. Errors say who is to blame, and that is the exit code ([`Error`]).
+#![forbid(unsafe_code)]
+
+mod arrangement;
+mod attach;
+mod chunk_file;
+mod client;
+mod compare;
+mod error;
+mod export;
+mod generate;
+mod job;
+mod kv_file;
+mod memory;
+mod out_file;
+mod prefix;
+mod random;
+mod status;
+mod tokens;
+mod transfer;
+
+pub use arrangement::{Arrangement, PageOrder};
+pub use attach::{Door, Options, Welcome};
+pub use chunk_file::{BlockFacts, ChunkFacts, Inspection, inspect, store_files};
+pub use client::{Client, Completion, JOBS_MAX, RequestId, Transfer};
+pub use compare::{Comparison, KindErrors, compare};
+pub use error::{Blame, Error, Gone};
+pub use export::{DeviceExporter, Exported, Exporter};
+pub use generate::{Synthetic, generate};
+pub use kv_file::{KvFile, KvTensor, Tensor, TensorShape};
+pub use memory::{Memory, Region};
+pub use out_file::OutFile;
+pub use prefix::Prefix;
+pub use status::{CardStatus, StageDelta};
+pub use tokens::TokenSpec;
+pub use transfer::{Amounts, FetchOrder, FetchReport, Identity, Lookup, StoreOrder, StoreReport, Target, fetch, lookup, store};

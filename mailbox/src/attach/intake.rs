@@ -1,0 +1,206 @@
+//! The card's side of an attach: collects messages in their order, and refuses what is out of it.
+//!
+//! ```text
+//! Hello --> Regions --> Layout --> Commit            a control-only session goes from Regions to Commit
+//! ```
+//! It allocates, bounded by the limits: an attach is Init. It imports nothing; exports are handed on as they came.
+
+use block::{Geometry, Recipe};
+
+use super::{Commit, Hello, LayoutPart, Message, PAGE_REGION, Reason, Refuse, Region};
+use crate::layout::{Base, Form, Layout};
+use crate::limits::PAGE_BYTES;
+
+/// What is expected next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntakeState {
+    /// Nothing came yet.
+    Hello,
+    /// Exports: the page's first.
+    Regions,
+    /// Bases.
+    Layout,
+    /// Everything came but the host's word that it is everything.
+    Commit,
+    /// Over, by a commit or by a refusal.
+    Over,
+}
+
+impl IntakeState {
+    /// The only ways from one to another.
+    pub const fn may_become(self, next: IntakeState) -> bool {
+        use IntakeState::{Commit, Hello, Layout, Over, Regions};
+        matches!(
+            (self, next),
+            (Hello, Regions) | (Regions, Regions | Layout | Commit) | (Layout, Layout | Commit) | (_, Over)
+        )
+    }
+}
+
+/// An exported region, kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    pub base: u64,
+    pub bytes: u64,
+    pub writable: bool,
+    pub blob: Box<[u8]>,
+}
+
+/// All that an attach said, checked.
+#[derive(Debug)]
+pub struct Attachment {
+    pub generation: u64,
+    pub pid: u32,
+    pub client: String,
+    /// `None`: as the card is configured.
+    pub recipe: Option<Recipe>,
+    pub page: Export,
+    /// By region index.
+    pub regions: Vec<Export>,
+    /// `None`: control-only.
+    pub layout: Option<Layout>,
+}
+
+/// Collects one attach.
+#[derive(Debug)]
+pub struct Intake {
+    state: IntakeState,
+    generation: u64,
+    pid: u32,
+    client: String,
+    geometry: Option<Geometry>,
+    recipe: Option<Recipe>,
+    region_count: u16,
+    page: Option<Export>,
+    regions: Vec<Export>,
+    form: Option<Form>,
+    bases: Vec<Base>,
+}
+
+impl Default for Intake {
+    fn default() -> Intake {
+        Intake::new()
+    }
+}
+
+impl Intake {
+    pub fn new() -> Intake {
+        Intake {
+            state: IntakeState::Hello,
+            generation: 0,
+            pid: 0,
+            client: String::new(),
+            geometry: None,
+            recipe: None,
+            region_count: 0,
+            page: None,
+            regions: Vec::new(),
+            form: None,
+            bases: Vec::new(),
+        }
+    }
+
+    /// What is expected next.
+    pub fn state(&self) -> IntakeState {
+        self.state
+    }
+
+    fn set(&mut self, next: IntakeState) {
+        assert!(self.state.may_become(next), "{:?} -> {next:?}", self.state);
+        self.state = next;
+    }
+
+    /// Takes one message. `Some` after a good commit; a refusal is the answer to send, and the end.
+    pub fn take(&mut self, message: &Message<'_>) -> Result<Option<Attachment>, Refuse> {
+        let taken = match (self.state, message) {
+            (IntakeState::Hello, Message::Hello(hello)) => self.hello(hello).map(|()| None),
+            (IntakeState::Regions, Message::Region(region)) => self.region(region).map(|()| None),
+            (IntakeState::Layout, Message::Layout(part)) => self.layout(part).map(|()| None),
+            (IntakeState::Commit, Message::Commit(commit)) => self.commit(commit).map(Some),
+            (state, message) => Err(Refuse::new(Reason::Order, state as u64, message.kind().into())),
+        };
+        if taken.is_err() {
+            self.set(IntakeState::Over);
+        }
+        taken
+    }
+
+    fn hello(&mut self, hello: &Hello<'_>) -> Result<(), Refuse> {
+        self.generation = hello.generation;
+        self.pid = hello.pid;
+        self.client = hello.client.to_owned();
+        self.geometry = hello.geometry;
+        self.recipe = hello.recipe;
+        self.region_count = hello.region_count;
+        self.set(IntakeState::Regions);
+        Ok(())
+    }
+
+    fn region(&mut self, region: &Region<'_>) -> Result<(), Refuse> {
+        let export = Export {
+            base: region.base,
+            bytes: region.bytes,
+            writable: region.writable,
+            blob: region.export.into(),
+        };
+        let refuse = Err(Refuse::new(Reason::Region, self.regions.len() as u64, region.index.into()));
+        match (&self.page, region.index) {
+            (None, PAGE_REGION) if region.writable && region.bytes == PAGE_BYTES as u64 => self.page = Some(export),
+            (Some(_), index) if usize::from(index) == self.regions.len() && index < self.region_count => {
+                self.regions.push(export);
+            }
+            _ => return refuse,
+        }
+        self.set(match (self.regions.len() < self.region_count.into(), self.geometry) {
+            (true, _) => IntakeState::Regions,
+            (false, Some(_)) => IntakeState::Layout,
+            (false, None) => IntakeState::Commit,
+        });
+        Ok(())
+    }
+
+    fn layout(&mut self, part: &LayoutPart<'_>) -> Result<(), Refuse> {
+        let geometry = self.geometry.expect("only a session with a geometry has a layout");
+        let expected = 2 * usize::from(geometry.layers);
+        let known = self.bases.len();
+        let fits = usize::from(part.first) == known
+            && part.bases.count() > 0
+            && known + part.bases.count() <= expected
+            && self.form.is_none_or(|form| form == part.form);
+        if !fits {
+            return Err(Refuse::new(Reason::Layout, known as u64, part.first.into()));
+        }
+        self.form = Some(part.form);
+        self.bases.extend(part.bases.iter());
+        self.set(if self.bases.len() < expected { IntakeState::Layout } else { IntakeState::Commit });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<Attachment, Refuse> {
+        let (regions, bases) = (self.regions.len() as u64, self.bases.len() as u64);
+        if u64::from(commit.region_count) != regions {
+            return Err(Refuse::new(Reason::Region, regions, commit.region_count.into()));
+        }
+        if u64::from(commit.base_count) != bases {
+            return Err(Refuse::new(Reason::Layout, bases, commit.base_count.into()));
+        }
+        let layout = match (self.geometry, self.form) {
+            (Some(geometry), Some(form)) => {
+                let sizes: Vec<u64> = self.regions.iter().map(|region| region.bytes).collect();
+                let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &sizes);
+                Some(layout.map_err(|_| Refuse::new(Reason::Layout, regions, bases))?)
+            }
+            _ => None,
+        };
+        self.set(IntakeState::Over);
+        Ok(Attachment {
+            generation: self.generation,
+            pid: self.pid,
+            client: std::mem::take(&mut self.client),
+            recipe: self.recipe,
+            page: self.page.take().expect("regions start with the page"),
+            regions: std::mem::take(&mut self.regions),
+            layout,
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! Messages come back as they went, garbage never panics, versions tell each other apart, and an attach keeps its order.
+
+use block::{ElementType, Kind, Part};
+use proptest::prelude::*;
+
+use super::*;
+use crate::limits::PAGE_BYTES;
+
+fn geometry() -> Geometry {
+    Geometry::new(200, 2, 8, 16, ElementType::Bf16).unwrap()
+}
+
+fn form() -> Form {
+    Form {
+        order: Order::TokenMajor,
+        page_tokens: 4,
+        page_count: 10,
+        page_stride: 128,
+        token_stride: 32,
+        head_stride: 16,
+    }
+}
+
+fn bases() -> Vec<Base> {
+    (0..400).map(|index| Base { region: index % 2, offset: u64::from(index / 2) * 1280 }).collect()
+}
+
+fn hello() -> Hello<'static> {
+    Hello { generation: 0x1122_3344, pid: 77, region_count: 2, geometry: Some(geometry()), recipe: "q5".parse().ok(), client: "vllm 0.32 rank 0" }
+}
+
+fn messages(bases: &[Base]) -> Vec<Message<'_>> {
+    let parts = layout_parts(&form(), bases).map(Message::Layout);
+    let region = |index, bytes| Region { index, writable: true, base: 0x7f00_0000_0000, bytes, export: &[9; 300] };
+    let mut all = vec![
+        Message::Hello(hello()),
+        Message::Region(region(PAGE_REGION, PAGE_BYTES as u64)),
+        Message::Region(region(0, 256_000)),
+        Message::Region(region(1, 256_000)),
+    ];
+    all.extend(parts);
+    all.push(Message::Commit(Commit { region_count: 2, base_count: 400 }));
+    all
+}
+
+fn card_messages() -> Vec<Message<'static>> {
+    vec![
+        Message::Welcome(Welcome {
+            session: 3,
+            generation: 0x1122_3344,
+            block_elements: 1 << 18,
+            chunks_max: 512,
+            requests_max: 32,
+            recipe: "q8+deflate",
+            card: "dpu-app 0.1.0",
+        }),
+        Message::Refuse(Refuse::new(Reason::Sessions, 8, 9)),
+        Message::Doorbell,
+        Message::Bye(Farewell::Stopping),
+    ]
+}
+
+#[test]
+fn every_message_comes_back_as_it_went() {
+    let bases = bases();
+    for message in messages(&bases).into_iter().chain(card_messages()) {
+        let mut out = [0xee; ATTACH_MESSAGE_MAX];
+        let bytes = message.encode(&mut out).unwrap();
+        assert_eq!(Message::decode(bytes), Ok(message));
+        let bytes = bytes.to_vec();
+        let short = message.encode(&mut out[..bytes.len() - 1]);
+        assert_eq!(short, Err(AttachError::Room { bytes: bytes.len(), room: bytes.len() - 1 }));
+        for cut in 0..bytes.len() {
+            assert!(Message::decode(&bytes[..cut]).is_err(), "{message:?} cut to {cut}");
+        }
+    }
+}
+
+#[test]
+fn bytes_of_a_doorbell_and_a_refusal_are_pinned() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    let bell = Message::Doorbell.encode(&mut out).unwrap();
+    assert_eq!(bell[..12], *b"kvat\x07\0\0\0\x01\0\0\0");
+    assert_eq!(bell.len(), 16);
+    let refuse = Message::Refuse(Refuse::version(0x0a0b)).encode(&mut out).unwrap();
+    assert_eq!(refuse.len(), 40);
+    assert_eq!(refuse[4..6], [6, 0]);
+    assert_eq!(refuse[16..], *b"\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x0b\x0a\0\0\0\0\0\0");
+}
+
+/// Rewrites head words of an encoded message and its checksum.
+fn reseal(bytes: &mut [u8], at: usize, word: u32) {
+    word.put(bytes, at);
+    crc_of(bytes).put(bytes, 12);
+}
+
+#[test]
+fn an_older_and_a_newer_peer_are_told_who_must_upgrade() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    let bytes = Message::Hello(hello()).encode(&mut out).unwrap().len();
+    for (theirs, side) in [(0, "upgrade the host side"), (2, "upgrade dpu-app on the card")] {
+        reseal(&mut out[..bytes], 8, theirs);
+        assert_eq!(Message::decode(&out[..bytes]), Err(AttachError::Version { ours: 1, theirs }));
+        let text = Refuse::version(theirs).to_string();
+        assert!(text.ends_with(side), "{text}");
+        assert!(text.contains("version 1") && text.contains(&format!("speaks {theirs}")), "{text}");
+    }
+    // And the refusal of a newer card can be read.
+    let bytes = Message::Refuse(Refuse::new(Reason::Version, 2, 1)).encode(&mut out).unwrap().len();
+    reseal(&mut out[..bytes], 8, 2);
+    let Ok(Message::Refuse(refuse)) = Message::decode(&out[..bytes]) else { panic!("unreadable") };
+    assert_eq!(
+        refuse.to_string(),
+        "the card refuses: it speaks version 2, this host speaks 1: upgrade the host side"
+    );
+    reseal(&mut out[..bytes], 16, 999);
+    let Ok(Message::Refuse(refuse)) = Message::decode(&out[..bytes]) else { panic!("unreadable") };
+    assert_eq!(refuse.reason(), None);
+    assert!(refuse.to_string().contains("reason 999"));
+}
+
+#[test]
+fn every_reason_has_a_text_and_its_own_word() {
+    for (index, reason) in Reason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, index + 1);
+        let refuse = Refuse::new(reason, 1, 2);
+        assert_eq!(refuse.reason(), Some(reason));
+        assert!(refuse.to_string().len() > 30);
+    }
+    for (index, farewell) in Farewell::ALL.into_iter().enumerate() {
+        assert_eq!(farewell as usize, index + 1);
+        assert!(!farewell.text().is_empty());
+    }
+}
+
+#[test]
+fn a_message_of_ours_that_breaks_a_limit_is_not_sent() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    let long = "x".repeat(NAME_BYTES_MAX + 1);
+    for client in ["", "a\nb", &long] {
+        let message = Message::Hello(Hello { client, ..hello() });
+        assert_eq!(message.encode(&mut out), Err(AttachError::Name));
+    }
+    let control_only = Hello { geometry: None, ..hello() };
+    let error = Message::Hello(control_only).encode(&mut out).unwrap_err();
+    assert_eq!(error, AttachError::Field { what: "region count", value: 2, limit: 0 });
+    let region = Region { index: 0, writable: false, base: u64::MAX - 5, bytes: 6, export: &[] };
+    assert!(matches!(Message::Region(region).encode(&mut out), Err(AttachError::Field { what: "region bytes", .. })));
+    let region = Region { bytes: 0, ..region };
+    assert!(Message::Region(region).encode(&mut out).is_err());
+    let region = Region { bytes: 5, export: &[0; EXPORT_BYTES_MAX + 1], ..region };
+    assert!(Message::Region(region).encode(&mut out).is_err());
+    let region = Region { index: REGIONS_MAX as u16, export: &[], ..region };
+    assert!(Message::Region(region).encode(&mut out).is_err());
+}
+
+fn attach(messages: &[Message<'_>]) -> Result<Option<Attachment>, Refuse> {
+    let mut intake = Intake::new();
+    for message in &messages[..messages.len() - 1] {
+        assert!(intake.take(message)?.is_none());
+    }
+    intake.take(&messages[messages.len() - 1])
+}
+
+#[test]
+fn an_attach_in_order_is_taken() {
+    let bases = bases();
+    let attachment = attach(&messages(&bases)).unwrap().unwrap();
+    assert_eq!(attachment.generation, 0x1122_3344);
+    assert_eq!(attachment.client, "vllm 0.32 rank 0");
+    assert_eq!(attachment.regions.len(), 2);
+    assert_eq!(&*attachment.page.blob, &[9; 300]);
+    let layout = attachment.layout.unwrap();
+    assert_eq!(layout.pages_per_chunk(), 4);
+    let part = Part { kind: Kind::V, first_layer: 199, layers: 1, first_token: 0, tokens: 16 };
+    let mut runs = Vec::new();
+    layout.runs(&part, &[1, 2, 3, 9], 0..16, |run| runs.push((run.region, run.offset, run.bytes))).unwrap();
+    assert_eq!(runs, [(1, 199 * 1280 + 128, 384), (1, 199 * 1280 + 9 * 128, 128)]);
+}
+
+#[test]
+fn a_control_only_session_has_a_page_and_nothing_else() {
+    let bases = bases();
+    let mut messages = messages(&bases);
+    messages.truncate(2);
+    messages[0] = Message::Hello(Hello { geometry: None, region_count: 0, ..hello() });
+    messages.push(Message::Commit(Commit { region_count: 0, base_count: 0 }));
+    assert!(attach(&messages).unwrap().unwrap().layout.is_none());
+}
+
+#[test]
+fn an_attach_out_of_order_is_refused() {
+    let bases = bases();
+    let good = messages(&bases);
+    for skipped in 0..good.len() - 1 {
+        let mut messages = good.clone();
+        messages.remove(skipped);
+        assert!(attach(&messages).is_err(), "without message {skipped}");
+        let mut messages = good.clone();
+        messages.insert(skipped, good[skipped]);
+        assert!(attach(&messages).is_err(), "message {skipped} twice");
+        let mut messages = good.clone();
+        messages.swap(skipped, skipped + 1);
+        assert!(attach(&messages).is_err(), "message {skipped} late");
+    }
+    let mut messages = good.clone();
+    *messages.last_mut().unwrap() = Message::Commit(Commit { region_count: 2, base_count: 399 });
+    assert_eq!(attach(&messages).unwrap_err().reason(), Some(Reason::Layout));
+
+    let mut intake = Intake::new();
+    assert_eq!(intake.take(&Message::Doorbell).unwrap_err(), Refuse::new(Reason::Order, 0, 7));
+    assert_eq!(intake.state(), IntakeState::Over);
+    assert!(intake.take(&good[0]).is_err(), "over is over");
+}
+
+#[test]
+fn a_layout_that_leaves_its_region_is_refused_at_commit() {
+    let mut bases = bases();
+    bases[7].offset += 1_000_000;
+    assert_eq!(attach(&messages(&bases)).unwrap_err().reason(), Some(Reason::Layout));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 5000 })
+    })]
+
+    #[test]
+    fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(Message::decode(&bytes).is_err());
+    }
+
+    /// Past the checksum: any kind, any body.
+    #[test]
+    fn well_sealed_garbage_never_panics_and_what_is_read_is_written_the_same(
+        kind in 0..10_u16,
+        body in prop::collection::vec(prop_oneof![3 => Just(0_u8), 1 => any::<u8>()], 0..200),
+        length in prop_oneof![Just(0), Just(8), Just(24), Just(32), Just(40), 0..200_usize],
+    ) {
+        let mut bytes = vec![0; HEAD_BYTES];
+        bytes.extend(body.iter().take(length));
+        ATTACH_MAGIC.put(&mut bytes, 0);
+        kind.put(&mut bytes, 4);
+        VERSION.put(&mut bytes, 8);
+        crc_of(&bytes).put(&mut bytes, 12);
+        if let Ok(message) = Message::decode(&bytes) {
+            let mut out = [0; ATTACH_MESSAGE_MAX];
+            prop_assert_eq!(message.encode(&mut out).unwrap(), &bytes[..]);
+            let _ = Intake::new().take(&message);
+        }
+    }
+
+    #[test]
+    fn one_flipped_bit_is_seen(bit in any::<prop::sample::Index>(), which in any::<prop::sample::Index>()) {
+        let bases = bases();
+        let messages: Vec<_> = messages(&bases).into_iter().chain(card_messages()).collect();
+        let mut out = [0; ATTACH_MESSAGE_MAX];
+        let mut bytes = which.get(&messages).encode(&mut out).unwrap().to_vec();
+        let bit = bit.index(bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(Message::decode(&bytes).is_err());
+    }
+}
