@@ -1,10 +1,10 @@
 //! The one build script of the house: Rust bindings from DOCA headers, for `ffi/doca-sys` and `ffi/doca-emulator`.
 //!
-//! | package         | features            | headers                                   | library                       |
-//! |-----------------|---------------------|-------------------------------------------|-------------------------------|
-//! | `doca-sys`      | `emulator`          | `ffi/doca-emulator/include`               | the rlib `doca-emulator`      |
-//! | `doca-sys`      | `sdk`, not default  | those of the installed SDK, by pkg-config | `libdoca_*.so`, by pkg-config |
-//! | `doca-emulator` | none                | its own `include`                         | none: it *is* the library     |
+//! | package         | features            | headers                                     | library                       |
+//! |-----------------|---------------------|---------------------------------------------|-------------------------------|
+//! | `doca-emulator` | none                | its own `include`                           | none: it *is* the library     |
+//! | `doca-sys`      | `emulator`          | none: it passes on the emulator's bindings  | the rlib `doca-emulator`      |
+//! | `doca-sys`      | `sdk`, not default  | those of the installed SDK, by pkg-config   | `libdoca_*.so`, by pkg-config |
 //!
 //! It refuses to guess: both flavours, no flavour, or an SDK that pkg-config does not know are one error line and no
 //! build. It never falls back from the SDK to the emulator.
@@ -33,36 +33,37 @@ const SDK_MODULES: &[&str] = &["doca-common", "doca-compress", "doca-dma"];
 
 fn main() {
     println!("cargo::rerun-if-changed=../../build.rs");
-    let include_paths = match flavour() {
-        Ok(Flavour::Emulator) => vec![emulator_headers()],
-        Ok(Flavour::Sdk) => sdk_headers().unwrap_or_else(|why| give_up(&why)),
+    match headers() {
+        Ok(Headers::OurOwn) => generate(&[our_own_headers()]),
+        Ok(Headers::Sdk) => generate(&sdk_headers().unwrap_or_else(|why| give_up(&why))),
+        Ok(Headers::None) => {}
         Err(why) => give_up(why),
-    };
-    generate(&include_paths);
+    }
 }
 
-enum Flavour {
-    Emulator,
+enum Headers {
+    OurOwn,
     Sdk,
+    None,
 }
 
-fn flavour() -> Result<Flavour, &'static str> {
+fn headers() -> Result<Headers, &'static str> {
     if env::var("CARGO_PKG_NAME").as_deref() == Ok("doca-emulator") {
-        return Ok(Flavour::Emulator);
+        return Ok(Headers::OurOwn);
     }
     let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
     match (has("EMULATOR"), has("SDK")) {
-        (true, false) => Ok(Flavour::Emulator),
-        (false, true) => Ok(Flavour::Sdk),
+        (true, false) => Ok(Headers::None),
+        (false, true) => Ok(Headers::Sdk),
         (true, true) => Err("features `emulator` and `sdk` exclude each other: \
                              build the SDK flavour with `--no-default-features --features sdk`"),
         (false, false) => Err("one of the features `emulator` (the default) and `sdk` is needed"),
     }
 }
 
-fn emulator_headers() -> PathBuf {
+fn our_own_headers() -> PathBuf {
     let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let include = package.join("../doca-emulator/include");
+    let include = package.join("include");
     println!("cargo::rerun-if-changed={}", include.display());
     include
 }
@@ -71,13 +72,12 @@ fn emulator_headers() -> PathBuf {
 fn sdk_headers() -> Result<Vec<PathBuf>, String> {
     let mut include_paths = Vec::new();
     for module in SDK_MODULES {
-        let library = pkg_config::Config::new().probe(module).map_err(|err| {
-            let reason = err.to_string();
-            let reason = reason.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given").to_owned();
-            format!(
-                "the DOCA SDK module `{module}` was not found by pkg-config: install the DOCA SDK, or point \
-                 PKG_CONFIG_PATH at its pkgconfig directory, or build the default feature `emulator` ({reason})"
-            )
+        let library = pkg_config::Config::new().probe(module).map_err(|err| match err {
+            pkg_config::Error::Command { command, cause } => format!("`{command}` could not be run: {cause}"),
+            _ => format!(
+                "pkg-config does not find the DOCA SDK module `{module}`: install the SDK, or put its pkgconfig \
+                 directory on PKG_CONFIG_PATH, or build the default feature `emulator`"
+            ),
         })?;
         for path in library.include_paths {
             if !include_paths.contains(&path) {

@@ -8,7 +8,7 @@ use std::fmt;
 /// Levels of Deflate that [`Compressor::new`] takes.
 pub const DEFLATE_LEVEL_MAX: i32 = 12;
 /// Measured: docs/measurements.md, "Transforms".
-pub const DEFLATE_LEVEL_DEFAULT: i32 = 1;
+pub const DEFLATE_LEVEL_DEFAULT: i32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodecError {

@@ -320,13 +320,13 @@ mod tests {
         }
 
         #[test]
+        #[cfg(not(miri))]
         fn a_checksum_in_pieces_is_the_checksum_of_the_whole(
             case in cases(),
             tokens in 64u16..400,
             transform in transforms(),
         ) {
             // Large enough that `restore_checked` works in several pieces; the codes need not mean anything.
-            prop_assume!(!cfg!(miri));
             let mut case = case;
             case.geometry.chunk_tokens = 1024;
             case.part.tokens = tokens;

@@ -64,6 +64,7 @@ const RECIPES: [&str; 13] = [
     "q4+raw",
     "q3",
     "q4p",
+    "packed5",
     "cachegen",
 ];
 

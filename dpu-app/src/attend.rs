@@ -68,7 +68,7 @@ impl Hub<'_, '_> {
 
     fn watch(&self, fd: BorrowedFd<'_>, tag: u64) {
         if let Err(errno) = self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, tag)) {
-            log::error!("epoll_ctl: {}: a socket will not be heard", errno.desc());
+            log::error!("epoll_ctl: {}: a visitor will not be heard", errno.desc());
         }
     }
 
@@ -189,12 +189,16 @@ impl Hub<'_, '_> {
         memory: Option<Memory>,
     ) {
         let index = self.sessions.iter().position(Option::is_none).expect("visitors and sessions were counted");
-        self.watch(channel.as_fd(), tag::SESSION | index as u64);
+        let mut event = EpollEvent::new(EpollFlags::EPOLLIN, tag::SESSION | index as u64);
+        if let Err(errno) = self.epoll.modify(channel.as_fd(), &mut event) {
+            log::error!("epoll_ctl: {}: a session will not be heard", errno.desc());
+        }
         self.sessions[index] = Some(Session {
             state: SessionState::Live,
             id: self.sessions_seen,
             client: attachment.client,
             pid: attachment.pid,
+            generation: attachment.generation,
             recipe: attachment.recipe.unwrap_or(self.shared.config.recipe),
             channel,
             ring: CardRing::new(attachment.generation),
@@ -214,6 +218,7 @@ impl Hub<'_, '_> {
             requests: [const { None }; COMMANDS],
             queue: VecDeque::with_capacity(COMMANDS),
             looking: None,
+            touching: false,
             flows: 0,
             blames: 0,
             farewell: None,
@@ -255,7 +260,7 @@ impl Hub<'_, '_> {
         let card = heapless::format!(64; "dpu-app {} ({})", env!("CARGO_PKG_VERSION"), doca::FLAVOUR).expect("short");
         let welcome = Welcome {
             session: session.id,
-            generation: u64::from(session.id),
+            generation: session.generation,
             block_elements: elements as u32,
             chunks_max: CHUNKS_PER_REQUEST_MAX as u32,
             requests_max: COMMANDS as u32,

@@ -31,6 +31,11 @@ impl Hub<'_, '_> {
     fn take(&mut self, done: Done) {
         match done {
             Done::Looked { session, found } => self.looked(usize::from(session), found),
+            Done::Touched { session } => {
+                let index = usize::from(session);
+                self.shared.prefixes[index].lock().expect("panic is abort").clear();
+                self.sessions[index].as_mut().expect("a session lives as long as its jobs").touching = false;
+            }
             Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
                 let flow = self.flow(seat);
                 (flow.plan, flow.blocks) = (plan, blocks);
@@ -238,11 +243,12 @@ impl Hub<'_, '_> {
                 }
                 session.staged.clear();
                 session.queue.pop_front();
+                self.touch(index);
                 self.settle(index, front);
                 busy = true;
                 continue;
             }
-            if session.looking.is_some() || session.records_due.is_some() {
+            if session.looking.is_some() || session.records_due.is_some() || session.touching {
                 return busy;
             }
             if session.staged.is_empty() {
@@ -259,6 +265,15 @@ impl Hub<'_, '_> {
                 return busy;
             }
             busy = true;
+        }
+    }
+
+    /// All chunks of a request were started: the store learns that they belong together.
+    fn touch(&mut self, index: usize) {
+        let started = !self.shared.prefixes[index].lock().expect("panic is abort").is_empty();
+        if let Some(session) = self.sessions[index].as_mut().filter(|_| started) {
+            session.touching = true;
+            self.fetchers.give(Job::Touch { session: index as u16 });
         }
     }
 
@@ -346,6 +361,13 @@ impl Hub<'_, '_> {
             chunk.plan = memory.plan;
             chunk.blocks = usize::from(flow.blocks);
             chunk.until = request.until;
+        }
+        {
+            let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
+            if request.next == 0 {
+                prefix.clear();
+            }
+            prefix.push(key).expect("a place per chunk of a request");
         }
         request.next += 1;
         request.active += 1;

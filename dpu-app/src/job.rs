@@ -18,6 +18,8 @@ pub struct Seat(pub u16);
 pub enum Job {
     /// Counts the leading keys that the store has. For fetch workers.
     Lookup { session: u16 },
+    /// Tells the store that the chunks of a prefix were used together. For fetch workers.
+    Touch { session: u16 },
     /// Opens the seat's chunk and reads its manifest. For fetch workers.
     Open { seat: Seat },
     /// Reads one block into the slot's wire area and checks header and scales. For fetch workers.

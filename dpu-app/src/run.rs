@@ -21,7 +21,7 @@ use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
 use crate::slot::Ring;
 use crate::store::{self, Store};
-use crate::worker::{LookupKeys, QUEUE, Shared, Worker};
+use crate::worker::{LookupKeys, PrefixKeys, QUEUE, Shared, Worker};
 
 /// Why the data plane did not start, or did not go on.
 #[derive(Debug)]
@@ -92,6 +92,7 @@ pub fn serve(
         ring: Ring::allocate(&device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
         chunks: Chunks::new(config.chunks),
         lookups: (0..config.sessions).map(|_| Mutex::new((LookupKeys::new(), Instant::now()))).collect(),
+        prefixes: (0..config.sessions).map(|_| Mutex::new(PrefixKeys::new())).collect(),
         counters: Counters::default(),
         engine_bell: EngineBell::new().map_err(RunError::System)?,
         stop,

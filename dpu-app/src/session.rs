@@ -187,6 +187,8 @@ pub struct Session {
     pub id: u32,
     pub client: String,
     pub pid: u32,
+    /// Of its page.
+    pub generation: u64,
     pub recipe: Recipe,
     pub channel: Box<dyn Channel>,
     pub ring: CardRing,
@@ -211,6 +213,8 @@ pub struct Session {
     pub queue: VecDeque<usize>,
     /// The look-up that a worker is busy with.
     pub looking: Option<usize>,
+    /// A worker tells the store about the prefix whose chunks were started last.
+    pub touching: bool,
     /// Chunks in progress that this session is concerned with.
     pub flows: usize,
     /// Small DMAs that failed alone, in a row.
@@ -235,7 +239,7 @@ impl Session {
     /// Nothing of it is in flight any more.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.flows == 0 && self.looking.is_none() && self.desk.is_idle()
+        self.flows == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
     }
 
     /// A new command or a doorbell: look at the commands again.

@@ -32,6 +32,9 @@ pub const LOOKUP_KEYS: usize = mailbox::RECORD_WINDOW_BYTES / mailbox::RECORD_HE
 /// The keys that a session's look-up asks for.
 pub type LookupKeys = heapless::Vec<ChunkKey, LOOKUP_KEYS>;
 
+/// The keys of one request.
+pub type PrefixKeys = heapless::Vec<ChunkKey, { mailbox::CHUNKS_PER_REQUEST_MAX }>;
+
 /// What all threads of the data plane share. Everything in it was allocated in Init.
 #[derive(Debug)]
 pub struct Shared<'a> {
@@ -40,6 +43,8 @@ pub struct Shared<'a> {
     pub ring: Ring,
     pub chunks: Chunks,
     pub lookups: Vec<Mutex<(LookupKeys, Instant)>>,
+    /// By session: the keys of the request whose chunks are being started, in prefix order.
+    pub prefixes: Vec<Mutex<PrefixKeys>>,
     pub counters: Counters,
     pub engine_bell: EngineBell,
     /// Rung by whoever wants the data plane to drain and leave (a signal).
@@ -87,6 +92,10 @@ impl Worker<'_, '_> {
     fn work(&mut self, job: Job) -> Done {
         match job {
             Job::Lookup { session } => Done::Looked { session, found: self.lookup(session) },
+            Job::Touch { session } => {
+                self.shared.store.touch(&self.shared.prefixes[usize::from(session)].lock().expect("panic is abort"));
+                Done::Touched { session }
+            }
             Job::Open { seat } => Done::Opened { seat, blocks: self.open(seat) },
             Job::Read { slot, seat, block } => Done::Read { slot, facts: self.read(slot, seat, block) },
             Job::Close { seat, corrupt } => {

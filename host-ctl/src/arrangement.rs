@@ -157,7 +157,13 @@ mod tests {
     use mailbox::layout::Layout;
 
     /// The byte of an element, straight from the drawings of the module.
-    fn naive(arrangement: Arrangement, geometry: &Geometry, page_tokens: u64, page_count: u64, at: [u64; 6]) -> (u16, u64) {
+    fn naive(
+        arrangement: Arrangement,
+        geometry: &Geometry,
+        page_tokens: u64,
+        page_count: u64,
+        at: [u64; 6],
+    ) -> (u16, u64) {
         let [layer, kind, page, token, head, element] = at;
         let (heads, size) = (u64::from(geometry.heads), u64::from(geometry.head_size));
         let nest = |dims: &[(u64, u64)]| dims.iter().fold(0, |sum, &(index, count)| sum * count + index);

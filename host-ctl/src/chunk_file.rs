@@ -1,1 +1,302 @@
+//! Looking into what a `dir:` store holds, without a card: for operators, and for doubting a store.
+//!
+//! A chunk's file is its blocks, each at a multiple of 4096, then a tail: table of places, manifest, trailer with a CRC-32
+//! (docs/formats.md, "Chunk in a directory store"). Everything is checked here that a fetch would check, and the codes'
+//! CRC-32 over what software inflates. Reads only; a store that a dpu-app uses may be looked at.
 
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use block::codec::Decompressor;
+use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Geometry, Header, KEY_BYTES, Kind, MANIFEST_BYTES_MAX, Manifest, Plan};
+
+use crate::error::Error;
+
+const ALIGN: u64 = 4096;
+const PLACE_BYTES: usize = 16;
+const TRAILER_BYTES: usize = 64;
+const TRAILER_MAGIC: &[u8; 8] = b"kvlntail";
+const TRAILER_VERSION: u32 = 1;
+/// Offsets in the trailer.
+const VERSION_AT: usize = 8;
+const BLOCKS_AT: usize = 12;
+const MANIFEST_BYTES_AT: usize = 16;
+const KEY_AT: usize = 24;
+const CRC_AT: usize = 60;
+const _: () = assert!(KEY_AT + KEY_BYTES + 4 == CRC_AT && CRC_AT + 4 == TRAILER_BYTES);
+/// First line of the file that marks a store.
+const STORE_MARKER: &str = "kvlane-store";
+/// Findings that are kept of one chunk.
+const FINDINGS_MAX: usize = 16;
+
+/// One block, as its header says.
+#[derive(Clone, Debug)]
+pub struct BlockFacts {
+    pub index: usize,
+    pub kind: Kind,
+    pub first_layer: u16,
+    pub layers: u16,
+    pub first_token: u16,
+    pub tokens: u16,
+    pub transform: String,
+    pub codec: String,
+    pub wire_bytes: u64,
+    pub raw_bytes: u64,
+}
+
+/// One chunk.
+#[derive(Clone, Debug)]
+pub struct ChunkFacts {
+    pub key: ChunkKey,
+    pub geometry: Geometry,
+    pub plan: Plan,
+    pub file_bytes: u64,
+    pub wire_bytes: u64,
+    pub raw_bytes: u64,
+    /// Blocks whose header is good.
+    pub blocks: Vec<BlockFacts>,
+    /// How many blocks have which `transform+codec`.
+    pub recipes: BTreeMap<String, usize>,
+}
+
+/// What was found in one file.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    pub path: PathBuf,
+    /// `None` where not even the table of contents could be read.
+    pub chunk: Option<ChunkFacts>,
+    /// What is wrong, at most a few of each file; none: every check passed.
+    pub findings: Vec<String>,
+}
+
+impl Inspection {
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+    }
+}
+
+/// The chunk files of a store directory, in the order of their keys; or the one of `key`.
+///
+/// # Errors
+/// Not a store, or not readable.
+pub fn store_files(directory: &Path, key: Option<&ChunkKey>) -> Result<Vec<PathBuf>, Error> {
+    let marker = directory.join(STORE_MARKER);
+    if !marker.is_file() {
+        let what = format!("no {STORE_MARKER} in it: not a store");
+        return Err(Error::input(directory.display(), what, "give the path that dpu-app has as --store dir:PATH"));
+    }
+    if let Some(key) = key {
+        let name = key.to_string();
+        return Ok(vec![directory.join(&name[..2]).join(&name)]);
+    }
+    let mut files = Vec::new();
+    for prefix in 0..=255_u8 {
+        let prefix = directory.join(format!("{prefix:02x}"));
+        let entries = match fs::read_dir(&prefix) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::System { call: "read directory", path: prefix, source: error }),
+        };
+        for entry in entries {
+            files.push(entry.map_err(Error::system("read directory", &prefix))?.path());
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Reads one chunk file from end to end.
+///
+/// # Errors
+/// It cannot be opened or read. Damage is not an error but a finding.
+pub fn inspect(path: &Path) -> Result<Inspection, Error> {
+    let file = File::open(path).map_err(Error::system("open", path))?;
+    let found = file.metadata().map_err(Error::system("fstat", path))?;
+    if !found.is_file() {
+        return Err(Error::input(
+            path.display(),
+            "not a regular file",
+            "give a chunk file, dir:PATH or a .safetensors",
+        ));
+    }
+    let mut eye = Eye { path, file: &file, bytes: found.len(), findings: Vec::new() };
+    let chunk = match eye.tail() {
+        Ok((places, manifest)) => Some(eye.chunk(&places, &manifest)?),
+        Err(Trouble::Damage(what)) => {
+            eye.findings.push(what);
+            None
+        }
+        Err(Trouble::Error(error)) => return Err(error),
+    };
+    Ok(Inspection { path: path.to_owned(), chunk, findings: eye.findings })
+}
+
+/// Whether a file ends like a chunk file: enough to tell it from others.
+pub fn ends_like_a_chunk(path: &Path) -> bool {
+    let look = || -> std::io::Result<bool> {
+        let file = File::open(path)?;
+        let at = file.metadata()?.len().checked_sub(TRAILER_BYTES as u64).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, at)?;
+        Ok(magic == *TRAILER_MAGIC)
+    };
+    look().unwrap_or(false)
+}
+
+enum Trouble {
+    Damage(String),
+    Error(Error),
+}
+
+/// Where a block lies.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    bytes: u32,
+}
+
+struct Eye<'a> {
+    path: &'a Path,
+    file: &'a File,
+    bytes: u64,
+    findings: Vec<String>,
+}
+
+impl Eye<'_> {
+    fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>, Error> {
+        let mut out = vec![0; bytes];
+        self.file.read_exact_at(&mut out, offset).map_err(Error::system("read", self.path))?;
+        Ok(out)
+    }
+
+    fn found(&mut self, what: String) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(what);
+        }
+    }
+
+    /// Table and manifest, checked.
+    fn tail(&self) -> Result<(Vec<Place>, Manifest), Trouble> {
+        let damage = |what: String| Err(Trouble::Damage(what));
+        if self.bytes < TRAILER_BYTES as u64 {
+            return damage(format!("{} bytes: too short for a chunk", self.bytes));
+        }
+        let trailer = self.read(self.bytes - TRAILER_BYTES as u64, TRAILER_BYTES).map_err(Trouble::Error)?;
+        if trailer[..8] != *TRAILER_MAGIC {
+            return damage("does not end like a chunk: truncated, damaged or another format".to_owned());
+        }
+        if word(&trailer, VERSION_AT) != TRAILER_VERSION {
+            let theirs = word(&trailer, VERSION_AT);
+            return damage(format!("trailer: version {theirs}, this reader is {TRAILER_VERSION}"));
+        }
+        let (blocks, manifest_bytes) = (word(&trailer, BLOCKS_AT) as usize, word(&trailer, MANIFEST_BYTES_AT) as usize);
+        if blocks > BLOCKS_PER_CHUNK_MAX || manifest_bytes > MANIFEST_BYTES_MAX {
+            return damage(format!("trailer: {blocks} blocks and a manifest of {manifest_bytes} bytes cannot be"));
+        }
+        let tail_bytes = blocks * PLACE_BYTES + manifest_bytes + TRAILER_BYTES;
+        let Some(start) = self.bytes.checked_sub(tail_bytes as u64) else {
+            return damage(format!("tail of {tail_bytes} bytes in a file of {}", self.bytes));
+        };
+        let tail = self.read(start, tail_bytes).map_err(Trouble::Error)?;
+        let (crc, expected) = (crc32fast::hash(&tail[..tail_bytes - 4]), word(&tail, tail_bytes - 4));
+        if crc != expected {
+            return damage(format!("tail: crc-32 is {crc:08x}, it says {expected:08x}"));
+        }
+        let (table, rest) = tail.split_at(blocks * PLACE_BYTES);
+        let manifest = match Manifest::parse(&rest[..manifest_bytes]) {
+            Ok(manifest) => manifest,
+            Err(error) => return damage(error.to_string()),
+        };
+        if manifest.block_count() != blocks {
+            return damage(format!("{blocks} blocks in the table, {} in the manifest", manifest.block_count()));
+        }
+        if trailer[KEY_AT..KEY_AT + KEY_BYTES] != *manifest.key().bytes() {
+            return damage("trailer and manifest name different chunks".to_owned());
+        }
+        let mut places = Vec::with_capacity(blocks);
+        for (index, row) in table.chunks_exact(PLACE_BYTES).enumerate() {
+            let place = Place { offset: u64::from(word(row, 0)) | u64::from(word(row, 4)) << 32, bytes: word(row, 8) };
+            let end = place.offset.checked_add(place.bytes.into());
+            let fits = place.offset.is_multiple_of(ALIGN) && end.is_some_and(|end| end <= start);
+            if !fits || place.bytes != manifest.lengths()[index] {
+                return damage(format!("table: block {index} cannot be {} bytes at {}", place.bytes, place.offset));
+            }
+            places.push(place);
+        }
+        Ok((places, manifest))
+    }
+
+    fn chunk(&mut self, places: &[Place], manifest: &Manifest) -> Result<ChunkFacts, Error> {
+        let (key, geometry, plan) = (*manifest.key(), *manifest.geometry(), *manifest.plan());
+        let name = self.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        if name.is_some_and(|name: ChunkKey| name != key) {
+            self.found(format!("holds chunk {key}: its name is another's"));
+        }
+        let mut facts = ChunkFacts {
+            key,
+            geometry,
+            plan,
+            file_bytes: self.bytes,
+            wire_bytes: places.iter().map(|place| u64::from(place.bytes)).sum(),
+            raw_bytes: geometry.chunk_bytes() as u64,
+            blocks: Vec::with_capacity(places.len()),
+            recipes: BTreeMap::new(),
+        };
+        self.overlaps(places);
+        let (mut inflate, mut codes) = (Decompressor::new(), Vec::new());
+        for (index, place) in places.iter().enumerate() {
+            let wire = self.read(place.offset, place.bytes as usize)?;
+            let part = plan.part(&geometry, index).expect("a parsed manifest has a part for each block");
+            let header = match Header::open(&wire, &key, &geometry, index, &part) {
+                Ok(header) => header,
+                Err(error) => {
+                    self.found(format!("block {index}: {error}"));
+                    continue;
+                }
+            };
+            codes.resize(header.codes_bytes as usize, 0);
+            let inflated = inflate.decompress(header.codec, &wire[header.payload_range()], &mut codes);
+            match inflated.map(|()| crc32fast::hash(&codes)) {
+                Err(error) => self.found(format!("block {index}: {error}")),
+                Ok(found) if found != header.codes_crc => {
+                    let expected = header.codes_crc;
+                    self.found(format!(
+                        "block {index}: crc-32 of the codes is {found:08x}, its header says {expected:08x}"
+                    ));
+                }
+                Ok(_) => {}
+            }
+            *facts.recipes.entry(format!("{}+{}", header.transform, header.codec)).or_default() += 1;
+            facts.blocks.push(BlockFacts {
+                index,
+                kind: part.kind,
+                first_layer: part.first_layer,
+                layers: part.layers,
+                first_token: part.first_token,
+                tokens: part.tokens,
+                transform: header.transform.to_string(),
+                codec: header.codec.to_string(),
+                wire_bytes: place.bytes.into(),
+                raw_bytes: part.tile_bytes(&geometry) as u64,
+            });
+        }
+        Ok(facts)
+    }
+
+    fn overlaps(&mut self, places: &[Place]) {
+        let mut order: Vec<usize> = (0..places.len()).collect();
+        order.sort_unstable_by_key(|&index| places[index].offset);
+        for pair in order.windows(2) {
+            let (one, other) = (places[pair[0]], places[pair[1]]);
+            if one.offset + u64::from(one.bytes) > other.offset {
+                self.found(format!("blocks {} and {} share bytes", pair[0], pair[1]));
+            }
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}

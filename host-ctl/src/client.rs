@@ -283,7 +283,10 @@ impl Client {
             let fits = tokens.start < chunk_tokens && u64::from(tokens.start) < end && end > last && end <= all;
             if tokens != Tokens::ALL && !fits {
                 let Tokens { start, end } = tokens;
-                return wrong(format!("tokens {start}..{end} do not start in the first of {} chunks and end in the last", keys.len()));
+                return wrong(format!(
+                    "tokens {start}..{end} do not start in the first of {} chunks and end in the last",
+                    keys.len()
+                ));
             }
         }
         let part_chunks = self.part_chunks.min(chunks_max(pages_per_chunk)).min(self.welcome.chunks_max as usize);
@@ -501,8 +504,7 @@ impl Client {
         if !operation.takes_chunks() {
             return outstanding < COMMANDS;
         }
-        let transfers: usize =
-            self.jobs.iter().filter(|job| job.operation.takes_chunks()).map(Job::in_flight).sum();
+        let transfers: usize = self.jobs.iter().filter(|job| job.operation.takes_chunks()).map(Job::in_flight).sum();
         outstanding < COMMANDS - CONTROL_SLOTS && transfers < self.welcome.requests_max as usize
     }
 
@@ -632,25 +634,37 @@ fn name_of(operation: Operation) -> &'static str {
 }
 
 impl Drop for Client {
-    /// The card may be writing. It lets go when it has heard the good-bye: then its end of the channel closes.
+    /// The card may be writing. It lets go when it has heard the good-bye and ended what was in flight: then its end of
+    /// the channel closes, and not before.
     fn drop(&mut self) {
         let in_flight = self.ring.outstanding() > 0;
         if self.gone.is_none() {
             self.say_bye(Farewell::Done);
-            let until = Instant::now() + if in_flight { self.timeout } else { LEAVE_IDLE };
-            while self.gone.is_none() {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() || await_fd(self.channel.as_fd(), PollFlags::POLLIN, left).is_err() {
-                    break;
-                }
-                self.hear();
-            }
         }
-        // A card that is gone does no DMA; one that said good-bye has finished it; a liar may go on.
-        let let_go = matches!(self.gone, Some(Gone::Died | Gone::Left(_)));
+        let patience = if in_flight { self.timeout } else { LEAVE_IDLE };
+        let let_go = self.gone == Some(Gone::Died) || self.await_close(patience);
         if in_flight && !let_go {
             log::warn!("the card did not let go of {} requests: their memory is leaked", self.ring.outstanding());
             std::mem::forget((self.exporter.take(), self.memory.take()));
+        }
+    }
+}
+
+impl Client {
+    fn await_close(&mut self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let mut bytes = [0; ATTACH_MESSAGE_MAX];
+        loop {
+            match self.channel.receive(&mut bytes) {
+                Ok(Some(_)) => {}
+                Err(_) => return true,
+                Ok(None) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() || await_fd(self.channel.as_fd(), PollFlags::POLLIN, left).is_err() {
+                        return false;
+                    }
+                }
+            }
         }
     }
 }

@@ -53,8 +53,12 @@ impl fmt::Display for Gone {
         match self {
             Gone::Died => write!(f, "dpu-app is gone: look at its log, start it and try again"),
             Gone::Left(farewell) => write!(f, "dpu-app ended the session: {}", farewell.text()),
-            Gone::Lied(error) => write!(f, "dpu-app broke the rules of the page ({error}): use the same build on both sides"),
-            Gone::Babbled(error) => write!(f, "dpu-app said what has no meaning here ({error}): use the same build on both sides"),
+            Gone::Lied(error) => {
+                write!(f, "dpu-app broke the rules of the page ({error}): use the same build on both sides")
+            }
+            Gone::Babbled(error) => {
+                write!(f, "dpu-app said what has no meaning here ({error}): use the same build on both sides")
+            }
         }
     }
 }
@@ -114,9 +118,9 @@ impl Error {
             Error::System { call: "open", source, .. } if source.kind() == io::ErrorKind::NotFound => Blame::Operator,
             Error::Device(_) | Error::Failed { status: Status::DeviceError, .. } => Blame::Device,
             Error::Channel(_) | Error::Refused(_) | Error::CardGone(_) | Error::Answer { .. } => Blame::Peer,
-            Error::Failed { status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining, .. } => {
-                Blame::Peer
-            }
+            Error::Failed {
+                status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining, ..
+            } => Blame::Peer,
             Error::Timeout { .. } => Blame::Peer,
             _ => Blame::Run,
         }
@@ -148,7 +152,10 @@ impl fmt::Display for Error {
             Error::Post(error) => error.fmt(f),
             Error::UnknownRequest { id } => write!(f, "request {id}: unknown, or its completion was taken already"),
             Error::Timeout { what, waited } => {
-                write!(f, "{what}: no answer from the card in {waited:?}: look at `host-ctl status` and at dpu-app's log")
+                write!(
+                    f,
+                    "{what}: no answer from the card in {waited:?}: look at `host-ctl status` and at dpu-app's log"
+                )
             }
             Error::Failed { operation, status, done, asked } => {
                 let name = format!("{operation:?}").to_lowercase();

@@ -58,11 +58,8 @@ impl Exporter for DeviceExporter {
 
     fn region(&mut self, mapping: &Arc<Mapping>, access: Access) -> Result<Exported, Error> {
         let export = Export::new(&self.device, Arc::clone(mapping), access)?;
-        let exported = Exported {
-            base: mapping.address(),
-            bytes: mapping.bytes() as u64,
-            blob: export.blob().to_vec(),
-        };
+        let exported =
+            Exported { base: mapping.address(), bytes: mapping.bytes() as u64, blob: export.blob().to_vec() };
         self.exports.push(export);
         Ok(exported)
     }

@@ -114,7 +114,9 @@ impl KvFile {
         file.read_exact_at(&mut length, 0).map_err(Error::system("read", path))?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > HEADER_BYTES_MAX || header_bytes > bytes - LENGTH_BYTES {
-            let what = format!("its header would be {header_bytes} bytes in a file of {bytes}: damaged, truncated or another format");
+            let what = format!(
+                "its header would be {header_bytes} bytes in a file of {bytes}: damaged, truncated or another format"
+            );
             return Err(wrong(what));
         }
         let mut header = vec![0; header_bytes as usize];
@@ -183,7 +185,11 @@ impl KvFile {
     /// No such tensor, another type or shape, or no such text.
     pub fn kv(&self, tensor: &str, text: Option<usize>) -> Result<KvTensor, Error> {
         let Some(info) = self.metadata.info(tensor) else {
-            return Err(Error::input(self.path.display(), format!("no tensor {tensor:?}"), format!("{}: choose with --tensor", self.names())));
+            return Err(Error::input(
+                self.path.display(),
+                format!("no tensor {tensor:?}"),
+                format!("{}: choose with --tensor", self.names()),
+            ));
         };
         let place = format!("{} tensor {tensor:?}", self.path.display());
         let element = match info.dtype {
@@ -228,13 +234,23 @@ impl KvFile {
     /// No such tensor, another type or shape, a negative id.
     pub fn token_ids(&self, tensor: &str, text: Option<usize>) -> Result<Vec<u32>, Error> {
         let Some(info) = self.metadata.info(tensor) else {
-            return Err(Error::input(self.path.display(), format!("no tensor {tensor:?}"), format!("{}: choose with --tokens tensor:NAME", self.names())));
+            return Err(Error::input(
+                self.path.display(),
+                format!("no tensor {tensor:?}"),
+                format!("{}: choose with --tokens tensor:NAME", self.names()),
+            ));
         };
         let place = format!("{} tensor {tensor:?}", self.path.display());
         let (rows, tokens) = match info.shape[..] {
             [tokens] => (1, tokens),
             [rows, tokens] => (rows, tokens),
-            _ => return Err(Error::input(place, format!("shape {:?}", info.shape), "token ids are [tokens] or [texts, tokens]")),
+            _ => {
+                return Err(Error::input(
+                    place,
+                    format!("shape {:?}", info.shape),
+                    "token ids are [tokens] or [texts, tokens]",
+                ));
+            }
         };
         let row = if info.shape.len() == 1 { 0 } else { text.unwrap_or(0) };
         if row >= rows {
@@ -245,7 +261,13 @@ impl KvFile {
             Dtype::U16 => 2,
             Dtype::U32 | Dtype::I32 => 4,
             Dtype::I64 | Dtype::U64 => 8,
-            other => return Err(Error::input(place, format!("type {other:?}"), "token ids are U8, U16, U32, I32, I64 or U64")),
+            other => {
+                return Err(Error::input(
+                    place,
+                    format!("type {other:?}"),
+                    "token ids are U8, U16, U32, I32, I64 or U64",
+                ));
+            }
         };
         let mut bytes = vec![0; tokens * each];
         let at = self.data_at + info.data_offsets.0 as u64 + (row * tokens * each) as u64;
@@ -258,7 +280,9 @@ impl KvFile {
                 u32::try_from(u64::from_le_bytes(wide))
                     .ok()
                     .filter(|&id| info.dtype != Dtype::I32 || id <= i32::MAX as u32)
-                    .ok_or_else(|| Error::input(&place, "a token id is negative or above 4294967295", "check the tensor"))
+                    .ok_or_else(|| {
+                        Error::input(&place, "a token id is negative or above 4294967295", "check the tensor")
+                    })
             })
             .collect()
     }
@@ -269,9 +293,10 @@ impl KvFile {
     /// The system's, or a file that became shorter.
     pub fn read(&self, out: &mut [u8], offset: u64) -> Result<(), Error> {
         self.file.read_exact_at(out, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                Error::Damaged { place: self.path.display().to_string(), what: "the file became shorter while it was read".to_owned() }
-            }
+            io::ErrorKind::UnexpectedEof => Error::Damaged {
+                place: self.path.display().to_string(),
+                what: "the file became shorter while it was read".to_owned(),
+            },
             _ => Error::System { call: "read", path: self.path.clone(), source: error },
         })
     }
@@ -293,7 +318,8 @@ impl KvFile {
         }
         let mapping = Mapping::of_file(&self.file, self.bytes as usize, Access::Read)?;
         let regions = vec![Region { mapping: Arc::new(mapping), access: Access::Read }];
-        let memory = Memory { geometry, form: contiguous(&geometry, &kv.shape, page_tokens), bases: bases(kv), regions };
+        let memory =
+            Memory { geometry, form: contiguous(&geometry, &kv.shape, page_tokens), bases: bases(kv), regions };
         memory.check()?;
         Ok(memory)
     }

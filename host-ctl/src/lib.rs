@@ -30,7 +30,7 @@ mod transfer;
 
 pub use arrangement::{Arrangement, PageOrder};
 pub use attach::{Door, Options, Welcome};
-pub use chunk_file::{BlockFacts, ChunkFacts, Inspection, inspect, store_files};
+pub use chunk_file::{BlockFacts, ChunkFacts, Inspection, ends_like_a_chunk, inspect, store_files};
 pub use client::{Client, Completion, JOBS_MAX, RequestId, Transfer};
 pub use compare::{Comparison, KindErrors, compare};
 pub use error::{Blame, Error, Gone};
@@ -42,4 +42,6 @@ pub use out_file::OutFile;
 pub use prefix::Prefix;
 pub use status::{CardStatus, StageDelta};
 pub use tokens::TokenSpec;
-pub use transfer::{Amounts, FetchOrder, FetchReport, Identity, Lookup, StoreOrder, StoreReport, Target, fetch, lookup, store};
+pub use transfer::{
+    Amounts, FetchOrder, FetchReport, Identity, Lookup, StoreOrder, StoreReport, Target, Watch, fetch, lookup, store,
+};

@@ -107,7 +107,12 @@ impl OutFile {
         let header = header(tensors, facts);
         let bytes = header.len() as u64 + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
         let mut options = File::options();
-        let file = options.read(true).write(true).create_new(true).open(&temporary).map_err(Error::system("create", &temporary))?;
+        let file = options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .map_err(Error::system("create", &temporary))?;
         let kv = KvTensor { shape, offset: header.len() as u64, texts: None };
         let mut out = OutFile { path: path.to_owned(), temporary, file, published: false, kv, bytes };
         let failed = |errno: Errno| Error::System { call: "reserve room", path: path.to_owned(), source: errno.into() };
@@ -134,7 +139,8 @@ impl OutFile {
     pub fn memory(&self, chunk_tokens: usize, page_tokens: u16) -> Result<Memory, Error> {
         let shape = &self.kv.shape;
         let geometry = shape.geometry(chunk_tokens);
-        let geometry = geometry.map_err(|error| Error::input("geometry", error, "change --geometry or --chunk-tokens"))?;
+        let geometry =
+            geometry.map_err(|error| Error::input("geometry", error, "change --geometry or --chunk-tokens"))?;
         if page_tokens == 0 {
             return Err(Error::input("--page-tokens", "0", "choose one that divides --chunk-tokens"));
         }

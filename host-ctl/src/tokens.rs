@@ -99,7 +99,9 @@ impl TokenSpec {
 fn some(path: &std::path::Path, ids: Vec<u32>) -> Result<Vec<u32>, Error> {
     match ids.len() {
         0 => Err(Error::input(path.display(), "no token ids", "give at least one chunk of them")),
-        n if n > TOKENS_MAX => Err(Error::input(path.display(), format!("{n} token ids"), format!("at most {TOKENS_MAX}"))),
+        n if n > TOKENS_MAX => {
+            Err(Error::input(path.display(), format!("{n} token ids"), format!("at most {TOKENS_MAX}")))
+        }
         _ => Ok(ids),
     }
 }
@@ -113,7 +115,17 @@ mod tests {
         for text in ["tensor:tokens", "range:0..512", "file:a/b", "text:prompt.txt"] {
             assert_eq!(text.parse::<TokenSpec>().unwrap().to_string(), text);
         }
-        for bad in ["", "tensor", "tensor:", "range:1", "range:5..5", "range:9..3", "range:a..b", "range:0..999999999", "url:x"] {
+        for bad in [
+            "",
+            "tensor",
+            "tensor:",
+            "range:1",
+            "range:5..5",
+            "range:9..3",
+            "range:a..b",
+            "range:0..999999999",
+            "url:x",
+        ] {
             assert!(bad.parse::<TokenSpec>().is_err(), "{bad}");
         }
     }

@@ -300,7 +300,10 @@ impl fmt::Display for Refuse {
             Some(Reason::Order) => write!(f, "message of kind {theirs} out of turn: a bug in the host side"),
             Some(Reason::Malformed) => write!(f, "a message it could not read: host and card builds do not match"),
             Some(Reason::Region) => {
-                write!(f, "region {theirs} cannot be used: check its size, its export and the device it was exported for")
+                write!(
+                    f,
+                    "region {theirs} cannot be used: check its size, its export and the device it was exported for"
+                )
             }
             Some(Reason::Layout) => {
                 write!(f, "the layout does not fit the geometry or the regions: check page size, strides and offsets")
@@ -527,17 +530,17 @@ fn name_of(bytes: &[u8]) -> Result<&str, AttachError> {
     name(std::str::from_utf8(bytes).map_err(|_| AttachError::Name)?)
 }
 
-/// Transform words and codec word; all zero means none.
-fn recipe_of(words: [u8; 3]) -> Result<Option<Recipe>, AttachError> {
-    let [transform, parameter, codec] = words;
-    if words == [0; 3] {
-        return Ok(None);
-    }
+/// Flags of a hello. A recipe needs one: the words of "none, raw" are all zero.
+const HAS_GEOMETRY: u8 = 1;
+const HAS_RECIPE: u8 = 2;
+
+/// Transform words and codec word.
+fn recipe_of([transform, parameter, codec]: [u8; 3]) -> Result<Recipe, AttachError> {
     let unknown = |what, value: u8| AttachError::Field { what, value: value.into(), limit: 0 };
     let transform =
         Transform::from_words([transform, parameter]).ok_or(unknown("transform of the recipe", transform))?;
     let codec = Codec::from_word(codec).ok_or(unknown("codec of the recipe", codec))?;
-    Ok(Some(Recipe { transform, codec }))
+    Ok(Recipe { transform, codec })
 }
 
 impl<'a> Hello<'a> {
@@ -555,7 +558,8 @@ impl<'a> Hello<'a> {
         self.pid.put(body, 8);
         self.region_count.put(body, 12);
         (self.client.len() as u16).put(body, 14);
-        body[16] = self.geometry.is_some().into();
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        body[16] = flag(self.geometry.is_some(), HAS_GEOMETRY) | flag(self.recipe.is_some(), HAS_RECIPE);
         if let Some(recipe) = self.recipe {
             recipe.transform.words().put(body, 17);
             body[19] = recipe.codec as u8;
@@ -570,10 +574,18 @@ impl<'a> Hello<'a> {
         let name_bytes = u16::get(body.at_least(HELLO_BYTES)?.bytes, 14);
         let body = body.exactly(HELLO_BYTES + usize::from(name_bytes))?;
         let geometry: [u8; GEOMETRY_BYTES] = Word::get(body.bytes, 20);
-        let geometry = if flag("geometry flag", body.bytes[16])? {
+        let flags = body.bytes[16];
+        at_most("hello flags", flags.into(), (HAS_GEOMETRY | HAS_RECIPE).into())?;
+        let geometry = if flags & HAS_GEOMETRY != 0 {
             Some(Geometry::decode(&geometry).map_err(AttachError::Geometry)?)
         } else {
             body.zero(20, GEOMETRY_BYTES)?;
+            None
+        };
+        let recipe = if flags & HAS_RECIPE != 0 {
+            Some(recipe_of(Word::get(body.bytes, 17))?)
+        } else {
+            body.zero(17, 3)?;
             None
         };
         let hello = Hello {
@@ -581,7 +593,7 @@ impl<'a> Hello<'a> {
             pid: Word::get(body.bytes, 8),
             region_count: Word::get(body.bytes, 12),
             geometry,
-            recipe: recipe_of(Word::get(body.bytes, 17))?,
+            recipe,
             client: name_of(&body.bytes[HELLO_BYTES..])?,
         };
         hello.check().copied()

@@ -138,8 +138,11 @@ impl CardRing {
 
     /// Whether the memory that was exported to us is the page that the hello spoke of.
     pub fn check_identity(&self, bytes: &[u8]) -> Result<(), PeerError> {
-        let found = check_identity(line(bytes)?)
-            .map_err(|Mismatch { what, ours, theirs }| PeerError::Identity { what, ours, theirs })?;
+        let found = check_identity(line(bytes)?).map_err(|Mismatch { what, ours, theirs }| PeerError::Identity {
+            what,
+            ours,
+            theirs,
+        })?;
         if found != self.generation {
             return Err(PeerError::Generation { what: "page identity", expected: self.generation, found });
         }

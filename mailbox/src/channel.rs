@@ -45,7 +45,9 @@ impl fmt::Display for ChannelError {
         match self {
             ChannelError::Full => write!(f, "channel: the peer does not keep up"),
             ChannelError::Closed => write!(f, "channel: the peer is gone"),
-            ChannelError::Length { bytes, limit } => write!(f, "channel: message of {bytes} bytes, the limit is {limit}"),
+            ChannelError::Length { bytes, limit } => {
+                write!(f, "channel: message of {bytes} bytes, the limit is {limit}")
+            }
             ChannelError::InUse { path, pid: Some(pid) } => {
                 write!(f, "channel: {} is in use by pid {pid}: stop it or choose another path", path.display())
             }
@@ -218,7 +220,8 @@ impl UnixListener {
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR).map_err(system("fchmod"))?;
         bind(socket.as_raw_fd(), &address(path)?).map_err(system("bind"))?;
         let file = fs::symlink_metadata(path).map_err(io_error("stat socket"))?;
-        let listener = UnixListener { socket: socket.into(), path: path.to_owned(), file: (file.dev(), file.ino()), _lock: lock };
+        let listener =
+            UnixListener { socket: socket.into(), path: path.to_owned(), file: (file.dev(), file.ino()), _lock: lock };
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("chmod socket"))?;
         listen(&listener.socket, Backlog::new(BACKLOG).map_err(system("backlog"))?).map_err(system("listen"))?;
         Ok(listener)
@@ -262,7 +265,9 @@ impl Listener for UnixListener {
                 peer.set_nonblocking(true).map_err(io_error("set_nonblocking"))?;
                 Ok(Some(Box::new(UnixChannel { socket: peer.into() })))
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
+                Ok(None)
+            }
             Err(error) => Err(io_error("accept")(error)),
         }
     }

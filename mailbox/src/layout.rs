@@ -155,7 +155,12 @@ struct Piece {
 impl Layout {
     /// Checks everything. `bases` holds K then V of layer 0, then of layer 1, ...; `region_bytes` the size of each region
     /// by its index.
-    pub fn new(geometry: Geometry, form: Form, bases: Box<[Base]>, region_bytes: &[u64]) -> Result<Layout, LayoutError> {
+    pub fn new(
+        geometry: Geometry,
+        form: Form,
+        bases: Box<[Base]>,
+        region_bytes: &[u64],
+    ) -> Result<Layout, LayoutError> {
         geometry.check().map_err(LayoutError::Geometry)?;
         let (page_tokens, chunk_tokens) = (form.page_tokens, geometry.chunk_tokens);
         if page_tokens == 0 || !chunk_tokens.is_multiple_of(page_tokens) {
@@ -361,8 +366,7 @@ impl Layout {
 
     /// Tile order `[page of the part][head][token]`: whole pages where host and tile nest alike, else heads, else tokens.
     fn head_major(&self, part: &Part, tokens: &Range<usize>, mut emit: impl FnMut(usize, u64, usize, usize)) {
-        let (heads, head_bytes, row) =
-            (usize::from(self.geometry.heads), self.head_bytes(), self.geometry.row_bytes());
+        let (heads, head_bytes, row) = (usize::from(self.geometry.heads), self.head_bytes(), self.geometry.row_bytes());
         let page_tokens = usize::from(self.form.page_tokens);
         let part_tokens = usize::from(part.first_token)..usize::from(part.first_token) + usize::from(part.tokens);
         let heads_dense = page_tokens == 1 || self.form.token_stride == head_bytes as u64;

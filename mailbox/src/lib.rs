@@ -9,17 +9,28 @@
 //! The drawing, the byte tables and the sleep proof: docs/mailbox.md.
 #![deny(unsafe_code)]
 
+#[forbid(unsafe_code)]
 pub mod attach;
+#[forbid(unsafe_code)]
 mod card;
+#[forbid(unsafe_code)]
 pub mod channel;
+#[forbid(unsafe_code)]
 mod cursor;
+#[forbid(unsafe_code)]
 mod host;
+#[forbid(unsafe_code)]
 pub mod layout;
+#[forbid(unsafe_code)]
 mod limits;
+#[forbid(unsafe_code)]
 mod line;
 mod page;
+#[forbid(unsafe_code)]
 mod peer;
+#[forbid(unsafe_code)]
 mod record;
+#[forbid(unsafe_code)]
 mod words;
 
 pub use card::{Answer, CardRing, Command, Progress};

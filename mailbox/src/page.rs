@@ -88,8 +88,11 @@ impl Page {
     fn identified(mut self) -> Result<Page, PageError> {
         let mut line: Line = [0; LINE_BYTES];
         self.read(Span::new(IDENTITY_AT, LINE_BYTES), &mut line);
-        self.generation = check_identity(&line)
-            .map_err(|Mismatch { what, ours, theirs }| PageError::NotAPage { what, ours, theirs })?;
+        self.generation = check_identity(&line).map_err(|Mismatch { what, ours, theirs }| PageError::NotAPage {
+            what,
+            ours,
+            theirs,
+        })?;
         Ok(self)
     }
 
@@ -282,7 +285,10 @@ mod owned {
 
     impl Memory {
         pub(super) fn create() -> Result<Memory, PageError> {
-            Ok(Memory((0..PAGE_BYTES / WORD_BYTES).map(|_| AtomicU64::new(0)).collect()))
+            let words = Arc::<[AtomicU64]>::new_zeroed_slice(PAGE_BYTES / WORD_BYTES);
+            // SAFETY: zeroed memory is a valid slice of atomic words; nobody else has it yet. (Writing 2 MiB of words one
+            // by one takes miri half a minute.)
+            Ok(Memory(unsafe { words.assume_init() }))
         }
 
         pub(super) fn share(&self) -> Result<Memory, PageError> {

@@ -172,7 +172,10 @@ mod tests {
         for bit in 0..128 * 8 {
             let mut flipped = record;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Records::new(OWNER, 3, 0, &flipped).next().unwrap().unwrap_err(), PeerError::Record { index: 0 });
+            assert_eq!(
+                Records::new(OWNER, 3, 0, &flipped).next().unwrap().unwrap_err(),
+                PeerError::Record { index: 0 }
+            );
         }
     }
 

@@ -23,7 +23,10 @@ pub struct Span {
 
 impl Span {
     pub(crate) fn new(offset: usize, bytes: usize) -> Span {
-        assert!(bytes > 0 && bytes <= PAGE_BYTES && offset <= PAGE_BYTES - bytes, "span {offset}+{bytes} leaves the page");
+        assert!(
+            bytes > 0 && bytes <= PAGE_BYTES && offset <= PAGE_BYTES - bytes,
+            "span {offset}+{bytes} leaves the page"
+        );
         Span { offset, bytes }
     }
 
@@ -358,25 +361,40 @@ impl Status {
 
     /// Whether the same request may succeed a little later, unchanged.
     pub const fn is_transient(self) -> bool {
-        matches!(self, Status::StoreDown | Status::DeviceError | Status::DeadlineExceeded | Status::Busy | Status::NoSpace)
+        matches!(
+            self,
+            Status::StoreDown | Status::DeviceError | Status::DeadlineExceeded | Status::Busy | Status::NoSpace
+        )
     }
 
     /// What happened and what to do about it, for people.
     pub const fn text(self) -> &'static str {
         match self {
             Status::Ok => "ok",
-            Status::StoreDown => "the store did not answer: recompute this prefix and check the store that the card is given",
-            Status::DeviceError => "an engine of the card failed and is being restarted: recompute; look at the card's log if it repeats",
-            Status::DeadlineExceeded => "the deadline passed first: recompute; raise the deadline or lower the load if it repeats",
+            Status::StoreDown => {
+                "the store did not answer: recompute this prefix and check the store that the card is given"
+            }
+            Status::DeviceError => {
+                "an engine of the card failed and is being restarted: recompute; look at the card's log if it repeats"
+            }
+            Status::DeadlineExceeded => {
+                "the deadline passed first: recompute; raise the deadline or lower the load if it repeats"
+            }
             Status::Cancelled => "cancelled by the host",
-            Status::Corrupt => "a stored chunk failed its check and was not used: recompute; the next store of it replaces it",
+            Status::Corrupt => {
+                "a stored chunk failed its check and was not used: recompute; the next store of it replaces it"
+            }
             Status::Unsupported => "this card does not know the operation: upgrade dpu-app",
-            Status::Malformed => "the request does not fit the session's layout: a bug in the host side, please report it",
+            Status::Malformed => {
+                "the request does not fit the session's layout: a bug in the host side, please report it"
+            }
             Status::Busy => "the card has no room for another request: retry, or recompute",
             Status::Draining => "the card is being stopped: recompute, and attach again when it is back",
             Status::NoSpace => "the store is full: free space or give it more; fetches still work",
             Status::ReadOnly => "the store is read-only for this card: nothing was stored",
-            Status::NoLayout => "this session registered no memory: attach with a geometry and a layout to fetch or store",
+            Status::NoLayout => {
+                "this session registered no memory: attach with a geometry and a layout to fetch or store"
+            }
             Status::NotFound => "no such request: it has completed already",
         }
     }

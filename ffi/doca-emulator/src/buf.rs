@@ -17,6 +17,9 @@ use crate::error::{Answer, Fault};
 use crate::inventory::Inventory;
 use crate::region::Region;
 
+/// Address and length.
+type Span = (*mut c_void, usize);
+
 #[repr(C)]
 pub(crate) struct Buf {
     stamp: Stamp,
@@ -60,7 +63,7 @@ impl Buf {
     }
 
     /// Brings a vacant buf to life.
-    pub(crate) fn point(&self, region: Arc<Region>, head: (*mut c_void, usize), data: (*mut c_void, usize)) {
+    pub(crate) fn point(&self, region: Arc<Region>, head: Span, data: Span) {
         region.bufs.fetch_add(1, Ordering::Relaxed);
         *self.region.borrow_mut() = Some(region);
         self.head.set(head.0);
@@ -73,7 +76,7 @@ impl Buf {
     }
 
     /// The same window into the same region, for a duplicate.
-    pub(crate) fn shape(&self) -> Option<(Arc<Region>, (*mut c_void, usize), (*mut c_void, usize))> {
+    pub(crate) fn shape(&self) -> Option<(Arc<Region>, Span, Span)> {
         let region = self.region.borrow().clone()?;
         Some((region, (self.head.get(), self.len.get()), (self.data.get(), self.data_len.get())))
     }

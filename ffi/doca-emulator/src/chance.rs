@@ -36,7 +36,8 @@ impl Chance {
 
     /// True with probability `p`. Draws nothing when `p` is zero.
     pub(crate) fn hits(&self, p: f64) -> bool {
-        p > 0.0 && (self.draw() >> 11) as f64 / (1u64 << 53) as f64 <= p
+        const ALL: f64 = (1u64 << 53) as f64;
+        p > 0.0 && ((self.draw() >> 11) as f64) / ALL < p
     }
 
     pub(crate) fn fate(&self, config: &Config) -> Fate {

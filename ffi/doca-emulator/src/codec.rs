@@ -22,8 +22,8 @@ pub(crate) struct Codec {
 
 impl Codec {
     pub(crate) fn new(deflates: bool) -> Codec {
-        // Level 1: a card's engine is fast rather than thorough.
-        let deflater = deflates.then(|| Compressor::new(CompressionLvl::fastest()));
+        // Level 1: a card's engine is fast rather than thorough. (Level 0 would only store.)
+        let deflater = deflates.then(|| Compressor::new(CompressionLvl::new(1).unwrap_or_default()));
         Codec { inflater: Decompressor::new(), deflater }
     }
 

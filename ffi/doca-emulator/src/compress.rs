@@ -6,7 +6,7 @@ use crate::abi::*;
 use crate::ctx::{self, Ctx, Library};
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Enter, Handle, Out, exports};
-use crate::error::Fault;
+use crate::error::{Fault, complain};
 use crate::task::{Of, task_functions};
 
 /// A context of this library.
@@ -145,7 +145,7 @@ exports! {
     fn doca_compress_task_decompress_lz4_stream_set_has_block_checksum(
         task: *mut Stream => Of<Stream>,
         has_block_checksum: u8,
-    ) -> () = (()) {
+    ) -> () = (complain("set_has_block_checksum: not an lz4 stream task")) {
         task.set_has_block_checksum(has_block_checksum)
     }
 
@@ -156,7 +156,7 @@ exports! {
     fn doca_compress_task_decompress_lz4_stream_set_are_blocks_independent(
         task: *mut Stream => Of<Stream>,
         are_blocks_independent: u8,
-    ) -> () = (()) {
+    ) -> () = (complain("set_are_blocks_independent: not an lz4 stream task")) {
         task.set_are_blocks_independent(are_blocks_independent)
     }
 

@@ -19,7 +19,7 @@ use crate::abi::{doca_ctx, doca_ctx_state_changed_callback_t, doca_ctx_states, d
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Handle, Out, Stamp, Thing, exports};
 use crate::engine::Engine;
-use crate::error::{Answer, Fault};
+use crate::error::{Answer, Fault, complain};
 use crate::pe::Pe;
 use crate::task::{Fifo, KINDS, Kind, Line, Pool, Task};
 
@@ -131,13 +131,7 @@ impl Ctx {
     }
 
     /// `set_conf` of a task type.
-    pub(crate) fn configure(
-        &self,
-        kind: Kind,
-        done: Option<Callback>,
-        failed: Option<Callback>,
-        count: u32,
-    ) -> Answer {
+    pub(crate) fn configure(&self, kind: Kind, done: Option<Callback>, failed: Option<Callback>, count: u32) -> Answer {
         self.check_idle()?;
         let (Some(done), Some(failed)) = (done, failed) else { return Err(Fault::DOCA_ERROR_INVALID_VALUE) };
         self.dev.info.buf_bytes_max(kind)?;
@@ -229,8 +223,7 @@ pub(crate) fn finish_stop(ctx: Handle<Ctx>) {
 }
 
 fn start(ctx: Handle<Ctx>) -> Answer {
-    const KINDS_IN_ORDER: [Kind; KINDS] =
-        [Kind::Memcpy, Kind::Deflate, Kind::Inflate, Kind::Lz4Stream, Kind::Lz4Block];
+    const KINDS_IN_ORDER: [Kind; KINDS] = [Kind::Memcpy, Kind::Deflate, Kind::Inflate, Kind::Lz4Stream, Kind::Lz4Block];
     ctx.check_idle()?;
     let pe = ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?;
     if ctx.confs.iter().all(|conf| conf.get().is_none()) {
@@ -324,7 +317,7 @@ exports! {
         Ok(())
     }
 
-    fn doca_ctx_flush_tasks(ctx: *mut doca_ctx => Handle<Ctx>) -> () = (()) {
+    fn doca_ctx_flush_tasks(ctx: *mut doca_ctx => Handle<Ctx>) -> () = (complain("doca_ctx_flush_tasks: not a context")) {
         ctx.flush();
     }
 }

@@ -106,7 +106,11 @@ impl<T: Thing> Handle<T> {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
         let handle = Handle(pointer);
-        if handle.stamp().load(Ordering::Relaxed) == T::MAGIC { Ok(handle) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+        if handle.stamp().load(Ordering::Relaxed) == T::MAGIC {
+            Ok(handle)
+        } else {
+            Err(Fault::DOCA_ERROR_INVALID_VALUE)
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before they sleep.
 
+use std::process;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -111,13 +112,26 @@ impl Drop for Engine {
         self.queue.lock().is_closing = true;
         self.queue.ready.notify_all();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // A thread that panicked has already said so; the device closes all the same.
+            // A panic would have ended the process.
             let _ = thread.join();
         }
     }
 }
 
+/// A dead engine would leave the application waiting for ever, so its panic ends the process, as one in an exported
+/// function does.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            process::abort();
+        }
+    }
+}
+
 fn work(queue: &Queue, mut worker: Worker) {
+    let _guard = AbortOnPanic;
     while let Some(task) = queue.next() {
         // SAFETY: the task came out of the queue, so the job is this thread's until `post`.
         let job = unsafe { task.job() };

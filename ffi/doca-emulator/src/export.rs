@@ -304,9 +304,8 @@ impl Window {
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         let offset = libc::off_t::try_from(start).ok()?;
         // SAFETY: a new mapping where the kernel likes; it takes nothing away from anybody.
-        let map = unsafe {
-            libc::mmap(ptr::null_mut(), map_bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
-        };
+        let map =
+            unsafe { libc::mmap(ptr::null_mut(), map_bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset) };
         if map == libc::MAP_FAILED {
             return None;
         }

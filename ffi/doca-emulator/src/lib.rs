@@ -42,9 +42,9 @@
 //!
 //! # Panics
 //! None are meant to happen. One inside an exported function ends the process, because Rust does not unwind out of
-//! `extern "C"`.
+//! `extern "C"`; one in an engine thread does too.
 
-mod abi;
+pub mod abi;
 mod buf;
 mod chance;
 mod codec;

@@ -97,7 +97,11 @@ impl Gate {
         let mut inside = self.state.fetch_or(SHUT, Ordering::Acquire) & !SHUT;
         let mut spins = 0u32;
         while inside != 0 {
-            if spins < 100 { hint::spin_loop() } else { thread::yield_now() }
+            if spins < 100 {
+                hint::spin_loop()
+            } else {
+                thread::yield_now()
+            }
             spins += 1;
             inside = self.state.load(Ordering::Acquire) & !SHUT;
         }
@@ -145,7 +149,9 @@ mod tests {
 
     #[test]
     fn both_pci_accesses_at_once_are_refused() {
-        assert!(is_access_mask(0) && is_access_mask(LOCAL_READ_WRITE | PCI_READ_WRITE) && is_access_mask(PCI_READ_ONLY));
+        assert!(
+            is_access_mask(0) && is_access_mask(LOCAL_READ_WRITE | PCI_READ_WRITE) && is_access_mask(PCI_READ_ONLY)
+        );
         assert!(!is_access_mask(PCI_READ_ONLY | PCI_READ_WRITE) && !is_access_mask(1 << 7));
     }
 }

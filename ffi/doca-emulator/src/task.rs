@@ -290,8 +290,8 @@ impl Pool {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
         // SAFETY: the layout is not empty.
-        let arena = NonNull::new(unsafe { alloc::alloc_zeroed(layout) }.cast::<Segment>());
-        let arena = arena.ok_or(Fault::DOCA_ERROR_NO_MEMORY)?;
+        let arena = NonNull::new(unsafe { alloc::alloc_zeroed(layout) });
+        let arena = arena.ok_or(Fault::DOCA_ERROR_NO_MEMORY)?.cast::<Segment>();
         let tasks: Box<[Task]> = (0..count as usize)
             .map(|index| {
                 // SAFETY: the arena has `room` segments for each of `count` tasks.
@@ -536,7 +536,9 @@ exports! {
         task.status.get()
     }
 
-    fn doca_task_set_user_data(task: *mut doca_task => Handle<Task>, user_data: doca_data) -> () = (()) {
+    fn doca_task_set_user_data(task: *mut doca_task => Handle<Task>, user_data: doca_data)
+        -> () = (complain("doca_task_set_user_data: not a task"))
+    {
         task.user_data.set(user_data);
     }
 
@@ -632,7 +634,7 @@ macro_rules! task_functions {
             fn $set_src(
                 task: *mut $crate::abi::$task => $crate::task::Of<$crate::abi::$task>,
                 src: *const $crate::abi::doca_buf,
-            ) -> () = (()) {
+            ) -> () = ($crate::error::complain(concat!(stringify!($set_src), ": not such a task"))) {
                 task.set_src(src)
             }
 
@@ -645,7 +647,7 @@ macro_rules! task_functions {
             fn $set_dst(
                 task: *mut $crate::abi::$task => $crate::task::Of<$crate::abi::$task>,
                 dst: *mut $crate::abi::doca_buf,
-            ) -> () = (()) {
+            ) -> () = ($crate::error::complain(concat!(stringify!($set_dst), ": not such a task"))) {
                 task.set_dst(dst)
             }
 

@@ -53,9 +53,8 @@ fn a_bluefield_2_deflates_both_ways_and_knows_no_lz4() {
 #[test]
 fn pci_addresses_match_with_and_without_domain() {
     let device = Device::open("");
-    let is_equal = |address: &CStr| {
-        out(|equal| unsafe { doca_devinfo_is_equal_pci_addr(device.info(), address.as_ptr(), equal) })
-    };
+    let is_equal =
+        |address: &CStr| out(|equal| unsafe { doca_devinfo_is_equal_pci_addr(device.info(), address.as_ptr(), equal) });
     assert_eq!(is_equal(c"03:00.0"), Ok(1));
     assert_eq!(is_equal(c"0000:03:00.0"), Ok(1));
     assert_eq!(is_equal(c"03:00.1"), Ok(0));

@@ -6,16 +6,19 @@
 //!
 //! Safe code over these functions is in the crate `doca`, their behaviour in the crate `doca-emulator` or in the SDK.
 
-#[cfg(feature = "emulator")]
-extern crate doca_emulator as _;
-
 /// What stands behind the functions of this build: `"emulator"` or `"sdk"`.
 pub const FLAVOUR: &str = if cfg!(feature = "emulator") { "emulator" } else { "sdk" };
 
+// The emulator has bindings of its own headers already, and defines its functions with these very types.
+#[cfg(feature = "emulator")]
+pub use doca_emulator::abi::*;
+
+#[cfg(not(feature = "emulator"))]
 mod bindings {
     #![allow(non_camel_case_types, non_upper_case_globals, non_snake_case, missing_debug_implementations)]
     #![allow(unreachable_pub, rustdoc::all, clippy::all, clippy::undocumented_unsafe_blocks)]
     include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 }
 
+#[cfg(not(feature = "emulator"))]
 pub use bindings::*;

@@ -137,12 +137,8 @@ impl Intake {
     }
 
     fn region(&mut self, region: &Region<'_>) -> Result<(), Refuse> {
-        let export = Export {
-            base: region.base,
-            bytes: region.bytes,
-            writable: region.writable,
-            blob: region.export.into(),
-        };
+        let export =
+            Export { base: region.base, bytes: region.bytes, writable: region.writable, blob: region.export.into() };
         let refuse = Err(Refuse::new(Reason::Region, self.regions.len() as u64, region.index.into()));
         match (&self.page, region.index) {
             (None, PAGE_REGION) if region.writable && region.bytes == PAGE_BYTES as u64 => self.page = Some(export),

@@ -26,7 +26,14 @@ fn bases() -> Vec<Base> {
 }
 
 fn hello() -> Hello<'static> {
-    Hello { generation: 0x1122_3344, pid: 77, region_count: 2, geometry: Some(geometry()), recipe: "q5".parse().ok(), client: "vllm 0.32 rank 0" }
+    Hello {
+        generation: 0x1122_3344,
+        pid: 77,
+        region_count: 2,
+        geometry: Some(geometry()),
+        recipe: "q5".parse().ok(),
+        client: "vllm 0.32 rank 0",
+    }
 }
 
 fn messages(bases: &[Base]) -> Vec<Message<'_>> {
@@ -109,14 +116,23 @@ fn an_older_and_a_newer_peer_are_told_who_must_upgrade() {
     let bytes = Message::Refuse(Refuse::new(Reason::Version, 2, 1)).encode(&mut out).unwrap().len();
     reseal(&mut out[..bytes], 8, 2);
     let Ok(Message::Refuse(refuse)) = Message::decode(&out[..bytes]) else { panic!("unreadable") };
-    assert_eq!(
-        refuse.to_string(),
-        "the card refuses: it speaks version 2, this host speaks 1: upgrade the host side"
-    );
+    assert_eq!(refuse.to_string(), "the card refuses: it speaks version 2, this host speaks 1: upgrade the host side");
     reseal(&mut out[..bytes], 16, 999);
     let Ok(Message::Refuse(refuse)) = Message::decode(&out[..bytes]) else { panic!("unreadable") };
     assert_eq!(refuse.reason(), None);
     assert!(refuse.to_string().contains("reason 999"));
+}
+
+#[test]
+fn a_recipe_of_zero_words_is_not_the_lack_of_one() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    let zero = Recipe { transform: Transform::None, codec: Codec::Raw };
+    for recipe in [None, Some(zero), "q5".parse().ok()] {
+        for geometry in [None, Some(geometry())] {
+            let message = Message::Hello(Hello { recipe, geometry, region_count: 0, ..hello() });
+            assert_eq!(Message::decode(message.encode(&mut out).unwrap()), Ok(message));
+        }
+    }
 }
 
 #[test]

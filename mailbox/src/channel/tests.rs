@@ -107,7 +107,8 @@ fn the_socket_is_for_its_owner_unless_told_otherwise_and_the_peer_is_known() {
     let mut listener = UnixListener::bind(&path).unwrap();
     assert_eq!(mode(&path), 0o600);
     let (client, server) = pair(&mut listener);
-    let this = Peer { pid: std::process::id(), uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() };
+    let this =
+        Peer { pid: std::process::id(), uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() };
     assert_eq!(server.peer(), Some(this));
     assert_eq!(client.peer(), Some(this));
     let path = directory.path().join("group");

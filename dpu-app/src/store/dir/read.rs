@@ -1,6 +1,6 @@
 //! The way out: an open chunk is a file, its table of places, and nothing else. Reads are positioned and go straight
 //! to where the caller wants the bytes. The kernel is given no hints: asking for the whole file when it is opened
-//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth slower (tests/store_speed.rs).
+//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth to two fifths slower (tests/store_speed.rs).
 
 use std::fs::File;
 use std::io::{self, ErrorKind};

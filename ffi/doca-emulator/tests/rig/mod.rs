@@ -1,23 +1,19 @@
 //! A bench for the emulator: everything through the C functions, as a program would.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, missing_debug_implementations, reason = "each test file uses its part")]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
 
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use doca_emulator::{Config, configure_thread};
 
-#[allow(non_camel_case_types, non_upper_case_globals, non_snake_case, missing_debug_implementations)]
-#[allow(unreachable_pub, clippy::all, clippy::undocumented_unsafe_blocks)]
-pub mod c {
-    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
-}
-
-use c::*;
 pub use c::doca_error as E;
+use c::*;
+pub use doca_emulator::abi as c;
 
 pub const IDLE: doca_ctx_states = doca_ctx_states::DOCA_CTX_STATE_IDLE;
 pub const RUNNING: doca_ctx_states = doca_ctx_states::DOCA_CTX_STATE_RUNNING;
@@ -30,6 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[track_caller]
 pub fn ok(error: doca_error) {
     assert_eq!(error, E::DOCA_SUCCESS);
+}
+
+/// As [`ok`], from a destructor: says nothing more while a test already fails.
+fn ok_unless_failing(error: doca_error) {
+    if !std::thread::panicking() {
+        ok(error);
+    }
 }
 
 /// Calls a function whose last argument is a place for its result.
@@ -66,7 +69,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        ok(unsafe { doca_dev_close(self.0) });
+        ok_unless_failing(unsafe { doca_dev_close(self.0) });
     }
 }
 
@@ -149,7 +152,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        ok(unsafe { doca_mmap_destroy(self.mmap) });
+        ok_unless_failing(unsafe { doca_mmap_destroy(self.mmap) });
         if self.owned {
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(self.first, self.len)) });
         }
@@ -169,9 +172,7 @@ impl Inventory {
 
     pub fn get(&self, memory: &Memory, at: usize, len: usize, data_len: usize) -> Result<*mut doca_buf, doca_error> {
         let addr = memory.at(at);
-        out(|buf| unsafe {
-            doca_buf_inventory_buf_get_by_args(self.0, memory.mmap, addr, len, addr, data_len, buf)
-        })
+        out(|buf| unsafe { doca_buf_inventory_buf_get_by_args(self.0, memory.mmap, addr, len, addr, data_len, buf) })
     }
 
     pub fn source(&self, memory: &Memory, at: usize, len: usize) -> *mut doca_buf {
@@ -196,7 +197,7 @@ impl Inventory {
 
 impl Drop for Inventory {
     fn drop(&mut self) {
-        ok(unsafe { doca_buf_inventory_destroy(self.0) });
+        ok_unless_failing(unsafe { doca_buf_inventory_destroy(self.0) });
     }
 }
 
@@ -233,7 +234,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        ok(unsafe { doca_pe_destroy(self.0) });
+        ok_unless_failing(unsafe { doca_pe_destroy(self.0) });
     }
 }
 
@@ -296,7 +297,7 @@ pub unsafe extern "C" fn state_changed(
 /// A started context of either library with its log.
 pub struct Context {
     pub ctx: *mut doca_ctx,
-    pub log: Box<Log>,
+    pub log: Rc<Log>,
     library: Library,
 }
 
@@ -320,7 +321,7 @@ impl Context {
     pub fn dma_unconnected(device: &Device) -> Context {
         unsafe {
             let dma = out(|dma| doca_dma_create(device.0, dma)).expect("a dma context");
-            Context { ctx: doca_dma_as_ctx(dma), log: Box::default(), library: Library::Dma(dma) }
+            Context { ctx: doca_dma_as_ctx(dma), log: Rc::default(), library: Library::Dma(dma) }
         }
     }
 
@@ -344,20 +345,15 @@ impl Context {
                 ));
                 ok(doca_compress_task_decompress_lz4_block_set_conf(compress, Some(block_done), Some(block_failed), 4));
             } else {
-                ok(doca_compress_task_compress_deflate_set_conf(
-                    compress,
-                    Some(deflate_done),
-                    Some(deflate_failed),
-                    4,
-                ));
+                ok(doca_compress_task_compress_deflate_set_conf(compress, Some(deflate_done), Some(deflate_failed), 4));
             }
-            Context { ctx, log: Box::default(), library: Library::Compress(compress) }.start()
+            Context { ctx, log: Rc::default(), library: Library::Compress(compress) }.start()
         }
     }
 
     fn start(self) -> Context {
         unsafe {
-            let log = doca_data { ptr: ptr::from_ref(&*self.log).cast_mut().cast() };
+            let log = doca_data { ptr: Rc::as_ptr(&self.log).cast_mut().cast() };
             ok(doca_ctx_set_user_data(self.ctx, log));
             ok(doca_ctx_set_state_changed_cb(self.ctx, Some(state_changed)));
             ok(doca_ctx_start(self.ctx));
@@ -436,7 +432,7 @@ impl Drop for Context {
         unsafe {
             // With nothing in flight this is synchronous.
             doca_ctx_stop(self.ctx);
-            ok(match self.library {
+            ok_unless_failing(match self.library {
                 Library::Dma(dma) => doca_dma_destroy(dma),
                 Library::Compress(compress) => doca_compress_destroy(compress),
             });

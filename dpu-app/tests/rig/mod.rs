@@ -1,0 +1,312 @@
+//! A card in a thread and hosts beside it: what the end-to-end tests of the data plane share.
+#![allow(dead_code, unreachable_pub)]
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
+use dpu_app::store::{Stats, Store, StoreError};
+use dpu_app::{Config, RunError};
+use host_ctl::{Arrangement, Client, Memory, Options};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// Tokens of a chunk in these tests: small, so that many chunks fit a short run.
+pub const CHUNK_TOKENS: u16 = 64;
+pub const PAGE_TOKENS: u16 = 16;
+pub const PAGES_PER_CHUNK: usize = (CHUNK_TOKENS / PAGE_TOKENS) as usize;
+
+pub fn geometry() -> Geometry {
+    Geometry::new(4, 2, 32, CHUNK_TOKENS.into(), ElementType::Bf16).unwrap()
+}
+
+/// A store in memory that does what a test tells it.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    chunks: RwLock<HashMap<ChunkKey, Arc<Chunk>>>,
+    open: Mutex<HashMap<usize, Arc<Chunk>>>,
+    puts: Mutex<HashMap<usize, (ChunkKey, Vec<(usize, Vec<u8>)>)>>,
+    /// Every read sleeps this long, microseconds.
+    pub read_delay_us: AtomicU64,
+    /// This many of the next reads fail with an I/O error.
+    pub reads_to_fail: AtomicU64,
+    pub put_error: Mutex<Option<StoreError>>,
+    pub corrupt_noted: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub struct Chunk {
+    pub manifest: Vec<u8>,
+    pub blocks: Vec<Vec<u8>>,
+}
+
+impl MemoryStore {
+    pub fn chunk(&self, key: &ChunkKey) -> Option<Arc<Chunk>> {
+        self.chunks.read().unwrap().get(key).cloned()
+    }
+
+    pub fn replace(&self, key: ChunkKey, chunk: Chunk) {
+        self.chunks.write().unwrap().insert(key, Arc::new(chunk));
+    }
+
+    pub fn remove(&self, key: &ChunkKey) -> bool {
+        self.chunks.write().unwrap().remove(key).is_some()
+    }
+
+    pub fn len(&self) -> usize {
+        self.chunks.read().unwrap().len()
+    }
+}
+
+impl Store for MemoryStore {
+    fn lookup(&self, keys: &[ChunkKey], _until: Instant) -> Result<usize, StoreError> {
+        let chunks = self.chunks.read().unwrap();
+        Ok(keys.iter().take_while(|key| chunks.contains_key(key)).count())
+    }
+
+    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], _until: Instant) -> Result<usize, StoreError> {
+        let chunk = self.chunk(key).ok_or(StoreError::Miss)?;
+        manifest[..chunk.manifest.len()].copy_from_slice(&chunk.manifest);
+        let bytes = chunk.manifest.len();
+        assert!(self.open.lock().unwrap().insert(seat, chunk).is_none(), "seat {seat} is taken");
+        Ok(bytes)
+    }
+
+    fn read_block(
+        &self,
+        seat: usize,
+        index: usize,
+        offset: usize,
+        into: &mut [u8],
+        until: Instant,
+    ) -> Result<(), StoreError> {
+        let delay = self.read_delay_us.load(Relaxed);
+        if delay > 0 {
+            thread::sleep(Duration::from_micros(delay).min(until.saturating_duration_since(Instant::now())));
+            if Instant::now() >= until {
+                return Err(StoreError::Late { call: "read_block" });
+            }
+        }
+        if self.reads_to_fail.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(StoreError::Io { call: "read_block", errno: nix::errno::Errno::EIO });
+        }
+        let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
+        let block = &chunk.blocks[index];
+        let bytes = block.get(offset..offset + into.len());
+        into.copy_from_slice(bytes.ok_or(StoreError::Corrupt { what: "short block", value: block.len() as u64 })?);
+        Ok(())
+    }
+
+    fn close(&self, seat: usize) {
+        self.open.lock().unwrap().remove(&seat).expect("an open seat");
+    }
+
+    fn note_corrupt(&self, key: &ChunkKey) {
+        self.corrupt_noted.fetch_add(1, Relaxed);
+        self.remove(key);
+    }
+
+    fn begin_put(&self, seat: usize, key: &ChunkKey) -> Result<(), StoreError> {
+        if let Some(error) = *self.put_error.lock().unwrap() {
+            return Err(error);
+        }
+        assert!(self.puts.lock().unwrap().insert(seat, (*key, Vec::new())).is_none(), "seat {seat} is taken");
+        Ok(())
+    }
+
+    fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        self.puts.lock().unwrap().get_mut(&seat).expect("an open put").1.push((index, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn commit_put(&self, seat: usize, blocks: usize, manifest: &[u8]) -> Result<(), StoreError> {
+        let (key, mut put) = self.puts.lock().unwrap().remove(&seat).expect("an open put");
+        put.sort_by_key(|(index, _)| *index);
+        assert_eq!(put.len(), blocks);
+        let blocks = put.into_iter().map(|(_, bytes)| bytes).collect();
+        self.replace(key, Chunk { manifest: manifest.to_vec(), blocks });
+        Ok(())
+    }
+
+    fn abort_put(&self, seat: usize) {
+        self.puts.lock().unwrap().remove(&seat).expect("an open put");
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { chunks: self.len() as u64, ..Stats::default() }
+    }
+
+    fn describe(&self) -> String {
+        String::from("memory: for tests")
+    }
+}
+
+/// A data plane in a thread of this process.
+pub struct Card {
+    pub socket: PathBuf,
+    pub store: Arc<MemoryStore>,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<Result<(), RunError>>>,
+    _home: tempfile::TempDir,
+}
+
+/// Small limits, so that rings wrap and queues fill.
+pub fn small(home: &Path) -> Config {
+    Config {
+        socket: home.join("card.sock"),
+        block_bytes: 16 << 10,
+        slots: 6,
+        store_slots: 3,
+        inflate_depth: 6,
+        dma_depth: 6,
+        chunks: 8,
+        fetch_workers: 2,
+        dequantize_workers: 2,
+        encode_workers: 2,
+        ..Config::for_cores(2)
+    }
+}
+
+impl Card {
+    pub fn start() -> Self {
+        Self::start_with(doca_emulator::Config::default(), |_| ())
+    }
+
+    pub fn start_with(emulator: doca_emulator::Config, change: impl FnOnce(&mut Config)) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let mut config = small(home.path());
+        change(&mut config);
+        let store = Arc::new(MemoryStore::default());
+        let stop = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap());
+        let (ready, is_ready) = mpsc::channel();
+        let socket = config.socket.clone();
+        let thread = {
+            let (store, stop) = (Arc::clone(&store), Arc::clone(&stop));
+            thread::spawn(move || {
+                doca_emulator::configure_thread(emulator);
+                config.check().map_err(RunError::Config)?;
+                let device = doca::Device::open(&doca::Selector::First).map_err(RunError::Device)?;
+                dpu_app::serve(&config, device, store.as_ref(), &stop, || ready.send(()).unwrap())
+            })
+        };
+        is_ready.recv_timeout(Duration::from_secs(10)).expect("the card starts");
+        Self { socket, store, stop, thread: Some(thread), _home: home }
+    }
+
+    pub fn options(&self, recipe: &str) -> Options {
+        Options {
+            socket: self.socket.clone(),
+            client: String::from("test"),
+            recipe: Some(recipe.parse().unwrap()),
+            ..Options::default()
+        }
+    }
+
+    pub fn attach(&self, recipe: &str, memory: Memory) -> Client {
+        Client::attach(&self.options(recipe), Some(memory)).unwrap()
+    }
+
+    /// Rings the bell that signals ring, and waits.
+    pub fn stop(&mut self) -> Result<(), RunError> {
+        nix::unistd::write(self.stop.as_fd(), &1_u64.to_ne_bytes()).unwrap();
+        self.join()
+    }
+
+    pub fn join(&mut self) -> Result<(), RunError> {
+        self.thread.take().expect("joined once").join().unwrap()
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        if self.thread.is_some() && !thread::panicking() {
+            self.stop().unwrap();
+        }
+    }
+}
+
+/// Keys of `chunks` chunks of a prefix that `salt` makes different from others.
+pub fn keys(geometry: Geometry, recipe: &str, salt: u8, chunks: usize) -> Vec<ChunkKey> {
+    let recipe: Recipe = recipe.parse().unwrap();
+    let salt = [salt];
+    let mut chain = KeyChain::new(&Namespace { model: "test", geometry, recipe, salt: &salt, rank: 0, ranks: 1 });
+    let tokens: Vec<u32> = (0..u32::from(geometry.chunk_tokens)).collect();
+    (0..chunks).map(|_| chain.push(&tokens)).collect()
+}
+
+/// A KV-like bf16 pattern: Deflate has something to do, and every element differs from its neighbours.
+pub fn pattern(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let value = |random: u64| {
+        let spread = ((random & 0xff) as f32 + (random >> 8 & 0xff) as f32) / 255.0 - 1.0;
+        (spread.to_bits() >> 16) as u16
+    };
+    (0..bytes / 2).flat_map(|_| value(next()).to_le_bytes()).collect()
+}
+
+/// Memory of one arrangement, filled with a pattern.
+pub fn filled(arrangement: Arrangement, geometry: Geometry, chunks: usize, seed: u64) -> Memory {
+    let memory = empty(arrangement, geometry, chunks);
+    for (index, region) in memory.regions.iter().enumerate() {
+        region.mapping.write(0, &pattern(region.mapping.bytes(), seed + index as u64));
+    }
+    memory
+}
+
+pub fn empty(arrangement: Arrangement, geometry: Geometry, chunks: usize) -> Memory {
+    let pages = (chunks * usize::from(geometry.chunk_tokens / PAGE_TOKENS)) as u32;
+    arrangement.allocate(geometry, PAGE_TOKENS, pages).unwrap()
+}
+
+/// All bytes of a memory, region after region.
+pub fn bytes_of(memory: &Memory) -> Vec<u8> {
+    let mut all = Vec::new();
+    for region in &memory.regions {
+        let mut bytes = vec![0; region.mapping.bytes()];
+        region.mapping.read(0, &mut bytes);
+        all.extend(bytes);
+    }
+    all
+}
+
+/// Element bytes of one token of one head, where the layout puts them: the oracle for every arrangement.
+pub fn element_bytes(memory: &Memory, layer: usize, kind: usize, page: u32, token: usize, head: usize) -> Vec<u8> {
+    let base = memory.bases[2 * layer + kind];
+    let form = &memory.form;
+    let offset = base.offset
+        + u64::from(page) * form.page_stride
+        + token as u64 * form.token_stride
+        + head as u64 * form.head_stride;
+    let mut bytes = vec![0; usize::from(memory.geometry.head_size) * memory.geometry.element.bytes()];
+    memory.regions[usize::from(base.region)].mapping.read(offset as usize, &mut bytes);
+    bytes
+}
+
+/// Everything in logical order `[layer][kind][token][head][element]`, whatever the arrangement.
+pub fn logical(memory: &Memory, pages: &[u32]) -> Vec<u8> {
+    let geometry = memory.geometry;
+    let page_tokens = usize::from(memory.form.page_tokens);
+    let mut all = Vec::new();
+    for layer in 0..usize::from(geometry.layers) {
+        for kind in 0..2 {
+            for &page in pages {
+                for token in 0..page_tokens {
+                    for head in 0..usize::from(geometry.heads) {
+                        all.extend(element_bytes(memory, layer, kind, page, token, head));
+                    }
+                }
+            }
+        }
+    }
+    all
+}

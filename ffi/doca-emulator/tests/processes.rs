@@ -1,0 +1,287 @@
+//! Claims about memory of another process. The other process is this test binary again, as an exporter that obeys lines
+//! on its standard input.
+
+#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
+
+mod rig;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::ptr;
+
+use rig::c::*;
+use rig::*;
+
+const BYTES: usize = 1 << 20;
+const ROLE: &str = "KVLANE_TEST_EXPORTER";
+
+/// The memory of the exporter.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// Reached through the kernel.
+    Private,
+    /// A memfd sealed against shrinking: mapped by the importer.
+    Sealed,
+    /// A memfd that may shrink: through the kernel.
+    Unsealed,
+}
+
+unsafe fn memfd(seal: bool) -> (i32, *mut u8) {
+    unsafe {
+        let fd = libc::memfd_create(c"kvlane-test".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC);
+        assert!(fd >= 0);
+        // The range starts off the beginning of the file and of its mapping.
+        assert_eq!(libc::ftruncate(fd, (BYTES + 3 * 4096) as i64), 0);
+        if seal {
+            assert_eq!(libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK), 0);
+        }
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let map = libc::mmap(ptr::null_mut(), BYTES + 2 * 4096, protection, libc::MAP_SHARED, fd, 4096);
+        assert_ne!(map, libc::MAP_FAILED);
+        (fd, map.cast::<u8>().add(4096 + 64))
+    }
+}
+
+/// The other process. Not a test of its own: without the variable it has nothing to do.
+#[test]
+fn exporter() {
+    let Ok(kind) = std::env::var(ROLE) else { return };
+    let device = Device::open("");
+    let mut fd = -1;
+    let first = match kind.as_str() {
+        "private" => Box::leak(vec![0u8; BYTES].into_boxed_slice()).as_mut_ptr(),
+        _ => unsafe {
+            let (memfd, first) = memfd(kind == "sealed");
+            fd = memfd;
+            first
+        },
+    };
+    let access = if std::env::var_os("KVLANE_TEST_READ_ONLY").is_some() { PCI_RO } else { PCI_RW };
+    let memory = Memory::over(&device, first, BYTES, access);
+    memory.fill(0, &sample(BYTES, 99));
+    let blob: String = memory.blob(&device).expect("a blob").iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("\n@blob {blob}");
+    for line in std::io::stdin().lines() {
+        let line = line.expect("a line");
+        let answer = match line.as_str() {
+            "sum" => format!("{:08x}", crc32fast::hash(&memory.bytes())),
+            "stop" => format!("{:?}", unsafe { doca_mmap_stop(memory.mmap) }),
+            "shrink" => format!("{}", unsafe { libc::ftruncate(fd, 0) }),
+            _ => break,
+        };
+        println!("\n@{line} {answer}");
+    }
+    std::process::exit(0);
+}
+
+struct Exporter {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    blob: Vec<u8>,
+}
+
+impl Exporter {
+    fn start(kind: Kind, read_only: bool) -> Exporter {
+        let name = match kind {
+            Kind::Private => "private",
+            Kind::Sealed => "sealed",
+            Kind::Unsealed => "unsealed",
+        };
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", "exporter", "--nocapture"]).env(ROLE, name);
+        if read_only {
+            command.env("KVLANE_TEST_READ_ONLY", "1");
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a child");
+        let input = child.stdin.take().expect("its input");
+        let output = BufReader::new(child.stdout.take().expect("its output"));
+        let mut exporter = Exporter { child, input, output, blob: Vec::new() };
+        let hex = exporter.answer("blob");
+        exporter.blob =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("two digits")).collect();
+        exporter
+    }
+
+    fn answer(&mut self, to: &str) -> String {
+        let prefix = format!("@{to} ");
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).expect("a line"), 0, "the exporter died");
+            if let Some(answer) = line.strip_prefix(&prefix) {
+                return answer.trim().to_owned();
+            }
+        }
+    }
+
+    fn ask(&mut self, what: &str) -> String {
+        writeln!(self.input, "{what}").expect("it listens");
+        self.answer(what)
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().expect("it lives");
+        self.child.wait().expect("it ends");
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Card {
+    context: Context,
+    engine: Engine,
+    inventory: Inventory,
+    memory: Memory,
+    device: Device,
+}
+
+fn card(config: &str) -> Card {
+    let device = Device::open(config);
+    let engine = Engine::new();
+    let context = Context::dma(&device, &engine);
+    let memory = Memory::zeroed(&device, BYTES);
+    Card { context, engine, inventory: Inventory::new(512), memory, device }
+}
+
+impl Card {
+    fn copy(&self, source: &Memory, into: &Memory, pieces: usize) -> doca_error {
+        let len = BYTES / pieces;
+        let src = self.inventory.source(source, 0, BYTES);
+        // The pages of the destination in reverse: nothing can be merged.
+        let parts: Vec<_> = (0..pieces).rev().map(|i| self.inventory.destination(into, i * len, len)).collect();
+        let dst = self.inventory.chain(&parts);
+        let status = self.context.run(&self.engine, self.context.memcpy(0, src, dst).expect("a task"));
+        give_back(src);
+        give_back(dst);
+        if status != E::DOCA_SUCCESS {
+            self.context.stop(&self.engine);
+            ok(unsafe { doca_ctx_start(self.context.ctx) });
+        }
+        self.context.completions();
+        status
+    }
+}
+
+fn reversed(bytes: &[u8], pieces: usize) -> Vec<u8> {
+    bytes.chunks(bytes.len() / pieces).rev().flatten().copied().collect()
+}
+
+#[test]
+fn both_directions_work_for_every_kind_of_memory() {
+    for kind in [Kind::Private, Kind::Sealed, Kind::Unsealed] {
+        for config in ["", "window=0"] {
+            let mut exporter = Exporter::start(kind, false);
+            let card = card(config);
+            let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+            assert_eq!(import.len, BYTES);
+            assert_eq!(card.copy(&import, &card.memory, 1), E::DOCA_SUCCESS);
+            assert!(card.memory.bytes() == sample(BYTES, 99));
+
+            let news = sample(BYTES, 100);
+            card.memory.fill(0, &news);
+            assert_eq!(card.copy(&card.memory, &import, 128), E::DOCA_SUCCESS);
+            let sum = crc32fast::hash(&reversed(&news, 128));
+            assert_eq!(exporter.ask("sum"), format!("{sum:08x}"));
+        }
+    }
+}
+
+#[test]
+fn bytes_go_from_one_foreign_process_to_another() {
+    let (from, mut to) = (Exporter::start(Kind::Private, true), Exporter::start(Kind::Unsealed, false));
+    let card = card("");
+    let source = Memory::import(&card.device, &from.blob).expect("an import");
+    let into = Memory::import(&card.device, &to.blob).expect("an import");
+    assert_eq!(card.copy(&source, &into, 64), E::DOCA_SUCCESS);
+    let sum = crc32fast::hash(&reversed(&sample(BYTES, 99), 64));
+    assert_eq!(to.ask("sum"), format!("{sum:08x}"));
+}
+
+#[test]
+fn read_only_memory_is_not_written() {
+    for kind in [Kind::Private, Kind::Sealed] {
+        let mut exporter = Exporter::start(kind, true);
+        let card = card("");
+        let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+        assert_ne!(card.copy(&card.memory, &import, 1), E::DOCA_SUCCESS);
+        assert_eq!(card.copy(&import, &card.memory, 1), E::DOCA_SUCCESS);
+        assert_eq!(exporter.ask("sum"), format!("{:08x}", crc32fast::hash(&sample(BYTES, 99))));
+    }
+}
+
+#[test]
+fn a_dead_exporter_fails_tasks_and_crashes_nobody() {
+    for kind in [Kind::Private, Kind::Sealed, Kind::Unsealed] {
+        let mut exporter = Exporter::start(kind, false);
+        let card = card("");
+        let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+        assert_eq!(card.copy(&import, &card.memory, 1), E::DOCA_SUCCESS);
+        exporter.kill();
+        assert_eq!(card.copy(&import, &card.memory, 1), E::DOCA_ERROR_IO_FAILED);
+        assert_eq!(card.copy(&card.memory, &import, 16), E::DOCA_ERROR_IO_FAILED);
+        let late = Memory::import(&card.device, &exporter.blob);
+        assert_eq!(late.err(), Some(E::DOCA_ERROR_DRIVER));
+    }
+}
+
+#[test]
+fn an_export_that_stopped_elsewhere_fails_tasks() {
+    for kind in [Kind::Private, Kind::Sealed] {
+        let mut exporter = Exporter::start(kind, false);
+        let card = card("");
+        let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+        assert_eq!(exporter.ask("stop"), "doca_error(0)");
+        assert_eq!(card.copy(&import, &card.memory, 1), E::DOCA_ERROR_IO_FAILED);
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_under_its_mapping_fails_tasks_and_crashes_nobody() {
+    let mut exporter = Exporter::start(Kind::Unsealed, false);
+    let card = card("");
+    let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+    assert_eq!(exporter.ask("shrink"), "0");
+    assert_eq!(card.copy(&import, &card.memory, 1), E::DOCA_ERROR_IO_FAILED);
+    assert_eq!(card.copy(&card.memory, &import, 8), E::DOCA_ERROR_IO_FAILED);
+    let mut sealed = Exporter::start(Kind::Sealed, false);
+    assert_eq!(sealed.ask("shrink"), "-1", "the seal holds");
+}
+
+#[test]
+fn an_exporter_that_dies_in_the_middle_fails_tasks_and_crashes_nobody() {
+    let mut exporter = Exporter::start(Kind::Sealed, false);
+    let card = card("");
+    let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        exporter.kill();
+    });
+    while card.copy(&import, &card.memory, 8) == E::DOCA_SUCCESS {}
+    killer.join().expect("a killer");
+}
+
+#[test]
+fn inflate_goes_into_another_process() {
+    for kind in [Kind::Private, Kind::Sealed] {
+        let mut exporter = Exporter::start(kind, false);
+        let device = Device::open("");
+        let engine = Engine::new();
+        let context = Context::compress(&device, &engine);
+        let inventory = Inventory::new(8);
+        let plain = sample(BYTES, 5);
+        let source = Memory::new(&device, &deflated(&plain));
+        let import = Memory::import(&device, &exporter.blob).expect("an import");
+        let src = inventory.source(&source, 0, source.len);
+        let parts: Vec<_> = (0..4).map(|i| inventory.destination(&import, i * BYTES / 4, BYTES / 4)).collect();
+        let dst = inventory.chain(&parts);
+        assert_eq!(context.run(&engine, context.inflate(0, src, dst).expect("a task")), E::DOCA_SUCCESS);
+        assert_eq!(exporter.ask("sum"), format!("{:08x}", crc32fast::hash(&plain)));
+        give_back(src);
+        give_back(dst);
+    }
+}

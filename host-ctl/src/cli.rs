@@ -1,0 +1,94 @@
+//! The commands. Each is a file: its arguments, then what it does and prints.
+
+mod compare;
+mod control;
+mod fetch;
+mod generate;
+mod given;
+mod inspect;
+mod lookup;
+mod show;
+mod status;
+mod store;
+
+use clap::{Parser, Subcommand};
+use host_ctl::Error;
+
+/// How a command ended, errors apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Good,
+    /// It ran, and what it found is not good: exit code 1.
+    Bad,
+}
+
+/// Stores KV-cache prefixes through dpu-app and fetches them back.
+///
+/// Exit codes: 0 done (a partial hit, too); 1 it went wrong: nothing found, corrupt, beyond the bound, store or disk full;
+/// 2 bad arguments or input; 3 device; 4 dpu-app absent, gone, refusing or of another version.
+#[derive(Debug, Parser)]
+#[command(name = "host-ctl", version, max_term_width = 120)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Store the KV cache in a safetensors file under the chunks of a prompt
+    Store(store::Arguments),
+    /// Fetch the stored leading chunks of a prompt into a file, or into memory to measure
+    Fetch(fetch::Arguments),
+    /// Ask how much of a prompt is stored
+    Lookup(lookup::Arguments),
+    /// Look into a chunk file, a dir: store or a safetensors file, and check all of it
+    Inspect(inspect::Arguments),
+    /// Compare a restored file with its original, to the bit or to the quantizer's bound
+    Compare(compare::Arguments),
+    /// Show dpu-app's limits, counters, times of its stages, sessions and events
+    Status(status::Arguments),
+    /// Measure the time from a command to its completion
+    Ping(control::PingArguments),
+    /// Tell dpu-app to finish what runs and take nothing new, from anybody
+    Drain(control::Arguments),
+    /// Tell dpu-app to finish what runs and end
+    Stop(control::Arguments),
+    /// Make a large synthetic KV file from a small real one, for benchmarks
+    Generate(generate::Arguments),
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
+    match arguments.command {
+        Command::Store(arguments) => store::run(&arguments),
+        Command::Fetch(arguments) => fetch::run(&arguments),
+        Command::Lookup(arguments) => lookup::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Ping(arguments) => control::ping(&arguments),
+        Command::Drain(arguments) => control::drain(&arguments),
+        Command::Stop(arguments) => control::stop(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_contradict_nowhere() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_has_a_word_of_help() {
+        for command in Arguments::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+}
