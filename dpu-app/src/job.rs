@@ -77,6 +77,9 @@ pub enum Restored {
 /// The answer to a [`Job`].
 #[derive(Clone, Copy, Debug)]
 pub enum Done {
+    Touched {
+        session: u16,
+    },
     Looked {
         session: u16,
         found: Result<usize, Failure>,

@@ -354,6 +354,7 @@ fn is_readable(fd: i32, timeout_ms: i32) -> bool {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri has no poll")]
 fn the_descriptor_wakes_only_who_asked() {
     let bench = bench("");
     let fd = fd_of(&bench.engine);
@@ -373,6 +374,7 @@ fn the_descriptor_wakes_only_who_asked() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri has no poll")]
 fn a_completion_before_the_request_wakes_as_well() {
     let bench = bench("");
     let (task, bufs) = bench.copy(0);
@@ -387,6 +389,7 @@ fn a_completion_before_the_request_wakes_as_well() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri has no poll")]
 fn the_step_to_idle_wakes_who_waits_for_it() {
     let bench = bench("");
     let task = bench.context.memcpy(0, ptr::null(), ptr::null_mut()).expect("a task");
@@ -401,6 +404,7 @@ fn the_step_to_idle_wakes_who_waits_for_it() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri has no poll")]
 fn no_wake_up_is_lost_in_twenty_thousand() {
     let bench = bench("dma_threads=2");
     let fd = fd_of(&bench.engine);

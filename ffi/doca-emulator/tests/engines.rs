@@ -89,6 +89,7 @@ fn room_used(head: *mut doca_buf) -> usize {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn deflate_comes_out_whole_with_both_checksums() {
     let bench = compress_bench("");
     let plain = sample(BLOCK, 1);
@@ -116,6 +117,7 @@ fn deflate_comes_out_whole_with_both_checksums() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn lists_of_any_cut_inflate_on_both_sides() {
     let bench = compress_bench("");
     let plain = sample(BLOCK, 2);
@@ -135,6 +137,7 @@ fn lists_of_any_cut_inflate_on_both_sides() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn a_destination_may_be_longer_than_the_output() {
     let bench = compress_bench("");
     let source = Memory::new(&bench.device, &deflated(&sample(5000, 3)));
@@ -145,6 +148,7 @@ fn a_destination_may_be_longer_than_the_output() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn corrupt_torn_oversized_and_short_inputs_fail_and_never_crash() {
     let bench = compress_bench("");
     let plain = sample(BLOCK, 4);
@@ -169,6 +173,7 @@ fn corrupt_torn_oversized_and_short_inputs_fail_and_never_crash() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn a_source_that_overlaps_its_destination_still_inflates() {
     let bench = compress_bench("");
     let plain = sample(4096, 5);
@@ -180,6 +185,7 @@ fn a_source_that_overlaps_its_destination_still_inflates() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn lz4_block_and_stream_report_swapped_xxhash() {
     let bench = compress_bench("");
     let compress = bench.context.compress_raw();
@@ -230,6 +236,7 @@ fn lz4_block_and_stream_report_swapped_xxhash() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn a_bluefield_2_deflates_what_it_inflates() {
     let bench = compress_bench("profile=bf2,decompress_threads=1");
     let compress = bench.context.compress_raw();
@@ -331,6 +338,7 @@ fn an_import_within_one_process_works_until_the_exporter_stops() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn inflate_goes_straight_into_imported_memory() {
     let bench = compress_bench("");
     let host = Device::open("");
@@ -343,6 +351,7 @@ fn inflate_goes_straight_into_imported_memory() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
 fn a_deep_queue_on_four_threads_mixes_up_nothing() {
     let bench = compress_bench("decompress_threads=4,reorder=1,seed=12");
     let blocks: Vec<Vec<u8>> = (0..TASKS as u64).map(|i| sample(20_000 + 100 * i as usize, i)).collect();

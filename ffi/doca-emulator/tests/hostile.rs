@@ -1,5 +1,6 @@
 //! Claims about chance: what `fail`, `again`, `corrupt`, `delay_us` and `reorder` do, and that a seed repeats it.
 
+#![cfg(not(miri))]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
 
 mod rig;

@@ -1,6 +1,7 @@
 //! Claims about memory of another process. The other process is this test binary again, as an exporter that obeys lines
 //! on its standard input.
 
+#![cfg(not(miri))]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
 
 mod rig;

@@ -1,5 +1,6 @@
 //! One claim: the steady state allocates nothing, on any thread. Alone in its process, because it counts them all.
 
+#![cfg(not(miri))]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
 
 mod rig;
