@@ -55,6 +55,9 @@ fn open(wire: &[u8]) -> Result<Header, HeaderError> {
     Header::open(wire, &key(), &geometry(), 3, &part())
 }
 
+/// Every bit; under miri, which is slow, a sample.
+const STEP: usize = if cfg!(miri) { 97 } else { 1 };
+
 const TRANSFORMS: [Transform; 5] =
     [Transform::None, Transform::Lossless, Transform::Q5, Transform::Q4P, Transform::CacheGen];
 
@@ -113,7 +116,7 @@ fn every_flipped_bit_of_header_and_scales_is_an_error() {
     for transform in TRANSFORMS {
         let (header, scales) = good(transform, Codec::Raw);
         let good = wire(&header, &scales);
-        for bit in 0..header.scales_range().end * 8 {
+        for bit in (0..header.scales_range().end * 8).step_by(STEP) {
             let mut wire = good.clone();
             wire[bit / 8] ^= 1 << (bit % 8);
             assert!(open(&wire).is_err(), "{transform}: bit {bit}");
@@ -190,12 +193,12 @@ fn the_bytes_of_a_manifest_are_pinned_and_blocks_start_at_multiples_of_64() {
 fn every_flipped_bit_of_a_manifest_is_an_error() {
     let mut good = [0; 80];
     manifest().encode(&mut good);
-    for bit in 0..good.len() * 8 {
+    for bit in (0..good.len() * 8).step_by(STEP) {
         let mut bytes = good;
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert!(Manifest::parse(&bytes).is_err(), "bit {bit}");
     }
-    for len in 0..good.len() {
+    for len in (0..good.len()).step_by(STEP) {
         assert!(Manifest::parse(&good[..len]).is_err(), "{len} bytes");
     }
 }

@@ -90,6 +90,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
+    #[cfg_attr(miri, ignore = "takes minutes")]
     fn blocks_of_a_plan_cover_every_element_once(
         layers in 1usize..70,
         heads in 1usize..9,

@@ -477,8 +477,9 @@ impl Client {
         let now = Instant::now();
         let mut at = 0;
         while at < self.jobs.len() {
+            self.jobs[at].expire(now);
             let to_cancel = &mut self.to_cancel;
-            self.jobs[at].to_cancel(|request| to_cancel.push_back(request));
+            self.jobs[at].cancel_rest(|request| to_cancel.push_back(request));
             while self.has_room(self.jobs[at].operation) {
                 let Some(part) = self.jobs[at].next(now) else { break };
                 self.post_part(at, &part)?;
@@ -609,6 +610,7 @@ impl Client {
         if self.ring.prepare_sleep() == Sleep::Work {
             return Ok(());
         }
+        let until = self.jobs.iter().filter_map(Job::expires).fold(until, Instant::min);
         let left = until.saturating_duration_since(Instant::now()).min(SLEEP_MAX);
         let slept = if left.is_zero() { Ok(false) } else { await_fd(self.channel.as_fd(), PollFlags::POLLIN, left) };
         self.ring.wake();

@@ -123,18 +123,29 @@ impl Job {
         self.flights.iter().any(|flight| flight.request == request)
     }
 
-    /// The part to post next, if there is one and it may go. A deadline that has passed ends the job instead.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<Part> {
-        let all = self.keys.len();
-        if self.stopped.is_some() || (self.began && self.posted == all) || self.in_flight() >= PARTS_MAX {
-            return None;
-        }
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
-        if left.is_some_and(|left| left.is_zero()) {
+    /// When the job ends by itself, if it still waits to be posted.
+    pub(crate) fn expires(&self) -> Option<Instant> {
+        self.deadline.filter(|_| self.stopped.is_none() && !self.is_posted())
+    }
+
+    fn is_posted(&self) -> bool {
+        self.began && self.posted == self.keys.len()
+    }
+
+    /// Ends a job whose deadline has passed, as far as it is not on the page: there the card has the deadline.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.expires().is_some_and(|deadline| deadline <= now) {
             self.stopped = Some(Status::DeadlineExceeded);
+        }
+    }
+
+    /// The part to post next, if there is one and it may go.
+    pub(crate) fn next(&self, now: Instant) -> Option<Part> {
+        if self.stopped.is_some() || self.is_posted() || self.in_flight() >= PARTS_MAX {
             return None;
         }
-        let chunks = self.part_chunks.min(all - self.posted);
+        let chunks = self.part_chunks.min(self.keys.len() - self.posted);
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
         // Never 0, which would leave the deadline to the card.
         let deadline_us = left.map_or(0, |left| left.as_micros().clamp(1, u128::from(u32::MAX)) as u32);
         Some(Part { first: self.posted, chunks, tokens: self.clip(self.posted, chunks), deadline_us })
@@ -190,7 +201,7 @@ impl Job {
     }
 
     /// Page requests to cancel now, each once: all of a stopped job that may not count any more.
-    pub(crate) fn to_cancel(&mut self, mut cancel: impl FnMut(u64)) {
+    pub(crate) fn cancel_rest(&mut self, mut cancel: impl FnMut(u64)) {
         let Some(why) = self.stopped else { return };
         // Parts before the one that stopped the job still count, unless the caller wants none of it.
         let mut after = self.short.is_some() || matches!(why, Status::Cancelled | Status::DeadlineExceeded);
@@ -208,7 +219,7 @@ impl Job {
 
     /// The end, when nothing is in flight and nothing more will be posted.
     pub(crate) fn finished(&self) -> Option<Status> {
-        let over = self.stopped.is_some() || (self.began && self.posted == self.keys.len());
+        let over = self.stopped.is_some() || self.is_posted();
         if !over || self.in_flight() > 0 {
             return None;
         }
@@ -287,8 +298,8 @@ mod tests {
         }
         job.ended(2, outcome(Status::Corrupt, 1));
         let mut cancelled = Vec::new();
-        job.to_cancel(|request| cancelled.push(request));
-        job.to_cancel(|request| cancelled.push(request));
+        job.cancel_rest(|request| cancelled.push(request));
+        job.cancel_rest(|request| cancelled.push(request));
         assert_eq!(cancelled, [3, 4]);
         job.ended(3, outcome(Status::Cancelled, 0));
         job.ended(4, outcome(Status::Cancelled, 0));
@@ -301,6 +312,7 @@ mod tests {
     fn a_deadline_that_has_passed_posts_nothing() {
         let mut job = job(8, 4);
         job.deadline = Some(Instant::now());
+        job.expire(Instant::now());
         assert_eq!(job.next(Instant::now()), None);
         assert_eq!((job.finished(), job.done), (Some(Status::DeadlineExceeded), 0));
     }

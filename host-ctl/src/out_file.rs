@@ -165,10 +165,11 @@ impl OutFile {
 
 impl Drop for OutFile {
     fn drop(&mut self) {
-        if !self.published {
-            if let Err(error) = fs::remove_file(&self.temporary) {
-                log::warn!("remove {}: {error}", self.temporary.display());
-            }
+        if self.published {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.temporary) {
+            log::warn!("remove {}: {error}", self.temporary.display());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! another process), so nobody here ever holds a reference to its bytes: only to its atomics, and everything is copied
 //! out before it is looked at. It refuses to interpret what it copies; that is for `words.rs` and the rings.
 //!
-//! Under miri, which knows no mmap, the same words live in an `Arc`.
+//! Under miri, which knows no mmap, the same words live in one shared allocation.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -103,7 +103,7 @@ impl Page {
 
     /// First byte of the mapping, for registration with the device; [`PAGE_BYTES`] follow. Page-aligned.
     pub fn base(&self) -> *mut u8 {
-        self.memory.words().as_ptr().cast_mut().cast()
+        self.memory.base().as_ptr().cast()
     }
 
     /// Copies out. `span` starts at a multiple of 8 and `out` is as long as it; both are ours, so a breach panics.
@@ -111,9 +111,9 @@ impl Page {
     /// that wrote a line by DMA.
     pub fn read(&self, span: Span, out: &mut [u8]) {
         assert!(span.offset.is_multiple_of(WORD_BYTES) && span.bytes == out.len(), "read {span:?} into {}", out.len());
-        let words = &self.memory.words()[span.offset / WORD_BYTES..(span.offset + span.bytes).div_ceil(WORD_BYTES)];
         let mut order = Ordering::Acquire;
-        for (word, bytes) in words.iter().zip(out.chunks_mut(WORD_BYTES)) {
+        for (index, bytes) in out.chunks_mut(WORD_BYTES).enumerate() {
+            let word = self.memory.word(span.offset / WORD_BYTES + index);
             let value = word.load(order).to_ne_bytes();
             bytes.copy_from_slice(&value[..bytes.len()]);
             order = Ordering::Relaxed;
@@ -124,19 +124,18 @@ impl Page {
     /// of 8. This is what the rings do, and what a card's DMA amounts to: tests and emulators may play card with it.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset.is_multiple_of(WORD_BYTES) && !bytes.is_empty() && bytes.len() <= PAGE_BYTES - offset);
-        let words = &self.memory.words()[offset / WORD_BYTES..(offset + bytes.len()).div_ceil(WORD_BYTES)];
-        let value = |word: &AtomicU64, part: &[u8]| {
+        let store = |index: usize, part: &[u8], order| {
+            let word = self.memory.word(offset / WORD_BYTES + index);
             // A last, short word keeps the bytes behind it.
             let mut value =
                 if part.len() == WORD_BYTES { [0; WORD_BYTES] } else { word.load(Ordering::Relaxed).to_ne_bytes() };
             value[..part.len()].copy_from_slice(part);
-            u64::from_ne_bytes(value)
+            word.store(u64::from_ne_bytes(value), order);
         };
-        for (word, part) in words.iter().zip(bytes.chunks(WORD_BYTES)).skip(1) {
-            word.store(value(word, part), Ordering::Relaxed);
+        for (index, part) in bytes.chunks(WORD_BYTES).enumerate().skip(1) {
+            store(index, part, Ordering::Relaxed);
         }
-        let first = &bytes[..bytes.len().min(WORD_BYTES)];
-        words[0].store(value(&words[0], first), Ordering::Release);
+        store(0, &bytes[..bytes.len().min(WORD_BYTES)], Ordering::Release);
     }
 
     pub(crate) fn read_line(&self, offset: usize) -> Line {
@@ -184,6 +183,18 @@ use mapped::Memory;
 #[cfg(miri)]
 use owned::Memory;
 
+impl Memory {
+    /// One word of the page. Only ever one at a time: nobody holds a reference to more of it.
+    #[inline]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < PAGE_BYTES / WORD_BYTES, "word {index} is not in the page");
+        // SAFETY: `base` is the page-aligned start of PAGE_BYTES of memory that live as long as `self`, and the index was
+        // just checked; any bits are a valid u64. Other agents write the memory too, and so nothing but atomics is ever
+        // made over it.
+        unsafe { self.base().add(index).as_ref() }
+    }
+}
+
 #[cfg(not(miri))]
 mod mapped {
     use std::num::NonZeroUsize;
@@ -197,7 +208,7 @@ mod mapped {
     use nix::sys::stat::fstat;
     use nix::unistd::ftruncate;
 
-    use super::{PageError, WORD_BYTES};
+    use super::PageError;
     use crate::limits::PAGE_BYTES;
 
     const MAPPED_BYTES: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES).unwrap();
@@ -211,7 +222,7 @@ mod mapped {
     // SAFETY: the mapping belongs to this value alone, stays valid on whichever thread it is, and is only ever
     // touched through atomics.
     unsafe impl Send for Memory {}
-    // SAFETY: as above; `&Memory` gives out `&[AtomicU64]`, which is `Sync`.
+    // SAFETY: as above; what it gives out is `&AtomicU64`, which is `Sync`.
     unsafe impl Sync for Memory {}
 
     fn system(call: &'static str) -> impl FnOnce(nix::Error) -> PageError {
@@ -255,11 +266,8 @@ mod mapped {
             Ok(Memory { base: base.map_err(system("mmap"))?.cast(), file })
         }
 
-        pub(super) fn words(&self) -> &[AtomicU64] {
-            // SAFETY: `base` is the page-aligned start of a mapping of PAGE_BYTES that lives as long as `self` and whose
-            // file cannot shrink; any bits are a valid u64. Other agents write it too, and so nothing but atomics is
-            // ever made over it.
-            unsafe { std::slice::from_raw_parts(self.base.as_ptr(), PAGE_BYTES / WORD_BYTES) }
+        pub(super) fn base(&self) -> NonNull<AtomicU64> {
+            self.base
         }
     }
 
@@ -274,29 +282,49 @@ mod mapped {
 
 #[cfg(miri)]
 mod owned {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::ptr::NonNull;
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
 
-    use super::{PageError, WORD_BYTES};
+    use super::PageError;
     use crate::limits::PAGE_BYTES;
 
-    /// What miri sees in place of a mapping.
-    pub(super) struct Memory(Arc<[AtomicU64]>);
+    /// What miri sees in place of a mapping: one allocation, shared by all that "map" it.
+    pub(super) struct Memory(Arc<Allocation>);
+
+    struct Allocation(NonNull<AtomicU64>);
+
+    // SAFETY: the allocation belongs to this value alone and is only ever touched through atomics.
+    unsafe impl Send for Allocation {}
+    // SAFETY: as above; what it gives out is `&AtomicU64`, which is `Sync`.
+    unsafe impl Sync for Allocation {}
+
+    const LAYOUT: Layout = match Layout::from_size_align(PAGE_BYTES, 4096) {
+        Ok(layout) => layout,
+        Err(_) => unreachable!(),
+    };
 
     impl Memory {
         pub(super) fn create() -> Result<Memory, PageError> {
-            let words = Arc::<[AtomicU64]>::new_zeroed_slice(PAGE_BYTES / WORD_BYTES);
-            // SAFETY: zeroed memory is a valid slice of atomic words; nobody else has it yet. (Writing 2 MiB of words one
-            // by one takes miri half a minute.)
-            Ok(Memory(unsafe { words.assume_init() }))
+            // SAFETY: the layout is not of zero bytes.
+            let base = unsafe { alloc_zeroed(LAYOUT) };
+            Ok(Memory(Arc::new(Allocation(NonNull::new(base).expect("miri has memory").cast()))))
         }
 
         pub(super) fn share(&self) -> Result<Memory, PageError> {
             Ok(Memory(Arc::clone(&self.0)))
         }
 
-        pub(super) fn words(&self) -> &[AtomicU64] {
-            &self.0
+        pub(super) fn base(&self) -> NonNull<AtomicU64> {
+            self.0.0
+        }
+    }
+
+    impl Drop for Allocation {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `create` with this layout, freed once; every borrow of it borrowed a `Memory`.
+            unsafe { dealloc(self.0.as_ptr().cast(), LAYOUT) };
         }
     }
 }

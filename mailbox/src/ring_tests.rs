@@ -326,8 +326,9 @@ fn a_slow_request_does_not_hold_up_the_others() {
 
 #[test]
 fn counters_wrap_without_anyone_noticing() {
-    let mut pair = Pair::new(u32::MAX - 100);
-    for _ in 0..200 {
+    let (before, rounds) = if cfg!(miri) { (5, 40) } else { (100, 200) };
+    let mut pair = Pair::new(u32::MAX - before);
+    for _ in 0..rounds {
         pair.post(Operation::Ping, 0, 0, 0, Tokens::ALL);
         pair.accept();
         pair.complete(0, Status::Ok, 0);

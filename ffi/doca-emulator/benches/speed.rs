@@ -1,5 +1,6 @@
 //! How fast the software engines are, here and now: `cargo bench -p doca-emulator`. A table, no statistics: the numbers
-//! say what a pipeline on the emulator can be fed with, and are not a card's.
+//! say what a pipeline on the emulator can be fed with, and are not a card's. The last two columns count processor time
+//! of all threads of this process, so they mean something on a busy machine too.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
 
@@ -22,7 +23,7 @@ fn main() {
     if let Ok(kind) = std::env::var(ROLE) {
         return export(&kind);
     }
-    println!("{:<52} {:>10} {:>10}", "", "GB/s out", "us/task");
+    println!("{:<58} {:>9} {:>9} {:>9} {:>11}", "", "GB/s", "us/task", "cpu us", "GB/cpu s");
     for block in [4 << 10, 64 << 10, 256 << 10, 1 << 20] {
         for threads in [1, 2] {
             inflate(block, threads);
@@ -42,7 +43,13 @@ fn main() {
     }
 }
 
-/// Keeps `depth` tasks in flight for a while and prints the rate.
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Keeps all tasks in flight for a while and prints the rate.
 fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_task, *mut doca_buf)], bytes: usize) {
     let submit = |task: usize| unsafe {
         let mut buf = tasks[task].1;
@@ -55,7 +62,7 @@ fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_t
     (0..tasks.len()).for_each(submit);
     let mut done = 0u64;
     let fd = out(|fd| unsafe { doca_pe_get_notification_handle(engine.0, fd) }).expect("a descriptor");
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds());
     while start.elapsed() < TIME {
         if !engine.progress() {
             // asleep, so that the engines have the cores
@@ -71,10 +78,12 @@ fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_t
             submit(completion.id as usize);
         }
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let left = tasks.len();
     engine.progress_until(|| context.completed() == left);
-    println!("{name:<52} {:>10.3} {:>10.2}", done as f64 * bytes as f64 / seconds / 1e9, seconds * 1e6 / done as f64);
+    let (giga, tasks) = (done as f64 * bytes as f64 / 1e9, done as f64);
+    let [rate, each] = [giga / seconds, seconds * 1e6 / tasks];
+    println!("{name:<58} {rate:>9.3} {each:>9.2} {:>9.2} {:>11.3}", cpu * 1e6 / tasks, giga / cpu);
     context.completions().iter().for_each(|completion| unsafe { doca_task_free(completion.task) });
 }
 

@@ -1,8 +1,10 @@
 //! Export blobs: how a memory map of one process becomes reachable from another.
 //!
-//! The blob names the process, the range, what is allowed, and a **cookie**: a random word at an address in the
-//! exporter. Before each task the importer reads it with `process_vm_readv`; an exporter that exited, whose pid was
-//! given to somebody else, or who stopped its mmap no longer has that word there, and the task fails with `IO_FAILED`.
+//! The blob names the process, the range, what is allowed, and a **cookie**: a random word that stands in a slot of the
+//! exporter's **board**, a page of shared memory that the importer maps to read, for as long as the export does. Before
+//! each task the importer looks at the slot, and at a pidfd of the exporter: one that exited, whose pid was given to
+//! somebody else, or who stopped its mmap fails the task with `IO_FAILED`. The cookie says more than the exporter's
+//! start time would, which is therefore not in the blob.
 //!
 //! Bytes move one of two ways. If the range lies in one shared file mapping **and the file is sealed against shrinking**
 //! (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system call per byte and no
@@ -10,27 +12,29 @@
 //! `process_vm_readv` and `process_vm_writev`, where a hole is an error and not a signal. A check of the file's size
 //! before each direct copy would leave a gap between check and copy, so it is not used.
 //!
-//! The kernel lets one process reach another's memory if it may trace it: same user, or `CAP_SYS_PTRACE`. The exporter
-//! declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama. Both must live in one pid namespace.
+//! The kernel lets one process reach another's memory and descriptors if it may trace it: same user, or
+//! `CAP_SYS_PTRACE`. The exporter declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama. Both must live
+//! in one pid namespace.
 //!
 //! Blob, little endian, 128 bytes:
 //! ```text
-//!   0 magic        16 cookie       32 base   48 access       56 file device    72 file offset    96 reserved, zero
-//!   8 version      24 its address  40 len    52 0 or 1: file 64 file inode     80, 88 its mapping      124 CRC-32
-//!  12 pid
+//!   0 magic        16 cookie        32 base   48 access       56 file device    72 file offset    96 reserved, zero
+//!   8 version      24 board's fd    40 len    52 0 or 1: file 64 file inode     80, 88 its mapping      124 CRC-32
+//!  12 pid          28 slot
 //! ```
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
 use std::hash::BuildHasher;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::Fault;
 use crate::region::{PCI_READ_WRITE, Region};
@@ -39,45 +43,84 @@ pub(crate) const BLOB_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"kvl-pci\0";
 const VERSION: u32 = 1;
 const CRC_AT: usize = BLOB_BYTES - 4;
-/// Exports that may be alive at once.
-const COOKIES: usize = 1024;
+/// Exports that may be alive at once: a page of cookies.
+const SLOTS: usize = 512;
+const BOARD_BYTES: usize = SLOTS * size_of::<AtomicU64>();
 
-/// Where importers look: a slot holds its export's cookie while that is alive, else zero. Static, so that the address
-/// stays readable after the export is gone.
-static SLOTS: [AtomicU64; COOKIES] = [const { AtomicU64::new(0) }; COOKIES];
 /// Exports of this process, for importers in it.
 static ALIVE: Mutex<Vec<(u64, Arc<Region>)>> = Mutex::new(Vec::new());
+
+/// Where importers look: a slot holds its export's cookie while that is alive, else zero.
+struct Board {
+    /// Minus one in a process that nobody else can import from.
+    fd: libc::c_int,
+    slots: &'static [AtomicU64; SLOTS],
+}
+
+impl Board {
+    /// This process's, made at its first export and there for its life.
+    fn own() -> Result<&'static Board, Fault> {
+        static OWN: OnceLock<Option<Board>> = OnceLock::new();
+        OWN.get_or_init(Board::make).as_ref().ok_or(Fault::DOCA_ERROR_OPERATING_SYSTEM)
+    }
+
+    fn make() -> Option<Board> {
+        if cfg!(miri) {
+            let slots = Box::leak(Box::new([const { AtomicU64::new(0) }; SLOTS]));
+            return Some(Board { fd: -1, slots });
+        }
+        // SAFETY: a new descriptor under a name that ends; nothing is pointed to afterwards.
+        let fd =
+            unsafe { libc::memfd_create(c"doca-emulator-board".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the descriptor is new, so nobody else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(BOARD_BYTES as u64).ok()?;
+        // SAFETY: asks for seals on a descriptor that `file` keeps open.
+        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) } != 0 {
+            return None;
+        }
+        let window = Window::map(&file, 0, BOARD_BYTES, true)?;
+        // SAFETY: a page of our own mapping, zeroed, aligned, of just this size; it is never unmapped.
+        let slots = unsafe { &*ManuallyDrop::new(window).map.cast::<[AtomicU64; SLOTS]>() };
+        Some(Board { fd: file.into_raw_fd(), slots })
+    }
+}
 
 /// One live export; dropping it shuts importers out, here and in other processes.
 pub(crate) struct Export {
     pub(crate) blob: Box<[u8; BLOB_BYTES]>,
-    slot: usize,
+    slot: &'static AtomicU64,
     region: Arc<Region>,
 }
 
 impl Export {
     pub(crate) fn new(region: &Arc<Region>) -> Result<Export, Fault> {
         let cookie = fresh_cookie();
+        let board = Board::own()?;
         let vacant = |slot: &AtomicU64| slot.compare_exchange(0, cookie, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        let slot = SLOTS.iter().position(vacant).ok_or(Fault::DOCA_ERROR_NO_MEMORY)?;
+        let slot = board.slots.iter().position(vacant).ok_or(Fault::DOCA_ERROR_NO_MEMORY)?;
         allow_tracing();
         let ticket = Ticket {
             pid: process::id(),
             cookie,
-            cookie_at: ptr::from_ref(&SLOTS[slot]).expose_provenance() as u64,
+            board_fd: board.fd as u32,
+            slot: slot as u32,
             base: region.base,
             len: region.len as u64,
             access: region.access,
             file: FileRange::behind(region.base, region.len),
         };
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push((cookie, Arc::clone(region)));
-        Ok(Export { blob: Box::new(ticket.encode()), slot, region: Arc::clone(region) })
+        Ok(Export { blob: Box::new(ticket.encode()), slot: &board.slots[slot], region: Arc::clone(region) })
     }
 }
 
 impl Drop for Export {
     fn drop(&mut self) {
-        let cookie = SLOTS[self.slot].swap(0, Ordering::AcqRel);
+        let cookie = self.slot.swap(0, Ordering::AcqRel);
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != cookie);
         self.region.gate.shut();
     }
@@ -102,7 +145,8 @@ fn allow_tracing() {
 pub(crate) struct Ticket {
     pub(crate) pid: u32,
     pub(crate) cookie: u64,
-    cookie_at: u64,
+    board_fd: u32,
+    slot: u32,
     pub(crate) base: u64,
     pub(crate) len: u64,
     pub(crate) access: u32,
@@ -119,7 +163,9 @@ impl Ticket {
         put(12, &self.pid.to_le_bytes());
         put(48, &self.access.to_le_bytes());
         put(52, &u32::from(self.file.is_some()).to_le_bytes());
-        let words = [(16, self.cookie), (24, self.cookie_at), (32, self.base), (40, self.len)];
+        put(24, &self.board_fd.to_le_bytes());
+        put(28, &self.slot.to_le_bytes());
+        let words = [(16, self.cookie), (32, self.base), (40, self.len)];
         let of_file =
             [(56, file.device), (64, file.inode), (72, file.offset), (80, file.mapping.0), (88, file.mapping.1)];
         for (at, word) in words.into_iter().chain(of_file) {
@@ -144,7 +190,8 @@ impl Ticket {
         Some(Ticket {
             pid: half(12),
             cookie: word(16),
-            cookie_at: word(24),
+            board_fd: half(24),
+            slot: half(28),
             base: word(32),
             len: word(40),
             access: half(48),
@@ -230,8 +277,11 @@ impl FileRange {
 /// Another process's export.
 pub(crate) struct Foreign {
     pub(crate) pid: libc::pid_t,
+    /// Readable once the exporter has exited.
+    pidfd: OwnedFd,
+    board: Window,
+    slot: usize,
     cookie: u64,
-    cookie_at: u64,
     window: Option<Window>,
 }
 
@@ -239,32 +289,50 @@ impl Foreign {
     /// Refuses an exporter that is gone (`DRIVER`) or that the kernel does not let us reach (`NOT_PERMITTED`).
     pub(crate) fn new(ticket: &Ticket, may_map: bool) -> Result<Foreign, Fault> {
         let pid = libc::pid_t::try_from(ticket.pid).map_err(|_| Fault::DOCA_ERROR_INVALID_VALUE)?;
-        let mut foreign = Foreign { pid, cookie: ticket.cookie, cookie_at: ticket.cookie_at, window: None };
-        match foreign.read_cookie() {
-            Ok(cookie) if cookie == ticket.cookie => {}
-            Err(err) if err.raw_os_error() == Some(libc::EPERM) => return Err(Fault::DOCA_ERROR_NOT_PERMITTED),
-            _ => return Err(Fault::DOCA_ERROR_DRIVER),
+        let slot = ticket.slot as usize;
+        if slot >= SLOTS {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        // First the pidfd: should the pid change hands before the cookie is seen, the pidfd's process has exited.
+        let pidfd = open_pidfd(pid)?;
+        let board = File::open(format!("/proc/{pid}/fd/{}", ticket.board_fd)).map_err(|err| match err.kind() {
+            io::ErrorKind::PermissionDenied => Fault::DOCA_ERROR_NOT_PERMITTED,
+            _ => Fault::DOCA_ERROR_DRIVER,
+        })?;
+        let board = Window::of_sealed(&board, 0, BOARD_BYTES, false).ok_or(Fault::DOCA_ERROR_DRIVER)?;
+        let mut foreign = Foreign { pid, pidfd, board, slot, cookie: ticket.cookie, window: None };
+        if !foreign.is_alive() {
+            return Err(Fault::DOCA_ERROR_DRIVER);
         }
         if may_map {
-            foreign.window = Window::open(ticket);
+            foreign.window = Window::behind(ticket);
+        }
+        if foreign.window.is_none() {
+            foreign.probe(ticket.base)?;
         }
         Ok(foreign)
     }
 
     /// Whether the export still stands.
     pub(crate) fn is_alive(&self) -> bool {
-        self.read_cookie().is_ok_and(|cookie| cookie == self.cookie)
+        let slots = self.board.map.cast::<AtomicU64>();
+        // SAFETY: the slot was checked to lie on the board, whose mapping `self` keeps; the exporter writes it atomically.
+        let cookie = unsafe { &*slots.add(self.slot) }.load(Ordering::Acquire);
+        let mut exited = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry of our own, and no waiting.
+        cookie == self.cookie && unsafe { libc::poll(&mut exited, 1, 0) } == 0
     }
 
-    fn read_cookie(&self) -> io::Result<u64> {
-        let mut cookie = 0u64;
-        let here = libc::iovec { iov_base: ptr::from_mut(&mut cookie).cast(), iov_len: 8 };
-        let there = libc::iovec { iov_base: ptr::without_provenance_mut(self.cookie_at as usize), iov_len: 8 };
-        // SAFETY: one local range, eight bytes of our own variable; the remote one is checked by the kernel.
+    /// Tries to read one byte through the kernel, so that a missing permission shows at import.
+    fn probe(&self, addr: u64) -> Result<(), Fault> {
+        let mut byte = 0u8;
+        let here = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
+        let there = libc::iovec { iov_base: ptr::without_provenance_mut(addr as usize), iov_len: 1 };
+        // SAFETY: one local range, a byte of our own; the remote one is checked by the kernel.
         match unsafe { libc::process_vm_readv(self.pid, &here, 1, &there, 1, 0) } {
-            8 => Ok(cookie),
-            -1 => Err(io::Error::last_os_error()),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            1 => Ok(()),
+            _ if io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) => Err(Fault::DOCA_ERROR_NOT_PERMITTED),
+            _ => Err(Fault::DOCA_ERROR_DRIVER),
         }
     }
 
@@ -274,7 +342,17 @@ impl Foreign {
     }
 }
 
-/// The exporter's pages, mapped here. Only sealed files: see the head of this module.
+fn open_pidfd(pid: libc::pid_t) -> Result<OwnedFd, Fault> {
+    // SAFETY: two integers in, a descriptor out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(Fault::DOCA_ERROR_DRIVER);
+    }
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Pages of a file, mapped here. Another process's only if sealed: see the head of this module.
 struct Window {
     map: *mut libc::c_void,
     map_bytes: usize,
@@ -287,30 +365,38 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
-    fn open(ticket: &Ticket) -> Option<Window> {
+    /// The memory of an export, if it is that of a file and the file is sealed.
+    fn behind(ticket: &Ticket) -> Option<Window> {
         let range = ticket.file?;
         let writable = ticket.access & PCI_READ_WRITE != 0;
         let file = range.open(ticket.pid, writable)?;
+        Window::of_sealed(&file, range.offset, usize::try_from(ticket.len).ok()?, writable)
+    }
+
+    /// Maps a file that cannot lose the range.
+    fn of_sealed(file: &File, offset: u64, bytes: usize, writable: bool) -> Option<Window> {
         // SAFETY: asks about a descriptor that `file` keeps open.
         let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-        let end = range.offset.checked_add(ticket.len)?;
-        if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 || file.metadata().ok()?.len() < end {
-            return None;
-        }
+        let is_sealed = seals >= 0 && seals & libc::F_SEAL_SHRINK != 0;
+        let covers = offset.checked_add(bytes as u64)? <= file.metadata().ok()?.len();
+        if is_sealed && covers { Window::map(file, offset, bytes, writable) } else { None }
+    }
+
+    fn map(file: &File, offset: u64, bytes: usize, writable: bool) -> Option<Window> {
         // Huge pages want offsets that are multiples of theirs; 2 MiB suits all but the rarest.
         const ALIGN: u64 = 2 << 20;
-        let start = range.offset & !(ALIGN - 1);
-        let map_bytes = usize::try_from(end - start).ok()?;
+        let start = offset & !(ALIGN - 1);
+        let map_bytes = usize::try_from(offset - start).ok()?.checked_add(bytes)?;
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
-        let offset = libc::off_t::try_from(start).ok()?;
+        let start_off = libc::off_t::try_from(start).ok()?;
         // SAFETY: a new mapping where the kernel likes; it takes nothing away from anybody.
-        let map =
-            unsafe { libc::mmap(ptr::null_mut(), map_bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset) };
+        let map = unsafe {
+            libc::mmap(ptr::null_mut(), map_bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), start_off)
+        };
         if map == libc::MAP_FAILED {
             return None;
         }
-        let first = map.cast::<u8>().wrapping_add((range.offset - start) as usize);
-        Some(Window { map, map_bytes, first })
+        Some(Window { map, map_bytes, first: map.cast::<u8>().wrapping_add((offset - start) as usize) })
     }
 }
 
@@ -327,7 +413,16 @@ mod tests {
 
     fn ticket() -> Ticket {
         let file = FileRange { device: 1, inode: 2, offset: 3, mapping: (4, 5) };
-        Ticket { pid: 7, cookie: 8, cookie_at: 9, base: 0x1000, len: 4096, access: PCI_READ_WRITE, file: Some(file) }
+        Ticket {
+            pid: 7,
+            cookie: 8,
+            board_fd: 9,
+            slot: 10,
+            base: 0x1000,
+            len: 4096,
+            access: PCI_READ_WRITE,
+            file: Some(file),
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     naming: Naming,
     #[command(flatten)]
     shape: Shape,
-    /// Write a safetensors file with tensor --tensor; it appears when it is whole, or not at all
+    /// Write a safetensors file with the tensor kv; it appears when it is whole, or not at all
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Fetch into memory arranged as a serving engine has it and forget it: for measuring, nothing is verified

@@ -1,0 +1,402 @@
+//! `cargo bench -p dpu-app --bench fetch -- [--gb N] [--runs N] [--recipes q8,q5,...] [--soak-gb N] [--dir PATH]`
+//!
+//! How fast a prefix of an 8B-class model comes back through the whole data plane, beside what the emulator's engines do
+//! alone: the same blocks, the same tasks in flight, the same destination pages in the same other process, without store
+//! and without dequantization. Both in turn, medians of `--runs`. The real dpu-app runs as a process of its own with its
+//! defaults and a `dir:` store; this process is the host. Data: testdata/ tiled to size by `host_ctl::generate`.
+//!
+//! MB/s are 10^6 bytes of restored bf16 a second.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use block::codec::Compressor;
+use block::{Codec, ElementType, Geometry, Header, Part, Plan, Recipe, TileOrder};
+use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
+use host_ctl::{
+    Amounts, Arrangement, CardStatus, Client, FetchOrder, Identity, KvFile, Options, PageOrder, StoreOrder, Synthetic,
+    Target, TensorShape, fetch, generate, store,
+};
+
+const PAGE_TOKENS: u16 = 16;
+const CHUNK_TOKENS: usize = 256;
+const LAYERS: usize = 32;
+const HEADS: usize = 8;
+const HEAD_SIZE: usize = 128;
+/// Different blocks that the engines go through when they run alone.
+const BLOCKS: usize = 64;
+const IDENTITY: Identity<'static> = Identity { model: "bench", salt: b"", rank: 0, ranks: 1 };
+
+struct Arguments {
+    gib: usize,
+    runs: usize,
+    recipes: Vec<String>,
+    soak_gb: usize,
+    dir: PathBuf,
+    json: bool,
+}
+
+fn main() {
+    if let Ok(job) = std::env::var("KVLANE_BENCH_ENGINES") {
+        return engines_alone(&job);
+    }
+    let arguments = parse();
+    std::fs::create_dir_all(&arguments.dir).expect("the working directory");
+    let file = arguments.dir.join("kv.safetensors");
+    let tokens = arguments.gib * (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2);
+    let shape = TensorShape { layers: LAYERS, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
+    let source = KvFile::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors")));
+    let source = source.expect("testdata");
+    let kv = source.kv("kv", None).expect("testdata holds kv");
+    generate((&source, &kv), &Synthetic { shape, seed: 1 }, &file, &mut |_, _| ()).expect("room for the data");
+    println!("{} GiB of bf16: {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, {tokens} tokens, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled\n", arguments.gib);
+    println!("| recipe | ratio | engines alone MB/s | fetch MB/s | share | fetch ms | inflate ms | dequantize ms | write ms | RSS MiB before / after |");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for recipe in &arguments.recipes {
+        bench(recipe, &arguments, &file, shape);
+    }
+    let _ = std::fs::remove_file(&file);
+}
+
+fn parse() -> Arguments {
+    let mut arguments = Arguments {
+        gib: 1,
+        runs: 5,
+        recipes: ["lossless", "q8", "q6", "q5", "q4", "q3", "q4p", "cachegen"].map(String::from).to_vec(),
+        soak_gb: 0,
+        dir: std::env::temp_dir().join("kvlane-bench"),
+        json: false,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
+        match word.as_str() {
+            "--gb" => arguments.gib = value().parse().expect("--gb N"),
+            "--runs" => arguments.runs = value().parse().expect("--runs N"),
+            "--recipes" => arguments.recipes = value().split(',').map(String::from).collect(),
+            "--soak-gb" => arguments.soak_gb = value().parse().expect("--soak-gb N"),
+            "--dir" => arguments.dir = value().into(),
+            "--json" => arguments.json = true,
+            // Cargo's own.
+            "--bench" => {}
+            other => panic!("{other}: see the head of benches/fetch.rs"),
+        }
+    }
+    arguments
+}
+
+/// A dpu-app process of its own.
+struct Card {
+    process: Child,
+    options: Options,
+    store: PathBuf,
+}
+
+impl Card {
+    fn start(dir: &Path, recipe: &str) -> Self {
+        let (socket, store) = (dir.join("card.sock"), dir.join("store"));
+        let _ = std::fs::remove_dir_all(&store);
+        let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
+            .args(["run", "--store", &format!("dir:{}?sync=never", store.display()), "--socket"])
+            .arg(&socket)
+            .env("RUST_LOG", "warn")
+            .spawn()
+            .expect("dpu-app starts");
+        let options = Options {
+            socket,
+            client: String::from("bench"),
+            recipe: Some(recipe.parse().expect("a recipe")),
+            ..Options::default()
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Client::attach(&options, None).is_err() {
+            assert!(Instant::now() < deadline, "dpu-app does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { process, options, store }
+    }
+
+    fn rss_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel says");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
+    }
+
+    fn status(&self) -> CardStatus {
+        let mut client = Client::attach(&self.options, None).expect("dpu-app answers");
+        let id = client.post_status().expect("posted");
+        let completion = client.wait(id, Duration::from_secs(10)).expect("status");
+        CardStatus::parse(&completion.answer).expect("JSON of ours")
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.store);
+    }
+}
+
+fn bench(recipe: &str, arguments: &Arguments, file: &Path, shape: TensorShape) {
+    let mut card = Card::start(&arguments.dir, recipe);
+    let kv_file = KvFile::open(file).expect("just written");
+    let kv = kv_file.kv("kv", None).expect("just written");
+    let tokens = kv_file.token_ids("tokens", None).expect("just written");
+    let order = StoreOrder {
+        file: &kv_file,
+        kv: &kv,
+        identity: IDENTITY,
+        tokens: &tokens,
+        chunk_tokens: CHUNK_TOKENS,
+        page_tokens: PAGE_TOKENS,
+        deadline: Some(Duration::from_secs(600)),
+        patience: Duration::from_secs(600),
+        again: false,
+    };
+    let stored = store(&mut card.options, &order, &mut |_, _| ()).expect("stored");
+    let once = |card: &mut Card, repeat| {
+        let order = FetchOrder {
+            identity: IDENTITY,
+            tokens: &tokens,
+            shape,
+            chunk_tokens: CHUNK_TOKENS,
+            page_tokens: PAGE_TOKENS,
+            deadline: Some(Duration::from_secs(600)),
+            patience: Duration::from_secs(600),
+            target: Target::Anonymous { arrangement: Arrangement::Vllm, order: PageOrder::Shuffled { seed: 3 } },
+            repeat,
+        };
+        let report = fetch(&mut card.options, &order, &mut |_, _| ()).expect("fetched");
+        assert_eq!(report.fetched, report.chunks, "all of it");
+        report
+    };
+    let before = card.rss_mib();
+    once(&mut card, 1);
+    let mut engines = Engines::start(recipe, file, shape);
+    let (mut alone, mut whole, mut stages) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..arguments.runs {
+        alone.push(engines.run(arguments.gib));
+        let report = once(&mut card, 1);
+        let amounts: Amounts = report.runs[0];
+        whole.push(amounts.raw_mb_s());
+        stages = report.stages;
+    }
+    drop(engines);
+    if arguments.soak_gb > 0 {
+        once(&mut card, arguments.soak_gb.div_ceil(arguments.gib));
+    }
+    let after = card.rss_mib();
+    let _ = card.status();
+    let ms = |name: &str| stages.iter().find(|stage| stage.name == name).map_or(0.0, |stage| stage.busy_ms);
+    let (alone, whole) = (median(alone), median(whole));
+    println!(
+        "| {recipe} | {:.2} | {alone:.0} | {whole:.0} | {:.0} % | {:.0} | {:.0} | {:.0} | {:.0} | {before:.1} / {after:.1} |",
+        stored.amounts.ratio(),
+        100.0 * whole / alone,
+        ms("fetch"),
+        ms("inflate"),
+        ms("dequantize"),
+        ms("write"),
+    );
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A process that runs the engines and nothing else, writing to this process's pages.
+struct Engines {
+    process: Child,
+    answers: BufReader<std::process::ChildStdout>,
+    _memory: host_ctl::Memory,
+    _exports: Vec<doca::Export>,
+}
+
+impl Engines {
+    fn start(recipe: &str, file: &Path, shape: TensorShape) -> Self {
+        let geometry = shape.geometry(CHUNK_TOKENS).expect("an 8B-class geometry");
+        let pages = (shape.tokens / usize::from(PAGE_TOKENS)) as u32;
+        let memory = Arrangement::Vllm.allocate(geometry, PAGE_TOKENS, pages).expect("memory");
+        let device = Device::open(&doca::Selector::First).expect("the emulator");
+        let exports = memory.regions.iter().map(|region| {
+            doca::Export::new(&device, region.mapping.clone(), doca::Access::ReadWrite).expect("exported")
+        });
+        let exports: Vec<doca::Export> = exports.collect();
+        let mut process = Command::new(std::env::current_exe().expect("this program"))
+            .env("KVLANE_BENCH_ENGINES", format!("{recipe} {} {pages}", file.display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a second process");
+        let stdin = process.stdin.as_mut().expect("piped");
+        for export in &exports {
+            let hex: String = export.blob().iter().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(stdin, "{hex}").expect("it listens");
+        }
+        writeln!(stdin).expect("it listens");
+        let answers = BufReader::new(process.stdout.take().expect("piped"));
+        Self { process, answers, _memory: memory, _exports: exports }
+    }
+
+    fn run(&mut self, gib: usize) -> f64 {
+        writeln!(self.process.stdin.as_mut().expect("piped"), "{gib}").expect("it listens");
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("it answers");
+        line.trim().parse().expect("MB/s")
+    }
+}
+
+impl Drop for Engines {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The second process: `RECIPE FILE PAGES` in the environment; blobs, an empty line, then sizes on standard input.
+fn engines_alone(job: &str) {
+    let mut words = job.split(' ');
+    let mut word = || words.next().expect("RECIPE FILE PAGES");
+    let recipe: Recipe = word().parse().expect("a recipe");
+    let file = KvFile::open(Path::new(word())).expect("the data");
+    let pages: u32 = word().parse().expect("pages");
+    let kv = file.kv("kv", None).expect("the data");
+    let geometry = kv.shape.geometry(CHUNK_TOKENS).expect("an 8B-class geometry");
+    let device = Device::open(&doca::Selector::First).expect("the emulator");
+    let mut lines = std::io::stdin().lines().map(|line| line.expect("text"));
+    let mut remotes = Vec::new();
+    for line in lines.by_ref().take_while(|line| !line.is_empty()) {
+        let bytes: Vec<u8> =
+            (0..line.len() / 2).map(|i| u8::from_str_radix(&line[2 * i..2 * i + 2], 16).expect("hex")).collect();
+        remotes.push(Remote::import(&device, &bytes).expect("imported"));
+    }
+    let mut alone = Alone::new(&device, recipe, geometry, &file, &kv);
+    let table = PageOrder::Shuffled { seed: 3 }.table(pages);
+    for line in lines {
+        let gib: usize = line.parse().expect("a size");
+        println!("{}", alone.run(gib << 30, &remotes, &table));
+        std::io::stdout().flush().expect("somebody reads");
+    }
+}
+
+/// Slots of the ring by default on this machine; the engines alone get as many.
+fn depth() -> usize {
+    dpu_app::Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from)).slots
+}
+
+struct Alone {
+    engine: ProgressEngine,
+    inflate: Context,
+    dma: Context,
+    /// Encoded blocks, each in registered memory of its own, with the place of its payload.
+    wires: Vec<(Option<Area>, Header)>,
+    codes: Vec<Area>,
+    tiles: Vec<Area>,
+    geometry: Geometry,
+    part: Part,
+}
+
+impl Alone {
+    fn new(device: &Device, recipe: Recipe, geometry: Geometry, file: &KvFile, kv: &host_ctl::KvTensor) -> Self {
+        let engine = ProgressEngine::new().expect("the emulator");
+        let depth = depth();
+        let sizes = Depth { operations: depth, tasks: depth * 4 };
+        let config = dpu_app::Config::for_cores(2);
+        let slot = config.slot_bytes();
+        let plan = Plan::choose(&geometry, config.block_bytes / geometry.element.bytes()).expect("a plan");
+        let part = plan.part(&geometry, 0).expect("a first block");
+        let tile_bytes = part.tile_bytes(&geometry);
+        let mut region = Region::allocate(device, BLOCKS * slot.wire + depth * (slot.codes + slot.tile)).expect("memory");
+        let mut compressor = Compressor::new(config.deflate_level, slot.codes).expect("an encoder");
+        let (mut tile, mut codes) = (vec![0; tile_bytes], vec![0; slot.codes]);
+        let key = block::ChunkKey::new([0; block::KEY_BYTES]);
+        let mut wires = Vec::new();
+        for index in 0..BLOCKS.min(plan.block_count(&geometry)) {
+            let part = plan.part(&geometry, index).expect("by the plan");
+            file.read(&mut tile, kv.row_offset(part.first_layer.into(), part.kind as usize, 0)).expect("the data");
+            let mut area = region.carve(slot.wire).expect("sized for it");
+            let order = TileOrder::TokenMajor;
+            block::encode_tile(recipe, &geometry, &key, index, &part, order, &tile, &mut codes, &mut area, &mut compressor)
+                .expect("encodes");
+            let header = Header::parse(&area).expect("just written");
+            wires.push((Some(area), header));
+        }
+        let mut carve = |bytes| (0..depth).map(|_| region.carve(bytes).expect("sized for it")).collect::<Vec<_>>();
+        let (codes, tiles) = (carve(slot.codes), carve(slot.tile));
+        let codecs = [doca::Codec::Deflate, doca::Codec::Lz4Block];
+        let inflate = Context::decompress(&engine, device, &codecs, sizes).expect("the emulator inflates");
+        let dma = Context::dma(&engine, device, sizes).expect("the emulator copies");
+        Self { engine, inflate, dma, wires, codes, tiles, geometry, part }
+    }
+
+    /// Restores (as far as engines do) `bytes` bytes; MB/s.
+    fn run(&mut self, bytes: usize, remotes: &[Remote], table: &[u32]) -> f64 {
+        let tile_bytes = self.part.tile_bytes(&self.geometry);
+        let blocks = bytes / tile_bytes;
+        let page_bytes = usize::from(PAGE_TOKENS) * self.geometry.row_bytes();
+        let pages = tile_bytes / page_bytes;
+        let mut free: VecDeque<usize> = (0..self.wires.len()).collect();
+        // Blocks whose codes are there, waiting for the DMA engine.
+        let (mut to_write, mut started, mut inflating, mut written) = (0, 0, 0, 0);
+        let since = Instant::now();
+        while written < blocks {
+            while started < blocks && inflating + to_write < self.codes.len() + inflating {
+                let Some(&index) = free.front() else { break };
+                let header = self.wires[index].1;
+                if header.codec == Codec::Raw {
+                    if to_write >= self.tiles.len() {
+                        break;
+                    }
+                    to_write += 1;
+                } else {
+                    let Some(codes) = self.codes.pop() else { break };
+                    let wire = self.wires[index].0.take().expect("free");
+                    let codec = if header.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+                    self.inflate.inflate(index as u64, codec, wire, header.payload_range(), codes).expect("room");
+                    inflating += 1;
+                }
+                free.pop_front();
+                if header.codec == Codec::Raw {
+                    free.push_back(index);
+                }
+                started += 1;
+            }
+            while to_write > 0 {
+                let Some(tile) = self.tiles.pop() else { break };
+                let chunk = written % (table.len() / pages);
+                let mut runs = heapless::Vec::<RemoteRun<'_>, 1024>::new();
+                for (place, page) in table[chunk * pages..(chunk + 1) * pages].iter().enumerate() {
+                    let remote = &remotes[written % remotes.len()];
+                    let offset = *page as usize * page_bytes;
+                    let run = RemoteRun { remote, offset: offset as u64, local: place * page_bytes, bytes: page_bytes };
+                    runs.push(run).expect("pages of one block");
+                }
+                self.dma.write(0, tile, &runs).expect("room");
+                to_write -= 1;
+            }
+            while !self.engine.progress() {
+                std::thread::yield_now();
+            }
+            while let Some(done) = self.inflate.poll() {
+                done.outcome.expect("a good block");
+                let index = done.ticket as usize;
+                self.wires[index].0 = done.source;
+                self.codes.extend(done.destination);
+                free.push_back(index);
+                inflating -= 1;
+                to_write += 1;
+            }
+            while let Some(done) = self.dma.poll() {
+                done.outcome.expect("reachable pages");
+                self.tiles.extend(done.source);
+                written += 1;
+            }
+        }
+        bytes as f64 / 1e6 / since.elapsed().as_secs_f64()
+    }
+}
