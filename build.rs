@@ -1,10 +1,10 @@
 //! The one build script of the house: Rust bindings from DOCA headers, for `ffi/doca-sys` and `ffi/doca-emulator`.
 //!
-//! | package         | features            | headers                                     | library                       |
-//! |-----------------|---------------------|---------------------------------------------|-------------------------------|
-//! | `doca-emulator` | none                | its own `include`                           | none: it *is* the library     |
-//! | `doca-sys`      | `emulator`          | none: it passes on the emulator's bindings  | the rlib `doca-emulator`      |
-//! | `doca-sys`      | `sdk`, not default  | those of the installed SDK, by pkg-config   | `libdoca_*.so`, by pkg-config |
+//! | package         | feature            | headers                                 | library                       |
+//! |-----------------|--------------------|-----------------------------------------|-------------------------------|
+//! | `doca-emulator` | none               | its own `include`                       | none: it *is* the library     |
+//! | `doca-sys`      | `emulator`         | none: passes on the emulator's bindings | the rlib `doca-emulator`      |
+//! | `doca-sys`      | `sdk`, not default | the installed SDK's, by pkg-config      | `libdoca_*.so`, by pkg-config |
 //!
 //! It refuses to guess: both flavours, no flavour, or an SDK that pkg-config does not know are one error line and no
 //! build. It never falls back from the SDK to the emulator.

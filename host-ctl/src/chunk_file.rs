@@ -1,8 +1,8 @@
 //! Looking into what a `dir:` store holds, without a card: for operators, and for doubting a store.
 //!
-//! A chunk's file is its blocks, each at a multiple of 4096, then a tail: table of places, manifest, trailer with a CRC-32
-//! (docs/formats.md, "Chunk in a directory store"). Everything is checked here that a fetch would check, and the codes'
-//! CRC-32 over what software inflates. Reads only; a store that a dpu-app uses may be looked at.
+//! A chunk's file is its blocks, each at a multiple of 4096, then a tail: table of places, manifest, trailer with a
+//! CRC-32 (docs/formats.md, "Chunk in a directory store"). Everything is checked here that a fetch would check, and
+//! the codes' CRC-32 over what software inflates. Reads only; a store that a dpu-app uses may be looked at.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -24,8 +24,8 @@ pub(crate) enum Verdict {
 
 /// Stores KV-cache prefixes through dpu-app and fetches them back.
 ///
-/// Exit codes: 0 done (a partial hit, too); 1 it went wrong: nothing found, corrupt, beyond the bound, store or disk full;
-/// 2 bad arguments or input; 3 device; 4 dpu-app absent, gone, refusing or of another version.
+/// Exit codes: 0 done (a partial hit, too); 1 it went wrong: nothing found, corrupt, beyond the bound, store or disk
+/// full; 2 bad arguments or input; 3 device; 4 dpu-app absent, gone, refusing or of another version.
 #[derive(Debug, Parser)]
 #[command(name = "host-ctl", version, max_term_width = 120)]
 pub(crate) struct Arguments {
@@ -54,6 +54,10 @@ enum Command {
     /// Tell dpu-app to finish what runs and end
     Stop(control::Arguments),
     /// Make a large synthetic KV file from a small real one, for benchmarks
+    ///
+    /// The result is SYNTHETIC: layers and heads are tiled from the source, each tile with noise of its own, tokens
+    /// shuffled. It has the sizes of a large model and statistics near those of the source. Say so where a figure comes
+    /// from it.
     Generate(generate::Arguments),
 }
 

@@ -1,8 +1,9 @@
 //! A session: posts requests, takes completions, sleeps when there is nothing to do, and notices when the card dies.
 //!
-//! One thread at a time. `post_*` never blocks: a request waits here until the page has room, is cut into parts that fit
-//! (job.rs), and ends as one [`Completion`]. Everything is bounded: [`JOBS_MAX`] requests, the page's slots below that.
-//! When the card is lost ([`Error::CardGone`]), what is in flight never completes and every call says so; attach again.
+//! One thread at a time. `post_*` never blocks: a request waits here until the page has room, is cut into parts that
+//! fit (job.rs), and ends as one [`Completion`]. Everything is bounded: [`JOBS_MAX`] requests, the page's slots below
+//! that. When the card is lost ([`Error::CardGone`]), what is in flight never completes and every call says so; attach
+//! again.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +19,7 @@ use mailbox::{
 };
 use nix::poll::PollFlags;
 
-use crate::attach::{Options, Welcome, await_fd};
+use crate::attach::{Options, Welcome, await_fd, receive};
 use crate::error::{Error, Gone};
 use crate::export::Exporter;
 use crate::job::{Ask, Job, Outcome, Part};
@@ -228,7 +229,8 @@ impl Client {
         self.post_control(Operation::Stop)
     }
 
-    /// Gives a request up. It still completes, as `Cancelled` or as what it had become, and its pages are not free before.
+    /// Gives a request up. It still completes, as `Cancelled` or as what it had become, and its pages are not free
+    /// before.
     ///
     /// # Errors
     /// Unknown or gone.
@@ -570,7 +572,7 @@ impl Client {
         self.heard = Instant::now();
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         while self.gone.is_none() {
-            self.gone = match self.channel.receive(&mut bytes) {
+            self.gone = match receive(self.channel.as_mut(), &mut bytes) {
                 Ok(None) => return,
                 Ok(Some(count)) => match Message::decode(&bytes[..count]) {
                     Ok(Message::Bye(farewell)) => Some(Gone::Left(farewell)),

@@ -71,8 +71,8 @@ impl Sums {
     }
 }
 
-/// Compares the tokens of `restored` with the first of `original`. `block_elements` is that of the card's largest block:
-/// it decides which elements share a scale.
+/// Compares the tokens of `restored` with the first of `original`. `block_elements` is that of the card's largest
+/// block: it decides which elements share a scale.
 ///
 /// # Errors
 /// Shapes that do not belong together, or no whole number of chunks.

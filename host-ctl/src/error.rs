@@ -113,7 +113,7 @@ impl Error {
 
     pub fn blame(&self) -> Blame {
         match self {
-            Error::Input { .. } | Error::Layout(_) | Error::Recipe { .. } => Blame::Operator,
+            Error::Input { .. } | Error::Layout(_) => Blame::Operator,
             // A path that is not there was mistyped; anything else happened while running.
             Error::System { call: "open", source, .. } if source.kind() == io::ErrorKind::NotFound => Blame::Operator,
             Error::Device(_) | Error::Failed { status: Status::DeviceError, .. } => Blame::Device,
@@ -121,7 +121,7 @@ impl Error {
             Error::Failed {
                 status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining, ..
             } => Blame::Peer,
-            Error::Timeout { .. } => Blame::Peer,
+            Error::Timeout { .. } | Error::Recipe { .. } => Blame::Peer,
             _ => Blame::Run,
         }
     }
@@ -144,7 +144,7 @@ impl fmt::Display for Error {
             Error::Refused(refuse) => refuse.fmt(f),
             Error::Recipe { asked, card } => write!(
                 f,
-                "recipe: the card stores with {card}, {asked} was asked for: leave --recipe out, or start dpu-app with it"
+                "recipe: the card stores with {card}, {asked} was asked for: upgrade dpu-app, or leave --recipe out"
             ),
             Error::Layout(error) => write!(f, "{error}: change the layout, --page-tokens or --chunk-tokens"),
             Error::CardGone(gone) => gone.fmt(f),
@@ -165,8 +165,8 @@ impl fmt::Display for Error {
             Error::Answer { what } => write!(f, "{what}: use the same build on both sides"),
             Error::Miss { chunks } => write!(
                 f,
-                "fetch: none of the prefix's {chunks} chunks is stored: check --model, --recipe, --salt, --chunk-tokens, \
-                 the geometry and the tokens, or store it first"
+                "fetch: none of the prefix's {chunks} chunks is stored: check --model, --recipe, --salt, \
+                 --chunk-tokens, the geometry and the tokens, or store it first"
             ),
             Error::Damaged { place, what } => write!(f, "{place}: {what}"),
         }

@@ -1,6 +1,7 @@
-//! Large KV-like files from small real ones, for measuring. **Synthetic**: layers and heads are tiled from the source with
-//! noise of each tile's own, and tokens are shuffled, so that no two tiles repeat each other to a compressor. Say so
-//! where a figure comes from such a file. Same seed, same file. Written as a stream; memory is the source and one layer's row.
+//! Large KV-like files from small real ones, for measuring. **Synthetic**: layers and heads are tiled from the source
+//! with noise of each tile's own, and tokens are shuffled, so that no two tiles repeat each other to a compressor. Say
+//! so where a figure comes from such a file. Same seed, same file. Written as a stream; memory is the source and one
+//! layer's row.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Safetensors files with a KV cache in them, for the card to read straight from the page cache.
 //!
-//! The header is parsed by the `safetensors` crate; its bounds against the file are checked here, because nothing of the
-//! data is read here: the file is mapped read-only, exported, and its tensor described as a layout of pages. Refuses what
-//! is damaged, truncated, of another type or shape, with what to do.
+//! The header is parsed by the `safetensors` crate; its bounds against the file are checked here, because nothing of
+//! the data is read here: the file is mapped read-only, exported, and its tensor described as a layout of pages.
+//! Refuses what is damaged, truncated, of another type or shape, with what to do.
 //!
 //! Shapes: `[layers, 2, tokens, heads, head size]`, or the same with a number of texts in front. 0 of "2" is K, 1 is V.
 
@@ -301,7 +301,8 @@ impl KvFile {
         })
     }
 
-    /// The file's memory and the tensor in it, for the card to read. Whole pages only: tokens behind the last are left out.
+    /// The file's memory and the tensor in it, for the card to read. Whole pages only: tokens behind the last are left
+    /// out.
     ///
     /// # Errors
     /// Fewer tokens than one chunk, pages that do not divide it, or no mapping.

@@ -6,8 +6,8 @@
 //!                    |                   cut into page requests that fit (job.rs), leading counts put together again
 //! Memory (mappings + layout), Prefix (token ids -> chunk keys): what a serving engine's connector needs, too
 //! ```
-//! `transfer` is the whole of `host-ctl store` and `fetch`: files in and out, partial hits, redone when the store changed
-//! meanwhile. The binary only parses and prints. Errors say who is to blame, and that is the exit code ([`Error`]).
+//! `transfer` is the whole of `host-ctl store` and `fetch`: files in and out, partial hits, done again when the store
+//! changed meanwhile. The binary only parses and prints. Errors say who is to blame: that is the exit code ([`Error`]).
 #![forbid(unsafe_code)]
 
 mod arrangement;

@@ -1,4 +1,5 @@
-//! From token ids to the names of chunks. Only whole chunks have names; tokens that fill none are left over and counted.
+//! From token ids to the names of chunks. Only whole chunks have names; tokens that fill none are left over and
+//! counted.
 
 use block::{ChunkKey, KeyChain, Namespace};
 

@@ -1,5 +1,5 @@
-//! What the card says of itself: JSON text that this side shows as it comes. Known groups become tables, unknown ones are
-//! listed like them, missing ones are left out, so that host and card may be of different builds.
+//! What the card says of itself: JSON text that this side shows as it comes. Known groups become tables, unknown ones
+//! are listed like them, missing ones are left out, so that host and card may be of different builds.
 
 use std::fmt::Write as _;
 
@@ -161,7 +161,8 @@ mod tests {
     const BEFORE: &str =
         r#"{"stages":{"write":{"jobs":1,"busy_ms":5.0,"bytes_in":1,"bytes_out":2},"fetch":{"jobs":4}}}"#;
     const AFTER: &str = r#"{"card":{"version":"0.1","uptime_s":10,"state":"steady"},
-        "stages":{"write":{"jobs":3,"busy_ms":25.5,"bytes_in":2000001,"bytes_out":4000002},"fetch":{"jobs":4},"new":{"jobs":1}},
+        "stages":{"write":{"jobs":3,"busy_ms":25.5,"bytes_in":2000001,"bytes_out":4000002},
+            "fetch":{"jobs":4},"new":{"jobs":1}},
         "limits":{"slots":"16","ring_bytes":123},"sessions":[{"id":1,"client":"x"}],"events":[],"extra":7}"#;
 
     #[test]

@@ -5,8 +5,8 @@
 //! fetch   attach -> lookup n -> file of n chunks -> attach with its memory -> fetch: n in place -> publish
 //!                                    ^-------------------------------------------- fewer: again, with that many
 //! ```
-//! A fetch that finds less than was looked up (evicted, damaged) is done again with what there is, [`ATTEMPTS`] times at
-//! most: a file is published only when every chunk in it is in place.
+//! A fetch that finds less than was looked up (evicted, damaged) is done again with what there is, [`ATTEMPTS`] times
+//! at most: a file is published only when every chunk in it is in place.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -307,7 +307,7 @@ pub fn fetch(door: &mut dyn Door, order: &FetchOrder<'_>, watch: Watch<'_>) -> R
     Err(Error::Damaged {
         place: "store".to_owned(),
         what: format!(
-            "found fewer chunks in each of {ATTEMPTS} fetches than the one before: wait until nobody evicts or damages it{}",
+            "found fewer chunks in each of {ATTEMPTS} fetches: wait until nobody evicts or damages it{}",
             report.note.map_or(String::new(), |note| format!(" ({note})"))
         ),
     })

@@ -260,7 +260,7 @@ fn another_recipe_than_asked_for_is_refused_here() {
     let asked = |recipe: &str| Options { recipe: Some(recipe.parse().unwrap()), ..card.options.clone() };
     let error = card.attach_as(&asked("lossless"), None).unwrap_err();
     assert!(matches!(error, Error::Recipe { .. }), "{error:?}");
-    assert_eq!(error.exit_code(), 2);
+    assert_eq!(error.exit_code(), 4);
     // Keys depend on the transform, not on the codec.
     assert_eq!(card.attach_as(&asked("q5+lz4"), None).unwrap().welcome().recipe.to_string(), "q5+deflate");
 }
@@ -333,4 +333,10 @@ fn a_layout_that_cannot_be_is_refused_before_anybody_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { socket: dir.path().join("none.sock"), ..Options::default() };
     assert_eq!(Client::attach(&options, Some(wrong)).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn a_client_may_move_to_another_thread() {
+    fn moves<T: Send>() {}
+    moves::<Client>();
 }

@@ -29,7 +29,8 @@ doca_error_t doca_dma_cap_get_max_num_tasks(struct doca_dma *dma, uint32_t *max_
 
 /* Copies the data of src into dst; either side may be a list, cut where it likes. */
 struct doca_dma_task_memcpy;
-typedef void (*doca_dma_task_memcpy_completion_cb_t)(struct doca_dma_task_memcpy *task, union doca_data task_user_data,
+typedef void (*doca_dma_task_memcpy_completion_cb_t)(
+	struct doca_dma_task_memcpy *task, union doca_data task_user_data,
 	union doca_data ctx_user_data);
 
 doca_error_t doca_dma_cap_task_memcpy_is_supported(const struct doca_devinfo *devinfo);

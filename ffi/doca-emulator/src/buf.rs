@@ -253,12 +253,18 @@ exports! {
         Ok(())
     }
 
-    fn doca_buf_get_next_in_list(buf: *mut doca_buf => Handle<Buf>, next_buf: *mut *mut doca_buf => Out<*mut doca_buf>) {
+    fn doca_buf_get_next_in_list(
+        buf: *mut doca_buf => Handle<Buf>,
+        next_buf: *mut *mut doca_buf => Out<*mut doca_buf>,
+    ) {
         next_buf.put(buf.next.get().map_or(ptr::null_mut(), Handle::to_c));
         Ok(())
     }
 
-    fn doca_buf_get_last_in_list(buf: *mut doca_buf => Handle<Buf>, last_buf: *mut *mut doca_buf => Out<*mut doca_buf>) {
+    fn doca_buf_get_last_in_list(
+        buf: *mut doca_buf => Handle<Buf>,
+        last_buf: *mut *mut doca_buf => Out<*mut doca_buf>,
+    ) {
         last_buf.put(last(buf).to_c());
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::ctx::{self, Ctx, Library};
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Enter, Handle, Out, exports};
 use crate::error::{Fault, complain};
-use crate::task::{Of, task_functions};
+use crate::typed::{Of, task_functions};
 
 /// A context of this library.
 pub(crate) struct Compress(Handle<Ctx>);
@@ -21,7 +21,10 @@ impl Enter<*mut doca_compress> for Compress {
 }
 
 exports! {
-    fn doca_compress_create(dev: *mut doca_dev => Handle<Dev>, compress: *mut *mut doca_compress => Out<*mut doca_compress>) {
+    fn doca_compress_create(
+        dev: *mut doca_dev => Handle<Dev>,
+        compress: *mut *mut doca_compress => Out<*mut doca_compress>,
+    ) {
         compress.put(Ctx::create(Library::Compress, dev).to_c().cast());
         Ok(())
     }
@@ -34,7 +37,10 @@ exports! {
         compress.0.to_c()
     }
 
-    fn doca_compress_cap_get_max_num_tasks(compress: *mut doca_compress => Compress, max_num_tasks: *mut u32 => Out<u32>) {
+    fn doca_compress_cap_get_max_num_tasks(
+        compress: *mut doca_compress => Compress,
+        max_num_tasks: *mut u32 => Out<u32>,
+    ) {
         let _ = compress.0;
         max_num_tasks.put(TASKS_MAX);
         Ok(())

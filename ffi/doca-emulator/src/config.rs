@@ -21,7 +21,8 @@ pub enum Profile {
     Bf2,
 }
 
-/// Everything that can be set about a device. Start from [`Config::default`] or from text: `"seed=42,fail=0.01".parse()`.
+/// Everything that can be set about a device. Start from [`Config::default`], or parse text in the form of the
+/// environment variable: `"seed=42,fail=0.01".parse()`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub profile: Profile,

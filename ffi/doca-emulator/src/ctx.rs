@@ -21,7 +21,8 @@ use crate::door::{Handle, Out, Stamp, Thing, exports};
 use crate::engine::Engine;
 use crate::error::{Answer, Fault, complain};
 use crate::pe::Pe;
-use crate::task::{Fifo, KINDS, Kind, Line, Pool, Task};
+use crate::pool::{Fifo, Pool};
+use crate::task::{KINDS, Kind, Line, Task};
 
 /// A completion callback with its task type erased.
 pub(crate) type Callback =
@@ -317,7 +318,9 @@ exports! {
         Ok(())
     }
 
-    fn doca_ctx_flush_tasks(ctx: *mut doca_ctx => Handle<Ctx>) -> () = (complain("doca_ctx_flush_tasks: not a context")) {
+    fn doca_ctx_flush_tasks(ctx: *mut doca_ctx => Handle<Ctx>)
+        -> () = (complain("doca_ctx_flush_tasks: not a context"))
+    {
         ctx.flush();
     }
 }

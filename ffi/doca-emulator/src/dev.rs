@@ -163,7 +163,10 @@ exports! {
         ptr::from_ref(&dev.info).cast_mut().cast()
     }
 
-    fn doca_devinfo_get_pci_addr_str(devinfo: *const doca_devinfo => Handle<DevInfo>, pci_addr_str: *mut c_char => Room) {
+    fn doca_devinfo_get_pci_addr_str(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        pci_addr_str: *mut c_char => Room,
+    ) {
         put_text(pci_addr_str, &devinfo.pci_address(), crate::abi::DOCA_DEVINFO_PCI_ADDR_SIZE)
     }
 
@@ -206,12 +209,20 @@ exports! {
         mac_addr.put(&[0x02, 0, 0, 0x03, 0, devinfo.function as u8], size as usize)
     }
 
-    fn doca_devinfo_get_ipv4_addr(devinfo: *const doca_devinfo => Handle<DevInfo>, ipv4_addr: *mut u8 => Room, size: u32) {
+    fn doca_devinfo_get_ipv4_addr(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        ipv4_addr: *mut u8 => Room,
+        size: u32,
+    ) {
         let _ = (devinfo, ipv4_addr, size);
         Err(Fault::DOCA_ERROR_NOT_FOUND)
     }
 
-    fn doca_devinfo_get_ipv6_addr(devinfo: *const doca_devinfo => Handle<DevInfo>, ipv6_addr: *mut u8 => Room, size: u32) {
+    fn doca_devinfo_get_ipv6_addr(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        ipv6_addr: *mut u8 => Room,
+        size: u32,
+    ) {
         let _ = (devinfo, ipv6_addr, size);
         Err(Fault::DOCA_ERROR_NOT_FOUND)
     }

@@ -7,7 +7,7 @@ use crate::ctx::{self, Ctx, Library};
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Enter, Handle, Out, exports};
 use crate::error::Fault;
-use crate::task::task_functions;
+use crate::typed::task_functions;
 
 /// A context of this library.
 pub(crate) struct Dma(Handle<Ctx>);

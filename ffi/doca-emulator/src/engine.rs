@@ -6,7 +6,7 @@
 //! buffer (a source that is a list or in another process is gathered into one; an output for a list or for another
 //! process is made in the other and copied out from there). The areas are zero pages until used.
 //!
-//! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before they sleep.
+//! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before sleeping.
 
 use std::process;
 use std::sync::atomic::Ordering;
@@ -21,8 +21,10 @@ use crate::copy::{self, Copier, Piece};
 use crate::dev::{LIST_MAX, buf_bytes_max};
 use crate::door::Handle;
 use crate::error::{Answer, FLUSHED, Fault};
+use crate::job::{Job, Segment, Sums};
+use crate::pool::Fifo;
 use crate::region::Reach;
-use crate::task::{Fifo, Job, Kind, Line, Segment, Sums, Task};
+use crate::task::{Kind, Line, Task};
 
 /// With `reorder`: how far a task may be overtaken at once.
 const OVERTAKE_MAX: usize = 8;

@@ -6,15 +6,15 @@
 //! somebody else, or who stopped its mmap fails the task with `IO_FAILED`. The cookie says more than the exporter's
 //! start time would, which is therefore not in the blob.
 //!
-//! Bytes move one of two ways. If the range lies in one shared file mapping **and the file is sealed against shrinking**
-//! (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system call per byte and no
-//! `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached with
+//! Bytes move one of two ways. If the range lies in one shared file mapping **and the file is sealed against
+//! shrinking** (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system call per
+//! byte and no `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached with
 //! `process_vm_readv` and `process_vm_writev`, where a hole is an error and not a signal. A check of the file's size
 //! before each direct copy would leave a gap between check and copy, so it is not used.
 //!
 //! The kernel lets one process reach another's memory and descriptors if it may trace it: same user, or
-//! `CAP_SYS_PTRACE`. The exporter declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama. Both must live
-//! in one pid namespace.
+//! `CAP_SYS_PTRACE`. The exporter declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama. Both must
+//! live in one pid namespace.
 //!
 //! Blob, little endian, 128 bytes:
 //! ```text
@@ -316,7 +316,8 @@ impl Foreign {
     /// Whether the export still stands.
     pub(crate) fn is_alive(&self) -> bool {
         let slots = self.board.map.cast::<AtomicU64>();
-        // SAFETY: the slot was checked to lie on the board, whose mapping `self` keeps; the exporter writes it atomically.
+        // SAFETY: the slot was checked to lie on the board, whose mapping `self` keeps; the exporter writes it
+        // atomically.
         let cookie = unsafe { &*slots.add(self.slot) }.load(Ordering::Acquire);
         let mut exited = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one entry of our own, and no waiting.
@@ -402,7 +403,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `open`, with its length; regions outlive the tasks that use them, so nobody looks.
+        // SAFETY: the mapping made in `map`, with its length; regions outlive the tasks that use them, so nobody looks.
         unsafe { libc::munmap(self.map, self.map_bytes) };
     }
 }

@@ -19,15 +19,15 @@
 //!
 //! | key | default | meaning |
 //! |---|---|---|
-//! | `profile` | `bf3` | `bf3`: decompress only (deflate, LZ4 stream, LZ4 block), 2 MiB a task. `bf2`: deflate both ways, 128 MiB, no LZ4 |
-//! | `devices` | `1` | how many functions the card shows: `03:00.0` (`mlx5_0`, `p0`), `03:00.1` (`mlx5_1`, `p1`), up to 8 |
+//! | `profile` | `bf3` | `bf3`: decompress only (deflate, LZ4), 2 MiB a task; `bf2`: deflate both ways, 128 MiB |
+//! | `devices` | `1` | functions of the card, up to 8: `03:00.0` (`mlx5_0`, `p0`), `03:00.1` (`mlx5_1`, `p1`), ... |
 //! | `decompress_threads` | `2` | threads of the compression engine |
 //! | `dma_threads` | `1` | threads of the copy engine |
-//! | `window` | `1` | `0`: never map an exporter's memory, always go through `process_vm_readv` and `process_vm_writev` |
+//! | `window` | `1` | `0`: never map an exporter's memory, always copy through the kernel |
 //! | `seed` | from the clock | start of all random draws below; printed when a device with one of them is opened |
 //! | `fail` | `0` | probability that a task fails in the engine |
 //! | `again` | `0` | probability that a submit answers `AGAIN` |
-//! | `corrupt` | `0` | probability that a (de)compression flips one bit of its output; checksums are those of the wrong bytes |
+//! | `corrupt` | `0` | probability that a (de)compression flips one bit of its output, checksums following |
 //! | `delay_us` | `0` | each task waits a random time up to this in its engine thread |
 //! | `reorder` | `0` | `1`: an engine takes any of its eight oldest tasks |
 //!
@@ -59,9 +59,12 @@ mod engine;
 mod error;
 mod export;
 mod inventory;
+mod job;
 mod mmap;
 mod pe;
+mod pool;
 mod region;
 mod task;
+mod typed;
 
 pub use config::{Config, ConfigError, Profile, configure, configure_thread};

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::abi::{doca_ctx, doca_notification_handle_t, doca_pe, doca_pe_event_mode};
 use crate::ctx::{self, Ctx};
 use crate::door::{Handle, Out, Stamp, Thing, exports};
-use crate::error::{Answer, FLUSHED, Fault};
-use crate::task::{Fifo, Task, land};
+use crate::error::{Answer, Fault};
+use crate::pool::Fifo;
+use crate::task::{Task, land};
 
 /// Where engines leave finished tasks. Wake-ups cannot be lost: arming and posting take the same lock, so either the
 /// post sees the port armed or the arming sees the task.
@@ -151,12 +152,8 @@ fn progress(pe: Handle<Pe>) -> bool {
 /// finished before included.
 fn deliver(task: Handle<Task>) {
     let ctx = task.ctx;
-    let mut status = land(task);
+    let status = land(task, ctx.is_stopping());
     ctx.landed();
-    if ctx.is_stopping() && status.is_ok() {
-        status = Err(FLUSHED);
-    }
-    task.status.set(status);
     if status.is_err() && ctx.is_running() {
         ctx::begin_stop(ctx);
     }

@@ -100,6 +100,8 @@ struct Operation {
 
 struct InFlight {
     operation: usize,
+    /// What a transfer moves; an inflation says itself what it wrote.
+    bytes: Option<usize>,
     task: Task,
     source: Chain,
     destination: Chain,
@@ -312,7 +314,7 @@ impl Context {
         };
         let operation = self.open(ticket, Some(source), Some(destination));
         let launched =
-            self.launch(operation, from, to, |user| Task::decompress(raw, codec, from.raw(), to.raw(), user));
+            self.launch(operation, None, from, to, |user| Task::decompress(raw, codec, from.raw(), to.raw(), user));
         self.settle(operation, launched)
     }
 
@@ -390,7 +392,8 @@ impl Context {
         let remote_side = if side == Side::Source { Side::Destination } else { Side::Source };
         let remote = self.inventory.remote(runs, remote_side).inspect_err(|_| self.inventory.put(local))?;
         let (from, to) = if side == Side::Source { (local, remote) } else { (remote, local) };
-        self.launch(operation, from, to, |user| Task::memcpy(raw, from.raw(), to.raw(), user))
+        let bytes = runs.iter().map(|run| run.bytes).sum();
+        self.launch(operation, Some(bytes), from, to, |user| Task::memcpy(raw, from.raw(), to.raw(), user))
     }
 
     fn room(&self, tasks: usize) -> Result<(), Error> {
@@ -409,6 +412,7 @@ impl Context {
     fn launch(
         &mut self,
         operation: usize,
+        bytes: Option<usize>,
         source: Chain,
         destination: Chain,
         make: impl FnOnce(u64) -> Result<Task, Error>,
@@ -425,7 +429,7 @@ impl Context {
         });
         match made {
             Ok((task, waits)) => {
-                self.places[place].in_flight = Some(InFlight { operation, task, source, destination });
+                self.places[place].in_flight = Some(InFlight { operation, bytes, task, source, destination });
                 if let Some(operation) = self.operations[operation].as_mut() {
                     operation.tasks_pending += 1;
                 }
@@ -493,12 +497,12 @@ impl Context {
         for Fired { user, succeeded } in fired.drain(..) {
             let (place, generation) = ((user & u64::from(u32::MAX)) as usize, (user >> 32) as u32);
             let known = self.places.get(place).filter(|p| p.generation == generation).and_then(|p| p.in_flight.as_ref());
-            let Some(InFlight { task, destination, .. }) = known else {
+            let Some(InFlight { bytes, task, destination, .. }) = known else {
                 log::error!("a completion names task {place} of generation {generation}, which is not in flight");
                 continue;
             };
             let outcome = match succeeded {
-                true => Ok(Outcome { bytes: destination.data_bytes(), crc: task.crc() }),
+                true => Ok(Outcome { bytes: bytes.unwrap_or_else(|| destination.data_bytes()), crc: task.crc() }),
                 false => Err(task.status()),
             };
             self.end_task(place, outcome);

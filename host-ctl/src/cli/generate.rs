@@ -11,10 +11,6 @@ use super::Verdict;
 use super::given::{self, Output, Pick};
 use super::show::{Show, mb};
 
-/// Make a large synthetic KV file from a small real one, for benchmarks
-///
-/// The result is SYNTHETIC: layers and heads are tiled from the source, each tile with noise of its own, tokens shuffled.
-/// It has the sizes of a large model and statistics near those of the source. Say so where a figure comes from it.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Safetensors file with real keys and values

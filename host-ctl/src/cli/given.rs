@@ -32,11 +32,16 @@ pub(crate) struct Card {
     #[arg(long, env = "KVLANE_HOST_DEVICE", value_name = "NAME")]
     device: Option<String>,
     /// Give up attaching after this long
-    #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = milliseconds())]
     timeout_ms: u64,
     /// Give up a request that has not moved for this long
-    #[arg(long, default_value_t = 60_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    #[arg(long, default_value_t = 60_000, value_name = "MS", value_parser = milliseconds())]
     patience_ms: u64,
+}
+
+/// From one to an hour of them.
+fn milliseconds() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=3_600_000)
 }
 
 impl Card {
@@ -65,8 +70,8 @@ pub(crate) struct Naming {
     /// Model name and revision; part of every key
     #[arg(long, value_name = "NAME")]
     pub(crate) model: String,
-    /// How chunks are stored: lossless, q8, q6, q5, q4, q3, q4p, cachegen, peak1..peak127 or none, with +deflate, +lz4 or
-    /// +raw if wanted; part of every key [default: dpu-app's own]
+    /// How chunks are stored: lossless, q8, q6, q5, q4, q3, q4p, cachegen, peak1..peak127 or none, with +deflate, +lz4
+    /// or +raw if wanted; part of every key [default: dpu-app's own]
     #[arg(long, value_name = "RECIPE", value_parser = parse_recipe)]
     pub(crate) recipe: Option<Recipe>,
     /// Separates tenants; part of every key
@@ -115,7 +120,8 @@ pub(crate) struct Shape {
     geometry: Option<TensorShape>,
     #[command(flatten)]
     pick: Pick,
-    /// Token ids: tensor:NAME (of --like), range:A..B, file:PATH (numbers) or text:PATH (bytes) [default: tensor:tokens]
+    /// Token ids: tensor:NAME (of --like), range:A..B, file:PATH (numbers) or text:PATH (bytes) [default:
+    /// tensor:tokens]
     #[arg(long, value_name = "SPEC")]
     tokens: Option<TokenSpec>,
 }

@@ -20,30 +20,30 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How this card is.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
-    pub recipe: &'static str,
-    pub chunks_max: u32,
-    pub requests_max: u32,
+pub(crate) struct Manner {
+    pub(crate) recipe: &'static str,
+    pub(crate) chunks_max: u32,
+    pub(crate) requests_max: u32,
     /// Answers what has come together, backwards.
-    pub backwards: bool,
+    pub(crate) backwards: bool,
     /// Hangs up when this many commands have come.
-    pub dies_after: Option<usize>,
+    pub(crate) dies_after: Option<usize>,
     /// Says good-bye then, instead of nothing.
-    pub farewell: Option<Farewell>,
+    pub(crate) farewell: Option<Farewell>,
     /// Never answers this.
-    pub ignores: Option<Operation>,
+    pub(crate) ignores: Option<Operation>,
     /// Completes a request that nobody posted when this many commands have come.
-    pub lies_after: Option<usize>,
+    pub(crate) lies_after: Option<usize>,
     /// Refuses every attach.
-    pub refuses: Option<Refuse>,
+    pub(crate) refuses: Option<Refuse>,
     /// Accepts and says nothing.
-    pub mute: bool,
+    pub(crate) mute: bool,
     /// Forgets the last chunk of every fetch before it serves it, this many times.
-    pub evicts: usize,
+    pub(crate) evicts: usize,
     /// Answers the third chunk of a fetch as corrupt.
-    pub corrupt: bool,
+    pub(crate) corrupt: bool,
     /// Text of a status.
-    pub status: &'static str,
+    pub(crate) status: &'static str,
 }
 
 impl Default for Manner {
@@ -61,7 +61,7 @@ impl Default for Manner {
             mute: false,
             evicts: 0,
             corrupt: false,
-            status: r#"{"card":{"state":"steady"},"stages":{"write":{"jobs":1,"busy_ms":1.5,"bytes_in":1,"bytes_out":1}}}"#,
+            status: r#"{"card":{"state":"steady"},"stages":{"write":{"jobs":1,"busy_ms":1.5,"bytes_in":1}}}"#,
         }
     }
 }
@@ -110,15 +110,15 @@ impl Exporter for FakeExporter {
 
 /// The card, until dropped.
 #[derive(Debug)]
-pub struct FakeCard {
+pub(crate) struct FakeCard {
     shared: Arc<Shared>,
-    pub options: Options,
+    pub(crate) options: Options,
     thread: Option<JoinHandle<()>>,
     _dir: tempfile::TempDir,
 }
 
 impl FakeCard {
-    pub fn start(manner: Manner) -> FakeCard {
+    pub(crate) fn start(manner: Manner) -> FakeCard {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("card.sock");
         let mut listener = UnixListener::bind(&socket).unwrap();
@@ -140,21 +140,21 @@ impl FakeCard {
         FakeCard { shared, options, thread: Some(thread), _dir: dir }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.options.socket.clone()
     }
 
-    pub fn attach(&self, memory: Option<Memory>) -> Result<Client, Error> {
+    pub(crate) fn attach(&self, memory: Option<Memory>) -> Result<Client, Error> {
         self.attach_as(&self.options, memory)
     }
 
-    pub fn attach_as(&self, options: &Options, memory: Option<Memory>) -> Result<Client, Error> {
+    pub(crate) fn attach_as(&self, options: &Options, memory: Option<Memory>) -> Result<Client, Error> {
         let channel = UnixChannel::connect(&options.socket)?;
         Client::attach_over(Box::new(channel), Box::new(FakeExporter(Arc::clone(&self.shared))), options, memory)
     }
 
     /// A door for the transfers.
-    pub fn door(&self) -> impl FnMut(Option<Memory>) -> Result<Client, Error> {
+    pub(crate) fn door(&self) -> impl FnMut(Option<Memory>) -> Result<Client, Error> {
         let mut options = self.options.clone();
         options.part_chunks = Some(3);
         let shared = Arc::clone(&self.shared);
@@ -164,27 +164,27 @@ impl FakeCard {
         }
     }
 
-    pub fn chunks(&self) -> usize {
+    pub(crate) fn chunks(&self) -> usize {
         self.shared.chunks.lock().unwrap().len()
     }
 
-    pub fn put(&self, key: ChunkKey, chunk: Vec<u8>) {
+    pub(crate) fn put(&self, key: ChunkKey, chunk: Vec<u8>) {
         self.shared.chunks.lock().unwrap().insert(key, chunk);
     }
 
-    pub fn forget(&self, key: &ChunkKey) {
+    pub(crate) fn forget(&self, key: &ChunkKey) {
         self.shared.chunks.lock().unwrap().remove(key).expect("was there");
     }
 
-    pub fn commands(&self) -> usize {
+    pub(crate) fn commands(&self) -> usize {
         self.shared.commands.load(Ordering::Relaxed)
     }
 
-    pub fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.shared.sessions.load(Ordering::Relaxed)
     }
 
-    pub fn sleeps(&self) -> (usize, usize) {
+    pub(crate) fn sleeps(&self) -> (usize, usize) {
         (self.shared.sleeps.load(Ordering::Relaxed), self.shared.late.load(Ordering::Relaxed))
     }
 }

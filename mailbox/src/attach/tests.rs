@@ -77,7 +77,7 @@ fn every_message_comes_back_as_it_went() {
         let bytes = bytes.to_vec();
         let short = message.encode(&mut out[..bytes.len() - 1]);
         assert_eq!(short, Err(AttachError::Room { bytes: bytes.len(), room: bytes.len() - 1 }));
-        for cut in 0..bytes.len() {
+        for cut in (0..bytes.len()).step_by(if cfg!(miri) { 311 } else { 1 }) {
             assert!(Message::decode(&bytes[..cut]).is_err(), "{message:?} cut to {cut}");
         }
     }

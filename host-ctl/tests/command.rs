@@ -1,0 +1,190 @@
+//! The program itself: what it prints, and above all how it exits.
+
+mod fake;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use fake::{FakeCard, Manner};
+use mailbox::attach::Refuse;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+
+fn host_ctl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_host-ctl")).args(arguments).env_remove("KVLANE_SOCKET").output().unwrap()
+}
+
+/// Exit code and standard error.
+fn fails(arguments: &[&str]) -> (i32, String) {
+    let output = host_ctl(arguments);
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn prints(arguments: &[&str]) -> String {
+    let output = host_ctl(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn kv_file(dir: &Path, name: &str, seed: u8) -> PathBuf {
+    let path = dir.join(name);
+    let kv: Vec<u8> = (0..2 * 2 * 64 * 2 * 8_usize).flat_map(|index| [index as u8 ^ seed, 0x3f]).collect();
+    let tokens: Vec<u8> = (0..64).collect();
+    let view = |dtype, shape, data| TensorView::new(dtype, shape, data).unwrap();
+    let tensors = [
+        ("kv", view(Dtype::BF16, vec![2, 2, 64, 2, 8], &kv)),
+        ("tokens", view(Dtype::U8, vec![64], &tokens)),
+        ("flat", view(Dtype::U8, vec![64, 1, 1], &tokens)),
+    ];
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn every_command_explains_itself_with_its_defaults() {
+    for (command, word) in [
+        ("store", "[default: 256]"),
+        ("fetch", "[default: vllm]"),
+        ("lookup", "KVLANE_SOCKET"),
+        ("inspect", "--key"),
+        ("compare", "[default: 524288]"),
+        ("status", "[default: /run/kvlane/dpu-app.sock]"),
+        ("ping", "[default: 10]"),
+        ("drain", "--json"),
+        ("stop", "--timeout-ms"),
+        ("generate", "SYNTHETIC"),
+    ] {
+        // Wrapped at the width of a terminal that is not there.
+        let help = prints(&[command, "--help"]).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(word), "{command}: {help}");
+        assert!(help.contains("--json") && help.contains("--quiet"), "{command}");
+    }
+    assert!(prints(&["--help"]).contains("Exit codes: 0"));
+}
+
+#[test]
+fn bad_arguments_and_bad_input_exit_with_2_and_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = kv_file(dir.path(), "f", 0);
+    let file = file.to_str().unwrap();
+    let none = dir.path().join("none");
+    let none = none.to_str().unwrap();
+    let text = dir.path().join("text");
+    fs::write(&text, "no safetensors at all, but long enough").unwrap();
+    let text = text.to_str().unwrap();
+    for arguments in [
+        &["sing"][..],
+        &["store"],
+        &["store", file],
+        &["store", file, "--model", "m", "--recipe", "q99"],
+        &["store", file, "--model", "m", "--tokens", "poem:x"],
+        &["store", file, "--model", "m", "--rank", "2", "--ranks", "2"],
+        &["store", file, "--model", "m"],
+        &["store", file, "--model", "m", "--chunk-tokens", "16", "--page-tokens", "5"],
+        &["store", file, "--model", "m", "--chunk-tokens", "16", "--tensor", "flat"],
+        &["store", file, "--model", "m", "--chunk-tokens", "16", "--tokens", "range:0..65"],
+        &["store", none, "--model", "m"],
+        &["store", text, "--model", "m"],
+        &["fetch", "--model", "m", "--like", file],
+        &["fetch", "--model", "m", "--geometry", "2x2x8:bf16", "--out", none],
+        &["fetch", "--model", "m", "--geometry", "2x2x8:bf16", "--tokens", "tensor:tokens", "--out", none],
+        &["fetch", "--model", "m", "--geometry", "2x2x8:fp4", "--tokens", "range:0..256", "--out", none],
+        &["fetch", "--model", "m", "--like", file, "--geometry", "2x2x8:bf16", "--out", none],
+        &["fetch", "--model", "m", "--like", file, "--out", none, "--anonymous"],
+        &["fetch", "--model", "m", "--like", file, "--out", none, "--layout", "vllm"],
+        &["fetch", "--model", "m", "--like", file, "--out", none, "--repeat", "0"],
+        &["lookup", "--model", "m", "--tokens", "range:0..256"],
+        &["inspect", none],
+        &["inspect", text],
+        &["inspect", file, "--key", "0123"],
+        &["inspect", &format!("dir:{}", dir.path().display())],
+        &["compare", file, text, "--recipe", "q5"],
+        &["generate", "--from", text, "--out", none],
+        &["generate", "--from", file, "--layers", "0", "--out", none],
+        &["status", "--watch", "0"],
+    ] {
+        let (code, error) = fails(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        assert!(!error.is_empty() && !error.contains("panicked"), "{arguments:?}: {error}");
+    }
+    assert!(!Path::new(none).exists());
+    let (_, error) = fails(&["store", file, "--model", "m", "--tensor", "keys"]);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.starts_with("host-ctl: no tensor \"keys\""), "{error}");
+    assert!(error.contains("it has flat, kv, tokens: choose with --tensor"), "{error}");
+}
+
+#[test]
+fn a_card_that_is_not_there_or_refuses_exits_with_4() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = kv_file(dir.path(), "f", 0);
+    let file = file.to_str().unwrap();
+    let socket = dir.path().join("none.sock");
+    let socket = socket.to_str().unwrap();
+    for command in [
+        &["ping"][..],
+        &["status", "--json"],
+        &["drain"],
+        &["stop"],
+        &["lookup", "--model", "m", "--like", file, "--chunk-tokens", "16"],
+        &["store", file, "--model", "m", "--chunk-tokens", "16"],
+        &["fetch", "--model", "m", "--like", file, "--chunk-tokens", "16", "--anonymous"],
+    ] {
+        let (code, error) = fails(&[command, &["--socket", socket]].concat());
+        assert_eq!(code, 4, "{command:?}: {error}");
+        assert!(error.contains("is dpu-app running?"), "{error}");
+    }
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_host-ctl")).arg("ping").env("KVLANE_SOCKET", socket).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains(socket), "the environment names the socket");
+
+    let card = FakeCard::start(Manner { refuses: Some(Refuse::version(1)), ..Manner::default() });
+    let (code, error) = fails(&["ping", "--socket", card.socket().to_str().unwrap()]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains("refuses"), "{error}");
+    let mute = FakeCard::start(Manner { mute: true, ..Manner::default() });
+    let (code, error) = fails(&["ping", "--timeout-ms", "100", "--socket", mute.socket().to_str().unwrap()]);
+    assert_eq!(code, 4, "{error}");
+}
+
+#[test]
+fn compare_exits_with_1_beyond_the_bound_and_0_within() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, same, other) = (kv_file(dir.path(), "a", 0), kv_file(dir.path(), "b", 0), kv_file(dir.path(), "c", 255));
+    let [one, same, other] = [&one, &same, &other].map(|path| path.to_str().unwrap());
+    let options = ["--chunk-tokens", "16", "--recipe", "lossless"];
+    let text = prints(&[&["compare", one, same][..], &options].concat());
+    assert!(text.trim_end().ends_with("equal: every bit (4 chunks, lossless+deflate)"), "{text}");
+    let quiet = prints(&[&["compare", one, same, "--quiet"][..], &options].concat());
+    assert_eq!(quiet.lines().count(), 1);
+    let output = host_ctl(&[&["compare", one, other, "--json"][..], &options].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&value["ok"], &value["bit_equal"]), (&Value::Bool(false), &Value::Bool(false)));
+}
+
+#[test]
+fn inspect_lists_what_can_be_stored_and_exits_with_1_on_a_damaged_chunk() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = kv_file(dir.path(), "f", 0);
+    let text = prints(&["inspect", file.to_str().unwrap()]);
+    assert!(text.contains("can be stored: 64 tokens") && text.contains("token ids"), "{text}");
+    let value: Value = serde_json::from_str(&prints(&["inspect", file.to_str().unwrap(), "--json"])).unwrap();
+    assert_eq!(value["tensors"].as_array().unwrap().len(), 3);
+    let chunk = dir.path().join("ab".repeat(32));
+    fs::write(&chunk, [1; 5000]).unwrap();
+    assert_eq!(host_ctl(&["inspect", chunk.to_str().unwrap()]).status.code(), Some(1));
+}
+
+#[test]
+fn generate_makes_a_file_that_inspect_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, out) = (kv_file(dir.path(), "f", 0), dir.path().join("big"));
+    let (from, out) = (from.to_str().unwrap(), out.to_str().unwrap());
+    let sizes = ["--layers", "3", "--heads", "1", "--head-size", "32", "--tokens", "40"];
+    let text = prints(&[&["generate", "--from", from, "--out", out][..], &sizes].concat());
+    assert!(text.contains("synthetic"), "{text}");
+    assert!(prints(&["inspect", out]).contains("40 tokens, 3 layers x 1 KV heads x 32 bf16"));
+}

@@ -1,0 +1,410 @@
+//! Files: safetensors of all kinds of wrongness, comparisons, chunk files with flipped bits, synthetic data.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
+use block::{
+    ChunkKey, ElementType, Geometry, Header, Manifest, Plan, Recipe, TileOrder, encode_tile, manifest_bytes, restore,
+    wire_bytes_max,
+};
+use host_ctl::{
+    Error, KvFile, OutFile, Synthetic, TensorShape, compare, ends_like_a_chunk, generate, inspect, store_files,
+};
+use proptest::prelude::*;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+fn write(path: &Path, tensors: &[(&str, Dtype, &[usize], &[u8])]) {
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.to_vec(), data).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// bf16 values that look like a cache: a few large channels, noise elsewhere.
+fn values(count: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..count)
+        .flat_map(|index| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let noise = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
+            half::bf16::from_f32(if index % 16 == 3 { 20.0 + noise } else { noise }).to_le_bytes()
+        })
+        .collect()
+}
+
+fn kv_file(dir: &Path, name: &str, bytes: &[u8], shape: &[usize]) -> PathBuf {
+    let path = dir.join(name);
+    write(&path, &[("kv", Dtype::BF16, shape, bytes)]);
+    path
+}
+
+#[test]
+fn every_kind_of_wrong_tensor_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    write(
+        &path,
+        &[
+            ("flat", Dtype::BF16, &[64], &[0; 128]),
+            ("no_kinds", Dtype::BF16, &[1, 3, 4, 1, 2], &[0; 48]),
+            ("whole", Dtype::I64, &[1, 2, 2, 1, 2], &[0; 64]),
+            ("empty", Dtype::BF16, &[1, 2, 0, 1, 2], &[]),
+            ("ids", Dtype::I32, &[2, 3], &[1; 24]),
+            ("minus", Dtype::I64, &[1], &[255; 8]),
+            ("good", Dtype::F32, &[2, 1, 2, 4, 1, 2], &[0; 128]),
+        ],
+    );
+    let file = KvFile::open(&path).unwrap();
+    for (tensor, text, word) in [
+        ("kv", None, "--tensor"),
+        ("flat", None, "shape"),
+        ("no_kinds", None, "shape"),
+        ("whole", None, "convert"),
+        ("empty", None, "no tokens"),
+        ("good", Some(2), "--text"),
+    ] {
+        let error = file.kv(tensor, text).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(word), "{tensor}: {error}");
+    }
+    let (zero, one) = (file.kv("good", None).unwrap(), file.kv("good", Some(1)).unwrap());
+    assert_eq!((zero.texts, one.offset - zero.offset), (Some(2), 64));
+    assert_eq!(file.token_ids("ids", Some(1)).unwrap(), [0x0101_0101; 3]);
+    for (tensor, text) in [("minus", None), ("good", None), ("ids", Some(2)), ("none", None)] {
+        assert_eq!(file.token_ids(tensor, text).unwrap_err().exit_code(), 2, "{tensor}");
+    }
+    // Fewer tokens than a chunk.
+    assert_eq!(file.memory(&zero, 8, 4).unwrap_err().exit_code(), 2);
+    assert!(file.memory(&zero, 4, 4).is_ok());
+}
+
+#[test]
+fn what_is_no_whole_safetensors_file_is_said_to_be_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = kv_file(dir.path(), "f", &values(64, 1), &[1, 2, 4, 2, 4]);
+    let whole = fs::read(&path).unwrap();
+    for (bytes, word) in [
+        (&whole[..whole.len() - 1], "truncated"),
+        (&whole[..40], "truncated"),
+        (&whole[..3], "too few"),
+        (&b"GGUF----------------------------"[..], "header would be"),
+        (&[&whole[..], b"more"].concat()[..], "behind the last tensor"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let error = KvFile::open(&path).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert_eq!(KvFile::open(dir.path()).unwrap_err().exit_code(), 2);
+    assert_eq!(KvFile::open(&dir.path().join("none")).unwrap_err().exit_code(), 2);
+}
+
+proptest! {
+    /// Whatever is done to a header, opening answers and never panics, and what opens lies inside the file.
+    #[test]
+    fn damaged_headers_never_lead_outside_the_file(
+        changes in proptest::collection::vec((0_usize..200, any::<u8>()), 1..4),
+        cut in proptest::option::of(0_usize..300),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = kv_file(dir.path(), "f", &values(64, 1), &[1, 2, 4, 2, 4]);
+        let mut bytes = fs::read(&path).unwrap();
+        for (at, byte) in changes {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut.unwrap_or(usize::MAX).min(bytes.len()));
+        fs::write(&path, &bytes).unwrap();
+        if let Ok(file) = KvFile::open(&path) {
+            for tensor in file.tensors() {
+                let _ = file.token_ids(&tensor.name, None);
+                if let Ok(kv) = file.kv(&tensor.name, None) {
+                    prop_assert!(kv.offset + kv.shape.bytes() <= bytes.len() as u64);
+                    let _ = file.memory(&kv, 4, 2);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_out_file_has_its_name_only_when_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.safetensors");
+    let shape = TensorShape { layers: 2, tokens: 32, heads: 2, head_size: 4, element: ElementType::F32 };
+    let out = OutFile::create(&path, "kv", shape, &[("model", "m \"x\"".to_owned())]).unwrap();
+    let memory = out.memory(16, 4).unwrap();
+    assert!(!path.exists());
+    drop(out);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    let out = OutFile::create(&path, "kv", shape, &[]).unwrap();
+    out.memory(16, 4).unwrap().regions[0].mapping.write(out.kv().offset as usize, &[7; 16]);
+    out.publish().unwrap();
+    drop(memory);
+    let file = KvFile::open(&path).unwrap();
+    let kv = file.kv("kv", None).unwrap();
+    let mut first = [0; 17];
+    file.read(&mut first, kv.offset).unwrap();
+    assert_eq!((first[..16].to_vec(), first[16]), (vec![7; 16], 0));
+    assert_eq!(OutFile::create(dir.path(), "kv", shape, &[]).unwrap_err().exit_code(), 2);
+    let nowhere = dir.path().join("no/where");
+    assert_eq!(OutFile::create(&nowhere, "kv", shape, &[]).unwrap_err().exit_code(), 1);
+    // More than any disk: an error up front.
+    let huge = TensorShape { layers: 256, tokens: 1 << 40, heads: 16, head_size: 128, element: ElementType::F32 };
+    assert_eq!(OutFile::create(&path, "kv", huge, &[]).unwrap_err().exit_code(), 1);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+const GEOMETRY: Geometry = Geometry { layers: 2, heads: 2, head_size: 8, chunk_tokens: 16, element: ElementType::Bf16 };
+
+/// One part of a chunk of a file `[2, 2, tokens, 2, 8]`, and where it lies.
+fn rows(part: &block::Part, tokens: usize, chunk: usize) -> Vec<std::ops::Range<usize>> {
+    (0..usize::from(part.layers))
+        .map(|layer| {
+            let plane = (usize::from(part.first_layer) + layer) * 2 + part.kind as usize;
+            let start = (plane * tokens + chunk * 16 + usize::from(part.first_token)) * 32;
+            start..start + usize::from(part.tokens) * 32
+        })
+        .collect()
+}
+
+/// Quantizes and restores every block of a tensor.
+fn through(recipe: Recipe, bytes: &[u8], tokens: usize, elements: usize) -> Vec<u8> {
+    let mut restored = bytes.to_vec();
+    let plan = Plan::choose(&GEOMETRY, elements).unwrap();
+    let mut compressor = Compressor::new(DEFLATE_LEVEL_DEFAULT, GEOMETRY.chunk_bytes()).unwrap();
+    let key = ChunkKey::new([1; 32]);
+    for chunk in 0..tokens / 16 {
+        for index in 0..plan.block_count(&GEOMETRY) {
+            let part = plan.part(&GEOMETRY, index).unwrap();
+            let tile: Vec<u8> =
+                rows(&part, tokens, chunk).into_iter().flat_map(|range| bytes[range].to_vec()).collect();
+            let mut codes = vec![0; tile.len()];
+            let mut wire = vec![0; wire_bytes_max(&GEOMETRY, &part)];
+            let order = TileOrder::TokenMajor;
+            let count = encode_tile(
+                recipe,
+                &GEOMETRY,
+                &key,
+                index,
+                &part,
+                order,
+                &tile,
+                &mut codes,
+                &mut wire,
+                &mut compressor,
+            )
+            .unwrap();
+            let header = Header::open(&wire[..count], &key, &GEOMETRY, index, &part).unwrap();
+            let mut codes = vec![0; header.codes_bytes as usize];
+            block::codec::decompress(header.codec, &wire[header.payload_range()], &mut codes).unwrap();
+            let mut tile = vec![0; tile.len()];
+            restore(&header, &wire[header.scales_range()], &codes, order, &mut tile).unwrap();
+            let mut rest = &tile[..];
+            for range in rows(&part, tokens, chunk) {
+                let (row, next) = rest.split_at(range.len());
+                restored[range].copy_from_slice(row);
+                rest = next;
+            }
+        }
+    }
+    restored
+}
+
+#[test]
+fn restored_data_is_within_its_bound_and_one_element_beyond_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tokens, shape) = (48, [2, 2, 48, 2, 8]);
+    let bytes = values(2 * 2 * 48 * 16, 5);
+    let original = KvFile::open(&kv_file(dir.path(), "original", &bytes, &shape)).unwrap();
+    let kv = original.kv("kv", None).unwrap();
+    // Whole chunks in a block, and blocks of half a chunk's tokens, whose scales are others.
+    for elements in [1 << 18, 128] {
+        for recipe in ["lossless", "none", "q8", "q5", "q3", "q4p", "cachegen", "peak20+raw"] {
+            let recipe: Recipe = recipe.parse().unwrap();
+            let restored = through(recipe, &bytes, tokens, elements);
+            let look = |bytes: &[u8]| {
+                let path = kv_file(dir.path(), "restored", bytes, &shape);
+                let file = KvFile::open(&path).unwrap();
+                let restored = file.kv("kv", None).unwrap();
+                compare((&original, &kv), (&file, &restored), recipe, 16, elements).unwrap()
+            };
+            let found = look(&restored);
+            assert!(found.is_kept(), "{recipe}: {found:?}");
+            assert_eq!(found.is_bit_equal(), restored == bytes, "{recipe}");
+            assert_eq!((found.chunks, found.k.elements), (3, 2 * 48 * 16));
+            assert_eq!(found.is_bit_equal(), !recipe.transform.quantizes());
+            assert!(found.k.cosine_min > 0.99, "{recipe}: {found:?}");
+            // One element of V a little too far, and one that is no number.
+            let at = (48 + 5) * 32 + 8;
+            for wrong in [half::bf16::from_f32(9.0), half::bf16::NAN] {
+                let mut restored = restored.clone();
+                restored[at..at + 2].copy_from_slice(&wrong.to_le_bytes());
+                let found = look(&restored);
+                assert!(!found.is_kept(), "{recipe} {wrong}");
+                assert_eq!(found.v.over_bound, 1, "{recipe} {wrong}");
+                assert_eq!(found.k.over_bound, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn files_that_do_not_belong_together_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |name: &str, shape: &[usize]| {
+        let file = KvFile::open(&kv_file(dir.path(), name, &values(shape.iter().product(), 1), shape)).unwrap();
+        let kv = file.kv("kv", None).unwrap();
+        (file, kv)
+    };
+    let (original, kv) = open("a", &[2, 2, 32, 2, 8]);
+    for shape in [[2, 2, 48, 2, 8], [2, 2, 20, 2, 8], [1, 2, 16, 2, 8], [2, 2, 16, 4, 4]] {
+        let (other, other_kv) = open("b", &shape);
+        let error = compare((&original, &kv), (&other, &other_kv), "q5".parse().unwrap(), 16, 1 << 18).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{shape:?}: {error}");
+    }
+    let (other, other_kv) = open("b", &[2, 2, 16, 2, 8]);
+    let found = compare((&original, &kv), (&other, &other_kv), "none".parse().unwrap(), 16, 1 << 18).unwrap();
+    assert_eq!((found.chunks, found.tokens_missing), (1, 16));
+}
+
+/// A chunk file as a dir store writes it, by docs/formats.md.
+fn chunk_file(dir: &Path, recipe: &str) -> PathBuf {
+    let key = ChunkKey::new([0xab; 32]);
+    let bytes = values(2 * 2 * 16 * 16, 3);
+    let plan = Plan::choose(&GEOMETRY, 256).unwrap();
+    let mut compressor = Compressor::new(DEFLATE_LEVEL_DEFAULT, GEOMETRY.chunk_bytes()).unwrap();
+    let (mut file, mut table, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..plan.block_count(&GEOMETRY) {
+        let part = plan.part(&GEOMETRY, index).unwrap();
+        let tile: Vec<u8> = rows(&part, 16, 0).into_iter().flat_map(|range| bytes[range].to_vec()).collect();
+        let (mut codes, mut wire) = (vec![0; tile.len()], vec![0; wire_bytes_max(&GEOMETRY, &part)]);
+        let recipe = recipe.parse().unwrap();
+        let order = TileOrder::TokenMajor;
+        let count =
+            encode_tile(recipe, &GEOMETRY, &key, index, &part, order, &tile, &mut codes, &mut wire, &mut compressor)
+                .unwrap();
+        table.extend((file.len() as u64).to_le_bytes());
+        table.extend((count as u32).to_le_bytes());
+        table.extend([0; 4]);
+        lengths.push(count as u32);
+        file.extend(&wire[..count]);
+        file.resize(file.len().next_multiple_of(4096), 0);
+    }
+    let manifest = Manifest::new(key, GEOMETRY, plan, &lengths).unwrap();
+    let mut tail = table;
+    let at = tail.len();
+    tail.resize(at + manifest_bytes(lengths.len()), 0);
+    manifest.encode(&mut tail[at..]);
+    tail.extend(b"kvlntail");
+    tail.extend(1_u32.to_le_bytes());
+    tail.extend((lengths.len() as u32).to_le_bytes());
+    tail.extend((manifest_bytes(lengths.len()) as u32).to_le_bytes());
+    tail.extend([0; 4]);
+    tail.extend(key.bytes());
+    tail.extend([0; 4]);
+    let crc = crc32fast::hash(&tail);
+    tail.extend(crc.to_le_bytes());
+    file.extend(tail);
+    fs::create_dir_all(dir.join("ab")).unwrap();
+    fs::write(dir.join("kvlane-store"), "kvlane dir store 1\n").unwrap();
+    let path = dir.join("ab").join(key.to_string());
+    fs::write(&path, file).unwrap();
+    path
+}
+
+#[test]
+fn a_good_chunk_is_described_and_found_in_its_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = chunk_file(dir.path(), "q5");
+    assert!(ends_like_a_chunk(&path));
+    let found = inspect(&path).unwrap();
+    assert!(found.is_good(), "{:?}", found.findings);
+    let chunk = found.chunk.unwrap();
+    assert_eq!((chunk.geometry, chunk.blocks.len()), (GEOMETRY, 4));
+    assert_eq!(chunk.raw_bytes, GEOMETRY.chunk_bytes() as u64);
+    assert_eq!(chunk.recipes.values().sum::<usize>(), 4);
+    for key in [None, Some(&chunk.key)] {
+        assert_eq!(store_files(dir.path(), key).unwrap(), std::slice::from_ref(&path));
+    }
+    let other = path.with_file_name(ChunkKey::new([0xac; 32]).to_string());
+    fs::rename(&path, &other).unwrap();
+    assert!(inspect(&other).unwrap().findings[0].contains("name is another's"));
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(store_files(empty.path(), None).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn a_flipped_bit_anywhere_that_matters_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    for recipe in ["q5", "lossless", "none"] {
+        let path = chunk_file(dir.path(), recipe);
+        let whole = fs::read(&path).unwrap();
+        let chunk = inspect(&path).unwrap().chunk.unwrap();
+        let tail = chunk.blocks.len() * 4096;
+        // Blocks, then all of the tail.
+        let blocks = chunk.blocks.iter().flat_map(|block| {
+            let start = block.index * 4096;
+            start..start + block.wire_bytes as usize
+        });
+        for at in blocks.step_by(7).chain((tail..whole.len()).step_by(3)) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, &bytes).unwrap();
+            assert!(!inspect(&path).unwrap().is_good() || means_nothing(&whole, &bytes, at), "{recipe} byte {at}");
+        }
+        for cut in [0, 1, 63, 64, 4096, whole.len() - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(!inspect(&path).unwrap().is_good(), "{recipe} cut to {cut}");
+        }
+    }
+}
+
+/// Zeros between scales and payload, and spare bits of a Deflate stream: no reader sees them.
+fn means_nothing(whole: &[u8], flipped: &[u8], at: usize) -> bool {
+    let block = at / 4096 * 4096;
+    let header = Header::parse(&whole[block..]).unwrap();
+    let payload = header.payload_range();
+    let codes = |file: &[u8]| {
+        let mut codes = vec![0; header.codes_bytes as usize];
+        block::codec::decompress(header.codec, &file[block..][payload.clone()], &mut codes).map(|()| codes)
+    };
+    (header.scales_range().end..payload.start).contains(&(at - block))
+        || payload.contains(&(at - block)) && codes(whole) == codes(flipped)
+}
+
+#[test]
+fn synthetic_files_are_reproducible_storable_and_not_repetitive() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = KvFile::open(&kv_file(dir.path(), "source", &values(2 * 2 * 32 * 16, 8), &[2, 2, 32, 2, 8])).unwrap();
+    let kv = source.kv("kv", None).unwrap();
+    let shape = TensorShape { layers: 5, tokens: 70, heads: 3, head_size: 16, element: ElementType::Bf16 };
+    let make = |name: &str, seed| {
+        let path = dir.path().join(name);
+        generate((&source, &kv), &Synthetic { shape, seed }, &path, &mut |_, _| {}).unwrap();
+        fs::read(path).unwrap()
+    };
+    let one = make("one", 1);
+    assert_eq!(one, make("again", 1));
+    assert_ne!(one, make("two", 2));
+    let file = KvFile::open(&dir.path().join("one")).unwrap();
+    let made = file.kv("kv", None).unwrap();
+    assert_eq!(made.shape, shape);
+    assert_eq!(file.token_ids("tokens", None).unwrap().len(), 70);
+    // Layers 0 and 2 come from the same source layer, and differ.
+    let row = |layer| {
+        let mut row = vec![0; shape.row_bytes()];
+        file.read(&mut row, made.row_offset(layer, 0, 0)).unwrap();
+        row
+    };
+    assert_ne!(row(0), row(2));
+    let error = generate(
+        (&source, &kv),
+        &Synthetic { shape: TensorShape { layers: 0, ..shape }, seed: 1 },
+        &dir.path().join("x"),
+        &mut |_, _| {},
+    );
+    assert!(matches!(error, Err(Error::Input { .. })));
+}

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Installs what building and testing need on Debian or Ubuntu. Idempotent: does nothing where nothing is missing.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/setup.sh [--yes] [--test]
+  --yes    install without asking
+  --test   also what scripts/test.sh uses beside cargo (shellcheck)
+USAGE
+}
+
+yes=false
+packages=(build-essential pkg-config libclang-dev curl ca-certificates)
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --yes) yes=true ;;
+        --test) packages+=(shellcheck) ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+    shift
+done
+
+confirm() {
+    $yes && return 0
+    if [ ! -t 0 ]; then
+        echo "setup: $1: run with --yes to allow it" >&2
+        exit 2
+    fi
+    read -r -p "setup: $1. Go on? [y/N] " answer
+    [ "$answer" = y ] || [ "$answer" = Y ] || exit 2
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || {
+        echo "setup: no apt-get here: install the equivalents of ${missing[*]} and run again" >&2
+        exit 1
+    }
+    confirm "apt packages to install: ${missing[*]}"
+    as_root apt-get update --quiet --quiet
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if [ -f "$HOME/.cargo/env" ]; then
+    # shellcheck source=/dev/null
+    . "$HOME/.cargo/env"
+fi
+if ! command -v cargo >/dev/null; then
+    confirm "there is no cargo: install Rust for this user with rustup (https://rustup.rs)"
+    curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs |
+        sh -s -- -y --profile minimal --component clippy,rustfmt
+fi

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Passes the tests. With --all also what CI asks beside them: format, lints, docs, scripts, miri where it is installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/test.sh [--all] [--yes]
+  --all   also rustfmt, clippy, docs, shellcheck and miri (what .ci/run does)
+  --yes   let setup.sh install what is missing without asking
+USAGE
+}
+
+all=false
+setup=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --all) all=true ;;
+        --yes) setup+=(--yes) ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+    shift
+done
+$all && setup+=(--test)
+scripts/setup.sh ${setup[@]+"${setup[@]}"}
+if [ -f "$HOME/.cargo/env" ]; then
+    # shellcheck source=/dev/null
+    . "$HOME/.cargo/env"
+fi
+
+step() { printf '\n== %s\n' "$*"; }
+
+if $all; then
+    step format
+    cargo fmt --all --check
+    step scripts
+    shellcheck scripts/*.sh .ci/run
+    step lints
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    step docs
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+fi
+
+step tests
+cargo test --workspace --locked --no-fail-fast
+
+if $all; then
+    step miri
+    if cargo +nightly miri --version >/dev/null 2>&1 || rustup +nightly component add miri >/dev/null 2>&1; then
+        export MIRIFLAGS="-Zmiri-disable-isolation"
+        cargo +nightly miri test --locked -p mailbox --lib
+        cargo +nightly miri test --locked -p block --lib --test keys
+    else
+        echo "miri: skipped: no nightly toolchain with the miri component here"
+    fi
+fi
