@@ -2,6 +2,7 @@
 //! encodes. Deflate is one raw RFC 1951 stream, LZ4 one bare block. No frames, no size words: lengths and checksums
 //! are in the block header.
 
+use crate::header::Header;
 use crate::recipe::Codec;
 use std::fmt;
 
@@ -20,6 +21,11 @@ pub enum CodecError {
         expected: usize,
         found: usize,
     },
+    /// CRC-32 of the codes.
+    CodesCrc {
+        expected: u32,
+        found: u32,
+    },
 }
 
 impl fmt::Display for CodecError {
@@ -29,6 +35,9 @@ impl fmt::Display for CodecError {
             Self::Deflate => write!(f, "decompress deflate: the payload is malformed or too long"),
             Self::Lz4 => write!(f, "decompress lz4: the payload is malformed or too long"),
             Self::Bytes { expected, found } => write!(f, "decompress: {found} codes bytes, not {expected}"),
+            Self::CodesCrc { expected, found } => {
+                write!(f, "decompress: crc-32 of the codes is {found:08x}, the header says {expected:08x}")
+            }
         }
     }
 }
@@ -123,6 +132,14 @@ impl Decompressor {
             return Err(CodecError::Bytes { expected: codes.len(), found });
         }
         Ok(())
+    }
+
+    /// Decodes the payload of a wire block that [`Header::open`] took to exactly all of `codes`, and checks their
+    /// CRC-32. `codes` has the header's `codes_bytes`.
+    pub fn codes(&mut self, header: &Header, wire: &[u8], codes: &mut [u8]) -> Result<(), CodecError> {
+        self.decompress(header.codec, &wire[header.payload_range()], codes)?;
+        let (expected, found) = (header.codes_crc, crc32fast::hash(codes));
+        if found == expected { Ok(()) } else { Err(CodecError::CodesCrc { expected, found }) }
     }
 }
 

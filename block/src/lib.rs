@@ -1,14 +1,14 @@
 //! The stored form of KV chunks: names, shapes, the cut into blocks, headers, transforms and software codecs.
 //!
 //! ```text
-//! chunk  = manifest, then its blocks, each at a multiple of 64
+//! chunk  = a manifest and its blocks; in a file, each block at a multiple of 4096, then the tail
 //! block  = [header 128][one peak byte a layer, scales][payload]          "wire": what a store holds
 //! payload --codec--> codes --transform--> tile                           what a fetch does
 //! ```
 //!
 //! Pure: no I/O, no threads, and nothing is allocated by encode or decode paths (a [`codec::Compressor`] allocates when
-//! it is made). Everything that comes from outside enters by [`Header::open`] (or its steps) and [`Manifest::parse`],
-//! which refuse what is not exactly right. The spec is docs/formats.md; the oracle of the fast kernels is `scalar`.
+//! it is made). Everything that comes from outside enters by [`Header::open`] (or its steps), [`Manifest::parse`]
+//! and [`tail::parse`], which refuse what is not exactly right. The spec is docs/formats.md; the oracle of the fast kernels is `scalar`.
 #![deny(unsafe_code)]
 
 pub mod codec;
@@ -28,6 +28,7 @@ mod scalar;
 
 mod shape;
 mod simd;
+pub mod tail;
 mod words;
 
 pub use compare::{Errors, compare, compare_at};

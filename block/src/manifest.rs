@@ -1,14 +1,13 @@
 //! A chunk's table of contents: what chunk it is, how it was cut, and how long each block is. It has a fixed capacity
 //! and needs no heap. It refuses a plan that does not cover the geometry exactly and a length that no block of that
-//! part can have. Byte table: docs/formats.md, "Manifest" and "Chunk file".
+//! part can have. Byte table: docs/formats.md, "Manifest".
 
 use crate::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES};
 use crate::key::{ChunkKey, KEY_BYTES};
 use crate::plan::{BLOCKS_PER_CHUNK_MAX, Plan, PlanError, wire_bytes_max};
-use crate::words::{align64, put, u16_at, u32_at};
+use crate::words::{put, u16_at, u32_at};
 use std::fmt;
-use std::ops::Range;
 
 const MAGIC: [u8; 4] = *b"KVLM";
 const HEAD_BYTES: usize = 64;
@@ -69,7 +68,7 @@ impl fmt::Display for ManifestError {
 
 impl std::error::Error for ManifestError {}
 
-/// A chunk's table of contents. About 8 KiB; keep it where requests are kept.
+/// A chunk's table of contents. About 4 KiB; keep it where requests are kept.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     key: ChunkKey,
@@ -77,8 +76,6 @@ pub struct Manifest {
     plan: Plan,
     block_count: u16,
     lengths: [u32; BLOCKS_PER_CHUNK_MAX],
-    /// Start of each block in the chunk file, in units of 64 bytes.
-    starts: [u32; BLOCKS_PER_CHUNK_MAX + 1],
 }
 
 impl Manifest {
@@ -89,25 +86,15 @@ impl Manifest {
         if lengths.len() != expected {
             return Err(ManifestError::BlockCount { expected, found: lengths.len() });
         }
-        let mut manifest = Self {
-            key,
-            geometry,
-            plan,
-            block_count: expected as u16,
-            lengths: [0; BLOCKS_PER_CHUNK_MAX],
-            starts: [0; BLOCKS_PER_CHUNK_MAX + 1],
-        };
-        let mut start = align64(manifest_bytes(expected)) / 64;
+        let mut manifest =
+            Self { key, geometry, plan, block_count: expected as u16, lengths: [0; BLOCKS_PER_CHUNK_MAX] };
         for (block, &bytes) in lengths.iter().enumerate() {
             let part = plan.part(&geometry, block).expect("below the plan's block count");
             if bytes as usize <= HEADER_BYTES || bytes as usize > wire_bytes_max(&geometry, &part) {
                 return Err(ManifestError::Length { block, bytes });
             }
             manifest.lengths[block] = bytes;
-            manifest.starts[block] = start as u32;
-            start += align64(bytes as usize) / 64;
         }
-        manifest.starts[expected] = start as u32;
         Ok(manifest)
     }
 
@@ -135,7 +122,7 @@ impl Manifest {
         len
     }
 
-    /// The one door for manifests. `bytes` may be longer than the manifest (a chunk file's first bytes).
+    /// The one door for manifests. `bytes` may be longer than the manifest.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
             return Err(ManifestError::Bytes { expected: HEAD_BYTES, found: bytes.len() });
@@ -194,26 +181,6 @@ impl Manifest {
     /// Wire bytes of each block.
     pub fn lengths(&self) -> &[u32] {
         &self.lengths[..self.block_count()]
-    }
-
-    /// Where block `index` starts in a chunk file: a multiple of 64.
-    ///
-    /// # Panics
-    /// When `index` is not below [`Manifest::block_count`].
-    pub fn offset(&self, index: usize) -> u64 {
-        assert!(index < self.block_count(), "Manifest::offset of block {index}");
-        u64::from(self.starts[index]) * 64
-    }
-
-    /// The bytes of block `index` in a chunk file.
-    pub fn range(&self, index: usize) -> Range<u64> {
-        let start = self.offset(index);
-        start..start + u64::from(self.lengths[index])
-    }
-
-    /// Bytes of the whole chunk file, the last block padded like the others.
-    pub fn file_bytes(&self) -> u64 {
-        u64::from(self.starts[self.block_count()]) * 64
     }
 }
 

@@ -171,7 +171,7 @@ fn manifest() -> Manifest {
 }
 
 #[test]
-fn the_bytes_of_a_manifest_are_pinned_and_blocks_start_at_multiples_of_64() {
+fn the_bytes_of_a_manifest_are_pinned() {
     let manifest = manifest();
     let mut bytes = [0xff; MANIFEST_BYTES_MAX];
     assert_eq!(manifest.encode(&mut bytes), 80);
@@ -181,9 +181,6 @@ fn the_bytes_of_a_manifest_are_pinned_and_blocks_start_at_multiples_of_64() {
     assert_eq!(bytes[40..52], geometry().encode());
     assert_eq!(bytes[52..60], [2, 0, 8, 0, 4, 0, 0, 0]);
     assert_eq!(bytes[64..80], [200, 0, 0, 0, 129, 0, 0, 0, 224, 0, 0, 0, 192, 0, 0, 0]);
-    assert_eq!([0, 1, 2, 3].map(|i| manifest.offset(i)), [128, 384, 576, 832]);
-    assert_eq!(manifest.range(1), 384..513);
-    assert_eq!(manifest.file_bytes(), 1024);
     let read = Manifest::parse(&bytes).unwrap();
     assert_eq!((read.key(), read.geometry(), read.lengths()), (&key(), &geometry(), manifest.lengths()));
     assert_eq!(read.plan(), manifest.plan());

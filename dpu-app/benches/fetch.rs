@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use block::codec::Compressor;
 use block::{Codec, ElementType, Geometry, Header, Part, Plan, Recipe, TileOrder};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
 use host_ctl::{
     Amounts, Arrangement, CardStatus, Client, FetchOrder, Identity, KvFile, Options, PageOrder, StoreOrder, Synthetic,
@@ -334,6 +336,21 @@ impl Alone {
         Self { engine, inflate, dma, wires, codes, tiles, geometry, part }
     }
 
+    /// Progress, or sleep until there is some: what a program that does nothing else would do.
+    fn sleep(&self) {
+        while !self.engine.progress() {
+            std::thread::yield_now();
+            if self.engine.progress() {
+                break;
+            }
+            self.engine.arm().expect("the emulator arms");
+            let mut fds = [PollFd::new(self.engine.fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::NONE).expect("poll");
+            self.engine.disarm().expect("the emulator disarms");
+        }
+        while self.engine.progress() {}
+    }
+
     /// Restores (as far as engines do) `bytes` bytes; MB/s.
     fn run(&mut self, bytes: usize, remotes: &[Remote], table: &[u32]) -> f64 {
         let tile_bytes = self.part.tile_bytes(&self.geometry);
@@ -379,9 +396,7 @@ impl Alone {
                 self.dma.write(0, tile, &runs).expect("room");
                 to_write -= 1;
             }
-            while !self.engine.progress() {
-                std::thread::yield_now();
-            }
+            self.sleep();
             while let Some(done) = self.inflate.poll() {
                 done.outcome.expect("a good block");
                 let index = done.ticket as usize;

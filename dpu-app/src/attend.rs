@@ -12,7 +12,7 @@ use doca::Remote;
 use mailbox::attach::{AttachError, Attachment, Farewell, Intake, Message, Reason, Refuse, Welcome};
 use mailbox::channel::{Channel, ChannelError};
 use mailbox::layout::Layout;
-use mailbox::{CHUNKS_PER_REQUEST_MAX, COMMANDS, CardRing};
+use mailbox::{CHUNKS_PER_REQUEST_MAX, COMMANDS, CardRing, PeerError};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
@@ -39,8 +39,8 @@ pub(crate) struct Visitor {
 }
 
 impl Hub<'_, '_> {
-    /// Waits up to `timeout` for sockets, engines or workers, and handles the sockets.
-    pub(crate) fn attend(&mut self, timeout: EpollTimeout) -> Result<(), HubError> {
+    /// Waits up to `timeout` for sockets, engines or workers, and handles the sockets; `true` if there was anything.
+    pub(crate) fn attend(&mut self, timeout: EpollTimeout) -> Result<bool, HubError> {
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
@@ -59,11 +59,15 @@ impl Hub<'_, '_> {
                     let _ = self.shared.stop.read();
                     self.drain(true);
                 }
-                // Engine and bell woke us; the turn looks after them.
+                tag::ENGINE => {
+                    self.engine.disarm()?;
+                    self.armed = false;
+                }
+                // The bell: the turn looks after the workers.
                 _ => {}
             }
         }
-        Ok(())
+        Ok(count > 0)
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, tag: u64) {
@@ -126,7 +130,7 @@ impl Hub<'_, '_> {
                         Ok(None) => continue,
                         Ok(Some(attachment)) => {
                             let visitor = self.visitors.swap_remove(place);
-                            return self.admit(attachment, visitor.channel);
+                            return self.admit(attachment, visitor);
                         }
                         Err(refusal) => refusal,
                     },
@@ -151,13 +155,13 @@ impl Hub<'_, '_> {
         });
     }
 
-    fn admit(&mut self, mut attachment: Attachment, mut channel: Box<dyn Channel>) {
+    fn admit(&mut self, mut attachment: Attachment, mut visitor: Visitor) {
         match self.import(&mut attachment) {
-            Ok((page, memory)) => self.seat_session(attachment, channel, page, memory),
+            Ok((page, memory)) => self.seat_session(attachment, visitor, page, memory),
             Err(refusal) => {
                 log::warn!("{} refused: {refusal}", attachment.client);
                 self.events.add(Event::Refused, u64::from(refusal.reason));
-                say(channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
+                say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
             }
         }
     }
@@ -184,10 +188,11 @@ impl Hub<'_, '_> {
     fn seat_session(
         &mut self,
         attachment: Attachment,
-        channel: Box<dyn Channel>,
+        visitor: Visitor,
         page: Remote,
         memory: Option<Memory>,
     ) {
+        let Visitor { channel, number, .. } = visitor;
         let index = self.sessions.iter().position(Option::is_none).expect("visitors and sessions were counted");
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN, tag::SESSION | index as u64);
         if let Err(errno) = self.epoll.modify(channel.as_fd(), &mut event) {
@@ -195,7 +200,7 @@ impl Hub<'_, '_> {
         }
         self.sessions[index] = Some(Session {
             state: SessionState::Live,
-            id: self.sessions_seen,
+            id: number as u32,
             client: attachment.client,
             pid: attachment.pid,
             generation: attachment.generation,
@@ -311,6 +316,20 @@ impl Hub<'_, '_> {
             }
         }
         // More may wait: level-triggered, the next look finds it.
+    }
+
+    /// Ends a session whose page is not what its host said: it was never welcome.
+    pub(crate) fn turn_away(&mut self, index: usize, error: PeerError) {
+        let Some(session) = self.sessions[index].as_mut() else { return };
+        let refusal = match error {
+            PeerError::Identity { ours, theirs, .. } => Refuse::new(Reason::Page, ours, theirs),
+            PeerError::Generation { expected, found, .. } => Refuse::new(Reason::Page, expected, found),
+            _ => Refuse::new(Reason::Page, 0, 0),
+        };
+        log::warn!("{} refused: {error}", session.client);
+        self.events.add(Event::Refused, u64::from(refusal.reason));
+        say(session.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
+        self.end(index, None);
     }
 
     /// Ends a session because of what its host did or because its memory cannot be reached. Nobody else is disturbed.

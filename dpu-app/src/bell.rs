@@ -67,10 +67,12 @@ impl EngineBell {
         fence(Ordering::SeqCst);
     }
 
+    /// The engine thread goes on. Who takes the flag down has written the event, or is about to.
     pub fn awake(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
-        // Empties the counter; WouldBlock means that nobody rang.
-        let _ = self.event.read();
+        if !self.asleep.swap(false, Ordering::Relaxed) {
+            // WouldBlock: the write is still to come and will cost one early wake-up.
+            let _ = self.event.read();
+        }
     }
 
     /// Wakes the engine thread if it sleeps or is about to. Call after the queue was changed.

@@ -7,6 +7,8 @@ use crate::events::Event;
 use crate::flow::{Direction, Flow, Pages, Phase};
 use crate::hub::Hub;
 use crate::job::{Done, Failure, Job, Restored, Seat};
+use crate::request::Request;
+use crate::probation::BLAMES_MAX;
 use crate::session::Session;
 use crate::slot::{SlotState, Ticket};
 
@@ -61,7 +63,7 @@ impl Hub<'_, '_> {
                     return;
                 }
                 if facts.codec == block::Codec::Raw {
-                    self.to_restore(slot, true, true);
+                    self.dequantize(slot, true, true);
                 } else {
                     self.slots.set(slot, SlotState::Inflating);
                     self.to_inflate.push_back(slot).expect("a place per slot");
@@ -69,7 +71,15 @@ impl Hub<'_, '_> {
             }
             Done::Inflated { slot, result: Ok(()) } => {
                 add(&self.shared.counters.blocks_in_software, 1);
-                self.to_restore(slot, false, false);
+                self.dequantize(slot, false, false);
+            }
+            Done::Restored { slot, from: Err(Failure::Corrupt) } if self.engine_takes(slot) => {
+                // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
+                if !self.abandoned(slot) {
+                    self.slots.at(slot).blames = BLAMES_MAX;
+                    self.slots.set(slot, SlotState::Inflating);
+                    self.to_inflate.push_back(slot).expect("a place per slot");
+                }
             }
             Done::Restored { slot, from: Ok(from) } => {
                 self.slots.at(slot).from = from;
@@ -432,19 +442,24 @@ impl Hub<'_, '_> {
         tokens.end <= first || tokens.start >= end
     }
 
-    /// Requests whose time is over get what is in place.
-    pub(crate) fn expire(&mut self) {
+    /// Requests whose time is over get what is in place; `true` if there were any.
+    pub(crate) fn expire(&mut self) -> bool {
+        let mut busy = false;
         for index in 0..self.sessions.len() {
             for place in 0..mailbox::COMMANDS {
                 let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { break };
-                let late = session.requests[place].as_ref().is_some_and(|request| request.until <= self.now);
-                if late && session.requests[place].as_ref().is_some_and(|request| request.failure.is_none()) {
+                // Also one that has failed further on already: what it still waits for is before that.
+                let waits = |request: &Request| request.done.leading() < request.limit;
+                let late = |request: &Request| request.until <= self.now && waits(request);
+                if session.requests[place].as_ref().is_some_and(late) {
+                    busy = true;
                     self.events.add(Event::Deadline, index as u64);
                     self.cut(index, place, Failure::Deadline);
                 }
             }
         }
         self.expire_visitors();
+        busy
     }
 
     /// Ends a request at what is in place.

@@ -127,11 +127,16 @@ impl Hub<'_, '_> {
         failed
     }
 
-    fn engine_takes(&mut self, ticket: Ticket) -> bool {
+    /// Whether the engine is the one to inflate this block: it can, and is not in doubt.
+    pub(crate) fn engine_takes(&mut self, ticket: Ticket) -> bool {
         let work = self.slots.at(ticket);
         let blamed = work.blames >= BLAMES_MAX;
-        let codec = work.facts.codec;
-        self.inflate.is_some() && !blamed && (codec == Codec::Deflate || self.lz4_supported)
+        let known = match work.facts.codec {
+            Codec::Deflate => true,
+            Codec::Lz4 => self.lz4_supported,
+            Codec::Raw => false,
+        };
+        self.inflate.is_some() && !blamed && known
     }
 
     /// `false`: no room, the ticket waits in front.
@@ -180,7 +185,7 @@ impl Hub<'_, '_> {
                     outcome.bytes == facts.codes_bytes && (!self.crc_trusted || outcome.crc == Some(facts.codes_crc));
                 if right {
                     self.shared.counters.inflate.tally(facts.payload_bytes, facts.codes_bytes);
-                    self.to_restore(ticket, false, !self.crc_trusted);
+                    self.dequantize(ticket, false, !self.crc_trusted);
                 } else {
                     // Wrong bytes, of the store or of the engine: software decides.
                     work.blames = BLAMES_MAX;
@@ -196,7 +201,7 @@ impl Hub<'_, '_> {
     }
 
     /// Next stage of a block whose codes are there (or whose payload is the codes).
-    pub(crate) fn to_restore(&mut self, ticket: Ticket, from_wire: bool, check: bool) {
+    pub(crate) fn dequantize(&mut self, ticket: Ticket, from_wire: bool, check: bool) {
         if self.abandoned(ticket) {
             return;
         }

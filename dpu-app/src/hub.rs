@@ -185,6 +185,8 @@ pub struct Hub<'a, 's> {
     pub(crate) visitors: Vec<Visitor>,
     pub(crate) listener: Box<dyn Listener>,
     pub(crate) epoll: Epoll,
+    /// A wake-up was asked of the progress engine and has not come.
+    pub(crate) armed: bool,
     pub(crate) state: HubState,
     pub(crate) started: Instant,
     pub(crate) now: Instant,
@@ -272,6 +274,7 @@ impl<'a, 's> Hub<'a, 's> {
             visitors: Vec::with_capacity(config.sessions),
             listener,
             epoll,
+            armed: false,
             state: HubState::Init,
             started: now,
             now,
@@ -328,9 +331,15 @@ impl<'a, 's> Hub<'a, 's> {
     /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed.
     pub fn run(mut self) -> Result<(), HubError> {
         self.become_state(HubState::Steady);
+        let mut yielded = false;
         while !self.drained_for_good() {
             let busy = self.turn()?;
-            if !busy && !self.shared.config.busy_poll {
+            if busy {
+                yielded = false;
+            } else if !yielded {
+                std::thread::yield_now();
+                yielded = true;
+            } else if !self.shared.config.busy_poll {
                 self.sleep()?;
             }
         }
@@ -343,7 +352,7 @@ impl<'a, 's> Hub<'a, 's> {
         self.now = Instant::now();
         let mut busy = false;
         if self.now - self.last_attend >= ATTEND_EVERY {
-            self.attend(EpollTimeout::ZERO)?;
+            busy |= self.attend(EpollTimeout::ZERO)?;
         }
         busy |= self.progress()?;
         busy |= self.collect();
@@ -351,7 +360,7 @@ impl<'a, 's> Hub<'a, 's> {
         busy |= self.schedule();
         if self.now - self.last_deadline >= DEADLINE_EVERY {
             self.last_deadline = self.now;
-            self.expire();
+            busy |= self.expire();
             self.check_engines()?;
         }
         self.bury();
@@ -367,18 +376,25 @@ impl<'a, 's> Hub<'a, 's> {
             bell.awake();
             return Ok(());
         }
-        self.engine.arm()?;
+        if !self.armed {
+            self.engine.arm()?;
+            self.armed = true;
+        }
         add(&self.shared.counters.sleeps, 1);
         let attended = self.attend(self.patience());
-        self.engine.disarm()?;
         self.shared.engine_bell.awake();
-        attended
+        attended.map(|_| ())
     }
 
     /// How long nobody will miss us.
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until)).min();
+        let mut engines = self.inflate.iter().chain([&self.bulk, &self.mail]);
+        if engines.any(|engine| engine.context.is_waiting()) {
+            // No completion has to come before the device takes more.
+            return EpollTimeout::from(1_u16);
+        }
         let watching = self.bulk.context.in_flight() + self.mail.context.in_flight() > 0;
         match next {
             None if watching => EpollTimeout::from(1000_u16),
@@ -405,7 +421,7 @@ impl<'a, 's> Hub<'a, 's> {
 
     fn drained_for_good(&self) -> bool {
         let waiting = |session: &Session| {
-            session.is_live() && (session.requests.iter().any(Option::is_some) || !session.answers.is_empty())
+            session.is_live() && (session.requests.iter().any(Option::is_some) || session.has_words())
                 || !session.is_idle()
         };
         self.state == HubState::Draining { leave: true }

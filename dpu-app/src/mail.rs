@@ -170,8 +170,10 @@ impl Hub<'_, '_> {
         let session = self.sessions[index].as_mut().expect("the caller looked");
         let area = session.desk.area(Lane::Commands).as_ref().expect("it just came back");
         if !session.welcomed {
-            session.ring.check_identity(&area[..LINE_BYTES])?;
-            self.welcome(index);
+            match session.ring.check_identity(&area[..LINE_BYTES]) {
+                Ok(()) => self.welcome(index),
+                Err(error) => self.turn_away(index, error),
+            }
             return Ok(());
         }
         let mut commands = Vec::<Command, COMMAND_WINDOW>::new();
@@ -182,7 +184,9 @@ impl Hub<'_, '_> {
         } else if progress.again {
             session.commands_due = true;
         } else {
-            let quiet = self.now - session.last_command >= self.shared.config.awake && !self.shared.config.busy_poll;
+            // A card that leaves lets its sessions fall asleep even if it is to poll: it leaves when all of them have.
+            let polls = self.shared.config.busy_poll && self.state != (HubState::Draining { leave: true });
+            let quiet = self.now - session.last_command >= self.shared.config.awake && !polls;
             match session.wake {
                 Wake::Awake if quiet => session.wake = Wake::Saying,
                 Wake::Awake => session.commands_due = true,

@@ -242,6 +242,12 @@ impl Session {
         self.flows == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
     }
 
+    /// The host is still to be told something.
+    #[must_use]
+    pub fn has_words(&self) -> bool {
+        self.out.is_some() || !self.answers.is_empty() || !self.texts.is_empty()
+    }
+
     /// A new command or a doorbell: look at the commands again.
     pub fn stir(&mut self, now: Instant) {
         self.wake = Wake::Awake;

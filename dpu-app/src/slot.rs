@@ -7,6 +7,7 @@
 //!   Free -> Gathering -> Encoding -> Free
 //! ```
 //!
+//! A block whose codes fail their check goes back from Restoring to Inflating once: software then says whose fault it is.
 //! Any state may also go back to Free: that is what happens to a block that failed. Only the engine thread changes
 //! states; workers and engines borrow the memory of a slot for the time of one job, and the slot's table entry is empty
 //! meanwhile, so two holders at once are impossible.
@@ -58,7 +59,7 @@ impl SlotState {
                 (from, to),
                 (Fetching, Inflating | Restoring)
                     | (Inflating, Restoring)
-                    | (Restoring, Writing)
+                    | (Restoring, Writing | Inflating)
                     | (Gathering, Encoding)
             ),
         }

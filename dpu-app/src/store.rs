@@ -35,6 +35,7 @@
 use std::fmt;
 use std::time::Instant;
 
+use block::tail::TailError;
 use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey};
 use nix::errno::Errno;
 
@@ -222,3 +223,12 @@ impl fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
+
+impl From<TailError> for StoreError {
+    fn from(error: TailError) -> Self {
+        match error {
+            TailError::Corrupt { what, value } => Self::Corrupt { what, value },
+            TailError::Large { blocks, max } => Self::Large { what: "blocks of a chunk", value: blocks, max },
+        }
+    }
+}

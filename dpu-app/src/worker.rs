@@ -26,6 +26,10 @@ pub const QUEUE: usize = 256;
 /// Tries of a store call whose error may pass by itself.
 const STORE_TRIES: usize = 3;
 
+/// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
+/// that engines behind it do not run dry.
+const ANSWERS_UNHEARD: usize = 3;
+
 /// Keys of one look-up step.
 pub const LOOKUP_KEYS: usize = mailbox::RECORD_WINDOW_BYTES / mailbox::RECORD_HEAD_BYTES;
 
@@ -75,6 +79,7 @@ impl Worker<'_, '_> {
     /// The thread's body.
     pub fn run(mut self) {
         self.bell.belongs_here();
+        let mut unheard = 0;
         loop {
             let Some(job) = self.jobs.dequeue() else {
                 if self.shared.leave.load(Ordering::Acquire) {
@@ -85,7 +90,12 @@ impl Worker<'_, '_> {
             };
             let done = self.work(job);
             self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
-            self.shared.engine_bell.ring();
+            unheard += 1;
+            // With more to do here, the engine thread need not wake for every answer: a wake-up costs more than a turn.
+            if unheard >= ANSWERS_UNHEARD || !self.jobs.ready() {
+                self.shared.engine_bell.ring();
+                unheard = 0;
+            }
         }
     }
 

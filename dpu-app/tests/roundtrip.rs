@@ -2,18 +2,11 @@
 
 mod rig;
 
-use std::time::Duration;
-
-use host_ctl::{Arrangement, PageOrder, Transfer};
-use mailbox::{Status, Tokens};
+use host_ctl::{Arrangement, PageOrder};
+use mailbox::Status;
 use rig::*;
 
 const CHUNKS: usize = 5;
-const WAIT: Duration = Duration::from_secs(30);
-
-fn transfer<'a>(keys: &'a [block::ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
-    Transfer { keys, pages, tokens: Tokens::ALL, deadline: None }
-}
 
 #[test]
 fn every_recipe_comes_back_within_its_bound() {

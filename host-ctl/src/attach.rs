@@ -200,7 +200,7 @@ impl Talk {
 
     fn last_words(&mut self) -> Error {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
-        while let Ok(Some(count)) = receive(self.channel.as_mut(), &mut bytes) {
+        while let Ok(Some(count)) = self.channel.receive(&mut bytes) {
             match Message::decode(&bytes[..count]) {
                 Ok(Message::Refuse(refuse)) => return Error::Refused(refuse),
                 Ok(Message::Bye(farewell)) => return Gone::Left(farewell).into(),
@@ -213,7 +213,7 @@ impl Talk {
     fn welcome(&mut self, generation: u64) -> Result<Welcome, Error> {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         loop {
-            let count = match receive(self.channel.as_mut(), &mut bytes) {
+            let count = match self.channel.receive(&mut bytes) {
                 Ok(Some(count)) => count,
                 Ok(None) => {
                     self.wait(PollFlags::POLLIN)?;
@@ -261,15 +261,6 @@ fn believe(welcome: &mailbox::attach::Welcome<'_>) -> Result<Welcome, Error> {
         recipe: welcome.recipe.parse().map_err(unknown)?,
         card: welcome.card.to_owned(),
     })
-}
-
-/// Receives, also what a peer said before it hung up: a socket whose peer closed it with messages of ours unread first
-/// says so, once, and then gives out what is there.
-pub(crate) fn receive(channel: &mut dyn Channel, out: &mut [u8]) -> Result<Option<usize>, ChannelError> {
-    match channel.receive(out) {
-        Err(ChannelError::Closed) => channel.receive(out),
-        other => other,
-    }
 }
 
 /// Waits until the descriptor is ready; false when time ran out first.

@@ -1,8 +1,7 @@
 //! Looking into what a `dir:` store holds, without a card: for operators, and for doubting a store.
 //!
-//! A chunk's file is its blocks, each at a multiple of 4096, then a tail: table of places, manifest, trailer with a
-//! CRC-32 (docs/formats.md, "Chunk in a directory store"). Everything is checked here that a fetch would check, and
-//! the codes' CRC-32 over what software inflates. Reads only; a store that a dpu-app uses may be looked at.
+//! What a chunk's file looks like is in `block::tail`. Everything is checked here that a fetch would check, and the
+//! codes' CRC-32 over what software inflates. Reads only; a store that a dpu-app uses may be looked at.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,22 +9,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use block::codec::Decompressor;
-use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Geometry, Header, KEY_BYTES, Kind, MANIFEST_BYTES_MAX, Manifest, Plan};
+use block::tail::{self, Place, TAIL_BYTES_MAX, TRAILER_BYTES, TRAILER_MAGIC, TailError};
+use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Geometry, Header, Kind, Manifest, Plan};
 
 use crate::error::Error;
 
-const ALIGN: u64 = 4096;
-const PLACE_BYTES: usize = 16;
-const TRAILER_BYTES: usize = 64;
-const TRAILER_MAGIC: &[u8; 8] = b"kvlntail";
-const TRAILER_VERSION: u32 = 1;
-/// Offsets in the trailer.
-const VERSION_AT: usize = 8;
-const BLOCKS_AT: usize = 12;
-const MANIFEST_BYTES_AT: usize = 16;
-const KEY_AT: usize = 24;
-const CRC_AT: usize = 60;
-const _: () = assert!(KEY_AT + KEY_BYTES + 4 == CRC_AT && CRC_AT + 4 == TRAILER_BYTES);
 /// First line of the file that marks a store.
 const STORE_MARKER: &str = "kvlane-store";
 /// Findings that are kept of one chunk.
@@ -140,7 +128,7 @@ pub fn ends_like_a_chunk(path: &Path) -> bool {
         let at = file.metadata()?.len().checked_sub(TRAILER_BYTES as u64).ok_or(std::io::ErrorKind::UnexpectedEof)?;
         let mut magic = [0; 8];
         file.read_exact_at(&mut magic, at)?;
-        Ok(magic == *TRAILER_MAGIC)
+        Ok(magic == TRAILER_MAGIC)
     };
     look().unwrap_or(false)
 }
@@ -150,11 +138,10 @@ enum Trouble {
     Error(Error),
 }
 
-/// Where a block lies.
-#[derive(Clone, Copy)]
-struct Place {
-    offset: u64,
-    bytes: u32,
+impl From<TailError> for Trouble {
+    fn from(error: TailError) -> Trouble {
+        Trouble::Damage(error.to_string())
+    }
 }
 
 struct Eye<'a> {
@@ -179,53 +166,28 @@ impl Eye<'_> {
 
     /// Table and manifest, checked.
     fn tail(&self) -> Result<(Vec<Place>, Manifest), Trouble> {
-        let damage = |what: String| Err(Trouble::Damage(what));
-        if self.bytes < TRAILER_BYTES as u64 {
-            return damage(format!("{} bytes: too short for a chunk", self.bytes));
+        let trailer = self.read_last(TRAILER_BYTES.min(self.bytes as usize))?;
+        let bytes = tail::measure(&trailer, self.bytes)?;
+        if bytes > TAIL_BYTES_MAX {
+            return Err(Trouble::Damage(format!("a tail of {bytes} bytes cannot be")));
         }
-        let trailer = self.read(self.bytes - TRAILER_BYTES as u64, TRAILER_BYTES).map_err(Trouble::Error)?;
-        if trailer[..8] != *TRAILER_MAGIC {
-            return damage("does not end like a chunk: truncated, damaged or another format".to_owned());
+        let window = self.read_last(bytes)?;
+        let mut places = vec![Place::default(); BLOCKS_PER_CHUNK_MAX];
+        let tail = tail::parse(&window, self.bytes, &mut places)?;
+        places.truncate(tail.blocks);
+        let manifest = Manifest::parse(&window[tail.manifest_at..][..tail.manifest_bytes]);
+        let manifest = manifest.map_err(|error| Trouble::Damage(error.to_string()))?;
+        if *manifest.key() != tail.key {
+            return Err(Trouble::Damage("trailer and manifest name different chunks".to_owned()));
         }
-        if word(&trailer, VERSION_AT) != TRAILER_VERSION {
-            let theirs = word(&trailer, VERSION_AT);
-            return damage(format!("trailer: version {theirs}, this reader is {TRAILER_VERSION}"));
-        }
-        let (blocks, manifest_bytes) = (word(&trailer, BLOCKS_AT) as usize, word(&trailer, MANIFEST_BYTES_AT) as usize);
-        if blocks > BLOCKS_PER_CHUNK_MAX || manifest_bytes > MANIFEST_BYTES_MAX {
-            return damage(format!("trailer: {blocks} blocks and a manifest of {manifest_bytes} bytes cannot be"));
-        }
-        let tail_bytes = blocks * PLACE_BYTES + manifest_bytes + TRAILER_BYTES;
-        let Some(start) = self.bytes.checked_sub(tail_bytes as u64) else {
-            return damage(format!("tail of {tail_bytes} bytes in a file of {}", self.bytes));
-        };
-        let tail = self.read(start, tail_bytes).map_err(Trouble::Error)?;
-        let (crc, expected) = (crc32fast::hash(&tail[..tail_bytes - 4]), word(&tail, tail_bytes - 4));
-        if crc != expected {
-            return damage(format!("tail: crc-32 is {crc:08x}, it says {expected:08x}"));
-        }
-        let (table, rest) = tail.split_at(blocks * PLACE_BYTES);
-        let manifest = match Manifest::parse(&rest[..manifest_bytes]) {
-            Ok(manifest) => manifest,
-            Err(error) => return damage(error.to_string()),
-        };
-        if manifest.block_count() != blocks {
-            return damage(format!("{blocks} blocks in the table, {} in the manifest", manifest.block_count()));
-        }
-        if trailer[KEY_AT..KEY_AT + KEY_BYTES] != *manifest.key().bytes() {
-            return damage("trailer and manifest name different chunks".to_owned());
-        }
-        let mut places = Vec::with_capacity(blocks);
-        for (index, row) in table.chunks_exact(PLACE_BYTES).enumerate() {
-            let place = Place { offset: u64::from(word(row, 0)) | u64::from(word(row, 4)) << 32, bytes: word(row, 8) };
-            let end = place.offset.checked_add(place.bytes.into());
-            let fits = place.offset.is_multiple_of(ALIGN) && end.is_some_and(|end| end <= start);
-            if !fits || place.bytes != manifest.lengths()[index] {
-                return damage(format!("table: block {index} cannot be {} bytes at {}", place.bytes, place.offset));
-            }
-            places.push(place);
+        if !places.iter().map(|place| &place.bytes).eq(manifest.lengths()) {
+            return Err(Trouble::Damage("table and manifest tell different blocks".to_owned()));
         }
         Ok((places, manifest))
+    }
+
+    fn read_last(&self, bytes: usize) -> Result<Vec<u8>, Trouble> {
+        self.read(self.bytes - bytes as u64, bytes).map_err(Trouble::Error)
     }
 
     fn chunk(&mut self, places: &[Place], manifest: &Manifest) -> Result<ChunkFacts, Error> {
@@ -257,16 +219,8 @@ impl Eye<'_> {
                 }
             };
             codes.resize(header.codes_bytes as usize, 0);
-            let inflated = inflate.decompress(header.codec, &wire[header.payload_range()], &mut codes);
-            match inflated.map(|()| crc32fast::hash(&codes)) {
-                Err(error) => self.found(format!("block {index}: {error}")),
-                Ok(found) if found != header.codes_crc => {
-                    let expected = header.codes_crc;
-                    self.found(format!(
-                        "block {index}: crc-32 of the codes is {found:08x}, its header says {expected:08x}"
-                    ));
-                }
-                Ok(_) => {}
+            if let Err(error) = inflate.codes(&header, &wire, &mut codes) {
+                self.found(format!("block {index}: {error}"));
             }
             *facts.recipes.entry(format!("{}+{}", header.transform, header.codec)).or_default() += 1;
             facts.blocks.push(BlockFacts {
@@ -295,8 +249,4 @@ impl Eye<'_> {
             }
         }
     }
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

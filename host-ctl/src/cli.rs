@@ -55,9 +55,9 @@ enum Command {
     Stop(control::Arguments),
     /// Make a large synthetic KV file from a small real one, for benchmarks
     ///
-    /// The result is SYNTHETIC: layers and heads are tiled from the source, each tile with noise of its own, tokens
-    /// shuffled. It has the sizes of a large model and statistics near those of the source. Say so where a figure comes
-    /// from it.
+    /// The result is SYNTHETIC: its elements are the source's in other places, tokens, channels and signs shuffled for
+    /// each head of each layer. It has the sizes of a large model and shrinks about as much as the source does; what
+    /// attention would make of it means nothing. Say so where a figure comes from it.
     Generate(generate::Arguments),
 }
 

@@ -19,7 +19,7 @@ use mailbox::{
 };
 use nix::poll::PollFlags;
 
-use crate::attach::{Options, Welcome, await_fd, receive};
+use crate::attach::{Options, Welcome, await_fd};
 use crate::error::{Error, Gone};
 use crate::export::Exporter;
 use crate::job::{Ask, Job, Outcome, Part};
@@ -572,7 +572,7 @@ impl Client {
         self.heard = Instant::now();
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         while self.gone.is_none() {
-            self.gone = match receive(self.channel.as_mut(), &mut bytes) {
+            self.gone = match self.channel.receive(&mut bytes) {
                 Ok(None) => return,
                 Ok(Some(count)) => match Message::decode(&bytes[..count]) {
                     Ok(Message::Bye(farewell)) => Some(Gone::Left(farewell)),

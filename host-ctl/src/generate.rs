@@ -1,7 +1,9 @@
-//! Large KV-like files from small real ones, for measuring. **Synthetic**: layers and heads are tiled from the source
-//! with noise of each tile's own, and tokens are shuffled, so that no two tiles repeat each other to a compressor. Say
-//! so where a figure comes from such a file. Same seed, same file. Written as a stream; memory is the source and one
-//! layer's row.
+//! Large KV-like files from small real ones, for measuring. **Synthetic**: every element is one of the source's, perhaps
+//! with the other sign, but in another place. A plane (K or V of a layer) is laid with tiles as wide as a head of the
+//! source; each tile has an order of tokens, an order of channels and signs of its own. So values and their spread are
+//! those of the source, and no two tiles repeat each other to a compressor; what attention would make of them means
+//! nothing. Say so where a figure comes from such a file. Same seed, same file. Written as a stream; memory is the
+//! source, one row and the orders of one plane's tiles.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -14,11 +16,8 @@ use crate::kv_file::{KvFile, KvTensor, TensorShape};
 use crate::out_file::{Announce, OutFile, dtype_name};
 use crate::random::Random;
 
-/// Largest source: it is held in memory as f32.
+/// Largest source: it is held in memory, four bytes an element.
 const SOURCE_BYTES_MAX: u64 = 256 << 20;
-/// Gain of a channel of a tile, and noise of an element, each relative to the element.
-const GAIN: f32 = 0.05;
-const NOISE: f32 = 0.02;
 /// Tokens in the file are ids below this.
 const VOCABULARY: u32 = 128_000;
 
@@ -44,7 +43,7 @@ pub fn generate(
     if shape.tokens == 0 || shape.tokens > u32::MAX as usize {
         return Err(Error::input("--tokens", shape.tokens, "choose from 1 to 4294967295"));
     }
-    let from = Source::read(source)?;
+    let from = Source::read(source, shape.element)?;
     let kv_bytes = shape.bytes();
     let dims = vec![shape.layers, 2, shape.tokens, shape.heads, shape.head_size];
     let tensors = [
@@ -53,7 +52,7 @@ pub fn generate(
     ];
     let facts = [
         ("format", "kvlane kv [layers, 2, tokens, heads, head size]".to_owned()),
-        ("synthetic", format!("tiled from real KV with noise and shuffled tokens, seed {}", wanted.seed)),
+        ("synthetic", format!("real KV with tokens, channels and signs shuffled, seed {}", wanted.seed)),
     ];
     let out = OutFile::reserve(path, &tensors, shape, &facts)?;
     let failed = Error::system("write", path);
@@ -76,16 +75,23 @@ pub fn generate(
     Ok(bytes)
 }
 
-/// A source tensor as f32, `[layer][kind][token][channel]`.
+/// A source tensor as words of the wanted type, `[layer][kind][token][head][channel]`.
 struct Source {
-    layers: usize,
-    tokens: usize,
-    channels: usize,
-    values: Vec<f32>,
+    shape: TensorShape,
+    words: Vec<u32>,
+}
+
+/// One column of a plane, a source's head wide: where its elements come from.
+struct Tile {
+    head: usize,
+    /// Source tokens in the order in which they are used; dealt anew when all were.
+    tokens: Vec<u32>,
+    /// Channel of the source's head, and the bits to flip: the sign or nothing.
+    channels: Vec<(u32, u32)>,
 }
 
 impl Source {
-    fn read((file, kv): (&KvFile, &KvTensor)) -> Result<Source, Error> {
+    fn read((file, kv): (&KvFile, &KvTensor), wanted: ElementType) -> Result<Source, Error> {
         let shape = kv.shape;
         if shape.bytes() > SOURCE_BYTES_MAX {
             let what = format!("{} bytes of source", shape.bytes());
@@ -97,40 +103,64 @@ impl Source {
         }
         let mut bytes = vec![0; shape.bytes() as usize];
         file.read(&mut bytes, kv.offset)?;
-        let values = match shape.element {
-            ElementType::Bf16 => bytes.as_chunks().0.iter().map(|&word| bf16::from_le_bytes(word).to_f32()).collect(),
-            ElementType::F16 => bytes.as_chunks().0.iter().map(|&word| f16::from_le_bytes(word).to_f32()).collect(),
-            ElementType::F32 => bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect(),
+        let to_word = |value: f32| match wanted {
+            ElementType::Bf16 => bf16::from_f32(value).to_bits().into(),
+            ElementType::F16 => f16::from_f32(value).to_bits().into(),
+            ElementType::F32 => value.to_bits(),
         };
-        Ok(Source { layers: shape.layers, tokens: shape.tokens, channels: shape.heads * shape.head_size, values })
+        let words = match shape.element {
+            ElementType::Bf16 => {
+                bytes.as_chunks().0.iter().map(|&word| to_word(bf16::from_le_bytes(word).to_f32())).collect()
+            }
+            ElementType::F16 => {
+                bytes.as_chunks().0.iter().map(|&word| to_word(f16::from_le_bytes(word).to_f32())).collect()
+            }
+            ElementType::F32 => bytes.as_chunks().0.iter().map(|&word| to_word(f32::from_le_bytes(word))).collect(),
+        };
+        Ok(Source { shape, words })
     }
 
-    /// K or V of one layer: `[token][channel]`.
+    /// K or V of one layer: `[token][head][channel]`.
     fn write_plane(&self, out: &mut impl Write, wanted: &Synthetic, layer: usize, kind: usize) -> std::io::Result<()> {
         let TensorShape { tokens, heads, head_size, element, .. } = wanted.shape;
-        let channels = heads * head_size;
-        let mut random = Random::new(wanted.seed.wrapping_mul(0x9e37_79b9).wrapping_add((layer * 2 + kind) as u64));
-        let gains: Vec<f32> = (0..channels).map(|_| 1.0 + GAIN * random.unit()).collect();
-        let plane = (layer % self.layers * 2 + kind) * self.tokens;
-        // K and V of a token come from the same source token.
-        let mut order: Vec<u32> = (0..self.tokens as u32).collect();
-        let mut row = Vec::with_capacity(channels * element.bytes());
+        let from = &self.shape;
+        let plane_words = from.tokens * from.heads * from.head_size;
+        let plane = &self.words[(layer % from.layers * 2 + kind) * plane_words..][..plane_words];
+        let mut random = Random::new(wanted.seed ^ ((layer * 2 + kind) as u64) << 40);
+        let mut tiles = self.tiles(heads, head_size, element, &mut random);
+        let mut row = Vec::with_capacity(wanted.shape.row_bytes());
         for token in 0..tokens {
-            if token % self.tokens == 0 {
-                Random::new(wanted.seed ^ ((layer * tokens + token) as u64) << 8).shuffle(&mut order);
-            }
-            let from = (plane + order[token % self.tokens] as usize) * self.channels;
+            let at = token % from.tokens;
             row.clear();
-            for (channel, gain) in gains.iter().enumerate() {
-                let value = self.values[from + channel % self.channels] * (gain + NOISE * random.unit());
+            for tile in &mut tiles {
+                if at == 0 {
+                    random.shuffle(&mut tile.tokens);
+                }
+                let words = (tile.tokens[at] as usize * from.heads + tile.head) * from.head_size;
+                let words = &plane[words..][..from.head_size];
+                let words = tile.channels.iter().map(|&(channel, flip)| words[channel as usize] ^ flip);
                 match element {
-                    ElementType::Bf16 => row.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-                    ElementType::F16 => row.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
-                    ElementType::F32 => row.extend_from_slice(&value.to_le_bytes()),
+                    ElementType::F32 => row.extend(words.flat_map(u32::to_le_bytes)),
+                    _ => row.extend(words.flat_map(|word| (word as u16).to_le_bytes())),
                 }
             }
             out.write_all(&row)?;
         }
         Ok(())
+    }
+
+    /// The columns of a plane. A head that is wider than the source's has several, the last perhaps cut.
+    fn tiles(&self, heads: usize, head_size: usize, element: ElementType, random: &mut Random) -> Vec<Tile> {
+        let width = self.shape.head_size;
+        let sign = 1 << (8 * element.bytes() - 1);
+        let columns = (0..heads).flat_map(|_| (0..head_size).step_by(width));
+        let tile = |(index, first): (usize, usize)| {
+            let mut channels: Vec<(u32, u32)> =
+                (0..width as u32).map(|channel| (channel, random.below(2) * sign)).collect();
+            random.shuffle(&mut channels);
+            channels.truncate(head_size - first);
+            Tile { head: index % self.shape.heads, tokens: (0..self.shape.tokens as u32).collect(), channels }
+        };
+        columns.enumerate().map(tile).collect()
     }
 }

@@ -22,11 +22,6 @@ impl Random {
         ((u64::from((self.next() >> 32) as u32) * u64::from(limit)) >> 32) as u32
     }
 
-    /// From -1 to 1.
-    pub(crate) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last as u32 + 1) as usize);

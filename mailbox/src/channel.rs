@@ -159,7 +159,13 @@ impl Channel for UnixChannel {
 
     fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ChannelError> {
         // MSG_TRUNC: the true length even where it is more than fits.
-        match retry(|| recv(self.socket.as_raw_fd(), out, MsgFlags::MSG_TRUNC)) {
+        let mut take = || retry(|| recv(self.socket.as_raw_fd(), out, MsgFlags::MSG_TRUNC));
+        // A peer that closed with messages of ours unread: Linux says so once, and only then gives out what it had sent.
+        let taken = match take() {
+            Err(Errno::ECONNRESET) => take(),
+            taken => taken,
+        };
+        match taken {
             // We never send empty messages, so this is the end.
             Ok(0) => Err(ChannelError::Closed),
             Ok(bytes) if bytes > out.len() || bytes > ATTACH_MESSAGE_MAX => {

@@ -1,6 +1,6 @@
 //! `dir:PATH`: chunks as files in a local directory that one dpu-app has for itself.
 //!
-//! What lies where is in `dir/root.rs`, the form of a chunk's file in `dir/tail.rs`. In memory: an index of fixed size
+//! What lies where is in `dir/root.rs`, the form of a chunk's file in `block::tail`. In memory: an index of fixed size
 //! that answers every lookup without touching the disk, two fixed tables of seats, and a ledger of bytes.
 //!
 //! * **Atomic.** A put goes to a file of its own in `incoming/` and is renamed into place when it is whole. With
@@ -28,6 +28,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::Instant;
 
 use block::ChunkKey;
+use block::tail::tail_bytes;
 
 use super::{Limits, OpenError, Stats, Store, StoreError};
 use put::Putting;
@@ -40,7 +41,6 @@ mod put;
 mod read;
 mod room;
 pub(super) mod root;
-pub(super) mod tail;
 
 /// Locks for names on disk: enough that two workers seldom meet.
 const STRIPES: usize = 64;
@@ -168,6 +168,11 @@ impl DirStore {
     fn stripe(&self, key: &ChunkKey) -> std::sync::MutexGuard<'_, ()> {
         self.stripes[usize::from(key.bytes()[0]) % STRIPES].lock().expect(POISONED)
     }
+}
+
+/// Bytes of the largest tail under `limits`.
+fn tail_bytes_max(limits: &Limits) -> usize {
+    tail_bytes(limits.blocks_max, limits.manifest_bytes_max)
 }
 
 /// Release builds abort on a panic, so only a test can see this.

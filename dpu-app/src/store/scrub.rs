@@ -16,11 +16,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use block::codec::{CodecError, Decompressor};
-use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Header, HeaderError, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+use block::tail::{self, Place, TAIL_BYTES_MAX, TRAILER_BYTES, Tail, TailError};
+use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Header, HeaderError, Manifest, ManifestError};
 use nix::errno::Errno;
 
 use super::dir::root::{self, Root};
-use super::dir::tail::{self, Place, Tail};
 use super::{OpenError, StoreError};
 
 /// What to do with a damaged file.
@@ -67,12 +67,6 @@ pub enum Damage {
         block: usize,
         error: CodecError,
     },
-    /// CRC-32 of the codes.
-    Codes {
-        block: usize,
-        expected: u32,
-        found: u32,
-    },
     /// A byte that belongs to nothing is not zero.
     Padding {
         offset: u64,
@@ -105,9 +99,6 @@ impl fmt::Display for Damage {
             Self::Overlap { block } => write!(f, "block {block}: shares bytes with another"),
             Self::Header { block, error } => write!(f, "block {block}: {error}"),
             Self::Payload { block, error } => write!(f, "block {block}: {error}"),
-            Self::Codes { block, expected, found } => {
-                write!(f, "block {block}: crc-32 of the codes is {found:08x}, the header says {expected:08x}")
-            }
             Self::Padding { offset } => write!(f, "byte {offset} belongs to nothing and is not zero"),
             Self::Unreadable { call, errno } => write!(f, "{call}: {} (left alone)", errno.desc()),
         }
@@ -261,14 +252,14 @@ impl Eye {
     }
 
     fn look_at_tail(&mut self, file: &File, file_bytes: u64, key: &ChunkKey) -> Result<(Tail, Manifest), Damage> {
-        let trailer_bytes = file_bytes.min(tail::TRAILER_BYTES as u64);
+        let trailer_bytes = file_bytes.min(TRAILER_BYTES as u64);
         read(file, file_bytes - trailer_bytes..file_bytes, &mut self.tail)?;
-        let tail_bytes = tail::measure(&self.tail, file_bytes).map_err(Damage::Tail)? as u64;
-        if tail_bytes > tail::tail_bytes(BLOCKS_PER_CHUNK_MAX, MANIFEST_BYTES_MAX) as u64 {
+        let tail_bytes = tail::measure(&self.tail, file_bytes).map_err(tail_damage)? as u64;
+        if tail_bytes > TAIL_BYTES_MAX as u64 {
             return Err(Damage::Tail(StoreError::Corrupt { what: "bytes of the tail", value: tail_bytes }));
         }
         read(file, file_bytes - tail_bytes..file_bytes, &mut self.tail)?;
-        let tail = tail::parse(&self.tail, file_bytes, &mut self.places).map_err(Damage::Tail)?;
+        let tail = tail::parse(&self.tail, file_bytes, &mut self.places).map_err(tail_damage)?;
         if tail.key != *key {
             return Err(Damage::Key { found: tail.key });
         }
@@ -296,14 +287,7 @@ impl Eye {
             }
         }
         self.codes.resize(header.codes_bytes as usize, 0);
-        self.inflate
-            .decompress(header.codec, &self.wire[payload], &mut self.codes)
-            .map_err(|error| Damage::Payload { block, error })?;
-        let found = crc32fast::hash(&self.codes);
-        if found != header.codes_crc {
-            return Err(Damage::Codes { block, expected: header.codes_crc, found });
-        }
-        Ok(())
+        self.inflate.codes(&header, &self.wire, &mut self.codes).map_err(|error| Damage::Payload { block, error })
     }
 }
 
@@ -316,6 +300,10 @@ fn read(file: &File, range: Range<u64>, into: &mut Vec<u8>) -> Result<(), Damage
         }
         other => other.map_err(unreadable("pread")),
     }
+}
+
+fn tail_damage(error: TailError) -> Damage {
+    Damage::Tail(error.into())
 }
 
 fn unreadable(call: &'static str) -> impl Fn(io::Error) -> Damage {

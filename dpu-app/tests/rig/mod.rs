@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
 use dpu_app::store::{Stats, Store, StoreError};
 use dpu_app::{Config, RunError};
-use host_ctl::{Arrangement, Client, Memory, Options};
+use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Transfer};
+use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// Tokens of a chunk in these tests: small, so that many chunks fit a short run.
 pub const CHUNK_TOKENS: u16 = 64;
 pub const PAGE_TOKENS: u16 = 16;
 pub const PAGES_PER_CHUNK: usize = (CHUNK_TOKENS / PAGE_TOKENS) as usize;
+/// Nothing in these tests takes this long, however busy the machine is: who waits longer hangs.
+pub const WAIT: Duration = Duration::from_secs(30);
 
 pub fn geometry() -> Geometry {
     Geometry::new(4, 2, 32, CHUNK_TOKENS.into(), ElementType::Bf16).unwrap()
@@ -34,7 +37,13 @@ pub struct MemoryStore {
     pub read_delay_us: AtomicU64,
     /// This many of the next reads fail with an I/O error.
     pub reads_to_fail: AtomicU64,
+    /// Reads of this chunk's blocks fail with an I/O error.
+    pub key_to_fail: Mutex<Option<ChunkKey>>,
+    /// Blocks asked for.
+    pub reads: AtomicU64,
+    /// What the next puts are refused with, and their blocks.
     pub put_error: Mutex<Option<StoreError>>,
+    pub put_block_error: Mutex<Option<StoreError>>,
     pub corrupt_noted: AtomicU64,
 }
 
@@ -60,6 +69,11 @@ impl MemoryStore {
     pub fn len(&self) -> usize {
         self.chunks.read().unwrap().len()
     }
+
+    /// Seats that are taken, for reading and for putting.
+    pub fn seats(&self) -> usize {
+        self.open.lock().unwrap().len() + self.puts.lock().unwrap().len()
+    }
 }
 
 impl Store for MemoryStore {
@@ -84,6 +98,7 @@ impl Store for MemoryStore {
         into: &mut [u8],
         until: Instant,
     ) -> Result<(), StoreError> {
+        self.reads.fetch_add(1, Relaxed);
         let delay = self.read_delay_us.load(Relaxed);
         if delay > 0 {
             thread::sleep(Duration::from_micros(delay).min(until.saturating_duration_since(Instant::now())));
@@ -95,6 +110,11 @@ impl Store for MemoryStore {
             return Err(StoreError::Io { call: "read_block", errno: nix::errno::Errno::EIO });
         }
         let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
+        if let Some(bad) = *self.key_to_fail.lock().unwrap()
+            && self.chunk(&bad).is_some_and(|bad| Arc::ptr_eq(&bad, &chunk))
+        {
+            return Err(StoreError::Io { call: "read_block", errno: nix::errno::Errno::EIO });
+        }
         let block = &chunk.blocks[index];
         let bytes = block.get(offset..offset + into.len());
         into.copy_from_slice(bytes.ok_or(StoreError::Corrupt { what: "short block", value: block.len() as u64 })?);
@@ -119,6 +139,9 @@ impl Store for MemoryStore {
     }
 
     fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        if let Some(error) = *self.put_block_error.lock().unwrap() {
+            return Err(error);
+        }
         self.puts.lock().unwrap().get_mut(&seat).expect("an open put").1.push((index, bytes.to_vec()));
         Ok(())
     }
@@ -177,10 +200,18 @@ impl Card {
     }
 
     pub fn start_with(emulator: doca_emulator::Config, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_on(Arc::new(MemoryStore::default()), emulator, change)
+    }
+
+    /// A card over a store that outlives it.
+    pub fn start_on(
+        store: Arc<MemoryStore>,
+        emulator: doca_emulator::Config,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut config = small(home.path());
         change(&mut config);
-        let store = Arc::new(MemoryStore::default());
         let stop = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap());
         let (ready, is_ready) = mpsc::channel();
         let socket = config.socket.clone();
@@ -210,6 +241,38 @@ impl Card {
         Client::attach(&self.options(recipe), Some(memory)).unwrap()
     }
 
+    /// A session without memory, for status and control.
+    pub fn control(&self) -> Client {
+        Client::attach(&Options { recipe: None, ..self.options("q5") }, None).unwrap()
+    }
+
+    /// What the card says of itself, by a session of its own.
+    pub fn status(&self) -> CardStatus {
+        status(&mut self.control())
+    }
+
+    /// One of the card's counters.
+    pub fn counter(&self, name: &str) -> u64 {
+        counter(&self.status(), name)
+    }
+
+    /// Waits until all slots and seats are free again and only the asking session is there.
+    pub fn await_empty(&self) {
+        let until = Instant::now() + WAIT;
+        let mut control = self.control();
+        loop {
+            let status = status(&mut control);
+            let slots = status.value()["slots"].as_object().unwrap();
+            let taken: u64 = slots.iter().filter(|(name, _)| *name != "free").map(|(_, n)| n.as_u64().unwrap()).sum();
+            let sessions = status.value()["sessions"].as_array().unwrap().len();
+            if taken == 0 && sessions == 1 && self.store.seats() == 0 {
+                return;
+            }
+            assert!(Instant::now() < until, "{taken} slots, {sessions} sessions, {} seats: {status:?}", self.store.seats());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Rings the bell that signals ring, and waits.
     pub fn stop(&mut self) -> Result<(), RunError> {
         nix::unistd::write(self.stop.as_fd(), &1_u64.to_ne_bytes()).unwrap();
@@ -217,9 +280,86 @@ impl Card {
     }
 
     pub fn join(&mut self) -> Result<(), RunError> {
-        self.thread.take().expect("joined once").join().unwrap()
+        let thread = self.thread.take().expect("joined once");
+        let until = Instant::now() + WAIT;
+        while !thread.is_finished() {
+            assert!(Instant::now() < until, "the card does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread.join().unwrap()
     }
 }
+
+pub fn status(client: &mut Client) -> CardStatus {
+    let id = client.post_status().unwrap();
+    CardStatus::parse(&client.wait(id, WAIT).unwrap().ok().unwrap().answer).unwrap()
+}
+
+pub fn counter(status: &CardStatus, name: &str) -> u64 {
+    status.value()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+/// All tokens, the card's deadline.
+pub fn transfer<'a>(keys: &'a [ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
+    Transfer { keys, pages, tokens: Tokens::ALL, deadline: None }
+}
+
+pub fn fetch(client: &mut Client, keys: &[ChunkKey], pages: &[u32]) -> Completion {
+    let id = client.post_fetch(&transfer(keys, pages)).unwrap();
+    client.wait(id, WAIT).unwrap()
+}
+
+pub fn store(client: &mut Client, keys: &[ChunkKey], pages: &[u32]) -> Completion {
+    let id = client.post_store(&transfer(keys, pages)).unwrap();
+    client.wait(id, WAIT).unwrap()
+}
+
+pub fn lookup(client: &mut Client, keys: &[ChunkKey]) -> Completion {
+    let id = client.post_lookup(keys).unwrap();
+    client.wait(id, WAIT).unwrap()
+}
+
+pub fn linear(chunks: usize) -> Vec<u32> {
+    PageOrder::Linear.table((chunks * PAGES_PER_CHUNK) as u32)
+}
+
+/// Stores `chunks` chunks of a pattern and returns their keys and what they hold, as [`logical`] orders it.
+pub fn stored(card: &Card, recipe: &str, salt: u8, chunks: usize) -> (Vec<ChunkKey>, Vec<u8>) {
+    let (keys, pages) = (keys(geometry(), recipe, salt, chunks), linear(chunks));
+    let memory = filled(Arrangement::Contiguous, geometry(), chunks, 1 + u64::from(salt));
+    let content = logical(&memory, &pages);
+    let mut host = card.attach(recipe, memory);
+    let stored = store(&mut host, &keys, &pages);
+    assert_eq!((stored.status, stored.chunks_done), (Status::Ok, chunks));
+    host.close(WAIT).unwrap();
+    (keys, content)
+}
+
+/// Bytes of one chunk of [`geometry`] in [`logical`]'s order, from memory that holds `chunks` chunks.
+pub fn chunk_of(content: &[u8], geometry: Geometry, chunks: usize, index: usize) -> Vec<u8> {
+    let bytes = usize::from(geometry.chunk_tokens) * geometry.row_bytes();
+    content.chunks(bytes).skip(index).step_by(chunks).flatten().copied().collect()
+}
+
+/// A seeded source of numbers.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}
+
+
 
 impl Drop for Card {
     fn drop(&mut self) {

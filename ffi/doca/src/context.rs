@@ -283,6 +283,12 @@ impl Context {
         !self.operations_free.is_empty() && !self.places_free.is_empty()
     }
 
+    /// Whether the device had no room for a task: it is offered again by [`Self::poll`], so do not sleep for long.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Inflates `range` of `source` into `destination` from its start.
     ///
     /// # Errors

@@ -69,6 +69,23 @@ fn a_peer_that_goes_is_noticed_and_one_that_does_not_read_is_back_pressure() {
 }
 
 #[test]
+fn what_a_peer_said_before_it_closed_is_heard_though_it_left_messages_unread() {
+    let directory = directory();
+    let mut listener = UnixListener::bind(&directory.path().join("socket")).unwrap();
+    let (mut client, mut server) = pair(&mut listener);
+    client.send(b"hello").unwrap();
+    client.send(b"and more").unwrap();
+    server.send(b"refused").unwrap();
+    server.send(b"bye").unwrap();
+    drop(server);
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    assert_eq!(client.receive(&mut out).unwrap(), Some(7));
+    assert_eq!(&out[..7], b"refused");
+    assert_eq!(client.receive(&mut out).unwrap(), Some(3));
+    assert!(matches!(client.receive(&mut out), Err(ChannelError::Closed)));
+}
+
+#[test]
 fn a_path_in_use_names_its_user_and_a_stale_one_is_replaced() {
     let directory = directory();
     let path = directory.path().join("socket");

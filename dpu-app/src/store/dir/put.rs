@@ -9,14 +9,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, RwLock};
 
 use block::ChunkKey;
+use block::tail::{self, Place};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::root::{self, Name, now_s};
-use super::tail::{self, Place};
-use super::{DirStore, POISONED};
+use super::{DirStore, POISONED, tail_bytes_max};
 use crate::store::{Limits, StoreError};
 
 /// One seat for putting.
@@ -53,7 +53,7 @@ impl Progress {
 
 impl Putting {
     pub(super) fn new(seat: usize, limits: &Limits) -> Self {
-        let tail = vec![0; tail::tail_bytes_max(limits)].into();
+        let tail = vec![0; tail_bytes_max(limits)].into();
         let places = vec![Place::default(); limits.blocks_max].into();
         Self {
             path: root::incoming(seat),
@@ -63,7 +63,7 @@ impl Putting {
     }
 
     pub(super) fn memory_bytes(limits: &Limits) -> usize {
-        limits.blocks_max * size_of::<Place>() + tail::tail_bytes_max(limits)
+        limits.blocks_max * size_of::<Place>() + tail_bytes_max(limits)
     }
 
     fn progress(&self) -> std::sync::MutexGuard<'_, Progress> {

@@ -8,14 +8,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use block::ChunkKey;
+use block::tail::{self, Place, TailError};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, futimens};
 use nix::sys::time::TimeSpec;
 
 use super::root::{Name, now_s};
-use super::tail::{self, Place};
-use super::{DirStore, POISONED};
+use super::{DirStore, POISONED, tail_bytes_max};
 use crate::store::{Limits, StoreError};
 
 /// How often the use of a chunk is written down on disk.
@@ -46,12 +46,12 @@ impl Reading {
         Self {
             open: None,
             places: vec![Place::default(); limits.blocks_max].into(),
-            window: vec![0; tail::tail_bytes_max(limits).max(WINDOW_BYTES)].into(),
+            window: vec![0; tail_bytes_max(limits).max(WINDOW_BYTES)].into(),
         }
     }
 
     pub(super) fn memory_bytes(limits: &Limits) -> usize {
-        limits.blocks_max * size_of::<Place>() + tail::tail_bytes_max(limits).max(WINDOW_BYTES)
+        limits.blocks_max * size_of::<Place>() + tail_bytes_max(limits).max(WINDOW_BYTES)
     }
 
     /// Reads and checks the tail of the open file; copies the manifest out.
@@ -95,9 +95,9 @@ enum Fault {
     Os(Errno),
 }
 
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
+impl From<TailError> for Fault {
+    fn from(error: TailError) -> Self {
+        Self::Store(error.into())
     }
 }
 

@@ -1,0 +1,141 @@
+//! Steady allocates nothing: thousands of blocks go both ways, and no thread of the data plane or of the emulator asks
+//! the allocator for anything.
+
+mod rig;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use dpu_app::store::{Limits, Store};
+use host_ctl::{Arrangement, Client, Options};
+use mailbox::Status;
+use nix::sys::eventfd::EventFd;
+use rig::*;
+
+thread_local! {
+    /// The host's own threads, and whoever prints what it caught.
+    static EXEMPT: Cell<bool> = const { Cell::new(false) };
+}
+
+static WATCHING: AtomicBool = AtomicBool::new(false);
+static CAUGHT: AtomicUsize = AtomicUsize::new(0);
+/// Backtraces that are printed at most.
+const PRINTED: usize = 5;
+
+struct Watched;
+
+impl Watched {
+    fn asked(&self, bytes: usize) {
+        if !WATCHING.load(SeqCst) || EXEMPT.get() {
+            return;
+        }
+        EXEMPT.set(true);
+        if CAUGHT.fetch_add(1, SeqCst) < PRINTED {
+            let thread = thread::current();
+            eprintln!("{bytes} bytes in {:?}:\n{}", thread.name(), Backtrace::force_capture());
+        }
+        EXEMPT.set(false);
+    }
+}
+
+// SAFETY: every call is passed on unchanged to the system's allocator, which upholds the contract; what is done beside it
+// touches atomics and a plain cell of the calling thread, and allocates only with that cell saying so.
+unsafe impl GlobalAlloc for Watched {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.asked(layout.size());
+        // SAFETY: the caller's promise about `layout` is the one that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        self.asked(bytes);
+        // SAFETY: `ptr` came from `alloc` above, hence from `System`, with this `layout`; the rest is the caller's promise.
+        unsafe { System.realloc(ptr, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `alloc` above, hence from `System`, with this `layout`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static WATCHED: Watched = Watched;
+
+const CHUNKS: usize = 32;
+const ROUNDS: usize = 12;
+
+/// What is asked of the allocator while `work` runs, by threads that are not exempt.
+fn allocations(work: impl FnOnce()) -> usize {
+    CAUGHT.store(0, SeqCst);
+    WATCHING.store(true, SeqCst);
+    work();
+    WATCHING.store(false, SeqCst);
+    CAUGHT.load(SeqCst)
+}
+
+#[test]
+fn a_steady_data_plane_allocates_nothing() {
+    EXEMPT.set(true);
+    let home = tempfile::tempdir().unwrap();
+    let config = small(home.path());
+    let limits = Limits {
+        chunks_open_max: config.chunks,
+        puts_max: config.chunks,
+        block_bytes_max: config.slot_bytes().wire,
+        manifest_bytes_max: block::MANIFEST_BYTES_MAX,
+        ..Limits::default()
+    };
+    let url = format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display());
+    let store: Arc<dyn Store> = Arc::from(dpu_app::store::open(&url, &limits).unwrap());
+    let stop = Arc::new(EventFd::new().unwrap());
+    let (ready, is_ready) = mpsc::channel();
+    let card = thread::Builder::new().name("engine".into());
+    let options = Options { socket: config.socket.clone(), ..Options::default() };
+    let card = card
+        .spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let device = doca::Device::open(&doca::Selector::First).unwrap();
+                dpu_app::serve(&config, device, store.as_ref(), &stop, || ready.send(()).unwrap()).unwrap();
+            }
+        })
+        .unwrap();
+    is_ready.recv().unwrap();
+
+    for (salt, recipe) in ["q5", "q4p", "lossless", "lossless+raw", "q5+lz4"].into_iter().enumerate() {
+        let pages = linear(CHUNKS);
+        let options = Options { recipe: Some(recipe.parse().unwrap()), ..options.clone() };
+        let target = filled(Arrangement::HeadMajor, geometry(), CHUNKS, 7);
+        let mut host = Client::attach(&options, Some(target)).unwrap();
+        let warm = keys(geometry(), recipe, salt as u8, CHUNKS);
+        assert_eq!(rig::store(&mut host, &warm, &pages).chunks_done, CHUNKS);
+        assert_eq!(fetch(&mut host, &warm, &pages).chunks_done, CHUNKS);
+        let before = status(&mut host);
+        // Fetches, look-ups, misses, status, and stores of chunks that are new and of some that are known.
+        let caught = allocations(|| {
+            for round in 0..ROUNDS {
+                assert_eq!(fetch(&mut host, &warm, &pages).chunks_done, CHUNKS);
+                assert_eq!(lookup(&mut host, &warm).chunks_done, CHUNKS);
+                let new = keys(geometry(), recipe, 100 + (salt * ROUNDS + round) as u8, CHUNKS);
+                assert_eq!(fetch(&mut host, &new, &pages).chunks_done, 0);
+                let stored = rig::store(&mut host, &new, &pages);
+                assert_eq!((stored.status, stored.chunks_done), (Status::Ok, CHUNKS));
+            }
+        });
+        let after = status(&mut host);
+        let blocks = |status: &host_ctl::CardStatus, stage: &str| status.value()["stages"][stage]["jobs"].as_u64().unwrap();
+        let fetched = blocks(&after, "write") - blocks(&before, "write");
+        let stored = blocks(&after, "put") - blocks(&before, "put");
+        println!("{recipe}: {fetched} blocks fetched, {stored} stored, {caught} allocations");
+        assert!(fetched > 1000 && stored > 1000, "{fetched} fetched, {stored} stored");
+        assert_eq!(caught, 0, "{recipe}");
+        host.close(WAIT).unwrap();
+    }
+    stop.write(1).unwrap();
+    card.join().unwrap();
+}

@@ -1,0 +1,299 @@
+//! The real binary and a host in another process: the whole path, and every way for either to go.
+
+mod rig;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use block::ElementType;
+use host_ctl::{Arrangement, Client, Error, Gone, Options};
+use mailbox::Status;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rig::*;
+
+const CHUNKS: usize = 8;
+
+/// A `dpu-app run` that ends with its test.
+struct Dpu {
+    child: Child,
+    socket: PathBuf,
+    log: Option<thread::JoinHandle<String>>,
+}
+
+fn command(store: &str, socket: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
+    command.args(["run", "--store", store, "--socket"]).arg(socket).args(more);
+    let small = [["--slots", "6"], ["--block-bytes", "16384"]];
+    command.args(small.iter().filter(|[flag, _]| !more.contains(flag)).flatten());
+    command.env_remove("DOCA_EMULATOR").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+impl Dpu {
+    fn start(store: &str, socket: &Path, emulator: &str) -> Self {
+        let mut child = command(store, socket, &[]).env("DOCA_EMULATOR", emulator).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let mut log = String::new();
+        while !log.contains("ready") {
+            assert!(lines.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+        }
+        let log = thread::spawn(move || {
+            let _ = lines.read_to_string(&mut log);
+            log
+        });
+        Self { child, socket: socket.to_owned(), log: Some(log) }
+    }
+
+    fn options(&self) -> Options {
+        let recipe = Some("lossless".parse().unwrap());
+        Options { socket: self.socket.clone(), client: "test".into(), recipe, ..Options::default() }
+    }
+
+    fn attach(&self, memory: &host_ctl::Memory) -> Client {
+        Client::attach(&self.options(), Some(memory.clone())).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> (ExitStatus, String) {
+        let status = wait(&mut self.child);
+        (status, self.log.take().unwrap().join().unwrap())
+    }
+}
+
+impl Drop for Dpu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let until = Instant::now() + WAIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() >= until {
+            child.kill().unwrap();
+            panic!("it does not end");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A start that must fail: its exit code and what it said.
+fn refused(store: &str, socket: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let mut child = command(store, socket, more).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        text
+    });
+    let code = wait(&mut child).code();
+    (code, reader.join().unwrap())
+}
+
+struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn store(&self) -> String {
+        format!("dir:{}", self.dir.path().join("store").display())
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+#[test]
+fn what_one_process_stored_another_fetches_also_after_a_restart() {
+    let home = Home::new();
+    let pages = linear(CHUNKS);
+    let source = filled(Arrangement::Vllm, geometry(), CHUNKS, 3);
+    let content = logical(&source, &pages);
+    let keys = keys(geometry(), "lossless", 1, CHUNKS);
+    // The window is how the emulator reaches shared mappings; without it the kernel copies.
+    for emulator in ["", "window=0"] {
+        let mut dpu = Dpu::start(&home.store(), &home.socket("card.sock"), emulator);
+        let mut host = dpu.attach(&source);
+        let stored = store(&mut host, &keys, &pages);
+        assert_eq!((stored.status, stored.chunks_done), (Status::Ok, CHUNKS));
+        host.close(WAIT).unwrap();
+        for arrangement in Arrangement::ALL {
+            let target = empty(arrangement, geometry(), CHUNKS);
+            let mut host = dpu.attach(&target);
+            let fetched = fetch(&mut host, &keys, &pages);
+            assert_eq!((fetched.status, fetched.chunks_done), (Status::Ok, CHUNKS), "{arrangement:?}");
+            assert!(logical(&target, &pages) == content, "{arrangement:?}");
+            host.close(WAIT).unwrap();
+        }
+        let mut last = dpu.attach(&source);
+        dpu.signal(Signal::SIGTERM);
+        let (status, log) = dpu.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains("EMULATOR"), "it says that no card is used: {log}");
+        assert!(log.contains("limit slots: 6"), "it says its limits: {log}");
+        assert!(last.wait_end(WAIT));
+    }
+}
+
+#[test]
+fn a_card_that_is_killed_in_mid_fetch_is_gone_and_its_store_is_whole() {
+    let home = Home::new();
+    let pages = linear(CHUNKS);
+    let source = filled(Arrangement::Contiguous, geometry(), CHUNKS, 4);
+    let content = logical(&source, &pages);
+    let stored_keys = keys(geometry(), "lossless", 1, CHUNKS);
+    for round in 0..3_u8 {
+        // Slow engines, so that the end comes in the middle.
+        let mut dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "seed=1,delay_us=20000");
+        let mut host = dpu.attach(&source);
+        let id = host.post_store(&transfer(&stored_keys, &pages)).unwrap();
+        assert_eq!(host.wait(id, WAIT).unwrap().chunks_done, CHUNKS);
+        // A second put is in progress, too.
+        let others = keys(geometry(), "lossless", 10 + round, CHUNKS);
+        host.post_store(&transfer(&others, &pages)).unwrap();
+        let target = empty(Arrangement::Vllm, geometry(), CHUNKS);
+        let mut fetcher = dpu.attach(&target);
+        let id = fetcher.post_fetch(&transfer(&stored_keys, &pages)).unwrap();
+        thread::sleep(Duration::from_millis(20 + u64::from(round) * 25));
+        dpu.signal(Signal::SIGKILL);
+        let since = Instant::now();
+        let error = fetcher.wait(id, WAIT).unwrap_err();
+        assert!(matches!(error, Error::CardGone(Gone::Died)), "{error:?}");
+        assert!(since.elapsed() < Duration::from_secs(3), "noticed after {:?}", since.elapsed());
+        dpu.wait();
+
+        let mut dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "");
+        let target = empty(Arrangement::Vllm, geometry(), CHUNKS);
+        let mut host = dpu.attach(&target);
+        let fetched = fetch(&mut host, &stored_keys, &pages);
+        assert_eq!((fetched.status, fetched.chunks_done), (Status::Ok, CHUNKS), "round {round}");
+        assert!(logical(&target, &pages) == content);
+        // Of the interrupted put there are whole chunks or nothing.
+        let found = fetch(&mut host, &others, &pages);
+        assert_eq!(found.status, Status::Ok, "no chunk is half there");
+        let after = logical(&target, &pages);
+        for index in 0..found.chunks_done {
+            assert!(chunk_of(&after, geometry(), CHUNKS, index) == chunk_of(&content, geometry(), CHUNKS, index));
+        }
+        host.close(WAIT).unwrap();
+        dpu.signal(Signal::SIGINT);
+        assert_eq!(dpu.wait().0.code(), Some(0), "SIGINT is a way to stop, too");
+    }
+}
+
+#[test]
+fn a_second_card_on_a_socket_or_a_store_is_refused_and_names_the_first() {
+    let home = Home::new();
+    let dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "");
+    let other_store = format!("dir:{}", home.dir.path().join("other").display());
+    let (code, said) = refused(&other_store, &home.socket("card.sock"), &[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(&format!("pid {}", dpu.child.id())), "{said}");
+    let (code, said) = refused(&home.store(), &home.socket("other.sock"), &[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("store") && said.contains("in use"), "{said}");
+    // The first is none the worse.
+    let mut host = Client::attach(&dpu.options(), None).unwrap();
+    let id = host.post_ping().unwrap();
+    assert_eq!(host.wait(id, WAIT).unwrap().status, Status::Ok);
+}
+
+#[test]
+fn what_an_operator_can_mistype_is_exit_code_2_and_named() {
+    let home = Home::new();
+    let socket = home.socket("card.sock");
+    let nowhere = home.dir.path().join("no/such/place");
+    let file = home.dir.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    let good = home.store();
+    let cases: Vec<(String, PathBuf, Vec<&str>, String)> = vec![
+        (format!("dir:{}", nowhere.display()), socket.clone(), vec![], nowhere.display().to_string()),
+        (format!("dir:{}", file.display()), socket.clone(), vec![], file.display().to_string()),
+        ("warp:somewhere".into(), socket.clone(), vec![], "warp".into()),
+        (format!("{good}?bytes=lots"), socket.clone(), vec![], "lots".into()),
+        (good.clone(), socket.clone(), vec!["--slots", "65"], "--slots 65".into()),
+        (good.clone(), socket.clone(), vec!["--slots", "many"], "--slots".into()),
+        (good.clone(), socket.clone(), vec!["--block-bytes", "1"], "--block-bytes 1".into()),
+        (good.clone(), socket.clone(), vec!["--recipe", "q99"], "q99".into()),
+        (good.clone(), socket.clone(), vec!["--colour", "red"], "--colour".into()),
+        (good.clone(), nowhere.join("card.sock"), vec![], "no/such/place".into()),
+        (good, file.clone(), vec![], file.display().to_string()),
+    ];
+    for (store, socket, more, named) in cases {
+        let (code, said) = refused(&store, &socket, &more);
+        assert_eq!(code, Some(2), "{store} {more:?}: {said}");
+        assert!(said.contains(&named), "{store} {more:?} names {named}: {said}");
+        assert_eq!(said.matches("dpu-app: ").count().max(1), 1, "said once: {said}");
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), b"not a directory", "what is in the way stays");
+}
+
+#[test]
+fn no_such_device_is_exit_code_3() {
+    let home = Home::new();
+    let (code, said) = refused(&home.store(), &home.socket("card.sock"), &["--device", "99:00.0"]);
+    assert_eq!(code, Some(3), "{said}");
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let home = Home::new();
+    let mut dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "");
+    dpu.signal(Signal::SIGKILL);
+    dpu.wait();
+    assert!(home.socket("card.sock").exists(), "a killed card leaves its socket");
+    let mut dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "");
+    dpu.signal(Signal::SIGTERM);
+    assert_eq!(dpu.wait().0.code(), Some(0));
+    assert!(!home.socket("card.sock").exists(), "one that leaves in order does not");
+}
+
+#[test]
+fn a_store_that_is_full_evicts_and_never_lies() {
+    let home = Home::new();
+    // Room for about half of what is stored.
+    let geometry = block::Geometry::new(4, 2, 32, CHUNK_TOKENS.into(), ElementType::Bf16).unwrap();
+    let dpu = Dpu::start(&format!("{}?bytes=320K", home.store()), &home.socket("card.sock"), "");
+    let pages = linear(CHUNKS);
+    let mut contents = Vec::new();
+    for salt in 1..=3_u8 {
+        let source = filled(Arrangement::Contiguous, geometry, CHUNKS, salt.into());
+        let keys = keys(geometry, "lossless", salt, CHUNKS);
+        contents.push((keys.clone(), logical(&source, &pages)));
+        let mut host = dpu.attach(&source);
+        let stored = store(&mut host, &keys, &pages);
+        assert_eq!((stored.status, stored.chunks_done), (Status::Ok, CHUNKS));
+    }
+    let target = empty(Arrangement::Contiguous, geometry, CHUNKS);
+    let mut host = dpu.attach(&target);
+    let mut found = 0;
+    for (keys, content) in &contents {
+        let fetched = fetch(&mut host, keys, &pages);
+        assert_eq!(fetched.status, Status::Ok);
+        let after = logical(&target, &pages);
+        for index in 0..fetched.chunks_done {
+            assert!(chunk_of(&after, geometry, CHUNKS, index) == chunk_of(content, geometry, CHUNKS, index));
+        }
+        found += fetched.chunks_done;
+    }
+    assert!(found < 3 * CHUNKS, "some were evicted");
+    let status = status(&mut host);
+    assert!(status.value()["store"]["evicted"].as_u64().unwrap() > 0, "{status:?}");
+    assert!(status.value()["store"]["bytes"].as_u64().unwrap() <= 320 << 10, "{status:?}");
+}
