@@ -159,7 +159,12 @@ code=0
 answer=$(card_bash "$here/bring-up/release.sh" "${arguments[@]}") || code=$?
 # The line `result name=value ...` of release.sh.
 line=$(grep '^result ' <<<"$answer" | tail -n 1 || true)
-word() { tr ' ' '\n' <<<"$line" | sed --quiet "s/^$1=//p"; }
+word() {
+    local part
+    for part in $line; do
+        if [ "${part%%=*}" = "$1" ]; then echo "${part#*=}"; fi
+    done
+}
 if [ -z "$line" ]; then
     card_explain "$code"
     [ "$code" != 255 ] || code=4
@@ -173,9 +178,9 @@ if $json; then
 fi
 case "$version" in *emulator*) say "WARNING: this dpu-app is built for the EMULATOR and uses no engine of the card: build it with the sdk feature" ;; esac
 if [ "$code" = 0 ]; then
-    say "ok: $(word release) runs on $card (${version:-version unknown}), changed: $(word changed), before it: $(word previous)"
+    say "ok: $(word release) runs on $card (${version:-version unknown}), changed: $(word changed), before it: $(word previous | grep . || echo none)"
     say "next: scripts/smoke.sh --card $card"
 else
-    say "FAILED: $id does not run on $card; running there: $(word release) (health: $(word health))"
+    say "FAILED: $id does not run on $card; running there: $(word release | grep . || echo unknown) (health: $(word health | grep . || echo unknown))"
 fi
 exit "$code"

@@ -107,13 +107,18 @@ fi
 
 declare -A fact=()
 # The first line that a command prints, or nothing; never fails, never waits for a terminal, gives up after 20 s.
-ask() { timeout 20 "$@" 2>/dev/null </dev/null | head -n 1 || true; }
+ask() {
+    local text
+    text=$(timeout 20 "$@" 2>/dev/null </dev/null) || true
+    echo "${text%%$'\n'*}"
+}
 have() { command -v "$1" >/dev/null 2>&1; }
 
 gather_machine() {
     fact[role]=$role
     fact[arch]=$(ask uname -m)
-    fact[glibc]=$(ask getconf GNU_LIBC_VERSION | awk '{print $2}')
+    fact[glibc]=$(ask getconf GNU_LIBC_VERSION)
+    fact[glibc]=${fact[glibc]#glibc }
     fact[memlock_kib]=$(ulimit -l)
     local unit
     unit=$(ask systemctl show dpu-app --property=LimitMEMLOCK)
@@ -315,7 +320,15 @@ check() {
 }
 
 # Whether dotted version $1 is at least $2.
-at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort --version-sort | head -n 1)" = "$2" ]; }
+at_least() {
+    local ours theirs index
+    IFS=. read -r -a ours <<<"${1//[!0-9.]/.}"
+    IFS=. read -r -a theirs <<<"${2//[!0-9.]/.}"
+    for index in "${!theirs[@]}"; do
+        local a=$((10#0${ours[index]:-})) b=$((10#0${theirs[index]:-}))
+        [ "$a" = "$b" ] || return $((a < b))
+    done
+}
 
 judge_machine() {
     case "$role/${fact[arch]}" in

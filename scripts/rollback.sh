@@ -103,7 +103,12 @@ arguments=(rollback --wait "$wait_s" --health "$health")
 [ -z "$to" ] || arguments+=(--release "$to")
 answer=$(card_bash "$here/bring-up/release.sh" "${arguments[@]}") || code=$?
 line=$(grep '^result ' <<<"$answer" | tail -n 1 || true)
-word() { tr ' ' '\n' <<<"$line" | sed --quiet "s/^$1=//p"; }
+word() {
+    local part
+    for part in $line; do
+        if [ "${part%%=*}" = "$1" ]; then echo "${part#*=}"; fi
+    done
+}
 if [ -z "$line" ]; then
     card_explain "$code"
     [ "$code" != 255 ] || code=4
@@ -114,8 +119,8 @@ if $json; then
         "$([ "$code" = 0 ] && echo true || echo false)" "$(word release)" "$(word previous)" "$(word version | tr '_' ' ')" "$(word changed)" "$(word health)"
 fi
 if [ "$code" = 0 ]; then
-    echo "rollback: ok: $(word release) runs on $card, changed: $(word changed), before it: $(word previous)" >&2
+    echo "rollback: ok: $(word release) runs on $card, changed: $(word changed), before it: $(word previous | grep . || echo none)" >&2
 else
-    echo "rollback: FAILED: running on $card: $(word release) (health: $(word health))" >&2
+    echo "rollback: FAILED: running on $card: $(word release | grep . || echo unknown) (health: $(word health | grep . || echo unknown))" >&2
 fi
 exit "$code"

@@ -185,13 +185,7 @@ impl Hub<'_, '_> {
         Ok((page, memory))
     }
 
-    fn seat_session(
-        &mut self,
-        attachment: Attachment,
-        visitor: Visitor,
-        page: Remote,
-        memory: Option<Memory>,
-    ) {
+    fn seat_session(&mut self, attachment: Attachment, visitor: Visitor, page: Remote, memory: Option<Memory>) {
         let Visitor { channel, number, .. } = visitor;
         let index = self.sessions.iter().position(Option::is_none).expect("visitors and sessions were counted");
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN, tag::SESSION | index as u64);

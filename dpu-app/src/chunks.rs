@@ -7,8 +7,8 @@ use crate::events::Event;
 use crate::flow::{Direction, Flow, Pages, Phase};
 use crate::hub::Hub;
 use crate::job::{Done, Failure, Job, Restored, Seat};
-use crate::request::Request;
 use crate::probation::BLAMES_MAX;
+use crate::request::Request;
 use crate::session::Session;
 use crate::slot::{SlotState, Ticket};
 
@@ -109,7 +109,11 @@ impl Hub<'_, '_> {
                 self.conclude(seat, Err(failure));
                 self.vacate(seat);
             }
-            Done::Closed { seat } => self.vacate(seat),
+            Done::Closed { seat } => {
+                let failure = self.flow(seat).failure;
+                self.conclude(seat, failure.map_or(Ok(()), Err));
+                self.vacate(seat);
+            }
         }
     }
 
@@ -155,8 +159,11 @@ impl Hub<'_, '_> {
         match (direction, failure) {
             (Direction::Fetch, failure) => {
                 self.fetchers.give(Job::Close { seat, corrupt: failure == Some(Failure::Corrupt) });
-                // The data is in place: no need to wait for the seat.
-                self.conclude(seat, failure.map_or(Ok(()), Err));
+                // The data is in place: no need to wait for the seat. A host that is told of a bad chunk may store it
+                // again at once: by then it must have left the store.
+                if failure != Some(Failure::Corrupt) {
+                    self.conclude(seat, failure.map_or(Ok(()), Err));
+                }
             }
             (Direction::Store, None) => self.encoders.give(Job::Commit { seat }),
             (Direction::Store, Some(_)) => self.encoders.give(Job::Abort { seat }),

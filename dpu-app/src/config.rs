@@ -106,7 +106,7 @@ impl Config {
         let ranges = [
             ("--block-bytes", self.block_bytes, 4 << 10, 2 << 20),
             ("--slots", self.slots, 2, SLOTS_MAX),
-            ("--store-slots", self.store_slots, 1, self.slots - 1),
+            ("--store-slots", self.store_slots, 1, self.slots.saturating_sub(1)),
             ("--fetch-workers", self.fetch_workers, 1, WORKERS_MAX),
             ("--dequantize-workers", self.dequantize_workers, 1, WORKERS_MAX),
             ("--encode-workers", self.encode_workers, 1, WORKERS_MAX),

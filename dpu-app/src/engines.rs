@@ -14,7 +14,7 @@ use crate::events::Event;
 use crate::flow::Direction;
 use crate::hub::{Engine, Hub, HubError};
 use crate::job::{Failure, Job, Restored};
-use crate::probation::BLAMES_MAX;
+use crate::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::slot::{SlotState, Ticket};
 
 /// Runs of one block at most: what a transfer's list is sized for. A layout that needs more is refused at attach.
@@ -311,7 +311,7 @@ impl Hub<'_, '_> {
             }
             Err(error) => {
                 work.blames += u8::from(to_blame);
-                if work.blames < BLAMES_MAX {
+                if work.blames < UNREACHABLE_MIN {
                     add(&self.shared.counters.blocks_resubmitted, 1);
                     self.to_transfer.push_front(ticket).expect("a place per slot");
                     return;

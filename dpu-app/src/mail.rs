@@ -17,7 +17,7 @@ use mailbox::{Answer, COMMAND_WINDOW, CardRing, Command, LINE_BYTES, Operation, 
 use crate::counters::add;
 use crate::hub::{Hub, HubState};
 use crate::job::Failure;
-use crate::probation::BLAMES_MAX;
+use crate::probation::UNREACHABLE_MIN;
 use crate::request::Request;
 use crate::session::{Lane, Outgoing, Session, Wake};
 use crate::status;
@@ -144,7 +144,7 @@ impl Hub<'_, '_> {
         if let Err(error) = completion.outcome {
             session.again(lane);
             session.blames += u8::from(to_blame);
-            if session.blames >= BLAMES_MAX {
+            if session.blames >= UNREACHABLE_MIN {
                 log::warn!("session {index}: its page cannot be reached ({error}): the session ends");
                 self.lose(index, Farewell::DeviceError);
             }

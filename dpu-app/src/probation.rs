@@ -7,6 +7,10 @@
 /// Failures alone after which an operation is given up.
 pub const BLAMES_MAX: u8 = 2;
 
+/// The same for copies to and from host memory. More, because a session hangs on it: an engine that fails now and then
+/// hits one copy twice soon enough, while memory that is gone fails every time.
+pub const UNREACHABLE_MIN: u8 = 6;
+
 /// The state of one context.
 #[derive(Debug, Default)]
 pub struct Probation {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -28,7 +29,7 @@ use crate::worker::{LookupKeys, PrefixKeys, QUEUE, Shared, Worker};
 pub enum RunError {
     Config(ConfigError),
     Store(store::OpenError),
-    Channel(ChannelError),
+    Channel { socket: PathBuf, error: ChannelError },
     Device(doca::Error),
     Encoder(block::codec::CodecError),
     System(io::Error),
@@ -40,7 +41,11 @@ impl fmt::Display for RunError {
         match self {
             Self::Config(error) => write!(f, "{error}"),
             Self::Store(error) => write!(f, "{error}"),
-            Self::Channel(error) => write!(f, "{error}"),
+            // Its other errors name the path themselves.
+            Self::Channel { socket, error: error @ ChannelError::System { .. } } => {
+                write!(f, "{error}: {}: check that its directory exists and is yours", socket.display())
+            }
+            Self::Channel { error, .. } => write!(f, "{error}"),
             Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
             Self::Encoder(error) => write!(f, "encoder: {error}"),
             Self::System(error) => write!(f, "system: {error}"),
@@ -56,7 +61,7 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Store(_) | Self::Channel(_) | Self::Encoder(_) => 2,
+            Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Encoder(_) => 2,
             Self::Device(_) | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
@@ -85,7 +90,8 @@ pub fn serve(
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
-    let listener = UnixListener::bind(&config.socket).map_err(RunError::Channel)?;
+    let listener = UnixListener::bind(&config.socket)
+        .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
     let shared = Shared {
         config,
         store,

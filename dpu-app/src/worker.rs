@@ -92,7 +92,9 @@ impl Worker<'_, '_> {
             self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
             unheard += 1;
             // With more to do here, the engine thread need not wake for every answer: a wake-up costs more than a turn.
-            if unheard >= ANSWERS_UNHEARD || !self.jobs.ready() {
+            // Only ahead of a job that cannot hang, though: a store may take until the deadline.
+            let soon = matches!(self.jobs.peek(), Some(Job::Restore { .. } | Job::Inflate { .. }));
+            if unheard >= ANSWERS_UNHEARD || !soon {
                 self.shared.engine_bell.ring();
                 unheard = 0;
             }
@@ -185,10 +187,7 @@ impl Worker<'_, '_> {
         let (wire, codes) = (memory.wire.as_ref().expect(held), memory.codes.as_mut().expect(held));
         let header = memory.header.as_ref().expect("read before it is inflated");
         let codes = &mut codes[..header.codes_bytes as usize];
-        self.decompressor
-            .decompress(header.codec, &wire[header.payload_range()], codes)
-            .map_err(|_| Failure::Corrupt)?;
-        (crc32fast::hash(codes) == header.codes_crc).then_some(()).ok_or(Failure::Corrupt)
+        self.decompressor.codes(header, wire, codes).map_err(|_| Failure::Corrupt)
     }
 
     fn restore(&mut self, slot: Ticket, order: TileOrder, from_wire: bool, check: bool) -> Result<Restored, Failure> {

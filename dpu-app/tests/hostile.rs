@@ -92,7 +92,14 @@ fn ordeal(seed: u64, emulator: Emulator, rounds: usize, change: impl FnOnce(&mut
     println!("seed {seed}: {emulator:?}");
     let card = Card::start_with(Emulator { seed: Some(seed), ..emulator }, change);
     let tallies: Vec<Tally> = thread::scope(|scope| {
-        let hosts: Vec<_> = (0..HOSTS).map(|number| scope.spawn({ let card = &card; move || host(card, number, rounds) })).collect();
+        let hosts: Vec<_> = (0..HOSTS)
+            .map(|number| {
+                scope.spawn({
+                    let card = &card;
+                    move || host(card, number, rounds)
+                })
+            })
+            .collect();
         hosts.into_iter().map(|host| host.join().unwrap()).collect()
     });
     let fetched: usize = tallies.iter().map(|tally| tally.fetched).sum();
@@ -108,7 +115,8 @@ fn ordeal(seed: u64, emulator: Emulator, rounds: usize, change: impl FnOnce(&mut
 #[test]
 fn late_and_reordered_completions_change_nothing() {
     for seed in 1..=4 {
-        let emulator = Emulator { delay_us: 400, reorder: true, decompress_threads: 3, dma_threads: 3, ..Emulator::default() };
+        let emulator =
+            Emulator { delay_us: 400, reorder: true, decompress_threads: 3, dma_threads: 3, ..Emulator::default() };
         assert_eq!(ordeal(seed, emulator, 8, |_| ()), 0, "nothing failed");
     }
 }

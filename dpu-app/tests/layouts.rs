@@ -128,7 +128,9 @@ fn a_token_range_moves_exactly_its_tokens() {
         let source = memory(Arrangement::Vllm, geometry, PAGE_TOKENS, 5);
         let trip = Trip::store(&card, recipe, salt as u8, source, 5);
         for to in Arrangement::ALL {
-            for (start, end) in [(0, all), (0, all - 1), (1, all), (17, all - 33), (chunk - 1, all - chunk + 1), (16, u32::MAX)] {
+            for (start, end) in
+                [(0, all), (0, all - 1), (1, all), (17, all - 33), (chunk - 1, all - chunk + 1), (16, u32::MAX)]
+            {
                 let target = memory(to, geometry, PAGE_TOKENS, 9);
                 trip.fetch(&target, 11, Tokens { start, end }, &format!("{recipe} {to:?} {start}..{end}"));
             }

@@ -16,8 +16,8 @@ use mailbox::attach::{
 };
 use mailbox::channel::{Channel, ChannelError, UnixChannel};
 use mailbox::{
-    ARGUMENTS_AT, COMMANDS_AT, Chunk as Named, HOST_LINE_AT, HostRing, LINE_BYTES, Operation, PAGE_BYTES, Page, Request,
-    Status, VERSION,
+    ARGUMENTS_AT, COMMANDS_AT, Chunk as Named, HOST_LINE_AT, HostRing, LINE_BYTES, Operation, PAGE_BYTES, Page,
+    Request, Status, VERSION,
 };
 use rig::*;
 
@@ -348,12 +348,25 @@ fn what_a_newer_host_may_ask_is_unsupported_and_the_session_lives() {
         let pages = [0, 1, 2, 1_000_000];
         let chunk = [Named { key: &keys[0], pages: &pages }];
         assert_eq!(post(&mut liar, Request::new(2, Operation::Fetch), &chunk), Status::Malformed);
-        assert_eq!(post(&mut liar, Request::new(3, Operation::Store), &[Named { key: &block::ChunkKey::new([9; 32]), pages: &pages }]), Status::Malformed);
+        assert_eq!(
+            post(
+                &mut liar,
+                Request::new(3, Operation::Store),
+                &[Named { key: &block::ChunkKey::new([9; 32]), pages: &pages }]
+            ),
+            Status::Malformed
+        );
         // Too few pages a chunk.
-        assert_eq!(post(&mut liar, Request::new(4, Operation::Fetch), &[Named { key: &keys[0], pages: &[0] }]), Status::Malformed);
+        assert_eq!(
+            post(&mut liar, Request::new(4, Operation::Fetch), &[Named { key: &keys[0], pages: &[0] }]),
+            Status::Malformed
+        );
         assert_eq!(post(&mut liar, Request::cancel(5, 12345), &[]), Status::NotFound);
         let pages = [3, 2, 1, 0];
-        assert_eq!(post(&mut liar, Request::new(6, Operation::Fetch), &[Named { key: &keys[0], pages: &pages }]), Status::Ok);
+        assert_eq!(
+            post(&mut liar, Request::new(6, Operation::Fetch), &[Named { key: &keys[0], pages: &pages }]),
+            Status::Ok
+        );
         liar.say(&Message::Bye(Farewell::Done));
         assert_eq!(liar.hear_last(), Said::Closed);
     });
@@ -423,7 +436,11 @@ fn a_page_that_is_not_the_session_s_is_refused() {
 
         let mut liar = Liar::meet(card);
         let zeros = Arc::new(Mapping::anonymous(PAGE_BYTES).unwrap());
-        assert_eq!(liar.introduce(&Lies { page: Some(zeros), ..Lies::default() }).reason(), Some(Reason::Page), "zeros");
+        assert_eq!(
+            liar.introduce(&Lies { page: Some(zeros), ..Lies::default() }).reason(),
+            Some(Reason::Page),
+            "zeros"
+        );
 
         let mut liar = Liar::meet(card);
         liar.page.write(8, &2_u32.to_le_bytes());

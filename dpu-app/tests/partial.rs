@@ -92,7 +92,8 @@ fn chunks_that_vanish_during_fetches_cost_no_more_than_themselves() {
                     let index = random.below(CHUNKS);
                     card.store.remove(&keys[index]);
                     std::thread::sleep(std::time::Duration::from_micros(200));
-                    let chunk = Chunk { manifest: chunks[index].manifest.clone(), blocks: chunks[index].blocks.clone() };
+                    let chunk =
+                        Chunk { manifest: chunks[index].manifest.clone(), blocks: chunks[index].blocks.clone() };
                     card.store.replace(keys[index], chunk);
                     rounds += 1;
                 }
@@ -118,7 +119,10 @@ fn a_chunk_is_stored_once() {
     assert_eq!((card.counter("chunks_stored"), card.counter("chunks_known")), (CHUNKS as u64, CHUNKS as u64));
     card.store.remove(&keys[2]);
     stored(&card, "lossless", 4, CHUNKS);
-    assert_eq!((card.counter("chunks_stored"), card.counter("chunks_known")), (CHUNKS as u64 + 1, 2 * CHUNKS as u64 - 1));
+    assert_eq!(
+        (card.counter("chunks_stored"), card.counter("chunks_known")),
+        (CHUNKS as u64 + 1, 2 * CHUNKS as u64 - 1)
+    );
     assert_eq!(card.store.len(), CHUNKS);
     assert_eq!(fetch_and_check(&card, "lossless", &keys, &content), CHUNKS);
 }

@@ -12,10 +12,23 @@ const CHUNKS: usize = 5;
 fn every_recipe_comes_back_within_its_bound() {
     let card = Card::start();
     let pages = PageOrder::Linear.table((CHUNKS * PAGES_PER_CHUNK) as u32);
-    for (salt, recipe) in
-        ["lossless", "lossless+lz4", "lossless+raw", "q8", "q6", "q5", "q4", "q3", "q5+raw", "q4p", "q4p+deflate", "q4p+lz4", "cachegen"]
-            .into_iter()
-            .enumerate()
+    for (salt, recipe) in [
+        "lossless",
+        "lossless+lz4",
+        "lossless+raw",
+        "q8",
+        "q6",
+        "q5",
+        "q4",
+        "q3",
+        "q5+raw",
+        "q4p",
+        "q4p+deflate",
+        "q4p+lz4",
+        "cachegen",
+    ]
+    .into_iter()
+    .enumerate()
     {
         let keys = keys(geometry(), recipe, salt as u8, CHUNKS);
         let original = filled(Arrangement::Contiguous, geometry(), CHUNKS, 7);
@@ -41,7 +54,8 @@ fn every_recipe_comes_back_within_its_bound() {
             for kind in [block::Kind::K, block::Kind::V] {
                 for chunk in 0..CHUNKS {
                     let start = (2 * usize::from(layer) + kind as usize) * plane + chunk * part_bytes;
-                    let part = block::Part { kind, first_layer: layer, layers: 1, first_token: 0, tokens: CHUNK_TOKENS };
+                    let part =
+                        block::Part { kind, first_layer: layer, layers: 1, first_token: 0, tokens: CHUNK_TOKENS };
                     let errors = block::compare(
                         recipe.parse().unwrap(),
                         &geometry(),

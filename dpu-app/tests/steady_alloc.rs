@@ -128,7 +128,8 @@ fn a_steady_data_plane_allocates_nothing() {
             }
         });
         let after = status(&mut host);
-        let blocks = |status: &host_ctl::CardStatus, stage: &str| status.value()["stages"][stage]["jobs"].as_u64().unwrap();
+        let blocks =
+            |status: &host_ctl::CardStatus, stage: &str| status.value()["stages"][stage]["jobs"].as_u64().unwrap();
         let fetched = blocks(&after, "write") - blocks(&before, "write");
         let stored = blocks(&after, "put") - blocks(&before, "put");
         println!("{recipe}: {fetched} blocks fetched, {stored} stored, {caught} allocations");

@@ -198,6 +198,47 @@ fn a_card_that_is_killed_in_mid_fetch_is_gone_and_its_store_is_whole() {
 }
 
 #[test]
+fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
+    let home = Home::new();
+    let dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "");
+    let proc = |what: &str| format!("/proc/{}/{what}", dpu.child.id());
+    let descriptors = || std::fs::read_dir(proc("fd")).unwrap().count();
+    let resident_kib = || {
+        let status = std::fs::read_to_string(proc("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    let pages = linear(CHUNKS);
+    let keys = keys(geometry(), "lossless", 1, CHUNKS);
+    let mut before = (0, 0);
+    for round in 0..120 {
+        let memory = filled(Arrangement::Vllm, geometry(), CHUNKS, 3);
+        let mut host = dpu.attach(&memory);
+        match round % 3 {
+            0 => assert_eq!(store(&mut host, &keys, &pages).chunks_done, CHUNKS),
+            1 => assert_eq!(fetch(&mut host, &keys, &pages).chunks_done, CHUNKS),
+            _ => {
+                host.post_fetch(&transfer(&keys, &pages)).unwrap();
+            }
+        }
+        drop(host);
+        if round == 20 {
+            thread::sleep(Duration::from_millis(300));
+            before = (descriptors(), resident_kib());
+        }
+    }
+    // The last one has said good-bye; the card may still be at it.
+    let until = Instant::now() + WAIT;
+    while descriptors() > before.0 && Instant::now() < until {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let after = (descriptors(), resident_kib());
+    println!("descriptors and KiB after 20 hosts {before:?}, after 120 {after:?}");
+    assert!(after.0 <= before.0, "{after:?} {before:?}");
+    assert!(after.1 <= before.1 + 1024, "{after:?} {before:?}");
+}
+
+#[test]
 fn a_second_card_on_a_socket_or_a_store_is_refused_and_names_the_first() {
     let home = Home::new();
     let dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "");

@@ -259,9 +259,9 @@ pub enum Operation {
     Cancel,
     /// Counters and limits as JSON text in the answer.
     Status,
-    /// Finish what runs, take nothing new from this session.
+    /// The card finishes what runs and takes nothing new, from anybody.
     Drain,
-    /// End this session after its answers.
+    /// As `Drain`, and then the card's program ends.
     Stop,
     /// From a newer host. Answered `Unsupported`; the session lives on.
     Unknown(u16),

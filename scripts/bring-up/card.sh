@@ -45,24 +45,29 @@ card_bash() {
     local file=$1
     shift
     if [ "$card_target" = local ]; then
-        if [ "$(id -u)" = 0 ]; then bash -s -- "$@" <"$file"; else sudo --non-interactive bash -s -- "$@" <"$file"; fi
+        local as_root=()
+        [ "$(id -u)" = 0 ] || as_root=(sudo --non-interactive)
+        "${as_root[@]}" bash -s -- "$@" <"$file"
         return
     fi
     local words
     words=$(card_quote "$@")
     # sudo says itself when it wants a password; card_explain says the fix.
+    # shellcheck disable=SC2029 # the words are quoted for the other side
     ssh "${card_options[@]}" "$card_target" \
         "if [ \"\$(id -u)\" = 0 ]; then exec bash -s -- $words; else exec sudo --non-interactive bash -s -- $words; fi" <"$file"
 }
 
 # One command of ours on the card, as the user who logs in there.
 card_plain() {
+    # shellcheck disable=SC2029 # a whole command line for the other side
     if [ "$card_target" = local ]; then bash -c "$1" </dev/null; else ssh "${card_options[@]}" "$card_target" "$1" </dev/null; fi
 }
 
 # Puts files into a new private directory on the card and prints its name.
 card_put() {
     local staging
+    # shellcheck disable=SC2016 # expands over there
     staging=$(card_plain 'mktemp -d "${TMPDIR:-/var/tmp}/kvlane.XXXXXXXX"') || return
     case "$staging" in /*kvlane.????????) ;; *)
         echo "card: mktemp on the card answered '$staging'" >&2

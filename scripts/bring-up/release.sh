@@ -7,6 +7,8 @@
 #
 # Prints one line `result name=value ...` on standard output; all else is on standard error.
 set -euo pipefail
+# The service's user executes what root installs here.
+umask 022
 
 root=${KVLANE_ROOT:-}
 home=$root/opt/kvlane
@@ -66,9 +68,10 @@ socket_path() {
 # The socket is its owner's alone, and root's: host-ctl runs as its owner, so that its memory can be reached, too.
 as_owner() {
     local owner
-    owner=$(stat --format=%U "$1")
+    owner=$(stat --format=%u:%g "$1")
     shift
-    if [ "$owner" = "$(id -un)" ]; then "$@"; else runuser --user "$owner" -- "$@"; fi
+    # Not runuser: PAM would put the login's memory limit back.
+    if [ "${owner%:*}" = "$(id -u)" ]; then "$@"; else setpriv --reuid "${owner%:*}" --regid "${owner#*:}" --clear-groups -- "$@"; fi
 }
 
 is_healthy() {
@@ -84,6 +87,7 @@ is_healthy() {
 # Waits until dpu-app serves, and goes on doing so.
 wait_healthy() {
     local deadline=$((SECONDS + wait_s)) good=0 needed=2
+    $is_activated || return 1
     [ "$health" = ping ] || needed=10
     while [ "$SECONDS" -le "$deadline" ]; do
         if is_healthy; then
@@ -106,8 +110,10 @@ show_log() {
 
 replaces_config() { [ -n "$1" ] && [ -e "$home/releases/$1/replace-config" ]; }
 
+is_activated=true
 # Switches from release $1 (may be empty) to $2 and starts it. Does not wait.
 activate() {
+    is_activated=true
     local from=$1 to=$2 at=$home/releases/$2
     mkdir --parents "$root/etc/kvlane" "$unit.d"
     if [ -n "$from" ] && [ -e "$config" ] && { replaces_config "$from" || replaces_config "$to"; }; then
@@ -130,15 +136,16 @@ activate() {
     fi
     if [ -n "$source" ] && [ -e "$source" ] && ! cmp --quiet "$source" "$config"; then
         install --mode=0640 "$source" "$config.new"
-        # A store's URL may hold a password: the service may read it, others not.
-        if getent group kvlane >/dev/null; then chgrp kvlane "$config.new"; fi
         mv --force "$config.new" "$config"
         say "config: $config is that of release $to"
     fi
     if [ -d "$at/packages" ]; then
         # The package brings its own unit: ours would hide it.
         if [ -e "$drop_in" ]; then rm --force "$drop_in" "$unit"; fi
-        DEBIAN_FRONTEND=noninteractive dpkg --install --force-confold "$at"/packages/*.deb >&2
+        DEBIAN_FRONTEND=noninteractive dpkg --install --force-confold "$at"/packages/*.deb >&2 || {
+            say "dpkg did not install release $to: see above"
+            is_activated=false
+        }
     else
         install --mode=0644 "$at/dpu-app.service" "$unit"
         cat >"$drop_in" <<'DROP_IN'
@@ -148,6 +155,8 @@ ExecStart=
 ExecStart=/opt/kvlane/current/bin/dpu-app run --config /etc/kvlane/dpu-app.conf
 DROP_IN
     fi
+    # A store's URL may hold a password: the service may read it, others not. Its group comes with sysusers or the package.
+    if [ -e "$config" ] && getent group kvlane >/dev/null; then chgrp kvlane "$config"; fi
     link current "$to"
     systemctl daemon-reload
     systemctl enable --quiet dpu-app
@@ -284,7 +293,8 @@ flock --nonblock 9 || die "another deploy or rollback is at work here: wait for 
 trap '[ -z "$staging" ] || rm --recursive --force "${staging:?}"' EXIT
 case "$command" in
     install)
-        [ -n "$wanted" ] && [ -d "$staging/release" ] || die "install needs --release and --staging"
+        [ -n "$wanted" ] || die "install needs --release"
+        [ -d "$staging/release" ] || die "install needs --staging with a release in it"
         install_release
         ;;
     rollback) roll_back ;;

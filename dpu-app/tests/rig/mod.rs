@@ -32,13 +32,15 @@ pub fn geometry() -> Geometry {
 pub struct MemoryStore {
     chunks: RwLock<HashMap<ChunkKey, Arc<Chunk>>>,
     open: Mutex<HashMap<usize, Arc<Chunk>>>,
-    puts: Mutex<HashMap<usize, (ChunkKey, Vec<(usize, Vec<u8>)>)>>,
+    puts: Mutex<HashMap<usize, Put>>,
     /// Every read sleeps this long, microseconds.
     pub read_delay_us: AtomicU64,
     /// This many of the next reads fail with an I/O error.
     pub reads_to_fail: AtomicU64,
     /// Reads of this chunk's blocks fail with an I/O error.
     pub key_to_fail: Mutex<Option<ChunkKey>>,
+    /// Reads of this chunk's blocks take this long.
+    pub key_to_delay: Mutex<Option<(ChunkKey, Duration)>>,
     /// Blocks asked for.
     pub reads: AtomicU64,
     /// What the next puts are refused with, and their blocks.
@@ -46,6 +48,9 @@ pub struct MemoryStore {
     pub put_block_error: Mutex<Option<StoreError>>,
     pub corrupt_noted: AtomicU64,
 }
+
+/// A chunk being put: its key, and its blocks as they came.
+type Put = (ChunkKey, Vec<(usize, Vec<u8>)>);
 
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -99,9 +104,13 @@ impl Store for MemoryStore {
         until: Instant,
     ) -> Result<(), StoreError> {
         self.reads.fetch_add(1, Relaxed);
-        let delay = self.read_delay_us.load(Relaxed);
-        if delay > 0 {
-            thread::sleep(Duration::from_micros(delay).min(until.saturating_duration_since(Instant::now())));
+        let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
+        let is = |key: &ChunkKey| self.chunk(key).is_some_and(|other| Arc::ptr_eq(&other, &chunk));
+        let slow = *self.key_to_delay.lock().unwrap();
+        let own = slow.filter(|(key, _)| is(key)).map_or(Duration::ZERO, |(_, delay)| delay);
+        let delay = own + Duration::from_micros(self.read_delay_us.load(Relaxed));
+        if !delay.is_zero() {
+            thread::sleep(delay.min(until.saturating_duration_since(Instant::now())));
             if Instant::now() >= until {
                 return Err(StoreError::Late { call: "read_block" });
             }
@@ -109,10 +118,7 @@ impl Store for MemoryStore {
         if self.reads_to_fail.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
             return Err(StoreError::Io { call: "read_block", errno: nix::errno::Errno::EIO });
         }
-        let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
-        if let Some(bad) = *self.key_to_fail.lock().unwrap()
-            && self.chunk(&bad).is_some_and(|bad| Arc::ptr_eq(&bad, &chunk))
-        {
+        if self.key_to_fail.lock().unwrap().is_some_and(|key| is(&key)) {
             return Err(StoreError::Io { call: "read_block", errno: nix::errno::Errno::EIO });
         }
         let block = &chunk.blocks[index];
@@ -268,14 +274,23 @@ impl Card {
             if taken == 0 && sessions == 1 && self.store.seats() == 0 {
                 return;
             }
-            assert!(Instant::now() < until, "{taken} slots, {sessions} sessions, {} seats: {status:?}", self.store.seats());
+            assert!(
+                Instant::now() < until,
+                "{taken} slots, {sessions} sessions, {} seats: {status:?}",
+                self.store.seats()
+            );
             thread::sleep(Duration::from_millis(5));
         }
     }
 
+    /// Rings the bell that signals ring.
+    pub fn ring_stop(&self) {
+        nix::unistd::write(self.stop.as_fd(), &1_u64.to_ne_bytes()).unwrap();
+    }
+
     /// Rings the bell that signals ring, and waits.
     pub fn stop(&mut self) -> Result<(), RunError> {
-        nix::unistd::write(self.stop.as_fd(), &1_u64.to_ne_bytes()).unwrap();
+        self.ring_stop();
         self.join()
     }
 
@@ -358,8 +373,6 @@ impl Random {
         (self.next() % limit as u64) as usize
     }
 }
-
-
 
 impl Drop for Card {
     fn drop(&mut self) {
