@@ -2,6 +2,7 @@
 # Builds programs of a checkout of NVIDIA's doca-samples, unmodified, against the emulator, runs them and prints which of
 # them gave the right answer. The only thing done to the checkout's copy is what the SDK's own packaging does:
 # meson.build.public takes the place of meson.build.
+# shellcheck disable=SC2317  # the run_ functions are called by name
 set -euo pipefail
 
 usage() {
@@ -204,11 +205,11 @@ run_dma_copy_host_dpu() {
         sleep 0.1
     done
     settings role=card,rep=b1:00.0
-    start dpu dma_copy_dpu -p 03:00.0 -d descriptor -b buffer && said dma_copy_dpu-dpu "Memory content: across the bus" ||
-        answer=1
+    start dpu dma_copy_dpu -p 03:00.0 -d descriptor -b buffer || answer=1
+    said dma_copy_dpu-dpu "Memory content: across the bus" || answer=1
     echo >&9
     exec 9>&-
-    wait $host && return $answer
+    wait "$host" && return "$answer"
 }
 run_pe() {
     settings profile=bf3
@@ -228,7 +229,7 @@ pair() {
     sleep 0.5
     settings "role=host,pci=b1:00.0${3:-}"
     start host "$2" -p b1:00.0 "${client_arguments[@]}" || answer=1
-    wait $server && return $answer
+    wait "$server" && return "$answer"
 }
 run_comch_ctrl_path() {
     server_arguments=(-t "from the card") client_arguments=(-t "from the host")
@@ -251,7 +252,8 @@ run_dma_copy() {
     # to the card, then back to the host
     rm -f "$work/run/on-card" "$work/run/back"
     server_arguments=(-f on-card) client_arguments=(-f plain)
-    pair dma_copy dma_copy && check "$same" plain on-card || return 1
+    pair dma_copy dma_copy || return 1
+    check "$same" plain on-card || return 1
     client_arguments=(-f back)
     pair dma_copy dma_copy && check "$same" plain back
 }

@@ -321,12 +321,12 @@ check() {
 
 # Whether dotted version $1 is at least $2.
 at_least() {
-    local ours theirs index
-    IFS=. read -r -a ours <<<"${1//[!0-9.]/.}"
-    IFS=. read -r -a theirs <<<"${2//[!0-9.]/.}"
-    for index in "${!theirs[@]}"; do
-        local a=$((10#0${ours[index]:-})) b=$((10#0${theirs[index]:-}))
-        [ "$a" = "$b" ] || return $((a < b))
+    local have_parts want_parts index have_part want_part
+    IFS=. read -r -a have_parts <<<"${1//[!0-9.]/.}"
+    IFS=. read -r -a want_parts <<<"${2//[!0-9.]/.}"
+    for index in "${!want_parts[@]}"; do
+        have_part=$((10#0${have_parts[index]:-})) want_part=$((10#0${want_parts[index]:-}))
+        [ "$have_part" = "$want_part" ] || return $((have_part < want_part))
     done
 }
 

@@ -54,8 +54,13 @@ fn main() {
     let source = source.expect("testdata");
     let kv = source.kv("kv", None).expect("testdata holds kv");
     generate((&source, &kv), &Synthetic { shape, seed: 1 }, &file, &mut |_, _| ()).expect("room for the data");
-    println!("{} GiB of bf16: {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, {tokens} tokens, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled\n", arguments.gib);
-    println!("| recipe | ratio | engines alone MB/s | fetch MB/s | share | fetch ms | inflate ms | dequantize ms | write ms | RSS MiB before / after |");
+    println!(
+        "{} GiB of bf16: {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, {tokens} tokens, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled\n",
+        arguments.gib
+    );
+    println!(
+        "| recipe | ratio | engines alone MB/s | fetch MB/s | share | fetch ms | inflate ms | dequantize ms | write ms | RSS MiB before / after |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for recipe in &arguments.recipes {
         bench(recipe, &arguments, &file, shape);
@@ -313,7 +318,8 @@ impl Alone {
         let plan = Plan::choose(&geometry, config.block_bytes / geometry.element.bytes()).expect("a plan");
         let part = plan.part(&geometry, 0).expect("a first block");
         let tile_bytes = part.tile_bytes(&geometry);
-        let mut region = Region::allocate(device, BLOCKS * slot.wire + depth * (slot.codes + slot.tile)).expect("memory");
+        let mut region =
+            Region::allocate(device, BLOCKS * slot.wire + depth * (slot.codes + slot.tile)).expect("memory");
         let mut compressor = Compressor::new(config.deflate_level, slot.codes).expect("an encoder");
         let (mut tile, mut codes) = (vec![0; tile_bytes], vec![0; slot.codes]);
         let key = block::ChunkKey::new([0; block::KEY_BYTES]);
@@ -323,8 +329,19 @@ impl Alone {
             file.read(&mut tile, kv.row_offset(part.first_layer.into(), part.kind as usize, 0)).expect("the data");
             let mut area = region.carve(slot.wire).expect("sized for it");
             let order = TileOrder::TokenMajor;
-            block::encode_tile(recipe, &geometry, &key, index, &part, order, &tile, &mut codes, &mut area, &mut compressor)
-                .expect("encodes");
+            block::encode_tile(
+                recipe,
+                &geometry,
+                &key,
+                index,
+                &part,
+                order,
+                &tile,
+                &mut codes,
+                &mut area,
+                &mut compressor,
+            )
+            .expect("encodes");
             let header = Header::parse(&area).expect("just written");
             wires.push((Some(area), header));
         }

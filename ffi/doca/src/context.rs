@@ -152,12 +152,7 @@ impl Context {
     ///
     /// # Errors
     /// `NOT_SUPPORTED` if the device lacks one of the codecs, else what the DOCA call answered.
-    pub fn decompress(
-        engine: &ProgressEngine,
-        device: &Device,
-        codecs: &[Codec],
-        depth: Depth,
-    ) -> Result<Self, Error> {
+    pub fn decompress(engine: &ProgressEngine, device: &Device, codecs: &[Codec], depth: Depth) -> Result<Self, Error> {
         let unsupported = Error::new("doca_compress_cap_task_decompress_deflate_is_supported", Code::NOT_SUPPORTED);
         let mut caps: Option<Caps> = None;
         for codec in codecs {
@@ -180,8 +175,7 @@ impl Context {
         let base = unsafe { sys::doca_compress_as_ctx(raw) };
         // The pools of both task types are sized for the worst mix.
         let tasks = depth.tasks as u32;
-        let configure =
-            || codecs.iter().try_for_each(|codec| task::configure_decompress(raw, *codec, tasks));
+        let configure = || codecs.iter().try_for_each(|codec| task::configure_decompress(raw, *codec, tasks));
         Self::start(Raw::Compress(raw), base, caps, configure, depth, 2 * depth.tasks, engine, device)
     }
 
@@ -328,12 +322,7 @@ impl Context {
     ///
     /// # Errors
     /// Gives the area back; back-pressure if the context is full.
-    pub fn write(
-        &mut self,
-        ticket: u64,
-        source: Area,
-        runs: &[RemoteRun<'_>],
-    ) -> Result<(), Refused> {
+    pub fn write(&mut self, ticket: u64, source: Area, runs: &[RemoteRun<'_>]) -> Result<(), Refused> {
         self.transfer(ticket, source, runs, Side::Source)
     }
 
@@ -341,23 +330,12 @@ impl Context {
     ///
     /// # Errors
     /// Gives the area back; back-pressure if the context is full.
-    pub fn read(
-        &mut self,
-        ticket: u64,
-        destination: Area,
-        runs: &[RemoteRun<'_>],
-    ) -> Result<(), Refused> {
+    pub fn read(&mut self, ticket: u64, destination: Area, runs: &[RemoteRun<'_>]) -> Result<(), Refused> {
         self.transfer(ticket, destination, runs, Side::Destination)
     }
 
     /// `side` is the side of the task that the local area is on.
-    fn transfer(
-        &mut self,
-        ticket: u64,
-        area: Area,
-        runs: &[RemoteRun<'_>],
-        side: Side,
-    ) -> Result<(), Refused> {
+    fn transfer(&mut self, ticket: u64, area: Area, runs: &[RemoteRun<'_>], side: Side) -> Result<(), Refused> {
         let Raw::Dma(raw) = self.raw else { unreachable!("transfer on a decompress context") };
         let refuse = |error, area| match side {
             Side::Source => Err(Refused { error, source: Some(area), destination: None }),
@@ -393,7 +371,8 @@ impl Context {
         side: Side,
     ) -> Result<(), Error> {
         let opened = self.operations[operation].as_ref();
-        let area = opened.and_then(|o| o.source.as_ref().or(o.destination.as_ref())).expect("a transfer holds its area");
+        let area =
+            opened.and_then(|o| o.source.as_ref().or(o.destination.as_ref())).expect("a transfer holds its area");
         let local = self.inventory.scattered(area, runs, side)?;
         let remote_side = if side == Side::Source { Side::Destination } else { Side::Source };
         let remote = self.inventory.remote(runs, remote_side).inspect_err(|_| self.inventory.put(local))?;
@@ -502,7 +481,8 @@ impl Context {
         task::take_fired(self.sink, &mut fired);
         for Fired { user, succeeded } in fired.drain(..) {
             let (place, generation) = ((user & u64::from(u32::MAX)) as usize, (user >> 32) as u32);
-            let known = self.places.get(place).filter(|p| p.generation == generation).and_then(|p| p.in_flight.as_ref());
+            let known =
+                self.places.get(place).filter(|p| p.generation == generation).and_then(|p| p.in_flight.as_ref());
             let Some(InFlight { bytes, task, destination, .. }) = known else {
                 log::error!("a completion names task {place} of generation {generation}, which is not in flight");
                 continue;

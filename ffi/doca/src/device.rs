@@ -200,11 +200,7 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
     DeviceInfo { pci_address: text(pci_ok, &pci), ibdev: text(ibdev_ok, &ibdev), dma, inflate, lz4_block }
 }
 
-fn caps(
-    supported: bool,
-    bytes: impl FnOnce(*mut u64) -> bool,
-    list: impl FnOnce(*mut u32) -> bool,
-) -> Option<Caps> {
+fn caps(supported: bool, bytes: impl FnOnce(*mut u64) -> bool, list: impl FnOnce(*mut u32) -> bool) -> Option<Caps> {
     let (mut bytes_max, mut list_max) = (0, 0);
     let answered = supported && bytes(&raw mut bytes_max) && list(&raw mut list_max);
     answered.then_some(Caps { bytes_max, list_max: list_max.max(1) })

@@ -85,11 +85,7 @@ pub(crate) fn configure_dma(dma: *mut sys::doca_dma, tasks: u32) -> Result<(), E
     unsafe { call!(doca_dma_task_memcpy_set_conf(dma, Some(fired::<T, true>), Some(fired::<T, false>), tasks)) }
 }
 
-pub(crate) fn configure_decompress(
-    compress: *mut sys::doca_compress,
-    codec: Codec,
-    tasks: u32,
-) -> Result<(), Error> {
+pub(crate) fn configure_decompress(compress: *mut sys::doca_compress, codec: Codec, tasks: u32) -> Result<(), Error> {
     type D = sys::doca_compress_task_decompress_deflate;
     type L = sys::doca_compress_task_decompress_lz4_block;
     // SAFETY: the context is live and idle; the callbacks are static functions of the right type.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use doca::{
-    Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Export, Mapping, ProgressEngine, Region,
-    Remote, RemoteRun, Selector,
+    Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Export, Mapping, ProgressEngine,
+    Region, Remote, RemoteRun, Selector,
 };
 
 const AREA: usize = 64 << 10;
@@ -145,7 +145,12 @@ fn runs_scatter_and_gather_with_gaps_on_both_sides() {
     assert_eq!(remote.bytes(), 1 << 20);
     // More runs than one task's list takes, in no order on the remote side, with holes on the local side.
     let runs: Vec<RemoteRun<'_>> = (0..300_usize)
-        .map(|i| RemoteRun { remote: &remote, offset: ((i * 7919) % 300 * 3000) as u64, local: i * 200, bytes: 100 + i % 50 })
+        .map(|i| RemoteRun {
+            remote: &remote,
+            offset: ((i * 7919) % 300 * 3000) as u64,
+            local: i * 200,
+            bytes: 100 + i % 50,
+        })
         .collect();
     let mut context = rig.dma(2, 16);
     let content = text(4, AREA);
