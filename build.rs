@@ -10,7 +10,7 @@
 //! build. It never falls back from the SDK to the emulator.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 
 /// Every header that the project uses; the subset is the same from DOCA 2.10 on.
@@ -26,16 +26,26 @@ const HEADERS: &[&str] = &[
     "doca_ctx.h",
     "doca_compress.h",
     "doca_dma.h",
+    "doca_comch.h",
+    "doca_comch_consumer.h",
+    "doca_comch_producer.h",
 ];
 
+/// What only the emulator's programs see: logs and command lines are the SDK's business to offer, not ours to use.
+const HEADERS_OF_THE_EMULATOR: &[&str] = &["doca_log.h", "doca_argp.h"];
+
 /// The SDK's pkg-config modules that carry those headers' functions.
-const SDK_MODULES: &[&str] = &["doca-common", "doca-compress", "doca-dma"];
+const SDK_MODULES: &[&str] = &["doca-common", "doca-compress", "doca-dma", "doca-comch"];
 
 fn main() {
     println!("cargo::rerun-if-changed=../../build.rs");
     match headers() {
-        Ok(Headers::OurOwn) => generate(&[our_own_headers()]),
-        Ok(Headers::Sdk) => generate(&sdk_headers().unwrap_or_else(|why| give_up(&why))),
+        Ok(Headers::OurOwn) => {
+            let include = our_own_headers();
+            compile_log(&include);
+            generate(&[HEADERS, HEADERS_OF_THE_EMULATOR].concat(), &[include]);
+        }
+        Ok(Headers::Sdk) => generate(HEADERS, &sdk_headers().unwrap_or_else(|why| give_up(&why))),
         Ok(Headers::None) => {}
         Err(why) => give_up(why),
     }
@@ -88,13 +98,21 @@ fn sdk_headers() -> Result<Vec<PathBuf>, String> {
     Ok(include_paths)
 }
 
-fn generate(include_paths: &[PathBuf]) {
-    let wrapper: String = HEADERS.iter().map(|header| format!("#include <{header}>\n")).collect();
+/// The emulator's one C file: the interface's one variadic function.
+fn compile_log(include: &Path) {
+    println!("cargo::rerun-if-changed=src/log.c");
+    cc::Build::new().file("src/log.c").include(include).std("gnu11").warnings(true).compile("doca_emulator_log");
+}
+
+fn generate(headers: &[&str], include_paths: &[PathBuf]) {
+    let wrapper: String = headers.iter().map(|header| format!("#include <{header}>\n")).collect();
     let bindings = bindgen::Builder::default()
         .header_contents("kvlane_doca.h", &wrapper)
         .clang_arg("-DDOCA_ALLOW_EXPERIMENTAL_API")
         .clang_args(include_paths.iter().map(|path| format!("-I{}", path.display())))
         .allowlist_item("(doca|DOCA)_.*")
+        // the C library's; a pointer to one is all that anybody holds
+        .opaque_type("_IO_FILE")
         // C may grow enum values at any release; a Rust enum would be undefined behaviour on the first new one.
         .default_enum_style(bindgen::EnumVariation::NewType { is_bitfield: false, is_global: false })
         .generate_comments(false)

@@ -97,7 +97,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # One archive of everything, for the one library that has the code.
-cargo rustc --manifest-path "$crate/Cargo.toml" --profile "$profile" --lib --crate-type staticlib --quiet
+cargo rustc --manifest-path "$crate/Cargo.toml" --profile "$profile" --lib --crate-type staticlib \
+    --features announce --quiet
 target=${CARGO_TARGET_DIR:-$here/target}
 case "$profile" in dev) archive=$target/debug/libdoca_emulator.a ;; *) archive=$target/release/libdoca_emulator.a ;; esac
 [ -f "$archive" ] || die "cargo left no $archive"

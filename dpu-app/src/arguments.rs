@@ -99,6 +99,9 @@ struct Run {
     /// How long a mailbox is polled after its last command before it sleeps
     #[arg(long, env = "KVLANE_AWAKE_US", value_name = "US", default_value_t = 200)]
     awake_us: u64,
+    /// Sleep of the engine thread while an engine has several operations queued; 0: wake for each completion
+    #[arg(long, env = "KVLANE_MODERATION_US", value_name = "US", default_value_t = defaults().moderation.as_micros() as u64)]
+    moderation_us: u64,
     /// Poll all the time: lowest latency, one core
     #[arg(long, env = "KVLANE_BUSY_POLL")]
     busy_poll: bool,
@@ -148,6 +151,7 @@ impl Run {
             deadline: Duration::from_millis(self.deadline_ms),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms),
             awake: Duration::from_micros(self.awake_us),
+            moderation: Duration::from_micros(self.moderation_us),
             busy_poll: self.busy_poll,
             software_crc: self.software_crc,
             allow_software: self.allow_software,

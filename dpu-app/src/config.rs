@@ -53,6 +53,9 @@ pub struct Config {
     pub attach_timeout: Duration,
     /// How long a session's mailbox is polled after its last command before it goes to sleep.
     pub awake: Duration,
+    /// How long the engine thread sleeps, undisturbed by completions, while an engine has several operations queued: fewer
+    /// wake-ups where cores are few. 0 wakes for each.
+    pub moderation: Duration,
     /// Never sleep: poll mailboxes all the time.
     pub busy_poll: bool,
     /// Check codes in software even if the engine's CRC is trusted.
@@ -86,6 +89,7 @@ impl Config {
             deadline: Duration::from_secs(30),
             attach_timeout: Duration::from_secs(5),
             awake: Duration::from_micros(200),
+            moderation: Duration::from_micros(if card { 0 } else { 200 }),
             busy_poll: false,
             software_crc: false,
             allow_software: false,

@@ -41,6 +41,8 @@ use crate::worker::Shared;
 const ATTEND_EVERY: Duration = Duration::from_micros(500);
 /// How often deadlines are looked at.
 const DEADLINE_EVERY: Duration = Duration::from_millis(5);
+/// Operations on one engine from which a sleep may be a fixed time instead of until the next completion.
+const MODERATED_DEPTH: usize = 5;
 /// How long an engine may sit on work without completing any before the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Context restarts in a row, without one success between them, after which the device is given up.
@@ -331,15 +333,9 @@ impl<'a, 's> Hub<'a, 's> {
     /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed.
     pub fn run(mut self) -> Result<(), HubError> {
         self.become_state(HubState::Steady);
-        let mut yielded = false;
         while !self.drained_for_good() {
             let busy = self.turn()?;
-            if busy {
-                yielded = false;
-            } else if !yielded {
-                std::thread::yield_now();
-                yielded = true;
-            } else if !self.shared.config.busy_poll {
+            if !busy && !self.shared.config.busy_poll {
                 self.sleep()?;
             }
         }
@@ -367,8 +363,19 @@ impl<'a, 's> Hub<'a, 's> {
         Ok(busy)
     }
 
+    /// Whether the engines have so much to do that nobody misses us for the time of a moderated sleep.
+    fn is_deep(&self) -> bool {
+        let inflating = self.inflate.as_ref().map_or(0, |engine| engine.context.in_flight());
+        let deep = inflating.max(self.bulk.context.in_flight()) >= MODERATED_DEPTH;
+        deep && !self.shared.config.moderation.is_zero()
+    }
+
     /// Sleeps until an engine, a worker, a socket or the next deadline.
     fn sleep(&mut self) -> Result<(), HubError> {
+        if self.is_deep() {
+            std::thread::sleep(self.shared.config.moderation);
+            return Ok(());
+        }
         let bell = &self.shared.engine_bell;
         bell.going_to_sleep();
         let answered = [&self.fetchers, &self.dequantizers, &self.encoders].iter().any(|crew| crew.answered());

@@ -7,6 +7,7 @@
 #ifndef DOCA_ERROR_H_
 #define DOCA_ERROR_H_
 
+#include <doca_compat.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,6 +48,12 @@ typedef enum doca_error {
 } doca_error_t;
 
 #define DOCA_IS_ERROR(r) ((r) != DOCA_SUCCESS)
+/* The first error is the one that counts. */
+#define DOCA_ERROR_PROPAGATE(r, t)                                                                                     \
+	do {                                                                                                           \
+		if ((r) == DOCA_SUCCESS)                                                                               \
+			(r) = (t);                                                                                     \
+	} while (0)
 
 /* The constant's own name, and one line about it. Both static, never NULL. */
 const char *doca_error_get_name(doca_error_t error);

@@ -8,6 +8,7 @@
 #define DOCA_TYPES_H_
 
 #include <stdint.h>
+#include <linux/types.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,6 +36,17 @@ enum doca_access_flag {
 	DOCA_ACCESS_FLAG_PCI_READ_WRITE = 1 << 5,
 	DOCA_ACCESS_FLAG_PCI_RELAXED_ORDERING = 1 << 6,
 };
+
+enum doca_pci_func_type {
+	DOCA_PCI_FUNC_TYPE_PF = 0,
+	DOCA_PCI_FUNC_TYPE_VF = 1,
+	DOCA_PCI_FUNC_TYPE_SF = 2,
+};
+
+/* In network order. */
+typedef __be16 doca_be16_t;
+typedef __be32 doca_be32_t;
+typedef __be64 doca_be64_t;
 
 #ifdef __cplusplus
 }

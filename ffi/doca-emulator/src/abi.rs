@@ -20,8 +20,28 @@ mod tests {
             .collect();
         let declared = include_str!(concat!(env!("OUT_DIR"), "/bindings.rs"));
         let names = declared.split("pub fn doca_").skip(1).map(|rest| rest.split('(').next().unwrap_or(""));
-        let is_defined = |name: &str| ['(', ';'].iter().any(|end| sources.contains(&format!("fn doca_{name}{end}")));
+        let is_defined = |name: &str| {
+            ["fn ", "doca_error_t "]
+                .iter()
+                .any(|start| ['(', ';'].iter().any(|end| sources.contains(&format!("{start}doca_{name}{end}"))))
+        };
         let missing: Vec<&str> = names.filter(|name| !is_defined(name)).collect();
         assert!(missing.is_empty(), "declared, not defined: {missing:?}");
+    }
+
+    #[test]
+    fn every_declared_function_has_its_place_in_the_shared_libraries() {
+        let symbols = include_str!("../abi/symbols.txt");
+        let rows = symbols.lines().filter(|line| !line.starts_with('#')).map(|line| line.split_ascii_whitespace());
+        let mut placed: Vec<&str> = rows.filter_map(|mut row| row.nth(2)).collect();
+        let declared = include_str!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+        let mut names: Vec<String> = declared
+            .split("pub fn doca_")
+            .skip(1)
+            .map(|rest| format!("doca_{}", rest.split('(').next().unwrap_or("")))
+            .collect();
+        placed.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(placed, names, "abi/symbols.txt against include/");
     }
 }

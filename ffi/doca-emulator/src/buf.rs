@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::abi::doca_buf;
+use crate::debug;
 use crate::door::{Handle, Out, Stamp, Thing, exports};
 use crate::error::{Answer, Fault};
 use crate::inventory::Inventory;
@@ -65,6 +66,7 @@ impl Buf {
     /// Brings a vacant buf to life.
     pub(crate) fn point(&self, region: Arc<Region>, head: Span, data: Span) {
         region.bufs.fetch_add(1, Ordering::Relaxed);
+        debug::count_bufs(1);
         *self.region.borrow_mut() = Some(region);
         self.head.set(head.0);
         self.len.set(head.1);
@@ -181,6 +183,7 @@ fn drop_reference(buf: Handle<Buf>, before: Option<Out<u16>>) -> Answer {
                 element.is_follower.set(false);
                 if let Some(region) = element.region.borrow_mut().take() {
                     region.bufs.fetch_sub(1, Ordering::Release);
+                    debug::count_bufs(-1);
                 }
                 if let Some(inventory) = element.inventory.get() {
                     inventory.take_back(element);

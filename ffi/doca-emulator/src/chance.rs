@@ -13,6 +13,8 @@ pub(crate) struct Fate {
     pub(crate) delay_us: u32,
     /// Which bit of the output to flip, modulo its length.
     pub(crate) corrupt: Option<u64>,
+    /// An import that the task uses turns out dead.
+    pub(crate) exporter_gone: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,7 @@ impl Chance {
             fail: self.hits(config.fail),
             delay_us: if config.delay_us == 0 { 0 } else { (self.draw() % (u64::from(config.delay_us) + 1)) as u32 },
             corrupt: self.hits(config.corrupt).then(|| self.draw()),
+            exporter_gone: self.hits(config.exporter_gone),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ptr;
 
 use crate::abi::*;
-use crate::ctx::{self, Ctx, Library};
+use crate::ctx::{self, Ctx, Face, Library};
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Enter, Handle, Out, exports};
 use crate::error::{Fault, complain};
@@ -25,7 +25,7 @@ exports! {
         dev: *mut doca_dev => Handle<Dev>,
         compress: *mut *mut doca_compress => Out<*mut doca_compress>,
     ) {
-        compress.put(Ctx::create(Library::Compress, dev).to_c().cast());
+        compress.put(Ctx::create(Library::Compress, dev, Face::Engine).to_c().cast());
         Ok(())
     }
 

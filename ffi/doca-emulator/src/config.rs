@@ -1,8 +1,9 @@
-//! The knobs of a device, and the one parser for them. The table of keys is in the crate's documentation.
+//! The knobs of a device, and the one parser for them. The table of keys is in `docs/emulator.md`.
 
 use std::cell::RefCell;
 use std::env;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +22,51 @@ pub enum Profile {
     Bf2,
 }
 
+/// Which side of the card the process believes to be on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Both: representors are there, and Comch servers as well as clients.
+    Any,
+    /// No representors, no Comch servers.
+    Host,
+    /// No Comch clients.
+    Card,
+}
+
+/// Domain, bus and device of a card; the function is the device's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciSlot {
+    pub domain: u16,
+    pub bus: u8,
+    pub device: u8,
+}
+
+impl PciSlot {
+    const FIRST: PciSlot = PciSlot { domain: 0, bus: 3, device: 0 };
+}
+
+impl fmt::Display for PciSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:02x}:{:02x}", self.domain, self.bus, self.device)
+    }
+}
+
+impl FromStr for PciSlot {
+    type Err = ();
+
+    /// `03:00`, with or without a domain before it and a function of zero behind it.
+    fn from_str(text: &str) -> Result<PciSlot, ()> {
+        let hex = |text: &str, digits: usize| -> Result<u16, ()> {
+            let fits = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if fits { u16::from_str_radix(text, 16).map_err(|_| ()) } else { Err(()) }
+        };
+        let text = text.strip_suffix(".0").unwrap_or(text);
+        let (domain, rest) = if text.len() > 5 { text.split_once(':').ok_or(())? } else { ("0000", text) };
+        let (bus, device) = rest.split_once(':').ok_or(())?;
+        Ok(PciSlot { domain: hex(domain, 4)?, bus: hex(bus, 2)? as u8, device: hex(device, 2)? as u8 })
+    }
+}
+
 /// Everything that can be set about a device. Start from [`Config::default`], or parse text in the form of the
 /// environment variable: `"seed=42,fail=0.01".parse()`.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +74,15 @@ pub struct Config {
     pub profile: Profile,
     /// Functions of the card, 0 to 8.
     pub devices: u32,
+    pub role: Role,
+    /// Where this process sees the card.
+    pub pci: PciSlot,
+    /// Where the host sees it, which is what representors say. None: at the same place.
+    pub rep: Option<PciSlot>,
+    /// Where Comch servers and clients meet. None: a directory of the user's.
+    pub comch_dir: Option<PathBuf>,
+    /// How long a starting Comch client waits for its server.
+    pub comch_wait_ms: u32,
     pub decompress_threads: u32,
     pub dma_threads: u32,
     /// Map an exporter's memory where that is safe, instead of copying through the kernel.
@@ -43,6 +98,22 @@ pub struct Config {
     /// Longest random delay of a task, in microseconds.
     pub delay_us: u32,
     pub reorder: bool,
+    /// The device is lost after this many tasks: all later ones fail with `DRIVER`, and no context starts. 0: never.
+    pub lose_after: u64,
+    /// Probability, 0 to 1, that a task that uses an import finds its exporter gone, for good.
+    pub exporter_gone: f64,
+    /// The timing model is on.
+    pub timing: bool,
+    /// Its fixed cost of a task, in nanoseconds.
+    pub task_ns: u32,
+    /// Its bandwidth, of what an engine writes.
+    pub gigabytes_per_s: f64,
+    /// Tasks that an engine has under way at once.
+    pub depth: u32,
+    /// The shared library does not announce itself.
+    pub quiet: bool,
+    /// Mistakes are reported; see `docs/emulator.md`.
+    pub debug: bool,
 }
 
 impl Default for Config {
@@ -50,6 +121,11 @@ impl Default for Config {
         Config {
             profile: Profile::Bf3,
             devices: 1,
+            role: Role::Any,
+            pci: PciSlot::FIRST,
+            rep: None,
+            comch_dir: None,
+            comch_wait_ms: 0,
             decompress_threads: 2,
             dma_threads: 1,
             window: true,
@@ -59,6 +135,14 @@ impl Default for Config {
             corrupt: 0.0,
             delay_us: 0,
             reorder: false,
+            lose_after: 0,
+            exporter_gone: 0.0,
+            timing: false,
+            task_ns: 5000,
+            gigabytes_per_s: 25.0,
+            depth: 8,
+            quiet: false,
+            debug: false,
         }
     }
 }
@@ -112,6 +196,19 @@ impl Config {
                 }
             }
             "devices" => self.devices = number("devices", value, 0..=DEVICES_MAX, "0 to 8")?,
+            "role" => {
+                self.role = match value {
+                    "any" => Role::Any,
+                    "host" => Role::Host,
+                    "card" | "dpu" => Role::Card,
+                    _ => return Err(bad("role", value, "any, host or card")),
+                }
+            }
+            "pci" => self.pci = slot("pci", value)?,
+            "rep" => self.rep = Some(slot("rep", value)?),
+            "comch_dir" if value.is_empty() => return Err(bad("comch_dir", value, "a directory")),
+            "comch_dir" => self.comch_dir = Some(value.into()),
+            "comch_wait_ms" => self.comch_wait_ms = number("comch_wait_ms", value, 0..=600_000, "up to 600000")?,
             "decompress_threads" => self.decompress_threads = threads("decompress_threads", value)?,
             "dma_threads" => self.dma_threads = threads("dma_threads", value)?,
             "window" => self.window = switch("window", value)?,
@@ -121,6 +218,16 @@ impl Config {
             "corrupt" => self.corrupt = probability("corrupt", value)?,
             "delay_us" => self.delay_us = number("delay_us", value, 0..=10_000_000, "up to 10000000")?,
             "reorder" => self.reorder = switch("reorder", value)?,
+            "lose_after" => self.lose_after = number("lose_after", value, 0..=u64::MAX, "a number of tasks")?,
+            "exporter_gone" => self.exporter_gone = probability("exporter_gone", value)?,
+            "timing" => self.timing = switch("timing", value)?,
+            "task_ns" => self.task_ns = number("task_ns", value, 0..=1_000_000_000, "up to 1000000000")?,
+            "gigabytes_per_s" => {
+                self.gigabytes_per_s = number("gigabytes_per_s", value, 0.001..=1000.0, "0.001 to 1000")?;
+            }
+            "depth" => self.depth = number("depth", value, 1..=1024, "1 to 1024")?,
+            "quiet" => self.quiet = switch("quiet", value)?,
+            "debug" => self.debug = switch("debug", value)?,
             _ => return Err(ConfigError::UnknownKey(key.to_owned())),
         }
         Ok(())
@@ -128,7 +235,13 @@ impl Config {
 
     /// Whether chance plays a part.
     pub fn is_hostile(&self) -> bool {
-        self.fail > 0.0 || self.again > 0.0 || self.corrupt > 0.0 || self.delay_us > 0 || self.reorder
+        self.fail > 0.0
+            || self.again > 0.0
+            || self.corrupt > 0.0
+            || self.delay_us > 0
+            || self.reorder
+            || self.lose_after > 0
+            || self.exporter_gone > 0.0
     }
 }
 
@@ -147,6 +260,10 @@ fn number<T: FromStr + PartialOrd>(
 
 fn threads(key: &'static str, value: &str) -> Result<u32, ConfigError> {
     number(key, value, 1..=THREADS_MAX, "1 to 64")
+}
+
+fn slot(key: &'static str, value: &str) -> Result<PciSlot, ConfigError> {
+    value.parse().map_err(|()| bad(key, value, "a PCI address such as 03:00.0"))
 }
 
 fn probability(key: &'static str, value: &str) -> Result<f64, ConfigError> {
@@ -198,11 +315,17 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "profile=bf2, devices=2,decompress_threads=4,dma_threads=3,window=0,seed=42,fail=0.5,again=0.25,\
-                    corrupt=1,delay_us=900,reorder=1,";
+        let text = "profile=bf2, devices=2,role=host,pci=b1:00.0,rep=0001:3b:1f,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,window=0,seed=42,fail=0.5,again=0.25,\
+                    corrupt=1,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
+                    gigabytes_per_s=2.5,depth=3,quiet=1,debug=1,";
         let wanted = Config {
             profile: Profile::Bf2,
             devices: 2,
+            role: Role::Host,
+            pci: PciSlot { domain: 0, bus: 0xb1, device: 0 },
+            rep: Some(PciSlot { domain: 1, bus: 0x3b, device: 0x1f }),
+            comch_dir: Some("/run/x".into()),
+            comch_wait_ms: 5,
             decompress_threads: 4,
             dma_threads: 3,
             window: false,
@@ -212,8 +335,30 @@ mod tests {
             corrupt: 1.0,
             delay_us: 900,
             reorder: true,
+            lose_after: 7,
+            exporter_gone: 0.125,
+            timing: true,
+            task_ns: 1,
+            gigabytes_per_s: 2.5,
+            depth: 3,
+            quiet: true,
+            debug: true,
         };
         assert_eq!(text.parse(), Ok(wanted));
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let page = include_str!("../../../docs/emulator.md");
+        let source = include_str!("config.rs");
+        let keys = source.split("fn set(").nth(1).and_then(|rest| rest.split("Whether chance").next());
+        let keys = keys.into_iter().flat_map(str::lines).filter_map(|line| line.trim().strip_prefix('"'));
+        let keys: Vec<&str> =
+            keys.filter(|line| line.contains("=> ")).filter_map(|line| line.split('"').next()).collect();
+        assert!(keys.len() > 20, "{keys:?}");
+        for key in keys {
+            assert!(page.contains(&format!("`{key}`")), "{key} is not in docs/emulator.md");
+        }
     }
 
     #[test]
@@ -224,6 +369,7 @@ mod tests {
         assert_eq!(message("fail=1.5"), "fail=1.5: wanted 0 to 1");
         assert_eq!(message("fail=NaN"), "fail=NaN: wanted 0 to 1");
         assert_eq!(message("dma_threads=0"), "dma_threads=0: wanted 1 to 64");
+        assert_eq!(message("pci=3:0.0"), "pci=3:0.0: wanted a PCI address such as 03:00.0");
         assert_eq!(message("profile=bf4"), "profile=bf4: wanted bf2 or bf3");
     }
 }

@@ -7,7 +7,8 @@
 //!    '----------------------------------------------------------'
 //!      all tasks completed and freed, and one more pe_progress
 //! ```
-//! `STARTING` does not occur: both contexts start at once. The state callback runs inside whatever caused the change:
+//! Engines, Comch servers and producers start at once. A Comch client and a consumer are `STARTING` until the other side
+//! answered, and go to `STOPPING` if it does not. The state callback runs inside whatever caused the change:
 //! `doca_ctx_start`, `doca_ctx_stop` or `doca_pe_progress`.
 
 use std::cell::{Cell, RefCell};
@@ -16,10 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::abi::{doca_ctx, doca_ctx_state_changed_callback_t, doca_ctx_states, doca_data, doca_task};
+use crate::comch::{self, Desk};
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Handle, Out, Stamp, Thing, exports};
 use crate::engine::Engine;
 use crate::error::{Answer, Fault, complain};
+use crate::fast::{self, End};
+use crate::link::Tidings;
 use crate::pe::Pe;
 use crate::pool::{Fifo, Pool};
 use crate::task::{KINDS, Kind, Line, Task};
@@ -32,6 +36,20 @@ pub(crate) type Callback =
 pub(crate) enum Library {
     Compress,
     Dma,
+    Server,
+    Client,
+    Producer,
+    Consumer,
+}
+
+/// What a context is beside being one.
+pub(crate) enum Face {
+    /// An engine's queue.
+    Engine,
+    /// A Comch server or client.
+    Comch(Box<Desk>),
+    /// A Comch producer or consumer.
+    Fast(End),
 }
 
 #[derive(Clone, Copy)]
@@ -45,6 +63,7 @@ pub(crate) struct Conf {
 pub(crate) struct Ctx {
     stamp: Stamp,
     pub(crate) library: Library,
+    pub(crate) face: Face,
     pub(crate) dev: Handle<Dev>,
     pub(crate) pe: Cell<Option<Handle<Pe>>>,
     state: Cell<doca_ctx_states>,
@@ -69,11 +88,12 @@ unsafe impl Thing for Ctx {
 }
 
 impl Ctx {
-    pub(crate) fn create(library: Library, dev: Handle<Dev>) -> Handle<Ctx> {
+    pub(crate) fn create(library: Library, dev: Handle<Dev>, face: Face) -> Handle<Ctx> {
         dev.hold();
         Handle::new(Ctx {
             stamp: Stamp::new(Ctx::MAGIC),
             library,
+            face,
             dev,
             pe: Cell::new(None),
             state: Cell::new(doca_ctx_states::DOCA_CTX_STATE_IDLE),
@@ -97,11 +117,20 @@ impl Ctx {
         self.state.get() == doca_ctx_states::DOCA_CTX_STATE_STOPPING
     }
 
-    fn is_idle(&self) -> bool {
+    fn is_starting(&self) -> bool {
+        self.state.get() == doca_ctx_states::DOCA_CTX_STATE_STARTING
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
         self.state.get() == doca_ctx_states::DOCA_CTX_STATE_IDLE
     }
 
-    fn check_idle(&self) -> Answer {
+    /// A failed task of an engine stops everything behind it; a message that one of many clients did not take does not.
+    pub(crate) fn stops_on_failure(&self) -> bool {
+        self.library != Library::Server
+    }
+
+    pub(crate) fn check_idle(&self) -> Answer {
         if self.is_idle() { Ok(()) } else { Err(Fault::DOCA_ERROR_BAD_STATE) }
     }
 
@@ -122,12 +151,13 @@ impl Ctx {
         self.confs[kind as usize].get()
     }
 
-    fn engine(&self) -> &Engine {
+    fn engine(&self) -> Option<&Engine> {
         // SAFETY: a context holds its device open, so the handle outlives `self`.
         let dev = unsafe { self.dev.pointer().as_ref() };
         match self.library {
-            Library::Compress => &dev.compress,
-            Library::Dma => &dev.dma,
+            Library::Compress => Some(&dev.compress),
+            Library::Dma => Some(&dev.dma),
+            Library::Server | Library::Client | Library::Producer | Library::Consumer => None,
         }
     }
 
@@ -135,7 +165,9 @@ impl Ctx {
     pub(crate) fn configure(&self, kind: Kind, done: Option<Callback>, failed: Option<Callback>, count: u32) -> Answer {
         self.check_idle()?;
         let (Some(done), Some(failed)) = (done, failed) else { return Err(Fault::DOCA_ERROR_INVALID_VALUE) };
-        self.dev.info.buf_bytes_max(kind)?;
+        if kind.is_of_an_engine() {
+            self.dev.info.buf_bytes_max(kind)?;
+        }
         let count_of = |conf: &Cell<Option<Conf>>| conf.get().map_or(0, |conf| u64::from(conf.count));
         let others = self.confs.iter().map(count_of).sum::<u64>() - count_of(&self.confs[kind as usize]);
         if count == 0 || others + u64::from(count) > u64::from(TASKS_MAX) {
@@ -179,9 +211,14 @@ impl Ctx {
 
     fn flush(&self) {
         let tasks = self.held_back.replace(Fifo::new());
-        if tasks.len() > 0 {
-            self.engine().take_in(tasks);
+        if let (Some(engine), 1..) = (self.engine(), tasks.len()) {
+            engine.take_in(tasks);
         }
+    }
+
+    /// A submitted task is with somebody other than an engine; or, with false, was not taken.
+    pub(crate) fn departed(&self, gone: bool) {
+        self.inflight.set(if gone { self.inflight.get() + 1 } else { self.inflight.get() - 1 });
     }
 
     /// One of the tasks in flight has landed.
@@ -199,12 +236,44 @@ fn enter(ctx: Handle<Ctx>, next: doca_ctx_states) {
     }
 }
 
+/// STARTING to RUNNING, when what a start waits for has come. A context that is being stopped stays so.
+pub(crate) fn become_running(ctx: Handle<Ctx>) {
+    if ctx.is_starting() {
+        enter(ctx, doca_ctx_states::DOCA_CTX_STATE_RUNNING);
+    }
+}
+
+/// Something other than a task failed for good.
+pub(crate) fn fail(ctx: Handle<Ctx>) {
+    if ctx.is_starting() || ctx.is_running() {
+        begin_stop(ctx);
+    }
+}
+
+/// What a context does with what its thread or its peer said.
+pub(crate) fn hear(ctx: Handle<Ctx>, tidings: Tidings) {
+    match &ctx.face {
+        Face::Engine => {}
+        Face::Comch(desk) => comch::hear(ctx, desk, tidings),
+        Face::Fast(_) => {
+            if let Tidings::Known = tidings {
+                become_running(ctx);
+            }
+        }
+    }
+}
+
 /// RUNNING to STOPPING: what is queued will be flushed by the engines.
 pub(crate) fn begin_stop(ctx: Handle<Ctx>) {
     if let Some(line) = &*ctx.line.borrow() {
         line.broken.store(true, Ordering::Release);
     }
     ctx.flush();
+    match &ctx.face {
+        Face::Engine => {}
+        Face::Comch(desk) => comch::begin_stop(ctx, desk),
+        Face::Fast(end) => fast::begin_stop(ctx, end),
+    }
     if let Some(pe) = ctx.pe.get() {
         pe.stopping.set(pe.stopping.get() + 1);
     }
@@ -217,28 +286,41 @@ pub(crate) fn finish_stop(ctx: Handle<Ctx>) {
     ctx.free.iter().for_each(|list| list.set(None));
     drop(mem::take(&mut *ctx.pools.borrow_mut()));
     *ctx.line.borrow_mut() = None;
+    if let Face::Comch(desk) = &ctx.face {
+        comch::finish_stop(desk);
+    }
     if let Some(pe) = ctx.pe.get() {
         pe.stopping.set(pe.stopping.get() - 1);
+        pe.port.forget(ctx);
     }
     enter(ctx, doca_ctx_states::DOCA_CTX_STATE_IDLE);
 }
 
 fn start(ctx: Handle<Ctx>) -> Answer {
-    const KINDS_IN_ORDER: [Kind; KINDS] = [Kind::Memcpy, Kind::Deflate, Kind::Inflate, Kind::Lz4Stream, Kind::Lz4Block];
     ctx.check_idle()?;
     let pe = ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?;
-    if ctx.confs.iter().all(|conf| conf.get().is_none()) {
-        return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+    if ctx.dev.is_lost() {
+        return Err(Fault::DOCA_ERROR_DRIVER);
     }
-    ctx.engine().start(ctx.dev.config())?;
+    if let Some(engine) = ctx.engine() {
+        if ctx.confs.iter().all(|conf| conf.get().is_none()) {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        engine.start(ctx.dev.config())?;
+    }
     let line = Line { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
     let line = Arc::new(line);
     let mut pools = Vec::new();
-    for kind in KINDS_IN_ORDER {
+    for kind in Kind::ALL {
         if let Some(conf) = ctx.conf(kind) {
             pools.push((kind, Pool::new(ctx, kind, conf.count, &line)?));
         }
     }
+    let next = match &ctx.face {
+        Face::Engine => doca_ctx_states::DOCA_CTX_STATE_RUNNING,
+        Face::Comch(desk) => comch::start(ctx, desk)?,
+        Face::Fast(end) => fast::start(ctx, end)?,
+    };
     for (kind, pool) in &pools {
         for task in pool.handles() {
             task.link.set(ctx.free[*kind as usize].replace(Some(task)));
@@ -246,15 +328,16 @@ fn start(ctx: Handle<Ctx>) -> Answer {
     }
     *ctx.pools.borrow_mut() = pools.into_iter().map(|(_, pool)| pool).collect();
     *ctx.line.borrow_mut() = Some(line);
-    enter(ctx, doca_ctx_states::DOCA_CTX_STATE_RUNNING);
-    Ok(())
+    enter(ctx, next);
+    // The callback may have stopped it, but what start came to is decided.
+    if next == doca_ctx_states::DOCA_CTX_STATE_RUNNING { Ok(()) } else { Err(Fault::DOCA_ERROR_IN_PROGRESS) }
 }
 
 fn stop(ctx: Handle<Ctx>) -> Answer {
     if ctx.is_idle() {
         return Ok(());
     }
-    if ctx.is_running() {
+    if ctx.is_running() || ctx.is_starting() {
         begin_stop(ctx);
     }
     let in_callback = ctx.pe.get().is_some_and(|pe| pe.is_busy.get());

@@ -2,12 +2,13 @@
 
 use std::ffi::c_char;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 
-use crate::abi::{doca_dev, doca_devinfo};
+use crate::abi::{doca_dev, doca_devinfo, doca_pci_func_type};
 use crate::chance::{self, Chance};
 use crate::config::{self, Config, Profile};
+use crate::debug;
 use crate::door::{Enter, Handle, Out, Room, Stamp, Text, Thing, exports};
 use crate::engine::Engine;
 use crate::error::{Answer, Fault, complain};
@@ -51,8 +52,12 @@ impl DevInfo {
         DevInfo { stamp: Stamp::new(DevInfo::MAGIC), function, config }
     }
 
-    fn pci_address(&self) -> String {
-        format!("0000:03:00.{}", self.function)
+    pub(crate) fn pci_address(&self) -> String {
+        format!("{}.{}", self.config.pci, self.function)
+    }
+
+    pub(crate) fn function(&self) -> u32 {
+        self.function
     }
 
     pub(crate) fn buf_bytes_max(&self, kind: Kind) -> Result<u64, Fault> {
@@ -68,6 +73,8 @@ pub(crate) struct Dev {
     pub(crate) id: u64,
     pub(crate) info: DevInfo,
     pub(crate) chance: Chance,
+    /// Tasks that it was given.
+    tasks: AtomicU64,
     pub(crate) compress: Engine,
     pub(crate) dma: Engine,
     /// Contexts and memory maps that hold the device open.
@@ -83,6 +90,17 @@ unsafe impl Thing for Dev {
 impl Dev {
     pub(crate) fn config(&self) -> &Config {
         &self.info.config
+    }
+
+    /// Counts a task; true if the device is lost, and the task with it.
+    pub(crate) fn loses_task(&self) -> bool {
+        let limit = self.config().lose_after;
+        limit > 0 && self.tasks.fetch_add(1, Ordering::Relaxed) >= limit
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        let limit = self.config().lose_after;
+        limit > 0 && self.tasks.load(Ordering::Relaxed) > limit
     }
 
     pub(crate) fn hold(&self) {
@@ -105,6 +123,7 @@ fn open(info: &DevInfo) -> Dev {
         stamp: Stamp::new(Dev::MAGIC),
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         chance: Chance::new(seed),
+        tasks: AtomicU64::new(0),
         compress: Engine::new("compress", config.decompress_threads, config.reorder, seed),
         dma: Engine::new("dma", config.dma_threads, config.reorder, seed),
         info: DevInfo::new(info.function, config),
@@ -112,7 +131,15 @@ fn open(info: &DevInfo) -> Dev {
     }
 }
 
-/// The domain may be left out, as everywhere.
+/// Compares a full address with text whose domain may be left out, as everywhere; not an address: `INVALID_VALUE`.
+pub(crate) fn is_same_address(ours: &str, text: &str) -> Result<bool, Fault> {
+    if !is_pci_address(text) {
+        return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+    }
+    let theirs = text.to_ascii_lowercase();
+    Ok(ours == theirs || ours.strip_prefix("0000:") == Some(&theirs))
+}
+
 fn is_pci_address(text: &str) -> bool {
     let shape = |pattern: &str| {
         text.len() == pattern.len()
@@ -130,17 +157,18 @@ exports! {
             complain(&err.to_string());
             Fault::DOCA_ERROR_INITIALIZATION
         })?;
-        // The list ends with a null, which is how destroy finds its length.
-        let list: Box<[*mut doca_devinfo]> = (0..config.devices)
-            .map(|function| Handle::new(DevInfo::new(function, Arc::clone(&config))).to_c())
-            .chain([ptr::null_mut()])
-            .collect();
-        dev_list.put(Box::leak(list).as_mut_ptr());
+        if config.debug {
+            debug::switch_on();
+        }
+        if cfg!(feature = "announce") && !config.quiet {
+            announce(&config);
+        }
+        dev_list.put(list((0..config.devices).map(|function| DevInfo::new(function, Arc::clone(&config)))));
         nb_devs.put(config.devices);
         Ok(())
     }
 
-    fn doca_devinfo_destroy_list(dev_list: *mut *mut doca_devinfo => List) {
+    fn doca_devinfo_destroy_list(dev_list: *mut *mut doca_devinfo => List<DevInfo>) {
         dev_list.destroy();
         Ok(())
     }
@@ -150,7 +178,9 @@ exports! {
         Ok(())
     }
 
-    fn doca_dev_close(dev: *mut doca_dev => Handle<Dev>) {
+    // Null is fine: the SDK's own programs close what they closed before.
+    fn doca_dev_close(dev: *mut doca_dev => Option<Handle<Dev>>) {
+        let Some(dev) = dev else { return Ok(()) };
         if dev.users.load(Ordering::Acquire) > 0 {
             return Err(Fault::DOCA_ERROR_IN_USE);
         }
@@ -175,12 +205,7 @@ exports! {
         pci_addr_str: *const c_char => Text,
         is_equal: *mut u8 => Out<u8>,
     ) {
-        if !is_pci_address(&pci_addr_str.0) {
-            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
-        }
-        let ours = devinfo.pci_address();
-        let theirs = pci_addr_str.0.to_ascii_lowercase();
-        is_equal.put(u8::from(ours == theirs || ours.strip_prefix("0000:") == Some(&theirs)));
+        is_equal.put(u8::from(is_same_address(&devinfo.pci_address(), &pci_addr_str.0)?));
         Ok(())
     }
 
@@ -226,42 +251,69 @@ exports! {
         let _ = (devinfo, ipv6_addr, size);
         Err(Fault::DOCA_ERROR_NOT_FOUND)
     }
+
+    fn doca_devinfo_get_pci_func_type(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        pci_func_type: *mut doca_pci_func_type => Out<doca_pci_func_type>,
+    ) {
+        let _ = devinfo;
+        pci_func_type.put(doca_pci_func_type::DOCA_PCI_FUNC_TYPE_PF);
+        Ok(())
+    }
+
+    fn doca_devinfo_get_sf_index(devinfo: *const doca_devinfo => Handle<DevInfo>, sf_index: *mut u32 => Out<u32>) {
+        let _ = (devinfo, sf_index);
+        Err(Fault::DOCA_ERROR_NOT_SUPPORTED)
+    }
 }
 
-fn put_text(room: Room, text: &str, size: u32) -> Answer {
+fn announce(config: &Config) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        complain(&format!("no card: everything is software, profile {:?}; quiet=1 silences this", config.profile));
+    });
+}
+
+pub(crate) fn put_text(room: Room, text: &str, size: u32) -> Answer {
     let mut bytes = text.as_bytes().to_vec();
     bytes.push(0);
     room.put(&bytes, size as usize)
 }
 
-/// A device list on its way back.
-struct List(Vec<Handle<DevInfo>>, Box<[*mut doca_devinfo]>);
+/// Moves entries out to C as a list that ends with a null, which is how destroy finds its length.
+pub(crate) fn list<T: Thing>(entries: impl Iterator<Item = T>) -> *mut *mut T::Opaque {
+    let list: Box<[*mut T::Opaque]> = entries.map(|entry| Handle::new(entry).to_c()).chain([ptr::null_mut()]).collect();
+    Box::leak(list).as_mut_ptr()
+}
 
-impl Enter<*mut *mut doca_devinfo> for List {
-    unsafe fn enter(raw: *mut *mut doca_devinfo) -> Result<Self, Fault> {
+/// A device list on its way back.
+pub(crate) struct List<T: Thing>(Vec<Handle<T>>, Box<[*mut T::Opaque]>);
+
+impl<T: Thing<Opaque = O>, O> Enter<*mut *mut O> for List<T> {
+    unsafe fn enter(raw: *mut *mut O) -> Result<Self, Fault> {
         if raw.is_null() {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
         let mut entries = Vec::new();
         loop {
-            // SAFETY: the caller passes a list of `doca_devinfo_create_list`, which ends with a null that stops us.
+            // SAFETY: the caller passes a list of `list`, which ends with a null that stops us.
             let entry = unsafe { *raw.add(entries.len()) };
             if entry.is_null() {
                 break;
             }
-            // SAFETY: entries of such a list point to what create_list leaked.
+            // SAFETY: entries of such a list point to what `list` leaked.
             entries.push(unsafe { Handle::from_c(entry) }?);
         }
-        // SAFETY: the box that create_list leaked: the entries and their null; the caller gives it up.
+        // SAFETY: the box that `list` leaked: the entries and their null; the caller gives it up.
         let list = unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(raw, entries.len() + 1)) };
         Ok(List(entries, list))
     }
 }
 
-impl List {
-    fn destroy(self) {
+impl<T: Thing> List<T> {
+    pub(crate) fn destroy(self) {
         for entry in self.0 {
-            // SAFETY: made by `Handle::new` in create_list, and the caller gives the list with its entries up.
+            // SAFETY: made by `Handle::new` in `list`, and the caller gives the list with its entries up.
             unsafe { entry.destroy() };
         }
         drop(self.1);

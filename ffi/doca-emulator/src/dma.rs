@@ -3,7 +3,7 @@
 use std::ptr;
 
 use crate::abi::{doca_ctx, doca_dev, doca_dma};
-use crate::ctx::{self, Ctx, Library};
+use crate::ctx::{self, Ctx, Face, Library};
 use crate::dev::{Dev, TASKS_MAX};
 use crate::door::{Enter, Handle, Out, exports};
 use crate::error::Fault;
@@ -22,7 +22,7 @@ impl Enter<*mut doca_dma> for Dma {
 
 exports! {
     fn doca_dma_create(dev: *mut doca_dev => Handle<Dev>, dma: *mut *mut doca_dma => Out<*mut doca_dma>) {
-        dma.put(Ctx::create(Library::Dma, dev).to_c().cast());
+        dma.put(Ctx::create(Library::Dma, dev, Face::Engine).to_c().cast());
         Ok(())
     }
 

@@ -135,6 +135,14 @@ impl<T: Thing<Opaque = O>, O> Enter<*const O> for Handle<T> {
     }
 }
 
+/// A handle that may be left out.
+impl<T: Thing<Opaque = O>, O> Enter<*mut O> for Option<Handle<T>> {
+    unsafe fn enter(raw: *mut O) -> Result<Self, Fault> {
+        // SAFETY: our contract is the callee's.
+        if raw.is_null() { Ok(None) } else { unsafe { Handle::from_c(raw) }.map(Some) }
+    }
+}
+
 /// A place of the caller's for one result.
 pub(crate) struct Out<T>(NonNull<T>);
 
@@ -220,8 +228,14 @@ macro_rules! plain {
 }
 
 plain!(u8, u32, usize, c_int, *mut c_void, *const c_void, abi::doca_data, abi::doca_error, abi::doca_pe_event_mode);
-plain!(*mut *mut abi::doca_devinfo, *const abi::doca_buf, *mut abi::doca_buf);
+plain!(*const abi::doca_buf, *mut abi::doca_buf);
 plain!(abi::doca_ctx_state_changed_callback_t, abi::doca_mmap_memrange_free_cb_t);
+plain!(abi::doca_argp_param_cb_t, abi::doca_argp_validation_cb_t, abi::doca_argp_type, *mut *mut c_char);
+plain!(abi::doca_comch_task_send_completion_cb_t, abi::doca_comch_producer_task_send_completion_cb_t);
+plain!(abi::doca_comch_consumer_task_post_recv_completion_cb_t, *mut u8);
+plain!(abi::doca_comch_counter, abi::doca_comch_event_msg_recv_cb_t, abi::doca_comch_event_consumer_cb_t);
+plain!(abi::doca_comch_event_connection_status_changed_cb_t);
+plain!(*mut abi::FILE, *mut c_char, abi::log_flush_callback);
 
 /// Defines exported functions. `arg: raw => checked` runs the argument through [`Enter`]; a body without a written
 /// return type answers an `Answer`; with one, the value in parentheses is what bad arguments get.
@@ -246,10 +260,10 @@ macro_rules! exports {
                 // SAFETY: the C caller passes what the header asks for; `enter` refuses null and what is not ours.
                 let $arg = match unsafe { $crate::door::Enter::enter($arg) } {
                     Ok(checked) => checked,
-                    Err(fault) => return fault,
+                    Err(fault) => return $crate::debug::said(stringify!($name), fault),
                 };
             )*
-            $crate::error::code(body($($arg),*))
+            $crate::debug::said(stringify!($name), $crate::error::code(body($($arg),*)))
         }
     };
     (@define [$($meta:tt)*] $name:ident ($($arg:ident: $raw:ty, $checked:tt),*) [$ret:ty, $bad:expr] $body:block) => {

@@ -12,15 +12,17 @@ use std::process;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::chance::Chance;
+use crate::clock::Clock;
 use crate::codec::{self, Codec, Unusable};
 use crate::config::Config;
 use crate::copy::{self, Copier, Piece};
+use crate::debug::{self, POISON};
 use crate::dev::{LIST_MAX, buf_bytes_max};
 use crate::door::Handle;
-use crate::error::{Answer, FLUSHED, Fault};
+use crate::error::{Answer, FLUSHED, Fault, complain};
 use crate::job::{Job, Segment, Sums};
 use crate::pool::Fifo;
 use crate::region::Reach;
@@ -33,6 +35,7 @@ pub(crate) struct Engine {
     name: &'static str,
     width: u32,
     queue: Arc<Queue>,
+    clock: Mutex<Option<Arc<Clock>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -77,17 +80,24 @@ impl Engine {
     pub(crate) fn new(name: &'static str, width: u32, reorder: bool, seed: u64) -> Engine {
         let inner = Mutex::new(Waiting { tasks: Fifo::new(), sleepers: 0, is_closing: false });
         let queue = Queue { inner, ready: Condvar::new(), shuffle: reorder.then(|| Chance::new(seed)) };
-        Engine { name, width, queue: Arc::new(queue), threads: Mutex::new(Vec::new()) }
+        Engine { name, width, queue: Arc::new(queue), clock: Mutex::new(None), threads: Mutex::new(Vec::new()) }
     }
 
     /// Starts the threads if they do not run yet.
     pub(crate) fn start(&self, config: &Config) -> Answer {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        if threads.is_empty() {
+            *clock = Clock::new(config);
+        }
         while threads.len() < self.width as usize {
             let queue = Arc::clone(&self.queue);
+            let clock = clock.clone();
             let worker = Worker::new(self.name == "compress", config);
             let thread = thread::Builder::new().name(format!("{}-{}", self.name, threads.len()));
-            let thread = thread.spawn(move || work(&queue, worker)).map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?;
+            let thread = thread
+                .spawn(move || work(&queue, worker, clock.as_deref()))
+                .map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?;
             threads.push(thread);
         }
         Ok(())
@@ -122,7 +132,7 @@ impl Drop for Engine {
 
 /// A dead engine would leave the application waiting for ever, so its panic ends the process, as one in an exported
 /// function does.
-struct AbortOnPanic;
+pub(crate) struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
@@ -132,9 +142,10 @@ impl Drop for AbortOnPanic {
     }
 }
 
-fn work(queue: &Queue, mut worker: Worker) {
+fn work(queue: &Queue, mut worker: Worker, clock: Option<&Clock>) {
     let _guard = AbortOnPanic;
     while let Some(task) = queue.next() {
+        let taken = Instant::now();
         // SAFETY: the task came out of the queue, so the job is this thread's until `post`.
         let job = unsafe { task.job() };
         let done = worker.run(task.kind, job, &task.line);
@@ -144,6 +155,10 @@ fn work(queue: &Queue, mut worker: Worker) {
         if job.outcome.is_err() {
             // Read by tasks that start later; those already running finish.
             task.line.broken.store(true, Ordering::Release);
+        }
+        if let (Some(clock), Ok(made)) = (clock, done) {
+            clock.complete(task, taken, made.bytes);
+            continue;
         }
         // After `post` the application may free the task and all that hangs on it.
         let port = Arc::clone(&task.line.port);
@@ -202,6 +217,13 @@ impl Worker {
             return Err(Fault::DOCA_ERROR_IO_FAILED);
         }
         let (sources, destinations) = job.lists();
+        if job.fate.exporter_gone {
+            let imports = sources.iter().chain(destinations).filter(|segment| !segment.region().is_own());
+            imports.for_each(|segment| segment.region().is_gone.store(true, Ordering::Relaxed));
+        }
+        if debug::is_on() {
+            inspect(sources, destinations, job.is_poisoned)?;
+        }
         let passages = (Passage::open(sources)?, Passage::open(destinations)?);
         // SAFETY: the passages keep the regions reachable until the end of this function.
         unsafe {
@@ -263,7 +285,7 @@ impl Worker {
             Kind::Deflate => codec.deflate(source, made),
             Kind::Lz4Block => codec::lz4_block(source, made),
             Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
-            Kind::Memcpy => Err(Unusable),
+            Kind::Memcpy | Kind::MessageSend | Kind::DataSend | Kind::PostReceive => Err(Unusable),
         };
         let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
         let made = &mut made[..produced];
@@ -287,6 +309,85 @@ impl Worker {
     }
 }
 
+/// Debug mode: fills a destination of this process's memory, whose bytes nobody has a right to expect anything of.
+pub(crate) fn poison(job: &mut Job) {
+    let (sources, destinations) = job.lists();
+    let is_apart =
+        |d: &Segment| sources.iter().all(|s| s.addr + s.len as u64 <= d.addr || d.addr + d.len as u64 <= s.addr);
+    let is_ours = destinations.iter().all(|d| d.region().is_own() && is_mapped(d) && is_apart(d));
+    if is_ours {
+        for segment in destinations {
+            let first: *mut u8 = std::ptr::with_exposed_provenance_mut(segment.addr as usize);
+            // SAFETY: registered memory of this process, mapped as just seen, that the application gave the task to
+            // write to.
+            unsafe { first.write_bytes(POISON, segment.len) };
+        }
+    }
+    job.is_poisoned = is_ours;
+}
+
+/// Debug mode: whether memory of this process is still there, by trying to read the first and last byte.
+fn is_mapped(segment: &Segment) -> bool {
+    [segment.addr, segment.addr + segment.len as u64 - 1].into_iter().all(|addr| {
+        let mut byte = 0u8;
+        let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(addr as usize), iov_len: 1 };
+        // SAFETY: a byte of our own to read to; the kernel checks the other address.
+        unsafe { libc::process_vm_readv(libc::getpid(), &here, 1, &there, 1, 0) == 1 }
+    })
+}
+
+/// Debug mode: looks at a task's memory before the engine does.
+fn inspect(sources: &[Segment], destinations: &[Segment], is_poisoned: bool) -> Result<(), Fault> {
+    if let Some(gone) = sources.iter().chain(destinations).find(|s| s.region().is_own() && !is_mapped(s)) {
+        complain(&format!("debug: {} bytes at {:#x} of a task in flight are not there any more", gone.len, gone.addr));
+        return Err(Fault::DOCA_ERROR_IO_FAILED);
+    }
+    for segment in destinations.iter().filter(|_| is_poisoned) {
+        let first: *const u8 = std::ptr::with_exposed_provenance(segment.addr as usize);
+        // SAFETY: memory of this process, mapped as just seen. Should somebody write to it now, as they must not, a
+        // byte is one thing or the other.
+        let is_touched = (0..segment.len).any(|at| unsafe { first.add(at).read_volatile() } != POISON);
+        if is_touched {
+            complain(&format!(
+                "debug: a destination at {:#x} was written to while its task was in flight",
+                segment.addr
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Copies what a producer sends out of its buffers.
+pub(crate) fn gather(copier: &mut Copier, job: &Job) -> Result<Vec<u8>, Fault> {
+    let (sources, _) = job.lists();
+    let _passage = Passage::open(sources)?;
+    let mut list = Vec::new();
+    // SAFETY: the passage keeps the regions reachable until the end of this function.
+    unsafe { pieces(&mut list, sources) };
+    let mut bytes = vec![0; copy::total(&list)];
+    let room = bytes.len();
+    // SAFETY: as above.
+    unsafe { copier.copy(&list, &[Piece::here(&mut bytes)], room, &mut []) }?;
+    Ok(bytes)
+}
+
+/// Copies what came for a consumer into its buffers; the bytes, or `TOO_BIG`.
+pub(crate) fn scatter(copier: &mut Copier, job: &Job, bytes: &[u8]) -> Result<usize, Fault> {
+    let (_, destinations) = job.lists();
+    let _passage = Passage::open(destinations)?;
+    let mut list = Vec::new();
+    // SAFETY: the passage keeps the regions reachable until the end of this function.
+    unsafe { pieces(&mut list, destinations) };
+    if bytes.len() > copy::total(&list) {
+        return Err(Fault::DOCA_ERROR_TOO_BIG);
+    }
+    let mut source = bytes.to_vec();
+    // SAFETY: as above.
+    unsafe { copier.copy(&[Piece::here(&mut source)], &list, bytes.len(), &mut []) }?;
+    Ok(bytes.len())
+}
+
 /// # Safety
 /// The pieces are gone before the passage of their segments closes.
 unsafe fn pieces(list: &mut Vec<Piece>, segments: &[Segment]) {
@@ -308,6 +409,9 @@ impl<'a> Passage<'a> {
         let mut passage = Passage { entered: &[] };
         for (index, segment) in segments.iter().enumerate() {
             if segment.is_owner {
+                if segment.region().is_gone.load(Ordering::Relaxed) {
+                    return Err(Fault::DOCA_ERROR_IO_FAILED);
+                }
                 match &segment.region().reach {
                     Reach::Own => {}
                     Reach::Neighbour(exporter) => exporter.gate.enter()?,

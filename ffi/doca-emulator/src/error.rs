@@ -80,6 +80,10 @@ words! {
     DOCA_ERROR_SKIPPED: c"left out",
 }
 
+pub(crate) fn name_of(error: doca_error) -> &'static str {
+    name(error).to_str().unwrap_or("DOCA_ERROR_UNKNOWN")
+}
+
 exports! {
     fn doca_error_get_name(error: doca_error_t) -> *const c_char = (c"".as_ptr()) {
         name(error).as_ptr()

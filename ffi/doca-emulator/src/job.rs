@@ -12,6 +12,7 @@ use crate::chance::Fate;
 use crate::dev::LIST_MAX;
 use crate::door::Handle;
 use crate::error::{Answer, Fault};
+use crate::link::IMM_MAX;
 use crate::region::Region;
 use crate::task::Kind;
 
@@ -42,11 +43,26 @@ pub(crate) struct Job {
     /// Why the engine will not even try.
     pub(crate) refusal: Option<Fault>,
     pub(crate) fate: Fate,
+    /// Debug mode has filled the destination.
+    pub(crate) is_poisoned: bool,
     pub(crate) has_block_checksum: bool,
     pub(crate) are_blocks_independent: bool,
     /// Bytes written.
     pub(crate) outcome: Result<usize, Fault>,
     pub(crate) sums: Sums,
+    /// With a received message: who sent it, and its immediate data.
+    pub(crate) producer: u32,
+    pub(crate) imm: [u8; IMM_MAX],
+    pub(crate) imm_len: usize,
+}
+
+/// What a buffer list is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Source,
+    Destination,
+    /// A destination of the other side's choosing: data of a Comch producer.
+    Delivery,
 }
 
 /// Checksums of the plain bytes.
@@ -66,10 +82,14 @@ impl Job {
             destinations: 0,
             refusal: None,
             fate: Fate::default(),
+            is_poisoned: false,
             has_block_checksum: false,
             are_blocks_independent: false,
             outcome: Ok(0),
             sums: Sums::default(),
+            producer: 0,
+            imm: [0; IMM_MAX],
+            imm_len: 0,
         }
     }
 
@@ -91,7 +111,8 @@ impl Job {
     }
 
     /// Takes the snapshot of one list. The references that it takes are given back by `unload`, on errors too.
-    pub(crate) fn load_list(&mut self, head: Handle<Buf>, device: u64, is_destination: bool) -> Answer {
+    pub(crate) fn load_list(&mut self, head: Handle<Buf>, device: u64, what: Use) -> Answer {
+        let is_destination = what != Use::Source;
         if head.is_follower() {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
@@ -102,7 +123,11 @@ impl Job {
             }
             let region = buf.region.borrow();
             let region = region.as_ref().ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
-            if !region.admits(device, is_destination) {
+            let admitted = match what {
+                Use::Delivery => region.admits_delivery(device),
+                _ => region.admits(device, is_destination),
+            };
+            if !admitted {
                 return Err(Fault::DOCA_ERROR_NOT_PERMITTED);
             }
             let (addr, len) = if is_destination { buf.vacant_tail() } else { buf.filled() };
@@ -131,6 +156,12 @@ impl Job {
         }
         self.sources = 0;
         self.destinations = 0;
+    }
+
+    /// Of the one list of a Comch task.
+    pub(crate) fn check_bytes(&self, bytes_max: usize) -> Answer {
+        let bytes = self.all().iter().map(|segment| segment.len).sum::<usize>();
+        if bytes == 0 || bytes > bytes_max { Err(Fault::DOCA_ERROR_INVALID_VALUE) } else { Ok(()) }
     }
 
     pub(crate) fn check_sizes(&self, kind: Kind, bytes_max: usize) -> Answer {

@@ -5,7 +5,7 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::slice;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::abi::{doca_data, doca_dev, doca_devinfo, doca_mmap, doca_mmap_memrange_free_cb_t};
@@ -13,7 +13,7 @@ use crate::dev::{Dev, DevInfo};
 use crate::door::{Handle, Maybe, Out, Stamp, Thing, exports};
 use crate::error::{Answer, Fault};
 use crate::export::{Export, Foreign, Ticket};
-use crate::region::{Gate, PCI_READ_ONLY, PCI_READ_WRITE, Reach, Region, is_access_mask};
+use crate::region::{Gate, LOCAL_READ_WRITE, PCI_READ_ONLY, PCI_READ_WRITE, Reach, Region, is_access_mask};
 
 /// Devices per mmap unless `doca_mmap_set_max_num_devices` says otherwise.
 const DEVICES_MAX: u32 = 8;
@@ -67,7 +67,7 @@ impl Inner {
             devices: Vec::new(),
             devices_max: DEVICES_MAX,
             range: None,
-            access: 0,
+            access: LOCAL_READ_WRITE,
             user_data: doca_data { u64_: 0 },
             free_cb: None,
             free_cookie: ptr::null_mut(),
@@ -113,6 +113,7 @@ impl Inner {
             reach: Reach::Own,
             bufs: AtomicU32::new(0),
             gate: Gate::default(),
+            is_gone: AtomicBool::new(false),
         }));
         Ok(())
     }
@@ -151,6 +152,7 @@ fn import(user_data: Option<doca_data>, ticket: &Ticket, dev: Handle<Dev>) -> Re
         reach,
         bufs: AtomicU32::new(0),
         gate: Gate::default(),
+        is_gone: AtomicBool::new(false),
     }));
     dev.hold();
     inner.devices.push(dev);

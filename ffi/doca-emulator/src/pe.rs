@@ -1,6 +1,7 @@
 //! `doca_pe`: the only place where callbacks run, and the port through which engines reach it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -11,13 +12,14 @@ use crate::abi::{doca_ctx, doca_notification_handle_t, doca_pe, doca_pe_event_mo
 use crate::ctx::{self, Ctx};
 use crate::door::{Handle, Out, Stamp, Thing, exports};
 use crate::error::{Answer, Fault};
+use crate::link::{Addressee, Tidings};
 use crate::pool::Fifo;
 use crate::task::{Task, land};
 
 /// Where engines leave finished tasks. Wake-ups cannot be lost: arming and posting take the same lock, so either the
 /// post sees the port armed or the arming sees the task.
 pub(crate) struct Port {
-    /// Tasks in `inner`, to look at without the lock.
+    /// Tasks and news in `inner`, to look at without the lock.
     count: AtomicUsize,
     inner: Mutex<Posted>,
     /// An eventfd.
@@ -26,6 +28,7 @@ pub(crate) struct Port {
 
 struct Posted {
     tasks: Fifo,
+    news: VecDeque<(Addressee, Tidings)>,
     is_armed: bool,
 }
 
@@ -38,7 +41,7 @@ impl Port {
         }
         // SAFETY: a new descriptor that nothing else owns.
         let event = unsafe { File::from_raw_fd(fd) };
-        let inner = Mutex::new(Posted { tasks: Fifo::new(), is_armed: false });
+        let inner = Mutex::new(Posted { tasks: Fifo::new(), news: VecDeque::new(), is_armed: false });
         Ok(Port { count: AtomicUsize::new(0), inner, event })
     }
 
@@ -57,7 +60,7 @@ impl Port {
             let mut posted = self.lock();
             posted.tasks.push(task);
             // Release: pairs with the Acquire in `collect`, though the lock alone would do for the tasks.
-            self.count.store(posted.tasks.len(), Ordering::Release);
+            self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Release);
             std::mem::take(&mut posted.is_armed)
         };
         if wake {
@@ -65,19 +68,49 @@ impl Port {
         }
     }
 
+    /// From a station's thread.
+    pub(crate) fn tell(&self, addressee: Addressee, tidings: Tidings) {
+        let wake = {
+            let mut posted = self.lock();
+            posted.news.push_back((addressee, tidings));
+            self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Release);
+            std::mem::take(&mut posted.is_armed)
+        };
+        if wake {
+            self.signal();
+        }
+    }
+
+    /// A context becomes idle: what was for it is for nobody.
+    pub(crate) fn forget(&self, ctx: Handle<Ctx>) {
+        let mut posted = self.lock();
+        posted.news.retain(|(addressee, _)| addressee.0 != ctx);
+        self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Relaxed);
+    }
+
+    fn next_news(&self) -> Option<(Addressee, Tidings)> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut posted = self.lock();
+        let news = posted.news.pop_front();
+        self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Relaxed);
+        news
+    }
+
     fn collect(&self) -> Option<Fifo> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let mut posted = self.lock();
-        self.count.store(0, Ordering::Relaxed);
+        self.count.store(posted.news.len(), Ordering::Relaxed);
         Some(std::mem::replace(&mut posted.tasks, Fifo::new()))
     }
 
     /// The next post signals; at once, if there is something `already`.
     fn arm(&self, already: bool) {
         let mut posted = self.lock();
-        posted.is_armed = !already && posted.tasks.len() == 0;
+        posted.is_armed = !already && posted.tasks.len() == 0 && posted.news.is_empty();
         if !posted.is_armed {
             self.signal();
         }
@@ -143,8 +176,13 @@ fn progress(pe: Handle<Pe>) -> bool {
         ctx::finish_stop(ctx);
         return true;
     }
-    let Some(task) = pe.next_ready() else { return false };
-    deliver(task);
+    // Completions first: a message's answer is not heard before the message is known to be out.
+    if let Some(task) = pe.next_ready() {
+        deliver(task);
+        return true;
+    }
+    let Some((addressee, tidings)) = pe.port.next_news() else { return false };
+    ctx::hear(addressee.0, tidings);
     true
 }
 
@@ -154,7 +192,7 @@ fn deliver(task: Handle<Task>) {
     let ctx = task.ctx;
     let status = land(task, ctx.is_stopping());
     ctx.landed();
-    if status.is_err() && ctx.is_running() {
+    if status.is_err() && ctx.is_running() && ctx.stops_on_failure() {
         ctx::begin_stop(ctx);
     }
     let Some(conf) = ctx.conf(task.kind) else { return };
@@ -188,7 +226,7 @@ exports! {
     }
 
     fn doca_pe_connect_ctx(pe: *mut doca_pe => Handle<Pe>, ctx: *mut doca_ctx => Handle<Ctx>) {
-        if ctx.is_running() || ctx.is_stopping() {
+        if !ctx.is_idle() {
             return Err(Fault::DOCA_ERROR_BAD_STATE);
         }
         if ctx.pe.get().is_some() {

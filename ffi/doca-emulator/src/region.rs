@@ -10,7 +10,7 @@
 
 use std::hint;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::abi::doca_access_flag;
@@ -45,6 +45,8 @@ pub(crate) struct Region {
     /// Live bufs.
     pub(crate) bufs: AtomicU32,
     pub(crate) gate: Gate,
+    /// An import whose exporter is to be taken for gone.
+    pub(crate) is_gone: AtomicBool,
 }
 
 impl Region {
@@ -60,6 +62,15 @@ impl Region {
             Reach::Neighbour(_) | Reach::Foreign(_) => PCI_READ_WRITE,
         };
         self.devices.contains(&device) && (!write || self.access & writable != 0)
+    }
+
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self.reach, Reach::Own)
+    }
+
+    /// Whether data of a Comch producer may be put here.
+    pub(crate) fn admits_delivery(&self, device: u64) -> bool {
+        self.devices.contains(&device) && self.access & PCI_READ_WRITE != 0
     }
 
     /// Whether the engines may look at the bytes in place. Not so in another process's memory, which may change or
@@ -121,6 +132,7 @@ mod tests {
             reach: Reach::Own,
             bufs: AtomicU32::new(0),
             gate: Gate::default(),
+            is_gone: AtomicBool::new(false),
         }
     }
 

@@ -4,21 +4,26 @@
 //! its completion is taken off the port, the job inside the task belongs to the engine side; the rest of the task stays
 //! the application's.
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::abi::{doca_buf, doca_ctx, doca_data, doca_task, doca_task_submit_flag};
 use crate::buf::{Buf, append};
+use crate::comch;
 use crate::ctx::Ctx;
+use crate::debug;
 use crate::dev::buf_bytes_max;
 use crate::door::{Handle, Stamp, Thing, exports};
+use crate::engine;
 use crate::error::{Answer, FLUSHED, Fault, complain};
-use crate::job::{Job, Segment};
+use crate::fast::{self, DATA_MAX};
+use crate::job::{Job, Segment, Use};
+use crate::link::Link;
 use crate::pe::Port;
 
-/// The task types of both contexts.
+/// The task types of all contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Memcpy,
@@ -26,9 +31,49 @@ pub(crate) enum Kind {
     Inflate,
     Lz4Stream,
     Lz4Block,
+    /// A Comch control message.
+    MessageSend,
+    DataSend,
+    PostReceive,
 }
 
-pub(crate) const KINDS: usize = 5;
+pub(crate) const KINDS: usize = 8;
+
+impl Kind {
+    pub(crate) const ALL: [Kind; KINDS] = [
+        Kind::Memcpy,
+        Kind::Deflate,
+        Kind::Inflate,
+        Kind::Lz4Stream,
+        Kind::Lz4Block,
+        Kind::MessageSend,
+        Kind::DataSend,
+        Kind::PostReceive,
+    ];
+
+    pub(crate) fn is_of_an_engine(self) -> bool {
+        !matches!(self, Kind::MessageSend | Kind::DataSend | Kind::PostReceive)
+    }
+}
+
+/// What a Comch task has beside its buffer.
+pub(crate) struct Letter {
+    pub(crate) link: Option<Arc<Link>>,
+    /// A control message, the application's.
+    pub(crate) message: *const u8,
+    pub(crate) length: usize,
+    pub(crate) consumer: u32,
+    pub(crate) imm: Vec<u8>,
+    /// Where the application said it from.
+    pub(crate) imm_place: *mut u8,
+}
+
+impl Letter {
+    const fn blank() -> Letter {
+        let (message, imm_place) = (ptr::null(), ptr::null_mut());
+        Letter { link: None, message, length: 0, consumer: 0, imm: Vec::new(), imm_place }
+    }
+}
 
 /// Whose the task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +105,7 @@ pub(crate) struct Task {
     dst: Cell<*mut doca_buf>,
     has_block_checksum: Cell<u8>,
     are_blocks_independent: Cell<u8>,
+    pub(crate) letter: RefCell<Letter>,
     status: Cell<Answer>,
     /// The buffer heads that a flight holds.
     heads: Cell<[Option<Handle<Buf>>; 2]>,
@@ -85,7 +131,7 @@ impl Task {
     }
 
     /// Reads a result; zero while the engine has the job.
-    fn result(&self, read: impl FnOnce(&Job) -> u32) -> u32 {
+    pub(crate) fn result(&self, read: impl FnOnce(&Job) -> u32) -> u32 {
         if self.stage.get() == Stage::Flying {
             return 0;
         }
@@ -97,17 +143,57 @@ impl Task {
 fn load(task: Handle<Task>) -> Answer {
     // SAFETY: called by submit on an owned task.
     let job = unsafe { task.job() };
+    if !task.kind.is_of_an_engine() {
+        return load_end(task, job);
+    }
     // SAFETY: null, or a buf that the application keeps for the task's flight.
     let (src, dst) = unsafe { (Handle::from_c(task.src.get())?, Handle::from_c(task.dst.get().cast_const())?) };
     let config = task.ctx.dev.config();
     let bytes_max = buf_bytes_max(config.profile, task.kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)?;
-    job.load_list(src, task.line.device, false)?;
-    job.load_list(dst, task.line.device, true)?;
+    job.load_list(src, task.line.device, Use::Source)?;
+    job.load_list(dst, task.line.device, Use::Destination)?;
     job.check_sizes(task.kind, bytes_max as usize)?;
     src.hold();
     dst.hold();
     task.heads.set([Some(src), Some(dst)]);
     Ok(())
+}
+
+/// The one buffer list of a producer's or consumer's task.
+fn load_end(task: Handle<Task>, job: &mut Job) -> Answer {
+    let (raw, what) = match task.kind {
+        Kind::PostReceive => (task.dst.get().cast_const(), Use::Delivery),
+        _ => (task.src.get(), Use::Source),
+    };
+    // SAFETY: null, or a buf that the application keeps for the task's flight.
+    let buf = unsafe { Handle::from_c(raw) }?;
+    job.load_list(buf, task.line.device, what)?;
+    job.check_bytes(DATA_MAX as usize)?;
+    buf.hold();
+    task.heads.set(if what == Use::Delivery { [None, Some(buf)] } else { [Some(buf), None] });
+    Ok(())
+}
+
+/// Hands a Comch task over to its link.
+fn dispatch(task: Handle<Task>) -> Answer {
+    if task.kind != Kind::MessageSend
+        && let Err(fault) = load(task)
+    {
+        // SAFETY: the task is owned, and `load` has returned.
+        unsafe { task.job() }.unload();
+        return Err(fault);
+    }
+    task.stage.set(Stage::Flying);
+    task.ctx.departed(true);
+    let answer = if task.kind == Kind::MessageSend { comch::send(task) } else { fast::submit(task) };
+    if answer.is_err() {
+        task.stage.set(Stage::Owned);
+        task.ctx.departed(false);
+        // SAFETY: nobody took the task, so it is owned again.
+        unsafe { task.job() }.unload();
+        task.heads.take().into_iter().flatten().for_each(|buf| buf.release());
+    }
+    answer
 }
 
 fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
@@ -117,6 +203,9 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
     let dev = task.ctx.dev;
     if dev.chance.hits(dev.config().again) {
         return Err(Fault::DOCA_ERROR_AGAIN);
+    }
+    if !task.kind.is_of_an_engine() {
+        return dispatch(task);
     }
     let loaded = load(task);
     // SAFETY: the task is owned, and `load` has returned.
@@ -128,6 +217,12 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
         }
     }
     job.refusal = loaded.err();
+    job.is_poisoned = false;
+    if dev.loses_task() {
+        job.refusal = Some(Fault::DOCA_ERROR_DRIVER);
+    } else if debug::is_on() && job.refusal.is_none() {
+        engine::poison(job);
+    }
     job.fate = dev.chance.fate(dev.config());
     job.has_block_checksum = task.has_block_checksum.get() != 0;
     job.are_blocks_independent = task.are_blocks_independent.get() != 0;
@@ -141,7 +236,7 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
 pub(crate) fn land(task: Handle<Task>, is_late: bool) -> Answer {
     // SAFETY: the engine posted the task, so it is done with the job.
     let job = unsafe { task.job() };
-    let outcome = if is_late { job.outcome.and(Err(FLUSHED)) } else { job.outcome };
+    let outcome = if is_late && task.kind.is_of_an_engine() { job.outcome.and(Err(FLUSHED)) } else { job.outcome };
     let [src, dst] = task.heads.take();
     if let Some(src) = src {
         src.release();
@@ -169,6 +264,7 @@ impl Task {
             dst: Cell::new(ptr::null_mut()),
             has_block_checksum: Cell::new(0),
             are_blocks_independent: Cell::new(0),
+            letter: RefCell::new(Letter::blank()),
             status: Cell::new(Ok(())),
             heads: Cell::new([None; 2]),
             link: Cell::new(None),
@@ -183,6 +279,7 @@ impl Task {
         self.dst.set(dst);
         self.user_data.set(user_data);
         self.status.set(Ok(()));
+        self.letter.replace(Letter::blank());
     }
 }
 
@@ -224,6 +321,16 @@ impl Task {
         self.result(|job| job.sums.crc)
     }
 
+    /// The immediate data that came with a message.
+    pub(crate) fn immediate(&self) -> *const u8 {
+        if self.stage.get() == Stage::Flying {
+            return ptr::null();
+        }
+        // SAFETY: not flying, so the job is the application's, which is who calls.
+        let job = unsafe { self.job() };
+        if job.imm_len == 0 { ptr::null() } else { job.imm.as_ptr() }
+    }
+
     pub(crate) fn second_sum(&self) -> u32 {
         self.result(|job| job.sums.second)
     }
@@ -259,6 +366,8 @@ exports! {
         match task.stage.get() {
             Stage::Owned => {
                 task.stage.set(Stage::Free);
+                // A letter holds its connection.
+                task.letter.replace(Letter::blank());
                 task.ctx.reclaim(task);
             }
             Stage::Free => complain("doca_task_free: freed twice, ignored"),
