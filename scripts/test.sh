@@ -41,7 +41,8 @@ if $all; then
     step format
     cargo fmt --all --check
     step scripts
-    shellcheck scripts/*.sh .ci/run
+    shellcheck scripts/*.sh scripts/bring-up/*.sh scripts/tests/run.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
+    scripts/tests/run.sh
     step lints
     cargo clippy --workspace --all-targets --locked -- -D warnings
     step docs
