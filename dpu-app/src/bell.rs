@@ -61,7 +61,7 @@ impl EngineBell {
         Ok(Self { asleep: AtomicBool::new(false), event })
     }
 
-    /// The engine thread is about to sleep: look at the queues after this, and sleep on [`Self::fd`].
+    /// The engine thread is about to sleep: look at the queues after this, and sleep on its descriptor.
     pub fn going_to_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);

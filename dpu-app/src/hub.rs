@@ -85,7 +85,7 @@ impl HubState {
 pub enum HubError {
     /// The device failed for good.
     Device(doca::Error),
-    /// An engine has not completed anything for [`ENGINE_TIMEOUT`].
+    /// An engine has not completed anything for 30 s.
     EngineStuck(doca::Kind),
     System {
         call: &'static str,
