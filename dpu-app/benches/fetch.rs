@@ -19,8 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
 use host_ctl::{
-    Amounts, Arrangement, CardStatus, Client, FetchOrder, Identity, KvFile, Options, PageOrder, StoreOrder, Synthetic,
-    Target, TensorShape, fetch, generate, store,
+    Amounts, Arrangement, Client, FetchOrder, Identity, KvFile, Options, PageOrder, StoreOrder, Synthetic, Target,
+    TensorShape, fetch, generate, store,
 };
 
 const PAGE_TOKENS: u16 = 16;
@@ -38,7 +38,6 @@ struct Arguments {
     recipes: Vec<String>,
     soak_gb: usize,
     dir: PathBuf,
-    json: bool,
 }
 
 fn main() {
@@ -75,7 +74,6 @@ fn parse() -> Arguments {
         recipes: ["lossless", "q8", "q6", "q5", "q4", "q3", "q4p", "cachegen"].map(String::from).to_vec(),
         soak_gb: 0,
         dir: std::env::temp_dir().join("kvlane-bench"),
-        json: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -86,7 +84,6 @@ fn parse() -> Arguments {
             "--recipes" => arguments.recipes = value().split(',').map(String::from).collect(),
             "--soak-gb" => arguments.soak_gb = value().parse().expect("--soak-gb N"),
             "--dir" => arguments.dir = value().into(),
-            "--json" => arguments.json = true,
             // Cargo's own.
             "--bench" => {}
             other => panic!("{other}: see the head of benches/fetch.rs"),
@@ -130,13 +127,6 @@ impl Card {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel says");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
-    }
-
-    fn status(&self) -> CardStatus {
-        let mut client = Client::attach(&self.options, None).expect("dpu-app answers");
-        let id = client.post_status().expect("posted");
-        let completion = client.wait(id, Duration::from_secs(10)).expect("status");
-        CardStatus::parse(&completion.answer).expect("JSON of ours")
     }
 }
 
@@ -198,7 +188,6 @@ fn bench(recipe: &str, arguments: &Arguments, file: &Path, shape: TensorShape) {
         once(&mut card, arguments.soak_gb.div_ceil(arguments.gib));
     }
     let after = card.rss_mib();
-    let _ = card.status();
     let ms = |name: &str| stages.iter().find(|stage| stage.name == name).map_or(0.0, |stage| stage.busy_ms / 2.0);
     let (alone, whole) = (median(alone), median(whole));
     println!(
@@ -373,10 +362,10 @@ impl Alone {
         let pages = tile_bytes / page_bytes;
         let mut free: VecDeque<usize> = (0..self.wires.len()).collect();
         // Blocks whose codes are there, waiting for the DMA engine.
-        let (mut to_write, mut started, mut inflating, mut written) = (0, 0, 0, 0);
+        let (mut to_write, mut started, mut written) = (0, 0, 0);
         let since = Instant::now();
         while written < blocks {
-            while started < blocks && inflating + to_write < self.codes.len() + inflating {
+            while started < blocks && to_write < self.codes.len() {
                 let Some(&index) = free.front() else { break };
                 let header = self.wires[index].1;
                 if header.codec == Codec::Raw {
@@ -389,7 +378,6 @@ impl Alone {
                     let wire = self.wires[index].0.take().expect("free");
                     let codec = if header.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
                     self.inflate.inflate(index as u64, codec, wire, header.payload_range(), codes).expect("room");
-                    inflating += 1;
                 }
                 free.pop_front();
                 if header.codec == Codec::Raw {
@@ -417,7 +405,6 @@ impl Alone {
                 self.wires[index].0 = done.source;
                 self.codes.extend(done.destination);
                 free.push_back(index);
-                inflating -= 1;
                 to_write += 1;
             }
             while let Some(done) = self.dma.poll() {

@@ -220,7 +220,6 @@ impl Hub<'_, '_> {
             touching: false,
             flows: 0,
             blames: 0,
-            farewell: None,
         });
     }
 
@@ -336,7 +335,7 @@ impl Hub<'_, '_> {
 
     fn end(&mut self, index: usize, farewell: Option<Farewell>) {
         let Some(session) = self.sessions[index].as_mut() else { return };
-        session.close(farewell);
+        session.close();
         if let Some(farewell) = farewell {
             say(session.channel.as_mut(), &Message::Bye(farewell), &mut self.attach_buffer);
         }

@@ -6,7 +6,7 @@
 //! cannot reach alone belongs to a host that is gone: its session ends.
 
 use block::Codec;
-use doca::{Completion, ContextState, RemoteRun};
+use doca::{Completion, RemoteRun};
 use mailbox::attach::Farewell;
 
 use crate::counters::add;
@@ -42,6 +42,7 @@ impl Hub<'_, '_> {
     /// Takes all completions of the two engines; `true` if there were any.
     pub(crate) fn progress(&mut self) -> Result<bool, HubError> {
         let mut busy = false;
+        let mut restarted = heapless::Vec::<doca::Kind, 2>::new();
         while self.engine.progress() {
             busy = true;
         }
@@ -53,33 +54,14 @@ impl Hub<'_, '_> {
             self.transferred(completion);
             busy = true;
         }
-        let mut inflate = self.inflate.take();
-        let revived = inflate.as_mut().map_or(Ok(()), |engine| self.revive(engine));
-        self.inflate = inflate;
-        revived?;
-        self.revive_bulk()?;
+        for engine in self.inflate.iter_mut().chain([&mut self.bulk]) {
+            if engine.revive()? {
+                let kind = engine.context.kind();
+                restarted.push(kind).expect("two engines");
+            }
+        }
+        restarted.into_iter().for_each(|kind| self.restarted(kind));
         Ok(busy)
-    }
-
-    fn revive_bulk(&mut self) -> Result<(), HubError> {
-        if self.bulk.context.state() == ContextState::Running {
-            return Ok(());
-        }
-        self.bulk.context.restart()?;
-        self.bulk.restarts += 1;
-        self.restarted(doca::Kind::Dma);
-        Ok(())
-    }
-
-    /// Brings a context back that a failed task has stopped. Its flushed operations come with the next poll.
-    fn revive(&mut self, engine: &mut Engine) -> Result<(), HubError> {
-        if engine.context.state() == ContextState::Running {
-            return Ok(());
-        }
-        engine.context.restart()?;
-        engine.restarts += 1;
-        self.restarted(engine.context.kind());
-        Ok(())
     }
 
     pub(crate) fn restarted(&mut self, kind: doca::Kind) {

@@ -17,7 +17,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use doca::{Codec, Context, Depth, Device, ProgressEngine, Region};
+use doca::{Codec, Context, ContextState, Depth, Device, ProgressEngine, Region};
 use heapless::Deque;
 use mailbox::channel::Listener;
 use nix::errno::Errno;
@@ -33,7 +33,7 @@ use crate::job::Seat;
 use crate::probation::Probation;
 use crate::request::Request;
 use crate::selftest;
-use crate::session::{Desk, Session};
+use crate::session::{Desk, Lane, Session};
 use crate::slot::{SLOTS_MAX, Ticket};
 use crate::worker::Shared;
 
@@ -149,6 +149,20 @@ impl Engine {
         }
     }
 
+    /// Brings a context back that a failed task has stopped; its flushed operations come with the next poll. `true` if it
+    /// had stopped.
+    ///
+    /// # Errors
+    /// The device does not give the tasks back, or does not start again.
+    pub fn revive(&mut self) -> Result<bool, doca::Error> {
+        if self.context.state() == ContextState::Running {
+            return Ok(false);
+        }
+        self.context.restart()?;
+        self.restarts += 1;
+        Ok(true)
+    }
+
     /// An operation ended: `true` if it failed alone, and so is to blame.
     pub fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
         self.last_progress = Instant::now();
@@ -243,7 +257,7 @@ impl<'a, 's> Hub<'a, 's> {
         // A transfer of a strided layout is many tasks; the depth counts transfers.
         let depth = Depth { operations: config.dma_depth, tasks: config.dma_depth * 4 + 64 };
         let bulk = Engine::new(Context::dma(&engine, &device, depth)?);
-        let letters = config.sessions * 4;
+        let letters = config.sessions * Lane::ALL.len();
         let mail = Engine::new(Context::dma(&engine, &device, Depth { operations: letters, tasks: letters })?);
         let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
         let now = Instant::now();

@@ -9,7 +9,7 @@
 //! Sleep: a session without commands for `awake` says so in its line, looks at the commands once more after that write
 //! has completed, and is left alone until a doorbell.
 
-use doca::{Completion, ContextState, RemoteRun};
+use doca::{Completion, RemoteRun};
 use heapless::Vec;
 use mailbox::attach::{Farewell, Message};
 use mailbox::{Answer, COMMAND_WINDOW, CardRing, Command, LINE_BYTES, Operation, PeerError, Span, Status};
@@ -39,12 +39,9 @@ impl Hub<'_, '_> {
             self.mailed(completion);
             busy = true;
         }
-        if self.mail.context.state() != ContextState::Running {
-            match self.mail.context.restart() {
-                Ok(()) => self.mail.restarts += 1,
-                // Given up by check_engines when it does not come back.
-                Err(_) => self.mail.restarts = u32::MAX,
-            }
+        // One that does not come back is given up by check_engines.
+        let revived = self.mail.revive().inspect_err(|_| self.mail.restarts = u32::MAX);
+        if revived != Ok(false) {
             self.restarted(doca::Kind::Dma);
             return true;
         }
@@ -103,7 +100,7 @@ impl Hub<'_, '_> {
         } else if session.wake == Wake::Saying {
             let (span, line) = session.ring.line(true);
             session.write_out(&line);
-            (Outgoing::Line { asleep: true }, span)
+            (Outgoing::Line, span)
         } else {
             return None;
         };
@@ -134,7 +131,7 @@ impl Hub<'_, '_> {
 
     fn mailed(&mut self, completion: Completion) {
         let (index, lane) = place(completion.ticket);
-        let depth = self.shared.config.sessions * 4;
+        let depth = self.shared.config.sessions * Lane::ALL.len();
         let to_blame = self.mail.ended(completion.outcome.is_ok(), depth);
         let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
         *session.desk.area(lane) = completion.source.or(completion.destination);
@@ -280,11 +277,11 @@ impl Hub<'_, '_> {
         match session.out.take().expect("something was being written").0 {
             Outgoing::Text(answer) => session.answers.push_front(answer).expect("a place per command"),
             Outgoing::Completion => session.host_line_due = true,
-            Outgoing::Line { asleep: true } if session.wake == Wake::Saying => {
+            Outgoing::Line if session.wake == Wake::Saying => {
                 session.wake = Wake::Checking;
                 session.commands_due = true;
             }
-            Outgoing::Line { .. } => {}
+            Outgoing::Line => {}
         }
     }
 }

@@ -10,7 +10,6 @@ use std::time::Instant;
 use block::{ChunkKey, Geometry, Plan, Recipe, TileOrder};
 use doca::{Area, Region, Remote};
 use heapless::Deque;
-use mailbox::attach::Farewell;
 use mailbox::channel::Channel;
 use mailbox::layout::Layout;
 use mailbox::{
@@ -96,10 +95,8 @@ pub enum Outgoing {
     /// Text for the request whose completion follows.
     Text(Answer),
     Completion,
-    /// The card's line; `asleep` as it says.
-    Line {
-        asleep: bool,
-    },
+    /// The card's line, saying that it sleeps.
+    Line,
 }
 
 /// Whether the card looks at this session's commands.
@@ -219,15 +216,13 @@ pub struct Session {
     pub flows: usize,
     /// Small DMAs that failed alone, in a row.
     pub blames: u8,
-    pub farewell: Option<Farewell>,
 }
 
 impl Session {
-    pub fn close(&mut self, farewell: Option<Farewell>) {
+    pub fn close(&mut self) {
         if self.state == SessionState::Live {
             assert!(self.state.may_become(SessionState::Closing));
             self.state = SessionState::Closing;
-            self.farewell = farewell;
         }
     }
 
