@@ -1,5 +1,6 @@
 //! Claims about memory of another process. The other process is this test binary again, as an exporter that obeys lines
-//! on its standard input.
+//! on its standard input. It is nobody's child: Yama would let a parent trace its children anyway. The same tests run
+//! under Yama in `scripts/emulator-yama.sh`.
 
 #![cfg(not(miri))]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
@@ -7,7 +8,8 @@
 mod rig;
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::ptr;
 
 use rig::c::*;
@@ -76,7 +78,8 @@ fn exporter() {
 }
 
 struct Exporter {
-    child: Child,
+    /// Readable once it has exited.
+    pidfd: OwnedFd,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     blob: Vec<u8>,
@@ -89,47 +92,58 @@ impl Exporter {
             Kind::Sealed => "sealed",
             Kind::Unsealed => "unsealed",
         };
-        let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command.args(["--exact", "exporter", "--nocapture"]).env(ROLE, name);
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"exec 3<&0; "$0" --exact exporter --nocapture <&3 &"#]);
+        command.arg(std::env::current_exe().expect("this test")).env(ROLE, name);
         if read_only {
             command.env("KVLANE_TEST_READ_ONLY", "1");
         }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a child");
         let input = child.stdin.take().expect("its input");
-        let output = BufReader::new(child.stdout.take().expect("its output"));
-        let mut exporter = Exporter { child, input, output, blob: Vec::new() };
-        let hex = exporter.answer("blob");
-        exporter.blob =
+        let mut output = BufReader::new(child.stdout.take().expect("its output"));
+        assert!(child.wait().expect("a shell").success());
+        let hex = answer(&mut output, "blob");
+        let blob: Vec<u8> =
             (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("two digits")).collect();
-        exporter
-    }
-
-    fn answer(&mut self, to: &str) -> String {
-        let prefix = format!("@{to} ");
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).expect("a line"), 0, "the exporter died");
-            if let Some(answer) = line.strip_prefix(&prefix) {
-                return answer.trim().to_owned();
-            }
-        }
+        let pid = i32::from_le_bytes(blob[12..16].try_into().expect("four bytes"));
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        assert!(fd >= 0, "the exporter lives");
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        Exporter { pidfd, input, output, blob }
     }
 
     fn ask(&mut self, what: &str) -> String {
         writeln!(self.input, "{what}").expect("it listens");
-        self.answer(what)
+        answer(&mut self.output, what)
     }
 
+    /// Returns once it is gone.
     fn kill(&mut self) {
-        self.child.kill().expect("it lives");
-        self.child.wait().expect("it ends");
+        let mut exited = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        assert_eq!(
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, 0, 0) },
+            0
+        );
+        assert_eq!(unsafe { libc::poll(&mut exited, 1, 20_000) }, 1, "it ends");
+    }
+}
+
+/// The exporter's answer to a line; what else its test harness prints is skipped.
+fn answer(output: &mut BufReader<ChildStdout>, to: &str) -> String {
+    let prefix = format!("@{to} ");
+    loop {
+        let mut line = String::new();
+        assert_ne!(output.read_line(&mut line).expect("a line"), 0, "the exporter died");
+        if let Some(answer) = line.strip_prefix(&prefix) {
+            return answer.trim().to_owned();
+        }
     }
 }
 
 impl Drop for Exporter {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Gone already, perhaps: the descriptor says who was meant.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, 0, 0) };
     }
 }
 
