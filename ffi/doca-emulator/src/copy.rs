@@ -2,12 +2,15 @@
 //!
 //! Pieces of this process (own memory, and windows into an exporter's) are copied with `memmove`. Pieces that only the
 //! kernel reaches are collected into as long a run as possible and moved by one `process_vm_readv` or
-//! `process_vm_writev`, so a tile scattered over a hundred pages of the host is one system call.
+//! `process_vm_writev`, so a tile scattered over a hundred pages of the host is one system call. Where the kernel does
+//! not do that, the exporter's courier carries them.
 
 use std::ptr;
 use std::slice;
 
+use crate::courier::Courier;
 use crate::error::Fault;
+use crate::export::Road;
 use crate::region::{Reach, Region};
 
 /// Where the bytes of a piece are.
@@ -16,6 +19,17 @@ pub(crate) enum Place {
     Here,
     /// In that process.
     There(libc::pid_t),
+    /// Behind that courier, which the piece's region keeps.
+    Behind(*const Courier),
+}
+
+impl Place {
+    fn on(road: &Road) -> Place {
+        match road {
+            Road::Kernel { pid, .. } => Place::There(*pid),
+            Road::Exporter(courier) => Place::Behind(courier),
+        }
+    }
 }
 
 /// A stretch of memory. The pointer means something in `place` only.
@@ -43,7 +57,7 @@ impl Piece {
             Reach::Own | Reach::Neighbour(_) => (ptr::with_exposed_provenance_mut(addr as usize), Place::Here),
             Reach::Foreign(foreign) => match foreign.view(addr - region.base) {
                 Some(view) => (view, Place::Here),
-                None => (ptr::without_provenance_mut(addr as usize), Place::There(foreign.pid)),
+                None => (ptr::without_provenance_mut(addr as usize), Place::on(&foreign.road)),
             },
         };
         Piece { first, len, place, in_place: region.is_in_place() }
@@ -182,11 +196,12 @@ impl Copier {
     /// `self.source` and `self.destination` hold `length` bytes each; local ones are readable and writable.
     unsafe fn move_run(&self, from: Place, to: Place, length: usize, bounce: &mut [u8]) -> Result<(), Fault> {
         match (from, to) {
+            (Place::Here, Place::Here) => Err(Fault::DOCA_ERROR_UNEXPECTED),
             // SAFETY: local ranges are the caller's to vouch for, remote ones the kernel's to check.
-            (Place::Here, Place::There(pid)) => unsafe { write(pid, &self.source, &self.destination, length) },
+            (Place::Here, there) => unsafe { write(there, &self.source, &self.destination, length) },
             // SAFETY: as above.
-            (Place::There(pid), Place::Here) => unsafe { read(pid, &self.destination, &self.source, length) },
-            (Place::There(source), Place::There(destination)) => {
+            (there, Place::Here) => unsafe { read(there, &self.destination, &self.source, length) },
+            (source, destination) => {
                 let bounce = bounce.get_mut(..length).ok_or(Fault::DOCA_ERROR_TOO_BIG)?;
                 let middle = [libc::iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: length }];
                 // SAFETY: the bounce bytes are ours and `length` long.
@@ -194,7 +209,6 @@ impl Copier {
                 // SAFETY: as above.
                 unsafe { write(destination, &middle, &self.destination, length) }
             }
-            (Place::Here, Place::Here) => Err(Fault::DOCA_ERROR_UNEXPECTED),
         }
     }
 }
@@ -208,21 +222,35 @@ fn extend(list: &mut Vec<libc::iovec>, first: *mut u8, bytes: usize) {
 }
 
 /// # Safety
-/// The local ranges are writable.
-unsafe fn read(pid: libc::pid_t, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
-    let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
-    // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
-    let moved = unsafe { libc::process_vm_readv(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
-    if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
+/// The local ranges are writable; the region of the remote ones stays.
+unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
+    match from {
+        Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
+        Place::There(pid) => {
+            let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
+            // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
+            let moved = unsafe { libc::process_vm_readv(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
+            if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
+        }
+        // SAFETY: the region owns the courier; the local ranges are as the caller says.
+        Place::Behind(courier) => unsafe { (*courier).read(local, remote) },
+    }
 }
 
 /// # Safety
-/// The local ranges are readable.
-unsafe fn write(pid: libc::pid_t, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
-    let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
-    // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
-    let moved = unsafe { libc::process_vm_writev(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
-    if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
+/// The local ranges are readable; the region of the remote ones stays.
+unsafe fn write(to: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
+    match to {
+        Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
+        Place::There(pid) => {
+            let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
+            // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
+            let moved = unsafe { libc::process_vm_writev(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
+            if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
+        }
+        // SAFETY: the region owns the courier; the local ranges are as the caller says.
+        Place::Behind(courier) => unsafe { (*courier).write(local, remote) },
+    }
 }
 
 #[cfg(test)]

@@ -13,14 +13,15 @@
 //! before each direct copy would leave a gap between check and copy, so it is not used.
 //!
 //! The kernel lets one process reach another's memory and descriptors if it may trace it: same user, or
-//! `CAP_SYS_PTRACE`. The exporter declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama. Both must
-//! live in one pid namespace.
+//! `CAP_SYS_PTRACE`, in one pid namespace. The exporter declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with
+//! Yama. Where the kernel refuses all the same, the exporter hands the descriptors over and carries the bytes itself:
+//! see [`crate::courier`].
 //!
 //! Blob, little endian, 128 bytes:
 //! ```text
-//!   0 magic        16 cookie        32 base   48 access       56 file device    72 file offset    96 reserved, zero
-//!   8 version      24 board's fd    40 len    52 0 or 1: file 64 file inode     80, 88 its mapping      124 CRC-32
-//!  12 pid          28 slot
+//!   0 magic        16 cookie        32 base   48 access       56 file device    72 file offset    96 courier, or 0
+//!   8 version      24 board's fd    40 len    52 0 or 1: file 64 file inode     80, 88 its mapping
+//!  12 pid          28 slot                                                      104 reserved, zero    124 CRC-32
 //! ```
 
 use std::collections::hash_map::RandomState;
@@ -36,6 +37,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::courier::{self, Courier};
 use crate::error::Fault;
 use crate::region::{PCI_READ_WRITE, Region};
 
@@ -112,6 +114,7 @@ impl Export {
             len: region.len as u64,
             access: region.access,
             file: FileRange::behind(region.base, region.len),
+            courier: courier::own().unwrap_or(0),
         };
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push((cookie, Arc::clone(region)));
         Ok(Export { blob: Box::new(ticket.encode()), slot: &board.slots[slot], region: Arc::clone(region) })
@@ -126,7 +129,22 @@ impl Drop for Export {
     }
 }
 
-fn fresh_cookie() -> u64 {
+/// The region of a live export of this process.
+pub(crate) fn find(cookie: u64) -> Option<Arc<Region>> {
+    let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
+    alive.iter().find(|(other, _)| *other == cookie).map(|(_, region)| Arc::clone(region))
+}
+
+/// What an importer maps: this process's board, and the file behind the region if there is one, no further opened than
+/// the export allows.
+pub(crate) fn descriptors(region: &Region) -> Option<Vec<File>> {
+    let board = File::open(format!("/proc/self/fd/{}", Board::own().ok()?.fd)).ok()?;
+    let range = FileRange::behind(region.base, region.len);
+    let file = range.and_then(|range| range.open(process::id(), region.access & PCI_READ_WRITE != 0));
+    Some([board].into_iter().chain(file).collect())
+}
+
+pub(crate) fn fresh_cookie() -> u64 {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     // Randomly keyed, so another process's leftovers do not match by accident.
     RandomState::new().hash_one((process::id(), COUNT.fetch_add(1, Ordering::Relaxed))).max(1)
@@ -151,6 +169,7 @@ pub(crate) struct Ticket {
     pub(crate) len: u64,
     pub(crate) access: u32,
     file: Option<FileRange>,
+    courier: u64,
 }
 
 impl Ticket {
@@ -165,7 +184,7 @@ impl Ticket {
         put(52, &u32::from(self.file.is_some()).to_le_bytes());
         put(24, &self.board_fd.to_le_bytes());
         put(28, &self.slot.to_le_bytes());
-        let words = [(16, self.cookie), (32, self.base), (40, self.len)];
+        let words = [(16, self.cookie), (32, self.base), (40, self.len), (96, self.courier)];
         let of_file =
             [(56, file.device), (64, file.inode), (72, file.offset), (80, file.mapping.0), (88, file.mapping.1)];
         for (at, word) in words.into_iter().chain(of_file) {
@@ -196,13 +215,13 @@ impl Ticket {
             len: word(40),
             access: half(48),
             file: (half(52) == 1).then_some(file),
+            courier: word(96),
         })
     }
 
     /// The region itself, if this process is the exporter and has not stopped it.
     pub(crate) fn region_here(&self) -> Option<Arc<Region>> {
-        let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
-        alive.iter().find(|(cookie, _)| *cookie == self.cookie).map(|(_, region)| Arc::clone(region))
+        find(self.cookie)
     }
 }
 
@@ -276,41 +295,79 @@ impl FileRange {
 
 /// Another process's export.
 pub(crate) struct Foreign {
-    pub(crate) pid: libc::pid_t,
-    /// Readable once the exporter has exited.
-    pidfd: OwnedFd,
+    pub(crate) road: Road,
     board: Window,
     slot: usize,
     cookie: u64,
     window: Option<Window>,
 }
 
+/// How bytes move that no window shows, and how the exporter's end is noticed.
+pub(crate) enum Road {
+    Kernel {
+        pid: libc::pid_t,
+        /// Readable once the exporter has exited.
+        pidfd: OwnedFd,
+    },
+    Exporter(Courier),
+}
+
+impl Road {
+    fn is_open(&self) -> bool {
+        match self {
+            Road::Kernel { pidfd, .. } => {
+                let mut exited = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: one entry of our own, and no waiting.
+                unsafe { libc::poll(&mut exited, 1, 0) == 0 }
+            }
+            Road::Exporter(courier) => courier.is_there(),
+        }
+    }
+}
+
 impl Foreign {
-    /// Refuses an exporter that is gone (`DRIVER`) or that the kernel does not let us reach (`NOT_PERMITTED`).
+    /// Refuses an exporter that is gone (`DRIVER`) or that neither the kernel nor itself lets us reach
+    /// (`NOT_PERMITTED`).
     pub(crate) fn new(ticket: &Ticket, may_map: bool) -> Result<Foreign, Fault> {
-        let pid = libc::pid_t::try_from(ticket.pid).map_err(|_| Fault::DOCA_ERROR_INVALID_VALUE)?;
-        let slot = ticket.slot as usize;
-        if slot >= SLOTS {
+        if ticket.slot as usize >= SLOTS {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
+        Foreign::by_kernel(ticket, may_map).or_else(|fault| Foreign::by_courier(ticket, may_map).ok_or(fault))
+    }
+
+    fn by_kernel(ticket: &Ticket, may_map: bool) -> Result<Foreign, Fault> {
+        let pid = libc::pid_t::try_from(ticket.pid).map_err(|_| Fault::DOCA_ERROR_INVALID_VALUE)?;
         // First the pidfd: should the pid change hands before the cookie is seen, the pidfd's process has exited.
-        let pidfd = open_pidfd(pid)?;
+        let road = Road::Kernel { pid, pidfd: open_pidfd(pid)? };
         let board = File::open(format!("/proc/{pid}/fd/{}", ticket.board_fd)).map_err(|err| match err.kind() {
-            io::ErrorKind::PermissionDenied => Fault::DOCA_ERROR_NOT_PERMITTED,
+            // The descriptors of a process that exited and was not waited for are root's.
+            io::ErrorKind::PermissionDenied if road.is_open() => Fault::DOCA_ERROR_NOT_PERMITTED,
             _ => Fault::DOCA_ERROR_DRIVER,
         })?;
-        let board = Window::of_sealed(&board, 0, BOARD_BYTES, false).ok_or(Fault::DOCA_ERROR_DRIVER)?;
-        let mut foreign = Foreign { pid, pidfd, board, slot, cookie: ticket.cookie, window: None };
-        if !foreign.is_alive() {
-            return Err(Fault::DOCA_ERROR_DRIVER);
-        }
+        let mut foreign = Foreign::on(road, &board, ticket).ok_or(Fault::DOCA_ERROR_DRIVER)?;
         if may_map {
             foreign.window = Window::behind(ticket);
         }
         if foreign.window.is_none() {
-            foreign.probe(ticket.base)?;
+            probe(pid, ticket.base)?;
         }
         Ok(foreign)
+    }
+
+    fn by_courier(ticket: &Ticket, may_map: bool) -> Option<Foreign> {
+        let (courier, board, file) = Courier::call(ticket.courier, ticket.cookie)?;
+        let mut foreign = Foreign::on(Road::Exporter(courier), &board, ticket)?;
+        if let (true, Some(file), Some(range)) = (may_map, file, ticket.file) {
+            foreign.window = Window::of_export(&file, &range, ticket);
+        }
+        Some(foreign)
+    }
+
+    /// None if the export does not stand.
+    fn on(road: Road, board: &File, ticket: &Ticket) -> Option<Foreign> {
+        let board = Window::of_sealed(board, 0, BOARD_BYTES, false)?;
+        let slot = ticket.slot as usize;
+        Some(Foreign { road, board, slot, cookie: ticket.cookie, window: None }).filter(Foreign::is_alive)
     }
 
     /// Whether the export still stands.
@@ -319,27 +376,25 @@ impl Foreign {
         // SAFETY: the slot was checked to lie on the board, whose mapping `self` keeps; the exporter writes it
         // atomically.
         let cookie = unsafe { &*slots.add(self.slot) }.load(Ordering::Acquire);
-        let mut exited = libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry of our own, and no waiting.
-        cookie == self.cookie && unsafe { libc::poll(&mut exited, 1, 0) } == 0
-    }
-
-    /// Tries to read one byte through the kernel, so that a missing permission shows at import.
-    fn probe(&self, addr: u64) -> Result<(), Fault> {
-        let mut byte = 0u8;
-        let here = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
-        let there = libc::iovec { iov_base: ptr::without_provenance_mut(addr as usize), iov_len: 1 };
-        // SAFETY: one local range, a byte of our own; the remote one is checked by the kernel.
-        match unsafe { libc::process_vm_readv(self.pid, &here, 1, &there, 1, 0) } {
-            1 => Ok(()),
-            _ if io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) => Err(Fault::DOCA_ERROR_NOT_PERMITTED),
-            _ => Err(Fault::DOCA_ERROR_DRIVER),
-        }
+        cookie == self.cookie && self.road.is_open()
     }
 
     /// Our own view of `offset` bytes into the range, if there is a window.
     pub(crate) fn view(&self, offset: u64) -> Option<*mut u8> {
         self.window.as_ref().map(|window| window.first.wrapping_add(offset as usize))
+    }
+}
+
+/// Tries to read one byte through the kernel, so that a missing permission shows at import.
+fn probe(pid: libc::pid_t, addr: u64) -> Result<(), Fault> {
+    let mut byte = 0u8;
+    let here = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
+    let there = libc::iovec { iov_base: ptr::without_provenance_mut(addr as usize), iov_len: 1 };
+    // SAFETY: one local range, a byte of our own; the remote one is checked by the kernel.
+    match unsafe { libc::process_vm_readv(pid, &here, 1, &there, 1, 0) } {
+        1 => Ok(()),
+        _ if io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) => Err(Fault::DOCA_ERROR_NOT_PERMITTED),
+        _ => Err(Fault::DOCA_ERROR_DRIVER),
     }
 }
 
@@ -369,9 +424,13 @@ impl Window {
     /// The memory of an export, if it is that of a file and the file is sealed.
     fn behind(ticket: &Ticket) -> Option<Window> {
         let range = ticket.file?;
+        let file = range.open(ticket.pid, ticket.access & PCI_READ_WRITE != 0)?;
+        Window::of_export(&file, &range, ticket)
+    }
+
+    fn of_export(file: &File, range: &FileRange, ticket: &Ticket) -> Option<Window> {
         let writable = ticket.access & PCI_READ_WRITE != 0;
-        let file = range.open(ticket.pid, writable)?;
-        Window::of_sealed(&file, range.offset, usize::try_from(ticket.len).ok()?, writable)
+        Window::of_sealed(file, range.offset, usize::try_from(ticket.len).ok()?, writable)
     }
 
     /// Maps a file that cannot lose the range.
@@ -423,6 +482,7 @@ mod tests {
             len: 4096,
             access: PCI_READ_WRITE,
             file: Some(file),
+            courier: 11,
         }
     }
 

@@ -23,7 +23,7 @@
 //! |---|---|
 //! | the door of every function | `door`; the bindings of our own headers: [`abi`] |
 //! | devices and representors | `dev`, `rep`, `pci`, `config`, `chance` |
-//! | memory | `mmap`, `region`, `export`, `buf`, `inventory` |
+//! | memory | `mmap`, `region`, `export`, `courier`, `buf`, `inventory` |
 //! | contexts and tasks | `ctx`, `task`, `pool`, `job`, `pe`, `typed` |
 //! | engines | `compress`, `dma`, `engine`, `codec`, `copy`, `clock` |
 //! | Comch | `comch`, `fast`, `station`, `link` |
@@ -54,6 +54,7 @@ mod comch;
 mod compress;
 mod config;
 mod copy;
+mod courier;
 mod ctx;
 mod debug;
 mod dev;
