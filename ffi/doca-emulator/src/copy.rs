@@ -1,14 +1,15 @@
 //! Moving bytes between two lists of pieces that are cut where each side likes, across processes.
 //!
 //! Pieces of this process (own memory, and windows into an exporter's) are copied with `memmove`. Pieces that only the
-//! kernel reaches are collected into as long a run as possible and moved by one `process_vm_readv` or
-//! `process_vm_writev`, so a tile scattered over a hundred pages of the host is one system call.
+//! kernel reaches are collected into as long a run as possible and moved at once (see `remote`), so a tile scattered over
+//! a hundred pages of the host is one system call.
 
 use std::ptr;
 use std::slice;
 
 use crate::error::Fault;
 use crate::region::{Reach, Region};
+use crate::remote;
 
 /// Where the bytes of a piece are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,21 +182,22 @@ impl Copier {
     /// # Safety
     /// `self.source` and `self.destination` hold `length` bytes each; local ones are readable and writable.
     unsafe fn move_run(&self, from: Place, to: Place, length: usize, bounce: &mut [u8]) -> Result<(), Fault> {
-        match (from, to) {
+        let moved = match (from, to) {
             // SAFETY: local ranges are the caller's to vouch for, remote ones the kernel's to check.
-            (Place::Here, Place::There(pid)) => unsafe { write(pid, &self.source, &self.destination, length) },
+            (Place::Here, Place::There(pid)) => unsafe { remote::write(pid, &self.source, &self.destination, length) },
             // SAFETY: as above.
-            (Place::There(pid), Place::Here) => unsafe { read(pid, &self.destination, &self.source, length) },
+            (Place::There(pid), Place::Here) => unsafe { remote::read(pid, &self.destination, &self.source, length) },
             (Place::There(source), Place::There(destination)) => {
                 let bounce = bounce.get_mut(..length).ok_or(Fault::DOCA_ERROR_TOO_BIG)?;
                 let middle = [libc::iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: length }];
                 // SAFETY: the bounce bytes are ours and `length` long.
-                unsafe { read(source, &middle, &self.source, length) }?;
+                let read = unsafe { remote::read(source, &middle, &self.source, length) };
                 // SAFETY: as above.
-                unsafe { write(destination, &middle, &self.destination, length) }
+                read.and_then(|()| unsafe { remote::write(destination, &middle, &self.destination, length) })
             }
-            (Place::Here, Place::Here) => Err(Fault::DOCA_ERROR_UNEXPECTED),
-        }
+            (Place::Here, Place::Here) => return Err(Fault::DOCA_ERROR_UNEXPECTED),
+        };
+        moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
     }
 }
 
@@ -205,24 +207,6 @@ fn extend(list: &mut Vec<libc::iovec>, first: *mut u8, bytes: usize) {
         Some(last) if last.iov_base.addr() + last.iov_len == first.addr() => last.iov_len += bytes,
         _ => list.push(libc::iovec { iov_base: first.cast(), iov_len: bytes }),
     }
-}
-
-/// # Safety
-/// The local ranges are writable.
-unsafe fn read(pid: libc::pid_t, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
-    let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
-    // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
-    let moved = unsafe { libc::process_vm_readv(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
-    if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
-}
-
-/// # Safety
-/// The local ranges are readable.
-unsafe fn write(pid: libc::pid_t, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
-    let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
-    // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
-    let moved = unsafe { libc::process_vm_writev(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
-    if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
 }
 
 #[cfg(test)]
