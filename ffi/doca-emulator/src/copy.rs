@@ -1,9 +1,8 @@
 //! Moving bytes between two lists of pieces that are cut where each side likes, across processes.
 //!
 //! Pieces of this process (own memory, and windows into an exporter's) are copied with `memmove`. Pieces that only the
-//! kernel reaches are collected into as long a run as possible and moved by one `process_vm_readv` or
-//! `process_vm_writev`, so a tile scattered over a hundred pages of the host is one system call. Where the kernel does
-//! not do that, the exporter's courier carries them.
+//! kernel reaches are collected into as long a run as possible and moved at once (see `remote`), so a tile scattered over
+//! a hundred pages of the host is one system call. Where the kernel refuses that, the exporter's courier carries them.
 
 use std::ptr;
 use std::slice;
@@ -12,6 +11,7 @@ use crate::courier::Courier;
 use crate::error::Fault;
 use crate::export::Road;
 use crate::region::{Reach, Region};
+use crate::remote;
 
 /// Where the bytes of a piece are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,11 +226,9 @@ fn extend(list: &mut Vec<libc::iovec>, first: *mut u8, bytes: usize) {
 unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
     match from {
         Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
+        // SAFETY: the local ranges are as the caller says; other processes' addresses are the kernel's to check.
         Place::There(pid) => {
-            let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
-            // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
-            let moved = unsafe { libc::process_vm_readv(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
-            if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
+            unsafe { remote::read(pid, local, remote, bytes) }.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
         // SAFETY: the region owns the courier; the local ranges are as the caller says.
         Place::Behind(courier) => unsafe { (*courier).read(local, remote) },
@@ -242,13 +240,11 @@ unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes
 unsafe fn write(to: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
     match to {
         Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
+        // SAFETY: as in `read`.
         Place::There(pid) => {
-            let (l, r) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
-            // SAFETY: lists with their lengths; the caller vouches for the local ranges, the kernel checks both.
-            let moved = unsafe { libc::process_vm_writev(pid, local.as_ptr(), l, remote.as_ptr(), r, 0) };
-            if usize::try_from(moved) == Ok(bytes) { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
+            unsafe { remote::write(pid, local, remote, bytes) }.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
-        // SAFETY: the region owns the courier; the local ranges are as the caller says.
+        // SAFETY: as in `read`.
         Place::Behind(courier) => unsafe { (*courier).write(local, remote) },
     }
 }

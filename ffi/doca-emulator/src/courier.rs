@@ -1,6 +1,5 @@
 //! The other way to an exporter's memory, for where the kernel refuses the direct one (see [`crate::export`]): a
-//! container's seccomp filter, Yama's scope 2, another pid namespace, qemu's user mode, which lacks the system calls.
-//! The exporter itself carries the bytes.
+//! container's seccomp filter, Yama's scope 2, another pid namespace. The exporter itself carries the bytes.
 //!
 //! With its first export a process starts one thread, which listens on an abstract Unix socket that the blob names. An
 //! import that needs it has one connection:

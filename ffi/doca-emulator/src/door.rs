@@ -205,8 +205,9 @@ impl Room {
     }
 }
 
-impl Enter<*mut c_char> for Room {
-    unsafe fn enter(raw: *mut c_char) -> Result<Self, Fault> {
+// C's `char` is one of these two: signed on x86-64, unsigned on Arm.
+impl Enter<*mut i8> for Room {
+    unsafe fn enter(raw: *mut i8) -> Result<Self, Fault> {
         NonNull::new(raw.cast()).map(Room).ok_or(Fault::DOCA_ERROR_INVALID_VALUE)
     }
 }
@@ -235,7 +236,7 @@ plain!(abi::doca_comch_task_send_completion_cb_t, abi::doca_comch_producer_task_
 plain!(abi::doca_comch_consumer_task_post_recv_completion_cb_t, *mut u8);
 plain!(abi::doca_comch_counter, abi::doca_comch_event_msg_recv_cb_t, abi::doca_comch_event_consumer_cb_t);
 plain!(abi::doca_comch_event_connection_status_changed_cb_t);
-plain!(*mut abi::FILE, *mut c_char, abi::log_flush_callback);
+plain!(*mut abi::FILE, *mut i8, abi::log_flush_callback);
 
 /// Defines exported functions. `arg: raw => checked` runs the argument through [`Enter`]; a body without a written
 /// return type answers an `Answer`; with one, the value in parentheses is what bad arguments get.

@@ -26,6 +26,7 @@ use crate::error::{Answer, FLUSHED, Fault, complain};
 use crate::job::{Job, Segment, Sums};
 use crate::pool::Fifo;
 use crate::region::Reach;
+use crate::remote;
 use crate::task::{Kind, Line, Task};
 
 /// With `reorder`: how far a task may be overtaken at once.
@@ -333,7 +334,7 @@ fn is_mapped(segment: &Segment) -> bool {
         let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
         let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(addr as usize), iov_len: 1 };
         // SAFETY: a byte of our own to read to; the kernel checks the other address.
-        unsafe { libc::process_vm_readv(libc::getpid(), &here, 1, &there, 1, 0) == 1 }
+        unsafe { remote::read(libc::getpid(), &[here], &[there], 1) }.is_ok()
     })
 }
 

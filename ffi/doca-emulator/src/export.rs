@@ -8,9 +8,9 @@
 //!
 //! Bytes move one of two ways. If the range lies in one shared file mapping **and the file is sealed against
 //! shrinking** (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system call per
-//! byte and no `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached with
-//! `process_vm_readv` and `process_vm_writev`, where a hole is an error and not a signal. A check of the file's size
-//! before each direct copy would leave a gap between check and copy, so it is not used.
+//! byte and no `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached through
+//! the kernel (`remote`), where a hole is an error and not a signal. A check of the file's size before each direct copy
+//! would leave a gap between check and copy, so it is not used.
 //!
 //! The kernel lets one process reach another's memory and descriptors if it may trace it: same user, or
 //! `CAP_SYS_PTRACE`, in one pid namespace. The exporter declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with
@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::courier::{self, Courier};
 use crate::error::Fault;
 use crate::region::{PCI_READ_WRITE, Region};
+use crate::remote;
 
 pub(crate) const BLOB_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"kvl-pci\0";
@@ -391,11 +392,10 @@ fn probe(pid: libc::pid_t, addr: u64) -> Result<(), Fault> {
     let here = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
     let there = libc::iovec { iov_base: ptr::without_provenance_mut(addr as usize), iov_len: 1 };
     // SAFETY: one local range, a byte of our own; the remote one is checked by the kernel.
-    match unsafe { libc::process_vm_readv(pid, &here, 1, &there, 1, 0) } {
-        1 => Ok(()),
-        _ if io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) => Err(Fault::DOCA_ERROR_NOT_PERMITTED),
-        _ => Err(Fault::DOCA_ERROR_DRIVER),
-    }
+    unsafe { remote::read(pid, &[here], &[there], 1) }.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Fault::DOCA_ERROR_NOT_PERMITTED,
+        _ => Fault::DOCA_ERROR_DRIVER,
+    })
 }
 
 fn open_pidfd(pid: libc::pid_t) -> Result<OwnedFd, Fault> {

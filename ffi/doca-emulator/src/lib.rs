@@ -23,7 +23,7 @@
 //! |---|---|
 //! | the door of every function | `door`; the bindings of our own headers: [`abi`] |
 //! | devices and representors | `dev`, `rep`, `pci`, `config`, `chance` |
-//! | memory | `mmap`, `region`, `export`, `courier`, `buf`, `inventory` |
+//! | memory | `mmap`, `region`, `export`, `remote`, `courier`, `buf`, `inventory` |
 //! | contexts and tasks | `ctx`, `task`, `pool`, `job`, `pe`, `typed` |
 //! | engines | `compress`, `dma`, `engine`, `codec`, `copy`, `clock` |
 //! | Comch | `comch`, `fast`, `station`, `link` |
@@ -73,6 +73,7 @@ mod pci;
 mod pe;
 mod pool;
 mod region;
+mod remote;
 mod rep;
 mod station;
 mod task;

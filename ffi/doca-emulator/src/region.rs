@@ -4,7 +4,7 @@
 //!   own mmap  ------------------------------>  this process's memory
 //!   import of this process's export -------->  this process's memory, until the exporter stops  (gate)
 //!   import of another process's export ----->  a window: the same file mapped here, or
-//!                                              process_vm_readv / process_vm_writev            (cookie, see export)
+//!                                              copies by the kernel, see remote                (cookie, see export)
 //! ```
 //! A region is shared by its mmap, the bufs in it and the tasks in flight; the last of them frees it.
 

@@ -2,9 +2,9 @@
 //! on its standard input. It is nobody's child: Yama would let a parent trace its children anyway. The same tests run
 //! under Yama in `scripts/emulator-yama.sh`.
 //!
-//! Every claim holds three times: as it is; where the kernel does not copy between processes, as in a container with
-//! Docker's old seccomp filter and in qemu's user mode; and where it does not even name other processes, as between pid
-//! namespaces.
+//! Every claim holds three times: as it is; where the kernel has no system calls to copy between processes, as in a
+//! container with Docker's old seccomp filter and in qemu's user mode; and where it does not even name other processes,
+//! as between pid namespaces.
 
 #![cfg(not(miri))]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
