@@ -226,9 +226,10 @@ fn extend(list: &mut Vec<libc::iovec>, first: *mut u8, bytes: usize) {
 unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
     match from {
         Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
-        // SAFETY: the local ranges are as the caller says; other processes' addresses are the kernel's to check.
         Place::There(pid) => {
-            unsafe { remote::read(pid, local, remote, bytes) }.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
+            // SAFETY: the local ranges are as the caller says; other processes' addresses are the kernel's to check.
+            let moved = unsafe { remote::read(pid, local, remote, bytes) };
+            moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
         // SAFETY: the region owns the courier; the local ranges are as the caller says.
         Place::Behind(courier) => unsafe { (*courier).read(local, remote) },
@@ -240,9 +241,10 @@ unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes
 unsafe fn write(to: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
     match to {
         Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
-        // SAFETY: as in `read`.
         Place::There(pid) => {
-            unsafe { remote::write(pid, local, remote, bytes) }.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
+            // SAFETY: as in `read`.
+            let moved = unsafe { remote::write(pid, local, remote, bytes) };
+            moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
         // SAFETY: as in `read`.
         Place::Behind(courier) => unsafe { (*courier).write(local, remote) },

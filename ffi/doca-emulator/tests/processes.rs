@@ -163,8 +163,9 @@ impl Drop for Exporter {
     }
 }
 
-/// Makes system calls fail for this thread and those that it starts, for good.
-fn forbid(calls: &[libc::c_long]) {
+/// Makes system calls fail for this thread and those that it starts, for good. False in qemu's user mode, which knows no
+/// filters.
+fn forbid(calls: &[libc::c_long]) -> bool {
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
@@ -176,11 +177,16 @@ fn forbid(calls: &[libc::c_long]) {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+        if libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0 {
+            let error = std::io::Error::last_os_error();
+            assert_eq!((std::env::consts::ARCH, error.raw_os_error()), ("aarch64", Some(libc::EINVAL)), "no filter");
+            return false;
+        }
         let mut byte = 0u8;
         let range = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
         assert_eq!(libc::process_vm_readv(libc::getpid(), &range, 1, &range, 1, 0), -1, "the filter works");
     }
+    true
 }
 
 /// Shows a claim under every kernel that the head of this file names.
@@ -190,8 +196,9 @@ fn wherever(claim: fn()) {
     claim();
     for calls in [&COPIES[..], &PROCESSES] {
         let thread = std::thread::spawn(move || {
-            forbid(calls);
-            claim();
+            if forbid(calls) {
+                claim();
+            }
         });
         assert!(thread.join().is_ok(), "without system calls {calls:?}");
     }
