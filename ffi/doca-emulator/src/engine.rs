@@ -26,7 +26,6 @@ use crate::error::{Answer, FLUSHED, Fault, complain};
 use crate::job::{Job, Segment, Sums};
 use crate::pool::Fifo;
 use crate::region::Reach;
-use crate::remote;
 use crate::task::{Kind, Line, Task};
 
 /// With `reorder`: how far a task may be overtaken at once.
@@ -315,7 +314,7 @@ pub(crate) fn poison(job: &mut Job) {
     let (sources, destinations) = job.lists();
     let is_apart =
         |d: &Segment| sources.iter().all(|s| s.addr + s.len as u64 <= d.addr || d.addr + d.len as u64 <= s.addr);
-    let is_ours = destinations.iter().all(|d| d.region().is_own() && is_mapped(d) && is_apart(d));
+    let is_ours = destinations.iter().all(|d| d.region().is_own() && debug::is_mapped(d.addr, d.len) && is_apart(d));
     if is_ours {
         for segment in destinations {
             let first: *mut u8 = std::ptr::with_exposed_provenance_mut(segment.addr as usize);
@@ -327,20 +326,11 @@ pub(crate) fn poison(job: &mut Job) {
     job.is_poisoned = is_ours;
 }
 
-/// Debug mode: whether memory of this process is still there, by trying to read the first and last byte.
-fn is_mapped(segment: &Segment) -> bool {
-    [segment.addr, segment.addr + segment.len as u64 - 1].into_iter().all(|addr| {
-        let mut byte = 0u8;
-        let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-        let there = libc::iovec { iov_base: std::ptr::without_provenance_mut(addr as usize), iov_len: 1 };
-        // SAFETY: a byte of our own to read to; the kernel checks the other address.
-        unsafe { remote::read(libc::getpid(), &[here], &[there], 1) }.is_ok()
-    })
-}
-
 /// Debug mode: looks at a task's memory before the engine does.
 fn inspect(sources: &[Segment], destinations: &[Segment], is_poisoned: bool) -> Result<(), Fault> {
-    if let Some(gone) = sources.iter().chain(destinations).find(|s| s.region().is_own() && !is_mapped(s)) {
+    if let Some(gone) =
+        sources.iter().chain(destinations).find(|s| s.region().is_own() && !debug::is_mapped(s.addr, s.len))
+    {
         complain(&format!("debug: {} bytes at {:#x} of a task in flight are not there any more", gone.len, gone.addr));
         return Err(Fault::DOCA_ERROR_IO_FAILED);
     }

@@ -38,7 +38,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::courier::{self, Courier};
+use crate::debug;
 use crate::error::Fault;
+use crate::guard::Guard;
 use crate::region::{PCI_READ_WRITE, Region};
 use crate::remote;
 
@@ -301,6 +303,8 @@ pub(crate) struct Foreign {
     slot: usize,
     cookie: u64,
     window: Option<Window>,
+    /// Debug mode: over the exporter's addresses, if they are free here.
+    guard: Option<Guard>,
 }
 
 /// How bytes move that no window shows, and how the exporter's end is noticed.
@@ -333,7 +337,12 @@ impl Foreign {
         if ticket.slot as usize >= SLOTS {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
-        Foreign::by_kernel(ticket, may_map).or_else(|fault| Foreign::by_courier(ticket, may_map).ok_or(fault))
+        let by_kernel = Foreign::by_kernel(ticket, may_map);
+        let mut foreign = by_kernel.or_else(|fault| Foreign::by_courier(ticket, may_map).ok_or(fault))?;
+        if debug::is_on() {
+            foreign.guard = Guard::over(ticket.base, ticket.len as usize, ticket.pid);
+        }
+        Ok(foreign)
     }
 
     fn by_kernel(ticket: &Ticket, may_map: bool) -> Result<Foreign, Fault> {
@@ -368,7 +377,8 @@ impl Foreign {
     fn on(road: Road, board: &File, ticket: &Ticket) -> Option<Foreign> {
         let board = Window::of_sealed(board, 0, BOARD_BYTES, false)?;
         let slot = ticket.slot as usize;
-        Some(Foreign { road, board, slot, cookie: ticket.cookie, window: None }).filter(Foreign::is_alive)
+        let foreign = Foreign { road, board, slot, cookie: ticket.cookie, window: None, guard: None };
+        Some(foreign).filter(Foreign::is_alive)
     }
 
     /// Whether the export still stands.

@@ -27,7 +27,7 @@
 //! | contexts and tasks | `ctx`, `task`, `pool`, `job`, `pe`, `typed` |
 //! | engines | `compress`, `dma`, `engine`, `codec`, `copy`, `clock` |
 //! | Comch | `comch`, `fast`, `station`, `link` |
-//! | logs, command lines, mistakes | `log` (and `log.c`), `argp`, `error`, `debug` |
+//! | logs, command lines, mistakes | `log` (and `log.c`), `argp`, `error`, `debug`, `guard` |
 //!
 //! Shared libraries under the SDK's names are made by `scripts/emulator-install.sh`, after `abi/symbols.txt`.
 //!
@@ -64,6 +64,7 @@ mod engine;
 mod error;
 mod export;
 mod fast;
+mod guard;
 mod inventory;
 mod job;
 mod link;

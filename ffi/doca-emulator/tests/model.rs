@@ -1,5 +1,5 @@
-//! Claims about what can be switched on: the timing model, lost devices, exporters that vanish, debug mode; and about
-//! logs and command lines.
+//! Claims about what can be switched on: the timing model, lost devices, exporters that vanish; and about logs and
+//! command lines.
 
 #![cfg(not(miri))]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
@@ -7,7 +7,6 @@
 mod rig;
 
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rig::c::*;
@@ -83,94 +82,6 @@ fn an_exporter_that_is_gone_stays_gone_and_own_memory_does_not_care() {
     assert_eq!(context.run(&engine, task), E::DOCA_ERROR_IO_FAILED);
     engine.progress_until(|| context.state() == IDLE);
     [from, to, far].into_iter().for_each(give_back);
-}
-
-/// Runs one of the `child_` tests below in a process of its own; what that wrote to standard error.
-fn child(name: &str) -> String {
-    let program = std::env::current_exe().expect("this program");
-    let output = Command::new(program)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env("KVLANE_TEST_CHILD", "1")
-        .output()
-        .expect("a child");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn is_child() -> bool {
-    std::env::var_os("KVLANE_TEST_CHILD").is_some()
-}
-
-#[test]
-fn child_leaks_a_buf() {
-    if is_child() {
-        let device = Device::open("debug=1");
-        let memory = Memory::zeroed(&device, 64);
-        let inventory = Inventory::new(1);
-        inventory.source(&memory, 0, 64);
-        assert_eq!(unsafe { doca_buf_inventory_destroy(inventory.0) }, E::DOCA_ERROR_IN_USE);
-        std::process::exit(0);
-    }
-}
-
-#[test]
-fn debug_mode_names_refused_calls_and_counts_leaked_bufs() {
-    let said = child("child_leaks_a_buf");
-    assert!(said.contains("debug: doca_buf_inventory_destroy refused: DOCA_ERROR_IN_USE"), "{said}");
-    assert!(said.contains("debug: 1 bufs were never given back"), "{said}");
-}
-
-#[test]
-fn child_frees_memory_in_flight() {
-    if is_child() {
-        let device = Device::open("debug=1,delay_us=50000,seed=3");
-        let engine = Engine::new();
-        let map = unsafe {
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
-        };
-        let memory = Memory::over(&device, map.cast(), 4096, LOCAL_RW);
-        let target = Memory::zeroed(&device, 4096);
-        let inventory = Inventory::new(2);
-        let context = Context::dma(&device, &engine);
-        let (from, to) = (inventory.source(&memory, 0, 4096), inventory.destination(&target, 0, 4096));
-        let task = context.memcpy(0, from, to).expect("a task");
-        ok(unsafe { doca_task_submit(task) });
-        assert_eq!(target.bytes()[0], 0xdb, "read early");
-        target.fill(7, &[1]);
-        // As good as unmapped, without the chance that something else moves in.
-        assert_eq!(unsafe { libc::mprotect(map, 4096, libc::PROT_NONE) }, 0);
-        engine.progress_until(|| context.completed() == 1);
-        std::process::exit(0);
-    }
-}
-
-#[test]
-fn debug_mode_survives_and_names_memory_that_was_freed_in_flight() {
-    let said = child("child_frees_memory_in_flight");
-    assert!(said.contains("of a task in flight are not there any more"), "{said}");
-}
-
-#[test]
-fn child_writes_to_a_destination() {
-    if is_child() {
-        let device = Device::open("debug=1,delay_us=50000,seed=3");
-        let engine = Engine::new();
-        let (memory, target) = (Memory::zeroed(&device, 4096), Memory::zeroed(&device, 4096));
-        let inventory = Inventory::new(2);
-        let context = Context::dma(&device, &engine);
-        let (from, to) = (inventory.source(&memory, 0, 4096), inventory.destination(&target, 0, 4096));
-        let task = context.memcpy(0, from, to).expect("a task");
-        ok(unsafe { doca_task_submit(task) });
-        target.fill(7, &[1]);
-        engine.progress_until(|| context.completed() == 1);
-        std::process::exit(0);
-    }
-}
-
-#[test]
-fn debug_mode_names_a_destination_that_was_touched_in_flight() {
-    let said = child("child_writes_to_a_destination");
-    assert!(said.contains("was written to while its task was in flight"), "{said}");
 }
 
 #[test]
