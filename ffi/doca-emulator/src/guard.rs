@@ -2,8 +2,8 @@
 //!
 //! An import has the exporter's addresses, which mean nothing to the importer's CPU: on a card the program reads
 //! whatever else of its own lies there, or dies without a word. Where nothing else lies there, the range is reserved
-//! without access, and a handler of `SIGSEGV` says which import was touched before the signal takes its course: a
-//! handler that was there before gets it, else the process ends.
+//! without access, and a handler of `SIGSEGV` says which import was touched. Then it puts back what was there before it,
+//! and the signal takes its course: an older handler gets it, else the process ends. So only the first one is explained.
 //!
 //! Ranges that are taken already (the two programs have the same layout, as without address randomisation) stay
 //! unguarded, and so do imports of the process's own exports, which are its own memory after all.
@@ -99,7 +99,7 @@ fn install() {
 }
 
 /// Handles `SIGSEGV`. Takes no lock and allocates nothing.
-unsafe extern "C" fn touched(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+unsafe extern "C" fn touched(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: the kernel's, for the length of this call.
     let addr = unsafe { (*info).si_addr() }.addr() as u64;
     for slot in &SLOTS {
@@ -122,30 +122,14 @@ unsafe extern "C" fn touched(signal: c_int, info: *mut libc::siginfo_t, context:
             unsafe { libc::write(libc::STDERR_FILENO, line.text.as_ptr().cast(), line.len) };
         }
     }
-    // SAFETY: our own arguments, passed on.
-    unsafe { pass_on(signal, info, context) };
-}
-
-/// Lets the signal do what it did before we came.
-///
-/// # Safety
-/// The arguments of a handler.
-unsafe fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    let Some(before) = BEFORE.get() else { return };
-    if [libc::SIG_DFL, libc::SIG_IGN].contains(&before.sa_sigaction) {
-        // The instruction runs again, and this time the signal ends the process.
-        // SAFETY: an action that the kernel gave us.
-        unsafe { libc::sigaction(signal, before, ptr::null_mut()) };
-        return;
-    }
-    let handler = ptr::without_provenance::<c_void>(before.sa_sigaction);
-    // SAFETY: a handler that somebody registered, of the kind that its flags say.
+    // The instruction runs again, or who sent the signal sends it again, and it does what it did before we came.
+    // SAFETY: the action that the kernel gave us, and our own argument.
     unsafe {
-        if before.sa_flags & libc::SA_SIGINFO != 0 {
-            type Long = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-            std::mem::transmute::<*const c_void, Long>(handler)(signal, info, context);
-        } else {
-            std::mem::transmute::<*const c_void, unsafe extern "C" fn(c_int)>(handler)(signal);
+        if let Some(before) = BEFORE.get() {
+            libc::sigaction(signal, before, ptr::null_mut());
+        }
+        if (*info).si_code <= 0 {
+            libc::raise(signal);
         }
     }
 }
