@@ -11,26 +11,20 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use block::codec::Compressor;
-use block::{Codec, ElementType, Geometry, Header, Part, Plan, Recipe, TileOrder};
+use block::{Codec, Geometry, Header, Part, Plan, Recipe, TileOrder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
-use host_ctl::{
-    Amounts, Arrangement, Client, FetchOrder, Identity, KvFile, Options, PageOrder, StoreOrder, Synthetic, Target,
-    TensorShape, fetch, generate, store,
-};
+use host_ctl::{Arrangement, KvFile, PageOrder};
+use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, median, warm};
 
-const PAGE_TOKENS: u16 = 16;
-const CHUNK_TOKENS: usize = 256;
-const LAYERS: usize = 32;
-const HEADS: usize = 8;
-const HEAD_SIZE: usize = 128;
+mod rig;
+
 /// Different blocks that the engines go through when they run alone.
 const BLOCKS: usize = 64;
-const IDENTITY: Identity<'static> = Identity { model: "bench", salt: b"", rank: 0, ranks: 1 };
 
 struct Arguments {
     gib: usize,
@@ -45,14 +39,8 @@ fn main() {
         return engines_alone(&job);
     }
     let arguments = parse();
-    std::fs::create_dir_all(&arguments.dir).expect("the working directory");
-    let file = arguments.dir.join("kv.safetensors");
-    let tokens = arguments.gib * (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2);
-    let shape = TensorShape { layers: LAYERS, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
-    let source = KvFile::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors")));
-    let source = source.expect("testdata");
-    let kv = source.kv("kv", None).expect("testdata holds kv");
-    generate((&source, &kv), &Synthetic { shape, seed: 1 }, &file, &mut |_, _| ()).expect("room for the data");
+    let prefix = Prefix::generate(&arguments.dir, arguments.gib);
+    let tokens = prefix.shape.tokens;
     println!(
         "{} GiB of bf16: {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, {tokens} tokens, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled\n",
         arguments.gib
@@ -62,9 +50,8 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for recipe in &arguments.recipes {
-        bench(recipe, &arguments, &file, shape);
+        bench(recipe, &arguments, &prefix);
     }
-    let _ = std::fs::remove_file(&file);
 }
 
 fn parse() -> Arguments {
@@ -92,102 +79,28 @@ fn parse() -> Arguments {
     arguments
 }
 
-/// A dpu-app process of its own.
-struct Card {
-    process: Child,
-    options: Options,
-    store: PathBuf,
-}
-
-impl Card {
-    fn start(dir: &Path, recipe: &str) -> Self {
-        let (socket, store) = (dir.join("card.sock"), dir.join("store"));
-        let _ = std::fs::remove_dir_all(&store);
-        let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
-            .args(["run", "--store", &format!("dir:{}?sync=never", store.display()), "--socket"])
-            .arg(&socket)
-            .env("RUST_LOG", "warn")
-            .spawn()
-            .expect("dpu-app starts");
-        let options = Options {
-            socket,
-            client: String::from("bench"),
-            recipe: Some(recipe.parse().expect("a recipe")),
-            ..Options::default()
-        };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while Client::attach(&options, None).is_err() {
-            assert!(Instant::now() < deadline, "dpu-app does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { process, options, store }
-    }
-
-    fn rss_mib(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it lives");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel says");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
-    }
-}
-
-impl Drop for Card {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.store);
-    }
-}
-
-fn bench(recipe: &str, arguments: &Arguments, file: &Path, shape: TensorShape) {
-    let mut card = Card::start(&arguments.dir, recipe);
-    let kv_file = KvFile::open(file).expect("just written");
-    let kv = kv_file.kv("kv", None).expect("just written");
-    let tokens = kv_file.token_ids("tokens", None).expect("just written");
-    let order = StoreOrder {
-        file: &kv_file,
-        kv: &kv,
-        identity: IDENTITY,
-        tokens: &tokens,
-        chunk_tokens: CHUNK_TOKENS,
-        page_tokens: PAGE_TOKENS,
-        deadline: Some(Duration::from_secs(600)),
-        patience: Duration::from_secs(600),
-        again: false,
-    };
-    let stored = store(&mut card.options, &order, &mut |_, _| ()).expect("stored");
-    let once = |card: &mut Card, repeat| {
-        let order = FetchOrder {
-            identity: IDENTITY,
-            tokens: &tokens,
-            shape,
-            chunk_tokens: CHUNK_TOKENS,
-            page_tokens: PAGE_TOKENS,
-            deadline: Some(Duration::from_secs(600)),
-            patience: Duration::from_secs(600),
-            target: Target::Anonymous { arrangement: Arrangement::Vllm, order: PageOrder::Shuffled { seed: 3 } },
-            repeat,
-        };
-        let report = fetch(&mut card.options, &order, &mut |_, _| ()).expect("fetched");
-        assert_eq!(report.fetched, report.chunks, "all of it");
-        report
-    };
-    let before = card.rss_mib();
-    let mut engines = Engines::start(recipe, file, shape);
+fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix) {
+    let store = arguments.dir.join("store");
+    let _ = std::fs::remove_dir_all(&store);
+    let mut card = Card::start(&arguments.dir, &format!("dir:{}?sync=never", store.display()), recipe);
+    let stored = card.store(prefix);
+    let before = rss_mib(card.pid());
+    let mut engines = Engines::start(recipe, prefix);
     engines.run(arguments.gib);
     let (mut alone, mut whole, mut stages) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.runs {
         alone.push(engines.run(arguments.gib));
-        // The first of two finds pages that nobody has touched yet, which a serving engine's cache does not have.
-        let report = once(&mut card, 2);
-        let amounts: Amounts = report.runs[1];
-        whole.push(amounts.raw_mb_s());
+        let report = card.fetch(prefix, 2);
+        whole.push(warm(&report).raw_mb_s());
         stages = report.stages;
     }
     drop(engines);
     if arguments.soak_gb > 0 {
-        once(&mut card, arguments.soak_gb.div_ceil(arguments.gib));
+        card.fetch(prefix, arguments.soak_gb.div_ceil(arguments.gib));
     }
-    let after = card.rss_mib();
+    let after = rss_mib(card.pid());
+    drop(card);
+    let _ = std::fs::remove_dir_all(&store);
     let ms = |name: &str| stages.iter().find(|stage| stage.name == name).map_or(0.0, |stage| stage.busy_ms / 2.0);
     let (alone, whole) = (median(alone), median(whole));
     println!(
@@ -201,9 +114,10 @@ fn bench(recipe: &str, arguments: &Arguments, file: &Path, shape: TensorShape) {
     );
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+fn rss_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel says");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") / 1024.0
 }
 
 /// A process that runs the engines and nothing else, writing to this process's pages.
@@ -215,7 +129,8 @@ struct Engines {
 }
 
 impl Engines {
-    fn start(recipe: &str, file: &Path, shape: TensorShape) -> Self {
+    fn start(recipe: &str, prefix: &Prefix) -> Self {
+        let (file, shape) = (&prefix.path, prefix.shape);
         let geometry = shape.geometry(CHUNK_TOKENS).expect("an 8B-class geometry");
         let pages = (shape.tokens / usize::from(PAGE_TOKENS)) as u32;
         let memory = Arrangement::Vllm.allocate(geometry, PAGE_TOKENS, pages).expect("memory");

@@ -1,0 +1,139 @@
+//! What the benches of the whole data plane share: a real dpu-app in a process of its own, and a prefix of an 8B-class
+//! model (testdata/ tiled to size by `host_ctl::generate`) that goes through it. The bench's process is the host.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use block::ElementType;
+use host_ctl::{
+    Amounts, Arrangement, Client, FetchOrder, FetchReport, Identity, KvFile, Options, PageOrder, StoreOrder,
+    StoreReport, Synthetic, Target, TensorShape, fetch, generate, store,
+};
+
+pub(crate) const PAGE_TOKENS: u16 = 16;
+pub(crate) const CHUNK_TOKENS: usize = 256;
+pub(crate) const LAYERS: usize = 32;
+pub(crate) const HEADS: usize = 8;
+pub(crate) const HEAD_SIZE: usize = 128;
+const IDENTITY: Identity<'static> = Identity { model: "bench", salt: b"", rank: 0, ranks: 1 };
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A synthetic KV file of `gib` GiB in `dir`, removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Prefix {
+    pub(crate) path: PathBuf,
+    pub(crate) shape: TensorShape,
+}
+
+impl Prefix {
+    pub(crate) fn generate(dir: &Path, gib: usize) -> Self {
+        std::fs::create_dir_all(dir).expect("the working directory");
+        let path = dir.join("kv.safetensors");
+        let tokens = gib * (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2);
+        let shape =
+            TensorShape { layers: LAYERS, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
+        let source = KvFile::open(Path::new(source)).expect("testdata");
+        let kv = source.kv("kv", None).expect("testdata holds kv");
+        generate((&source, &kv), &Synthetic { shape, seed: 1 }, &path, &mut |_, _| ()).expect("room for the data");
+        Self { path, shape }
+    }
+}
+
+impl Drop for Prefix {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A dpu-app process of its own.
+#[derive(Debug)]
+pub(crate) struct Card {
+    process: Child,
+    options: Options,
+}
+
+impl Card {
+    pub(crate) fn start(dir: &Path, store: &str, recipe: &str) -> Self {
+        let socket = dir.join("card.sock");
+        let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
+            .args(["run", "--store", store, "--socket"])
+            .arg(&socket)
+            .env("RUST_LOG", "warn")
+            .spawn()
+            .expect("dpu-app starts");
+        let options = Options {
+            socket,
+            client: String::from("bench"),
+            recipe: Some(recipe.parse().expect("a recipe")),
+            ..Options::default()
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Client::attach(&options, None).is_err() {
+            assert!(Instant::now() < deadline, "dpu-app does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { process, options }
+    }
+
+    pub(crate) fn store(&mut self, prefix: &Prefix) -> StoreReport {
+        let file = KvFile::open(&prefix.path).expect("just written");
+        let kv = file.kv("kv", None).expect("just written");
+        let tokens = file.token_ids("tokens", None).expect("just written");
+        let order = StoreOrder {
+            file: &file,
+            kv: &kv,
+            identity: IDENTITY,
+            tokens: &tokens,
+            chunk_tokens: CHUNK_TOKENS,
+            page_tokens: PAGE_TOKENS,
+            deadline: Some(PATIENCE),
+            patience: PATIENCE,
+            again: false,
+        };
+        store(&mut self.options, &order, &mut |_, _| ()).expect("stored")
+    }
+
+    /// Fetches the whole prefix `repeat` times into the same memory. The first finds pages that nobody has touched yet,
+    /// which a serving engine's cache does not have.
+    pub(crate) fn fetch(&mut self, prefix: &Prefix, repeat: usize) -> FetchReport {
+        let file = KvFile::open(&prefix.path).expect("just written");
+        let tokens = file.token_ids("tokens", None).expect("just written");
+        let order = FetchOrder {
+            identity: IDENTITY,
+            tokens: &tokens,
+            shape: prefix.shape,
+            chunk_tokens: CHUNK_TOKENS,
+            page_tokens: PAGE_TOKENS,
+            deadline: Some(PATIENCE),
+            patience: PATIENCE,
+            target: Target::Anonymous { arrangement: Arrangement::Vllm, order: PageOrder::Shuffled { seed: 3 } },
+            repeat,
+        };
+        let report = fetch(&mut self.options, &order, &mut |_, _| ()).expect("fetched");
+        assert_eq!(report.fetched, report.chunks, "all of it");
+        report
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The last run of a fetch.
+pub(crate) fn warm(report: &FetchReport) -> Amounts {
+    *report.runs.last().expect("at least one")
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
