@@ -1,6 +1,7 @@
 //! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -111,6 +112,10 @@ struct Run {
     /// Inflate in software where the device cannot
     #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
     allow_software: bool,
+    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for loopback.
+    /// Off by default. There is no password: other addresses than loopback are for trusted networks
+    #[arg(long, env = "KVLANE_METRICS", value_name = "ADDR:PORT", value_parser = dpu_app::metrics::address)]
+    metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +160,7 @@ impl Run {
             busy_poll: self.busy_poll,
             software_crc: self.software_crc,
             allow_software: self.allow_software,
+            metrics: self.metrics,
         }
     }
 }

@@ -31,6 +31,7 @@ impl Hub<'_, '_> {
     }
 
     fn take(&mut self, done: Done) {
+        self.store_watch.saw(&done, self.now);
         match done {
             Done::Looked { session, found } => self.looked(usize::from(session), found),
             Done::Touched { session } => {
@@ -201,8 +202,8 @@ impl Hub<'_, '_> {
                 request.done.insert(index);
                 request.wire_bytes += wire_bytes;
                 request.restored_bytes += moved as u64;
-                add(&counters.wire_bytes, wire_bytes);
-                add(&counters.restored_bytes, moved as u64);
+                add(&counters.wire_bytes[direction as usize], wire_bytes);
+                add(&counters.restored_bytes[direction as usize], moved as u64);
             }
             Err(failure) => {
                 request.cut(index, failure);
@@ -461,6 +462,7 @@ impl Hub<'_, '_> {
                 if session.requests[place].as_ref().is_some_and(late) {
                     busy = true;
                     self.events.add(Event::Deadline, index as u64);
+                    add(&self.shared.counters.deadlines_missed, 1);
                     self.cut(index, place, Failure::Deadline);
                 }
             }
@@ -494,6 +496,8 @@ impl Hub<'_, '_> {
             elapsed_us: request.arrived.elapsed().as_micros().min(u32::MAX.into()) as u32,
             ..Answer::new(request.command.request, request.failure.map_or(Status::Ok, Failure::status))
         };
+        let chunk_tokens = session.memory.as_ref().map_or(0, |memory| memory.geometry.chunk_tokens);
+        self.shared.counters.answers.count_request(request, &answer, chunk_tokens);
         session.requests[place] = None;
         session.answers.push_back(answer).expect("a place per command");
     }

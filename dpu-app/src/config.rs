@@ -1,6 +1,7 @@
 //! Every limit of the data plane, named, with its default and its range. Nothing is sized anywhere else.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Config {
     pub software_crc: bool,
     /// Inflate in software where the device cannot.
     pub allow_software: bool,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Config {
@@ -93,6 +96,7 @@ impl Config {
             busy_poll: false,
             software_crc: false,
             allow_software: false,
+            metrics: None,
         }
     }
 
