@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use mailbox::{Answer, Operation, Status, Tokens};
 
-use crate::counters::add;
+use crate::counters::{add, get};
 use crate::histogram::Histogram;
 use crate::request::Request;
 
@@ -91,6 +91,12 @@ impl Answers {
     #[must_use]
     pub fn status(&self, asked: Asked, status: Status) -> &AtomicU64 {
         &self.statuses[asked as usize][usize::from(status.code()) - 1]
+    }
+
+    /// How often anything was answered with `status`.
+    #[must_use]
+    pub fn total(&self, status: Status) -> u64 {
+        Asked::ALL.iter().map(|&asked| get(self.status(asked, status))).sum()
     }
 
     /// How long the requests of an operation of [`Asked::CHUNKS`] took, from their arrival to their answer.

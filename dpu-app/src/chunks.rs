@@ -74,6 +74,13 @@ impl Hub<'_, '_> {
                 add(&self.shared.counters.blocks_in_software, 1);
                 self.dequantize(slot, false, false);
             }
+            Done::Inflated { slot, result: Err(Failure::Corrupt) } => {
+                // The engine was right to refuse it: however many bad blocks come in a row, it is not the one that fails.
+                if let Some(engine) = &mut self.inflate {
+                    engine.restarts = 0;
+                }
+                self.block_failed(slot, Failure::Corrupt);
+            }
             Done::Restored { slot, from: Err(Failure::Corrupt) } if self.engine_takes(slot) => {
                 // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
                 if !self.abandoned(slot) {
@@ -462,7 +469,6 @@ impl Hub<'_, '_> {
                 if session.requests[place].as_ref().is_some_and(late) {
                     busy = true;
                     self.events.add(Event::Deadline, index as u64);
-                    add(&self.shared.counters.deadlines_missed, 1);
                     self.cut(index, place, Failure::Deadline);
                 }
             }

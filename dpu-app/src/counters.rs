@@ -78,7 +78,6 @@ pub struct Counters {
     pub put: Stage,
     pub requests: AtomicU64,
     pub answers: Answers,
-    pub deadlines_missed: AtomicU64,
     pub chunks_fetched: AtomicU64,
     pub chunks_missed: AtomicU64,
     pub chunks_stored: AtomicU64,

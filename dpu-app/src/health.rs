@@ -32,8 +32,7 @@ pub enum Unwell {
 }
 
 impl Unwell {
-    pub const ALL: [Self; 5] =
-        [Self::Starting, Self::Draining, Self::Silent, Self::EngineRestarting, Self::StoreDown];
+    pub const ALL: [Self; 5] = [Self::Starting, Self::Draining, Self::Silent, Self::EngineRestarting, Self::StoreDown];
 
     /// One word for machines.
     #[must_use]
@@ -53,7 +52,9 @@ impl Unwell {
         match self {
             Self::Starting => "starting: not ready yet",
             Self::Draining => "draining: finishes what runs and takes nothing new",
-            Self::Silent => "silent: the engine thread does not answer: look at the card's log, restart dpu-app if it lasts",
+            Self::Silent => {
+                "silent: the engine thread does not answer: look at the card's log, restart dpu-app if it lasts"
+            }
             Self::EngineRestarting => "engine restarting: an engine fails again and again: look at the card's log",
             Self::StoreDown => "store down: the store does not answer: check the one that --store names",
         }

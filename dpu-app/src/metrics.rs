@@ -205,7 +205,9 @@ impl Desk<'_, '_> {
         let socket = match self.server.listener.accept() {
             Ok((socket, _)) => socket,
             // Gone before we looked: nobody to serve.
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => return,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
+                return;
+            }
             Err(error) => {
                 log::debug!("metrics: accept: {error}");
                 return thread::sleep(ACCEPT_REST);

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use mailbox::Status;
+
 use crate::answers::Asked;
 use crate::counters::{get, total};
 use crate::hub::Hub;
@@ -139,7 +141,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         ("engine_restarts", total(&counters.engine_restarts)),
         ("restored_bytes", total(&counters.restored_bytes)),
         ("wire_bytes", total(&counters.wire_bytes)),
-        ("deadlines_missed", get(&counters.deadlines_missed)),
+        ("deadlines_missed", counters.answers.total(Status::DeadlineExceeded)),
         ("sessions_opened", get(&counters.sessions_opened)),
         ("sessions_lost", get(&counters.sessions_lost)),
         ("sessions_refused", hub.events.refused()),

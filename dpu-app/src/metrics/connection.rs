@@ -198,12 +198,7 @@ impl Reply {
         Self { bytes: vec![0; HEAD_BYTES + REPLY_BYTES].into(), next: 0, end: 0 }
     }
 
-    pub(super) fn write(
-        &mut self,
-        status: Status,
-        content: &str,
-        body: impl FnOnce(&mut Text<'_>) -> fmt::Result,
-    ) {
+    pub(super) fn write(&mut self, status: Status, content: &str, body: impl FnOnce(&mut Text<'_>) -> fmt::Result) {
         let mut text = Text::new(&mut self.bytes[HEAD_BYTES..]);
         let written = body(&mut text);
         let bytes = text.written();
@@ -258,7 +253,12 @@ mod tests {
         assert_eq!(Head::of(b"POST / HTTP/1.1\r\n\r\n"), Head::Other);
         assert_eq!(Head::of(b""), Head::Partial);
         assert_eq!(Head::of(b"GET /metrics HTTP/1.1\r\nHost: x\r\n"), Head::Partial);
-        for garbage in [&b"\x16\x03\x01\x02\x00"[..], b"GET\0/ HTTP/1.1\r\n\r\n", b"GET /metrics\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n"] {
+        for garbage in [
+            &b"\x16\x03\x01\x02\x00"[..],
+            b"GET\0/ HTTP/1.1\r\n\r\n",
+            b"GET /metrics\r\n\r\n",
+            b"GET / HTTP/2.0\r\n\r\n",
+        ] {
             assert_eq!(Head::of(garbage), Head::Garbage, "{garbage:?}");
         }
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));

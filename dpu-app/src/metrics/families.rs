@@ -49,12 +49,7 @@ pub struct Family {
 
 type Writer = fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result;
 
-const fn counter(
-    name: &'static str,
-    labels: &'static [&'static str],
-    help: &'static str,
-    series: Writer,
-) -> Family {
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str, series: Writer) -> Family {
     Family { name, kind: Kind::Counter, labels, help, series }
 }
 
@@ -108,9 +103,6 @@ pub const FAMILIES: &[Family] = &[
             Asked::CHUNKS.iter().try_for_each(|&asked| out.put_histogram(&[asked.name()], &took(asked)))
         },
     },
-    counter("kvlane_deadlines_missed_total", &[], "Requests that ended because their time was over", |view, out| {
-        out.put(&[], get(&view.shared.counters.deadlines_missed))
-    }),
     // Prefixes: what `vllm:external_prefix_cache_queries` and `..._hits` count, by operation.
     counter(
         "kvlane_prefix_queried_chunks_total",
@@ -192,11 +184,16 @@ pub const FAMILIES: &[Family] = &[
         "Operations given to an engine again after a failure, theirs or a neighbour's",
         |view, out| out.put(&[], get(&view.shared.counters.blocks_resubmitted)),
     ),
-    counter("kvlane_engine_restarts_total", &["engine"], "Restarts of an engine's context after a failure", |view, out| {
-        let [inflate, dma] = &view.shared.counters.engine_restarts;
-        out.put(&["inflate"], get(inflate))?;
-        out.put(&["dma"], get(dma))
-    }),
+    counter(
+        "kvlane_engine_restarts_total",
+        &["engine"],
+        "Restarts of an engine's context after a failure",
+        |view, out| {
+            let [inflate, dma] = &view.shared.counters.engine_restarts;
+            out.put(&["inflate"], get(inflate))?;
+            out.put(&["dma"], get(dma))
+        },
+    ),
     gauge("kvlane_engine_in_flight", &["engine"], "Operations that an engine has now", |view, out| {
         let engines = ["inflate", "dma", "mailbox"].into_iter().zip(view.face.shown.in_flight);
         engines.into_iter().try_for_each(|(engine, count)| out.put(&[engine], count))
@@ -244,9 +241,7 @@ pub const FAMILIES: &[Family] = &[
         out.put(&[], u8::from(view.store.read_only))
     }),
     counter("kvlane_store_hits_total", &[], "Chunks opened", |view, out| out.put(&[], view.store.hits)),
-    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", |view, out| {
-        out.put(&[], view.store.misses)
-    }),
+    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", |view, out| out.put(&[], view.store.misses)),
     counter("kvlane_store_read_bytes_total", &[], "Bytes of blocks read", |view, out| {
         out.put(&[], view.store.bytes_read)
     }),
@@ -262,9 +257,12 @@ pub const FAMILIES: &[Family] = &[
     counter("kvlane_store_corrupt_chunks_total", &[], "Chunks taken out because they were proven bad", |view, out| {
         out.put(&[], view.store.corrupt)
     }),
-    counter("kvlane_store_errors_total", &[], "Calls that failed for a reason that is not in the bytes", |view, out| {
-        out.put(&[], view.store.io_errors)
-    }),
+    counter(
+        "kvlane_store_errors_total",
+        &[],
+        "Calls that failed for a reason that is not in the bytes",
+        |view, out| out.put(&[], view.store.io_errors),
+    ),
 ];
 
 /// Writes all families.

@@ -12,7 +12,7 @@ use nix::unistd::{SysconfVar, sysconf};
 const STATM_BYTES: usize = 256;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub(super) struct Usage {
     pub resident_bytes: u64,
     /// User and system time of all threads.
     pub cpu: Duration,
@@ -37,9 +37,8 @@ impl Process {
         let read = self.statm.as_ref().and_then(|statm| statm.read_at(&mut bytes, 0).ok()).unwrap_or(0);
         let text = std::str::from_utf8(&bytes[..read]).unwrap_or_default();
         let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
-        let duration = |time: TimeVal| {
-            Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64)
-        };
+        let duration =
+            |time: TimeVal| Duration::from_secs(time.tv_sec() as u64) + Duration::from_micros(time.tv_usec() as u64);
         let cpu = getrusage(UsageWho::RUSAGE_SELF)
             .map_or(Duration::ZERO, |usage| duration(usage.user_time()) + duration(usage.system_time()));
         Usage { resident_bytes: pages * self.page_bytes, cpu }

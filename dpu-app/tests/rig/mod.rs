@@ -47,6 +47,8 @@ pub struct MemoryStore {
     pub put_error: Mutex<Option<StoreError>>,
     pub put_block_error: Mutex<Option<StoreError>>,
     pub corrupt_noted: AtomicU64,
+    /// Asking for its numbers takes this long.
+    pub stats_delay_ms: AtomicU64,
 }
 
 /// A chunk being put: its key, and its blocks as they came.
@@ -166,6 +168,7 @@ impl Store for MemoryStore {
     }
 
     fn stats(&self) -> Stats {
+        thread::sleep(Duration::from_millis(self.stats_delay_ms.load(Relaxed)));
         Stats { chunks: self.len() as u64, ..Stats::default() }
     }
 
