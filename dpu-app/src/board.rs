@@ -17,6 +17,7 @@ use crate::hub::{Hub, HubState};
 use crate::session::ANSWER_BYTES;
 use crate::slot::SlotState;
 use crate::status;
+use crate::store::Stats;
 
 /// The engine thread's state at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +38,13 @@ pub struct Shown {
     /// In a row.
     pub store_failures: u32,
     pub store_failed_ago: Duration,
+    /// What the store has counted.
+    pub store: Stats,
 }
 
 impl Shown {
     #[must_use]
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             state: HubState::Init,
             slots: [0; SlotState::ALL.len()],
@@ -53,6 +56,7 @@ impl Shown {
             engine_moved_ago: Duration::MAX,
             store_failures: 0,
             store_failed_ago: Duration::MAX,
+            store: Stats::default(),
         }
     }
 }
@@ -151,6 +155,7 @@ impl Hub<'_, '_> {
             engine_moved_ago: self.now.saturating_duration_since(worst.last_progress),
             store_failures: self.store_watch.failures(),
             store_failed_ago: self.store_watch.failed_ago(self.now),
+            store: self.shared.store.stats(),
         };
         face.status_bytes = status::write(self, &mut face.status);
         board.answer(face);

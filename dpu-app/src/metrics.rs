@@ -6,7 +6,7 @@
 //!   /status       the JSON of `host-ctl status --json`              status.rs
 //!   /config       what start-up prints, as JSON
 //! ```
-//! It reads counters, and asks the engine thread to show itself (board.rs) at most every 100 ms; an engine thread that
+//! It reads counters, takes no lock that a worker may want, and asks the engine thread to show itself (board.rs) at most every 100 ms; an engine thread that
 //! does not answer costs it a quarter of a second, once. All memory is taken at start: a fixed table of connections with
 //! fixed buffers, none of which may stay longer than two seconds, whatever its client does. When the table is full the
 //! oldest makes room for the newest.
@@ -15,45 +15,37 @@
 //! Nothing can be changed through it. It knows no passwords and no TLS: on another address than loopback whoever can
 //! reach it can read it.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::board::Face;
-use crate::health::Unwell;
 use crate::status::Quoted;
 use crate::worker::Shared;
 
+mod clerk;
 mod connection;
 mod families;
 mod nodes;
 mod process;
 
-use connection::{Connection, Reply};
+use clerk::Clerk;
+use connection::Connection;
 pub use families::{FAMILIES, Family, Kind};
-use process::Process;
 
 /// Connections at the same time.
 pub const CONNECTIONS_MAX: usize = 8;
 /// Bytes of the longest request head.
 pub const REQUEST_BYTES: usize = 4 << 10;
-/// Bytes of the longest answer. The families with a `node` label decide: 64 nodes fit.
+/// Bytes of the longest answer: 18 KiB now, and room for families with a `node` label.
 pub const REPLY_BYTES: usize = 64 << 10;
 /// From being accepted to being closed.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
-/// How old what the engine thread has shown may be before it is asked again.
-const FACE_AGE: Duration = Duration::from_millis(100);
-/// How long a request waits for the engine thread.
-const FACE_PATIENCE: Duration = Duration::from_millis(250);
-/// How often it looks whether the engine thread has answered: that costs the engine thread no system call.
-const FACE_LOOK: Duration = Duration::from_micros(500);
 /// Rest after `accept` failed: it is out of descriptors, and would fail again at once.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// `nice` of the thread: everything else goes first.
@@ -224,138 +216,6 @@ struct Ready {
     listener: bool,
     /// By place.
     connections: u64,
-}
-
-/// What every family is written from.
-#[derive(Debug)]
-struct View<'a, 's> {
-    pub shared: &'a Shared<'s>,
-    /// What the engine thread has shown last.
-    pub face: &'a Face,
-    pub store: crate::store::Stats,
-    pub process: process::Usage,
-    pub uptime: Duration,
-    /// Whether each reason holds not to give this card any work.
-    pub unwell: [(Unwell, bool); Unwell::ALL.len()],
-}
-
-/// Answers requests.
-struct Clerk<'a, 's> {
-    shared: &'a Shared<'s>,
-    config: String,
-    /// What the engine thread has shown last.
-    face: Face,
-    /// When it was asked last.
-    asked: Option<Instant>,
-    process: Process,
-    started: Instant,
-}
-
-impl<'a, 's> Clerk<'a, 's> {
-    fn new(shared: &'a Shared<'s>, config: String) -> Self {
-        let process = Process::new();
-        Self { shared, config, face: Face::new(), asked: None, process, started: Instant::now() }
-    }
-
-    /// Gets what the engine thread knows, if that is not too much to ask.
-    fn look_up(&mut self) {
-        let board = &self.shared.board;
-        let now = Instant::now();
-        if !board.is_asked() {
-            if self.asked.is_some_and(|asked| now - asked < FACE_AGE) {
-                return;
-            }
-            self.asked = Some(now);
-            board.ask(&self.shared.engine_bell);
-        }
-        // Who was asked long ago gets no more patience.
-        while board.is_asked() && self.owed() < FACE_PATIENCE && !self.shared.leave.load(Ordering::Relaxed) {
-            thread::sleep(FACE_LOOK);
-        }
-        if !board.is_asked() {
-            self.face.copy_from(&board.face());
-        }
-    }
-
-    /// How long the engine thread has owed an answer.
-    fn owed(&self) -> Duration {
-        match self.asked {
-            Some(asked) if self.shared.board.is_asked() => asked.elapsed(),
-            _ => Duration::ZERO,
-        }
-    }
-
-    fn unwell(&self) -> [(Unwell, bool); Unwell::ALL.len()] {
-        let owed = self.owed();
-        Unwell::ALL.map(|unwell| (unwell, unwell.is_so(&self.face.shown, owed)))
-    }
-
-    fn answer(&mut self, path: &str, reply: &mut Reply) {
-        match path.split('?').next().unwrap_or(path) {
-            "/metrics" => self.metrics(reply),
-            "/healthcheck" => self.healthcheck(reply),
-            "/status" => self.status(reply),
-            "/config" => reply.write(Status::OK, JSON, |text| text.write_str(&self.config)),
-            _ => reply.write(Status::NOT_FOUND, PLAIN, |text| {
-                text.write_str("here are: /metrics /healthcheck /status /config\n")
-            }),
-        }
-    }
-
-    fn metrics(&mut self, reply: &mut Reply) {
-        self.look_up();
-        let view = View {
-            shared: self.shared,
-            face: &self.face,
-            store: self.shared.store.stats(),
-            process: self.process.usage(),
-            uptime: self.started.elapsed(),
-            unwell: self.unwell(),
-        };
-        reply.write(Status::OK, PROMETHEUS, |text| families::write(&view, text));
-    }
-
-    fn healthcheck(&mut self, reply: &mut Reply) {
-        self.look_up();
-        match self.unwell().iter().find(|(_, so)| *so) {
-            None => reply.write(Status::OK, PLAIN, |text| text.write_str("ok\n")),
-            Some((unwell, _)) => reply.write(Status::UNAVAILABLE, PLAIN, |text| writeln!(text, "{}", unwell.text())),
-        }
-    }
-
-    fn status(&mut self, reply: &mut Reply) {
-        self.look_up();
-        if self.face.status().is_empty() || self.shared.board.is_asked() {
-            let silent = Unwell::Silent.text();
-            return reply.write(Status::UNAVAILABLE, JSON, |text| writeln!(text, "{{\"error\":{}}}", Quoted(silent)));
-        }
-        let json = std::str::from_utf8(self.face.status()).expect("it was written as text");
-        reply.write(Status::OK, JSON, |text| writeln!(text, "{json}"));
-    }
-}
-
-/// Status line of an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Status(&'static str);
-
-impl Status {
-    const OK: Self = Self("200 OK");
-    const BAD_REQUEST: Self = Self("400 Bad Request");
-    const NOT_FOUND: Self = Self("404 Not Found");
-    const METHOD_NOT_ALLOWED: Self = Self("405 Method Not Allowed\r\nAllow: GET, HEAD");
-    const TOO_LARGE: Self = Self("431 Request Header Fields Too Large");
-    const INTERNAL: Self = Self("500 Internal Server Error");
-    const UNAVAILABLE: Self = Self("503 Service Unavailable");
-}
-
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const PLAIN: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 mod rig;
 mod scrape;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -17,7 +16,7 @@ use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, FAMILIES, Kind, REPL
 use host_ctl::{Arrangement, CardStatus, Client, Transfer};
 use mailbox::Status;
 use rig::*;
-use scrape::{Samples, connect, free_address, get, say, scrape, until};
+use scrape::{Samples, connect, dpu_app, free_address, get, say, scrape, start, until};
 
 const CHUNKS: usize = 6;
 
@@ -355,7 +354,9 @@ fn hostile_clients_hold_up_neither_each_other_nor_the_data_plane() {
         scope.spawn(|| {
             while !over.load(Relaxed) {
                 let mut socket = connect(address);
-                while !over.load(Relaxed) && socket.write_all(&[b'x'; 4096]).is_ok() {}
+                while !over.load(Relaxed) && socket.write_all(&[b'x'; 4096]).is_ok() {
+                    thread::yield_now();
+                }
             }
         });
         scope.spawn(|| {
@@ -404,26 +405,18 @@ fn who_never_finishes_is_hung_up_on_in_time() {
     assert!(took >= CONNECTION_TIMEOUT / 2 && took < CONNECTION_TIMEOUT * 2, "{took:?}");
 }
 
-fn command(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
-    command.args(["run", "--slots", "4", "--block-bytes", "16384", "--store"]);
-    command.arg(format!("dir:{}", home.join("store").display())).arg("--socket").arg(home.join("card.sock"));
-    command.env_remove("DOCA_EMULATOR").env_remove("KVLANE_METRICS").stdin(Stdio::null()).stderr(Stdio::piped());
-    command
-}
-
 #[test]
 fn a_port_that_is_taken_is_the_operators_to_change() {
     let home = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let output = command(home.path()).arg("--metrics").arg(address.to_string()).output().unwrap();
+    let output = dpu_app(home.path()).arg("--metrics").arg(address.to_string()).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{said}");
     for words in [&address.to_string()[..], "in use", "choose another address or port with --metrics"] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    let output = command(home.path()).args(["--metrics", "card:9400"]).output().unwrap();
+    let output = dpu_app(home.path()).args(["--metrics", "card:9400"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("give an IP address and a port"));
 }
@@ -433,29 +426,18 @@ fn flag_environment_and_file_all_turn_it_on_and_only_they() {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("dpu-app.conf");
     std::fs::write(&file, "metrics = 127.0.0.1:0\n").unwrap();
-    let (mut flag, mut environment, mut config) = (command(home.path()), command(home.path()), command(home.path()));
+    let (mut flag, mut environment, mut config) = (dpu_app(home.path()), dpu_app(home.path()), dpu_app(home.path()));
     flag.args(["--metrics", "0.0.0.0:0"]);
     environment.env("KVLANE_METRICS", "0");
     config.arg("--config").arg(&file);
-    for (mut command, on, warned) in
-        [(command(home.path()), false, false), (flag, true, true), (environment, true, false), (config, true, false)]
+    for (command, on, warned) in
+        [(dpu_app(home.path()), false, false), (flag, true, true), (environment, true, false), (config, true, false)]
     {
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let mut log = String::new();
-        while !log.contains("ready") {
-            assert!(lines.read_line(&mut log).unwrap() > 0, "it ended: {log}");
-        }
+        let (_dpu, log, port) = start(command);
         assert_eq!(log.contains("without a password"), warned, "{log}");
-        let port = log
-            .lines()
-            .find_map(|line| line.split_once("metrics on http://"))
-            .map(|(_, rest)| rest.trim_end_matches("/metrics").rsplit_once(':').unwrap().1.parse::<u16>().unwrap());
         assert_eq!(port.is_some(), on, "{log}");
         if let Some(port) = port {
             assert_eq!(health(([127, 0, 0, 1], port).into()), (200, "ok".into()));
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 }

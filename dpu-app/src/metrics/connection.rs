@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use nix::poll::PollFlags;
 
-use super::{Clerk, PLAIN, REPLY_BYTES, REQUEST_BYTES, Status};
+use super::clerk::Clerk;
+use super::{REPLY_BYTES, REQUEST_BYTES};
 use crate::status::Text;
 
 /// Header lines of a request. A browser sends some 20.
@@ -99,16 +100,17 @@ impl Connection {
             Taken::Bytes(bytes) => self.read += bytes,
             Taken::End => return false,
         }
-        let head = Head::of(&self.request[..self.read]);
-        match head {
-            Head::Partial if self.read < REQUEST_BYTES => return true,
-            Head::Partial | Head::TooLarge => self.reply.refuse(Status::TOO_LARGE, "the request head is too long"),
-            Head::Garbage => self.reply.refuse(Status::BAD_REQUEST, "this is no HTTP request"),
-            Head::Other => self.reply.refuse(Status::METHOD_NOT_ALLOWED, "only GET and HEAD are served"),
-            Head::Get(path) => clerk.answer(path, &mut self.reply),
-            Head::Head(path) => {
-                clerk.answer(path, &mut self.reply);
-                self.reply.drop_body();
+        let reply = &mut self.reply;
+        match Request::parse(&self.request[..self.read]) {
+            Request::Partial if self.read < REQUEST_BYTES => return true,
+            Request::Partial | Request::TooLarge => reply.refuse(Status::TOO_LARGE, "the request head is too long"),
+            Request::Garbage => reply.refuse(Status::BAD_REQUEST, "this is no HTTP request"),
+            Request::OtherMethod => reply.refuse(Status::METHOD_NOT_ALLOWED, "only GET and HEAD are served"),
+            Request::Get { path, body } => {
+                clerk.answer(path, reply);
+                if !body {
+                    reply.drop_body();
+                }
             }
         }
         self.become_phase(Phase::Writing);
@@ -155,33 +157,58 @@ fn take(mut socket: &TcpStream, into: &mut [u8]) -> Taken {
     }
 }
 
-/// What a client asks for.
+/// What a client has sent so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Head<'a> {
-    Get(&'a str),
-    Head(&'a str),
-    /// Another method.
-    Other,
+enum Request<'a> {
+    Get {
+        path: &'a str,
+        /// Not so for `HEAD`.
+        body: bool,
+    },
+    OtherMethod,
     /// Not whole yet.
     Partial,
     TooLarge,
     Garbage,
 }
 
-impl<'a> Head<'a> {
-    fn of(bytes: &'a [u8]) -> Self {
+impl<'a> Request<'a> {
+    fn parse(bytes: &'a [u8]) -> Self {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(bytes) {
             Ok(httparse::Status::Partial) => Self::Partial,
             Ok(httparse::Status::Complete(_)) => match (request.method, request.path) {
-                (Some("GET"), Some(path)) => Self::Get(path),
-                (Some("HEAD"), Some(path)) => Self::Head(path),
-                _ => Self::Other,
+                (Some(method @ ("GET" | "HEAD")), Some(path)) => Self::Get { path, body: method == "GET" },
+                _ => Self::OtherMethod,
             },
             Err(httparse::Error::TooManyHeaders) => Self::TooLarge,
             Err(_) => Self::Garbage,
         }
+    }
+}
+
+/// Status line of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Status(&'static str);
+
+impl Status {
+    pub(super) const OK: Self = Self("200 OK");
+    const BAD_REQUEST: Self = Self("400 Bad Request");
+    pub(super) const NOT_FOUND: Self = Self("404 Not Found");
+    const METHOD_NOT_ALLOWED: Self = Self("405 Method Not Allowed\r\nAllow: GET, HEAD");
+    const TOO_LARGE: Self = Self("431 Request Header Fields Too Large");
+    const INTERNAL: Self = Self("500 Internal Server Error");
+    pub(super) const UNAVAILABLE: Self = Self("503 Service Unavailable");
+}
+
+pub(super) const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(super) const PLAIN: &str = "text/plain; charset=utf-8";
+pub(super) const JSON: &str = "application/json";
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 
@@ -248,21 +275,20 @@ mod tests {
 
     #[test]
     fn only_get_and_head_of_a_whole_head_are_served() {
-        assert_eq!(Head::of(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"), Head::Get("/metrics"));
-        assert_eq!(Head::of(b"HEAD / HTTP/1.0\r\n\r\n"), Head::Head("/"));
-        assert_eq!(Head::of(b"POST / HTTP/1.1\r\n\r\n"), Head::Other);
-        assert_eq!(Head::of(b""), Head::Partial);
-        assert_eq!(Head::of(b"GET /metrics HTTP/1.1\r\nHost: x\r\n"), Head::Partial);
-        for garbage in [
-            &b"\x16\x03\x01\x02\x00"[..],
-            b"GET\0/ HTTP/1.1\r\n\r\n",
-            b"GET /metrics\r\n\r\n",
-            b"GET / HTTP/2.0\r\n\r\n",
-        ] {
-            assert_eq!(Head::of(garbage), Head::Garbage, "{garbage:?}");
+        let parse = Request::parse;
+        let get = |path, body| Request::Get { path, body };
+        assert_eq!(parse(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"), get("/metrics", true));
+        assert_eq!(parse(b"HEAD / HTTP/1.0\r\n\r\n"), get("/", false));
+        assert_eq!(parse(b"POST / HTTP/1.1\r\n\r\n"), Request::OtherMethod);
+        assert_eq!(parse(b""), Request::Partial);
+        assert_eq!(parse(b"GET /metrics HTTP/1.1\r\nHost: x\r\n"), Request::Partial);
+        let garbage =
+            [&b"\x16\x03\x01\x02\x00"[..], b"GET\0/ HTTP/1.1\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/2.0\r\n\r\n"];
+        for bytes in garbage {
+            assert_eq!(parse(bytes), Request::Garbage, "{bytes:?}");
         }
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));
-        assert_eq!(Head::of(many.as_bytes()), Head::TooLarge);
+        assert_eq!(parse(many.as_bytes()), Request::TooLarge);
     }
 
     #[test]

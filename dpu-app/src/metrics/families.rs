@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Write as _};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::View;
+use super::clerk::View;
 use super::nodes::NODE_FAMILIES;
 use crate::answers::Asked;
 use crate::counters::get;
@@ -155,19 +155,19 @@ pub const FAMILIES: &[Family] = &[
     }),
     // The pipeline.
     counter("kvlane_stage_operations_total", &["stage"], "Blocks that went through a stage", |view, out| {
-        stages(view, out, |(jobs, ..), out, stage| out.put(&[stage], jobs))
+        stages(view, out, |(jobs, ..)| jobs)
     }),
     counter(
         "kvlane_stage_busy_seconds_total",
         &["stage"],
         "Time that workers spent in a stage, summed over them; of the engines (inflate, write, gather) the time with work in flight",
-        |view, out| stages(view, out, |(_, ns, ..), out, stage| out.put(&[stage], Seconds(Duration::from_nanos(ns)))),
+        |view, out| stages(view, out, |(_, ns, ..)| Seconds(Duration::from_nanos(ns))),
     ),
     counter("kvlane_stage_input_bytes_total", &["stage"], "Bytes that a stage took", |view, out| {
-        stages(view, out, |(_, _, bytes, _), out, stage| out.put(&[stage], bytes))
+        stages(view, out, |(_, _, bytes, _)| bytes)
     }),
     counter("kvlane_stage_output_bytes_total", &["stage"], "Bytes that a stage made", |view, out| {
-        stages(view, out, |(.., bytes), out, stage| out.put(&[stage], bytes))
+        stages(view, out, |(.., bytes)| bytes)
     }),
     counter("kvlane_corrupt_blocks_total", &[], "Blocks that failed a check and were proven bad", |view, out| {
         out.put(&[], get(&view.shared.counters.blocks_corrupt))
@@ -232,36 +232,42 @@ pub const FAMILIES: &[Family] = &[
         out.put(&[], get(&view.shared.counters.sleeps))
     }),
     // The store, as it counts itself.
-    gauge("kvlane_store_chunks", &[], "Chunks in the store", |view, out| out.put(&[], view.store.chunks)),
-    gauge("kvlane_store_bytes", &[], "Their bytes", |view, out| out.put(&[], view.store.bytes)),
+    gauge("kvlane_store_chunks", &[], "Chunks in the store", |view, out| out.put(&[], view.face.shown.store.chunks)),
+    gauge("kvlane_store_bytes", &[], "Their bytes", |view, out| out.put(&[], view.face.shown.store.bytes)),
     gauge("kvlane_store_limit_bytes", &[], "What these never exceed; 0: the store sets no limit", |view, out| {
-        out.put(&[], view.store.bytes_max)
+        out.put(&[], view.face.shown.store.bytes_max)
     }),
     gauge("kvlane_store_read_only", &[], "1 if the last attempt to write found the store read-only", |view, out| {
-        out.put(&[], u8::from(view.store.read_only))
+        out.put(&[], u8::from(view.face.shown.store.read_only))
     }),
-    counter("kvlane_store_hits_total", &[], "Chunks opened", |view, out| out.put(&[], view.store.hits)),
-    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", |view, out| out.put(&[], view.store.misses)),
+    counter("kvlane_store_hits_total", &[], "Chunks opened", |view, out| out.put(&[], view.face.shown.store.hits)),
+    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", |view, out| {
+        out.put(&[], view.face.shown.store.misses)
+    }),
     counter("kvlane_store_read_bytes_total", &[], "Bytes of blocks read", |view, out| {
-        out.put(&[], view.store.bytes_read)
+        out.put(&[], view.face.shown.store.bytes_read)
     }),
-    counter("kvlane_store_put_bytes_total", &[], "Bytes of blocks put", |view, out| out.put(&[], view.store.bytes_put)),
+    counter("kvlane_store_put_bytes_total", &[], "Bytes of blocks put", |view, out| {
+        out.put(&[], view.face.shown.store.bytes_put)
+    }),
     counter("kvlane_store_puts_total", &["result"], "Chunks that were to be put, by how that ended", |view, out| {
-        out.put(&["committed"], view.store.puts)?;
-        out.put(&["failed"], view.store.puts_failed)
+        out.put(&["committed"], view.face.shown.store.puts)?;
+        out.put(&["failed"], view.face.shown.store.puts_failed)
     }),
     counter("kvlane_store_evicted_chunks_total", &[], "Chunks that made room for others", |view, out| {
-        out.put(&[], view.store.evicted)
+        out.put(&[], view.face.shown.store.evicted)
     }),
-    counter("kvlane_store_evicted_bytes_total", &[], "Their bytes", |view, out| out.put(&[], view.store.bytes_evicted)),
+    counter("kvlane_store_evicted_bytes_total", &[], "Their bytes", |view, out| {
+        out.put(&[], view.face.shown.store.bytes_evicted)
+    }),
     counter("kvlane_store_corrupt_chunks_total", &[], "Chunks taken out because they were proven bad", |view, out| {
-        out.put(&[], view.store.corrupt)
+        out.put(&[], view.face.shown.store.corrupt)
     }),
     counter(
         "kvlane_store_errors_total",
         &[],
         "Calls that failed for a reason that is not in the bytes",
-        |view, out| out.put(&[], view.store.io_errors),
+        |view, out| out.put(&[], view.face.shown.store.io_errors),
     ),
 ];
 
@@ -287,12 +293,11 @@ fn by_direction(out: &mut Series<'_, '_>, counters: &[AtomicU64; 2]) -> fmt::Res
     out.put(&["store"], get(&counters[Direction::Store as usize]))
 }
 
-fn stages(
-    view: &View<'_, '_>,
-    out: &mut Series<'_, '_>,
-    put: fn((u64, u64, u64, u64), &mut Series<'_, '_>, &str) -> fmt::Result,
-) -> fmt::Result {
-    view.shared.counters.stages().iter().try_for_each(|(name, stage)| put(stage.read(), out, name))
+/// Jobs, busy nanoseconds, bytes in, bytes out of a stage.
+type Totals = (u64, u64, u64, u64);
+
+fn stages<T: Display>(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: fn(Totals) -> T) -> fmt::Result {
+    view.shared.counters.stages().iter().try_for_each(|(name, stage)| out.put(&[name], value(stage.read())))
 }
 
 /// A duration in seconds, to the nanosecond, without the noise of floating point.

@@ -2,8 +2,10 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nothing that answers at all takes this long.
@@ -85,4 +87,38 @@ pub fn until<T: std::fmt::Debug>(mut ask: impl FnMut() -> T, wanted: impl Fn(&T)
         assert!(since.elapsed() < WAIT, "{seen:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// `dpu-app run` on a store and a socket in `home`, with small limits.
+pub fn dpu_app(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
+    command.args(["run", "--slots", "6", "--block-bytes", "16384", "--store"]);
+    command.arg(format!("dir:{}", home.join("store").display())).arg("--socket").arg(home.join("card.sock"));
+    command.env_remove("DOCA_EMULATOR").env_remove("KVLANE_METRICS").stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A process that ends with its test.
+#[derive(Debug)]
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a `dpu-app run` and waits until hosts may attach: the process, what it said, and the port of its metrics.
+pub fn start(mut command: Command) -> (Process, String, Option<u16>) {
+    let mut dpu = Process(command.spawn().unwrap());
+    let mut lines = BufReader::new(dpu.0.stderr.take().unwrap());
+    let mut log = String::new();
+    while !log.contains("ready") {
+        assert!(lines.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+    }
+    std::thread::spawn(move || lines.read_to_string(&mut String::new()));
+    let url = log.lines().find_map(|line| line.split_once("metrics on http://"));
+    let port = url.map(|(_, rest)| rest.trim_end_matches("/metrics").rsplit_once(':').unwrap().1.parse().unwrap());
+    (dpu, log, port)
 }
