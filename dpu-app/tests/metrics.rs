@@ -441,3 +441,36 @@ fn flag_environment_and_file_all_turn_it_on_and_only_they() {
         }
     }
 }
+
+/// Processor time of the threads of one name.
+fn thread_time(pid: u32, name: &str) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let named = tasks.filter(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name);
+    let time = |task: std::path::PathBuf| {
+        let text = std::fs::read_to_string(task.join("schedstat")).unwrap();
+        text.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    Duration::from_nanos(named.map(time).sum())
+}
+
+#[test]
+fn a_scrape_costs_the_engine_thread_next_to_nothing() {
+    const SCRAPES: u32 = 20;
+    let home = tempfile::tempdir().unwrap();
+    let mut command = dpu_app(home.path());
+    command.args(["--metrics", "0"]);
+    let (dpu, _, port) = start(command);
+    let (pid, address) = (dpu.0.id(), ([127, 0, 0, 1], port.unwrap()).into());
+    scrape(address);
+    let times = || [thread_time(pid, "metrics"), thread_time(pid, "dpu-app")];
+    let before = times();
+    for _ in 0..SCRAPES {
+        // Far enough apart that the engine thread is asked each time.
+        thread::sleep(Duration::from_millis(110));
+        scrape(address);
+    }
+    let [metrics, engine] = std::array::from_fn(|index| (times()[index] - before[index]) / SCRAPES);
+    println!("a scrape costs {metrics:?} of the metrics thread and {engine:?} of the engine thread");
+    assert!(metrics > Duration::ZERO && metrics < Duration::from_millis(5), "{metrics:?}");
+    assert!(engine > Duration::ZERO && engine < Duration::from_millis(1), "{engine:?}");
+}
