@@ -97,6 +97,10 @@ struct Run {
     /// Time that a host has for its attach
     #[arg(long, env = "KVLANE_ATTACH_TIMEOUT_MS", value_name = "MS", default_value_t = 5_000)]
     attach_timeout_ms: u64,
+    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for loopback.
+    /// Off by default. There is no password: other addresses than loopback are for trusted networks
+    #[arg(long, env = "KVLANE_METRICS", value_name = "ADDR:PORT", value_parser = dpu_app::metrics::address)]
+    metrics: Option<SocketAddr>,
     /// How long a mailbox is polled after its last command before it sleeps
     #[arg(long, env = "KVLANE_AWAKE_US", value_name = "US", default_value_t = 200)]
     awake_us: u64,
@@ -112,10 +116,6 @@ struct Run {
     /// Inflate in software where the device cannot
     #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
     allow_software: bool,
-    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for loopback.
-    /// Off by default. There is no password: other addresses than loopback are for trusted networks
-    #[arg(long, env = "KVLANE_METRICS", value_name = "ADDR:PORT", value_parser = dpu_app::metrics::address)]
-    metrics: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]
@@ -155,12 +155,12 @@ impl Run {
             chunks: self.chunks.unwrap_or(slots),
             deadline: Duration::from_millis(self.deadline_ms),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms),
+            metrics: self.metrics,
             awake: Duration::from_micros(self.awake_us),
             moderation: Duration::from_micros(self.moderation_us),
             busy_poll: self.busy_poll,
             software_crc: self.software_crc,
             allow_software: self.allow_software,
-            metrics: self.metrics,
         }
     }
 }

@@ -52,6 +52,8 @@ pub struct Config {
     pub deadline: Duration,
     /// How long an attached host may take to finish its attach.
     pub attach_timeout: Duration,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How long a session's mailbox is polled after its last command before it goes to sleep.
     pub awake: Duration,
     /// How long the engine thread sleeps, undisturbed by completions, while an engine has several operations queued: fewer
@@ -63,8 +65,6 @@ pub struct Config {
     pub software_crc: bool,
     /// Inflate in software where the device cannot.
     pub allow_software: bool,
-    /// Where metrics are served; `None`: nowhere.
-    pub metrics: Option<SocketAddr>,
 }
 
 impl Config {
@@ -91,12 +91,12 @@ impl Config {
             chunks: slots,
             deadline: Duration::from_secs(30),
             attach_timeout: Duration::from_secs(5),
+            metrics: None,
             awake: Duration::from_micros(200),
             moderation: Duration::from_micros(if card { 0 } else { 200 }),
             busy_poll: false,
             software_crc: false,
             allow_software: false,
-            metrics: None,
         }
     }
 

@@ -129,27 +129,29 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     }
     text.write_str("},\"counters\":{")?;
     let numbers = [
-        ("requests", get(&counters.requests)),
-        ("chunks_fetched", get(&counters.chunks_fetched)),
-        ("chunks_missed", get(&counters.chunks_missed)),
-        ("chunks_stored", get(&counters.chunks_stored)),
-        ("chunks_known", get(&counters.chunks_known)),
-        ("chunks_failed", get(&counters.chunks_failed)),
-        ("blocks_corrupt", get(&counters.blocks_corrupt)),
-        ("blocks_in_software", get(&counters.blocks_in_software)),
-        ("blocks_resubmitted", get(&counters.blocks_resubmitted)),
+        ("requests", &counters.requests),
+        ("chunks_fetched", &counters.chunks_fetched),
+        ("chunks_missed", &counters.chunks_missed),
+        ("chunks_stored", &counters.chunks_stored),
+        ("chunks_known", &counters.chunks_known),
+        ("chunks_failed", &counters.chunks_failed),
+        ("blocks_corrupt", &counters.blocks_corrupt),
+        ("blocks_in_software", &counters.blocks_in_software),
+        ("blocks_resubmitted", &counters.blocks_resubmitted),
+        ("sessions_opened", &counters.sessions_opened),
+        ("sessions_lost", &counters.sessions_lost),
+        ("doorbells_rung", &counters.doorbells_rung),
+        ("sleeps", &counters.sleeps),
+    ];
+    let sums = [
         ("engine_restarts", total(&counters.engine_restarts)),
         ("restored_bytes", total(&counters.restored_bytes)),
         ("wire_bytes", total(&counters.wire_bytes)),
         ("deadlines_missed", counters.answers.total(Status::DeadlineExceeded)),
-        ("sessions_opened", get(&counters.sessions_opened)),
-        ("sessions_lost", get(&counters.sessions_lost)),
         ("sessions_refused", hub.events.refused()),
-        ("doorbells_rung", get(&counters.doorbells_rung)),
-        ("sleeps", get(&counters.sleeps)),
     ];
     let mut comma = Comma(false);
-    for (name, number) in numbers {
+    for (name, number) in numbers.map(|(name, counter)| (name, get(counter))).into_iter().chain(sums) {
         comma.put(text)?;
         write!(text, "\"{name}\":{number}")?;
     }
