@@ -36,7 +36,7 @@ mod process;
 
 use clerk::Clerk;
 use connection::Connection;
-pub use families::{FAMILIES, Family, Kind};
+pub use families::{Family, Kind, all as families};
 
 /// Connections at the same time.
 pub const CONNECTIONS_MAX: usize = 8;

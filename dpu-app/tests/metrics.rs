@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use block::Header;
-use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, FAMILIES, Kind, REPLY_BYTES, REQUEST_BYTES};
+use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, Kind, REPLY_BYTES, REQUEST_BYTES, families};
 use host_ctl::{Arrangement, CardStatus, Client, Transfer};
 use mailbox::Status;
 use rig::*;
@@ -56,10 +56,10 @@ fn the_text_is_what_prometheus_takes_and_holds_every_family_and_no_other() {
     assert!(page.body.len() < REPLY_BYTES / 2, "{} bytes: room for the families with a node label", page.body.len());
 
     let types: Vec<_> = page.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
-    let wanted: Vec<_> = FAMILIES.iter().map(|family| format!("{} {}", family.name, family.kind.name())).collect();
+    let wanted: Vec<_> = families().map(|family| format!("{} {}", family.name, family.kind.name())).collect();
     assert_eq!(types, wanted);
     let series = scrape(address).0;
-    for family in FAMILIES {
+    for family in families() {
         let end = if family.kind == Kind::Histogram { "_bucket" } else { "" };
         let mine = |name: &&String| name.split('{').next() == Some(&format!("{}{end}", family.name));
         let first = series.keys().find(mine).unwrap_or_else(|| panic!("{} has no series", family.name));

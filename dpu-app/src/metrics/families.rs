@@ -47,18 +47,32 @@ pub struct Family {
     series: fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result,
 }
 
-type Writer = fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result;
+pub(super) type Writer = fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result;
 
-const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str, series: Writer) -> Family {
+pub(super) const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    series: Writer,
+) -> Family {
     Family { name, kind: Kind::Counter, labels, help, series }
 }
 
-const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str, series: Writer) -> Family {
+pub(super) const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    series: Writer,
+) -> Family {
     Family { name, kind: Kind::Gauge, labels, help, series }
 }
 
 /// All of them, in the order in which they are written.
-pub const FAMILIES: &[Family] = &[
+pub fn all() -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().chain(NODE_FAMILIES)
+}
+
+const FAMILIES: &[Family] = &[
     // What runs, and whether it is well.
     gauge("kvlane_build_info", &["version", "flavour"], "1, with what this program is in its labels", |_, out| {
         out.put(&[env!("CARGO_PKG_VERSION"), doca::FLAVOUR], 1)
@@ -273,7 +287,7 @@ pub const FAMILIES: &[Family] = &[
 
 /// Writes all families.
 pub(super) fn write(view: &View<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
-    FAMILIES.iter().chain(&NODE_FAMILIES).try_for_each(|family| {
+    all().try_for_each(|family| {
         writeln!(text, "# HELP {} {}.\n# TYPE {} {}", family.name, family.help, family.name, family.kind.name())?;
         (family.series)(view, &mut Series { text, family })
     })
@@ -318,11 +332,11 @@ pub(super) struct Series<'a, 'b> {
 
 impl Series<'_, '_> {
     /// One value; `labels` are the values of the family's labels.
-    fn put(&mut self, labels: &[&str], value: impl Display) -> fmt::Result {
+    pub(super) fn put(&mut self, labels: &[&str], value: impl Display) -> fmt::Result {
         self.line("", labels, None::<u64>, value)
     }
 
-    fn put_histogram(&mut self, labels: &[&str], reading: &Reading) -> fmt::Result {
+    pub(super) fn put_histogram(&mut self, labels: &[&str], reading: &Reading) -> fmt::Result {
         let mut below = 0;
         for (bound, count) in BOUNDS_US.iter().zip(&reading.buckets) {
             below += count;
@@ -375,7 +389,7 @@ mod tests {
             let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
             format!("| `{}` | {} | {} | {} |\n", family.name, family.kind.name(), labels.join(" "), family.help)
         };
-        FAMILIES.iter().chain(&NODE_FAMILIES).map(row).collect()
+        all().map(row).collect()
     }
 
     #[test]
@@ -395,7 +409,7 @@ mod tests {
     #[test]
     fn names_keep_to_the_conventions() {
         let units = ["_seconds", "_bytes"];
-        for family in FAMILIES.iter().chain(&NODE_FAMILIES) {
+        for family in all() {
             let (name, kind) = (family.name, family.kind);
             assert!(name.starts_with("kvlane_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
@@ -403,7 +417,7 @@ mod tests {
             for unit in units {
                 assert!(!stem.contains(unit) || stem.ends_with(unit), "{name}: its unit is not last");
             }
-            assert_eq!(FAMILIES.iter().filter(|other| other.name == name).count(), 1, "{name} is there twice");
+            assert_eq!(all().filter(|other| other.name == name).count(), 1, "{name} is there twice");
             assert!(!family.help.ends_with('.') && !family.help.contains(['\n', '|', '\\']), "{name}");
         }
     }

@@ -7,4 +7,4 @@
 
 use super::families::Family;
 
-pub(super) const NODE_FAMILIES: [Family; 0] = [];
+pub(super) const NODE_FAMILIES: &[Family] = &[];
