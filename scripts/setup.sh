@@ -6,7 +6,7 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/setup.sh [--yes] [--test]
   --yes    install without asking
-  --test   also what scripts/test.sh uses beside cargo (shellcheck)
+  --test   also what scripts/test.sh uses beside cargo (shellcheck, prometheus)
 USAGE
 }
 
@@ -15,7 +15,7 @@ packages=(build-essential pkg-config libclang-dev curl ca-certificates)
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) yes=true ;;
-        --test) packages+=(shellcheck) ;;
+        --test) packages+=(shellcheck prometheus) ;;
         --help | -h)
             usage
             exit 0
@@ -54,6 +54,10 @@ if [ ${#missing[@]} -gt 0 ]; then
     confirm "apt packages to install: ${missing[*]}"
     as_root apt-get update --quiet --quiet
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
+    # The tests start a prometheus of their own. Nobody asked for the service that comes with the package.
+    if [[ " ${missing[*]} " == *" prometheus "* ]] && [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now --quiet prometheus.service
+    fi
 fi
 
 if [ -f "$HOME/.cargo/env" ]; then

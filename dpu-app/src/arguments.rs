@@ -1,6 +1,7 @@
 //! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -96,6 +97,10 @@ struct Run {
     /// Time that a host has for its attach
     #[arg(long, env = "KVLANE_ATTACH_TIMEOUT_MS", value_name = "MS", default_value_t = 5_000)]
     attach_timeout_ms: u64,
+    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for loopback.
+    /// Off by default. There is no password: other addresses than loopback are for trusted networks
+    #[arg(long, env = "KVLANE_METRICS", value_name = "ADDR:PORT", value_parser = dpu_app::metrics::address)]
+    metrics: Option<SocketAddr>,
     /// How long a mailbox is polled after its last command before it sleeps
     #[arg(long, env = "KVLANE_AWAKE_US", value_name = "US", default_value_t = 200)]
     awake_us: u64,
@@ -150,6 +155,7 @@ impl Run {
             chunks: self.chunks.unwrap_or(slots),
             deadline: Duration::from_millis(self.deadline_ms),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms),
+            metrics: self.metrics,
             awake: Duration::from_micros(self.awake_us),
             moderation: Duration::from_micros(self.moderation_us),
             busy_poll: self.busy_poll,

@@ -31,6 +31,7 @@ impl Hub<'_, '_> {
     }
 
     fn take(&mut self, done: Done) {
+        self.store_watch.saw(&done, self.now);
         match done {
             Done::Looked { session, found } => self.looked(usize::from(session), found),
             Done::Touched { session } => {
@@ -72,6 +73,13 @@ impl Hub<'_, '_> {
             Done::Inflated { slot, result: Ok(()) } => {
                 add(&self.shared.counters.blocks_in_software, 1);
                 self.dequantize(slot, false, false);
+            }
+            Done::Inflated { slot, result: Err(Failure::Corrupt) } => {
+                // The engine was right to refuse it: however many bad blocks come in a row, it is not the one that fails.
+                if let Some(engine) = &mut self.inflate {
+                    engine.restarts = 0;
+                }
+                self.block_failed(slot, Failure::Corrupt);
             }
             Done::Restored { slot, from: Err(Failure::Corrupt) } if self.engine_takes(slot) => {
                 // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
@@ -201,8 +209,8 @@ impl Hub<'_, '_> {
                 request.done.insert(index);
                 request.wire_bytes += wire_bytes;
                 request.restored_bytes += moved as u64;
-                add(&counters.wire_bytes, wire_bytes);
-                add(&counters.restored_bytes, moved as u64);
+                add(&counters.wire_bytes[direction as usize], wire_bytes);
+                add(&counters.restored_bytes[direction as usize], moved as u64);
             }
             Err(failure) => {
                 request.cut(index, failure);
@@ -494,6 +502,8 @@ impl Hub<'_, '_> {
             elapsed_us: request.arrived.elapsed().as_micros().min(u32::MAX.into()) as u32,
             ..Answer::new(request.command.request, request.failure.map_or(Status::Ok, Failure::status))
         };
+        let chunk_tokens = session.memory.as_ref().map_or(0, |memory| memory.geometry.chunk_tokens);
+        self.shared.counters.answers.count_request(request, &answer, chunk_tokens);
         session.requests[place] = None;
         session.answers.push_back(answer).expect("a place per command");
     }

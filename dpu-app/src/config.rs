@@ -1,6 +1,7 @@
 //! Every limit of the data plane, named, with its default and its range. Nothing is sized anywhere else.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Config {
     pub deadline: Duration,
     /// How long an attached host may take to finish its attach.
     pub attach_timeout: Duration,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How long a session's mailbox is polled after its last command before it goes to sleep.
     pub awake: Duration,
     /// How long the engine thread sleeps, undisturbed by completions, while an engine has several operations queued: fewer
@@ -88,6 +91,7 @@ impl Config {
             chunks: slots,
             deadline: Duration::from_secs(30),
             attach_timeout: Duration::from_secs(5),
+            metrics: None,
             awake: Duration::from_micros(200),
             moderation: Duration::from_micros(if card { 0 } else { 200 }),
             busy_poll: false,

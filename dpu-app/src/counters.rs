@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use crate::answers::Answers;
+
 /// What one stage has done. Busy time is summed over its workers.
 #[derive(Debug, Default)]
 pub struct Stage {
@@ -75,6 +77,7 @@ pub struct Counters {
     /// Wire -> store.
     pub put: Stage,
     pub requests: AtomicU64,
+    pub answers: Answers,
     pub chunks_fetched: AtomicU64,
     pub chunks_missed: AtomicU64,
     pub chunks_stored: AtomicU64,
@@ -82,14 +85,33 @@ pub struct Counters {
     pub chunks_failed: AtomicU64,
     pub blocks_corrupt: AtomicU64,
     pub blocks_in_software: AtomicU64,
-    pub restored_bytes: AtomicU64,
-    pub wire_bytes: AtomicU64,
-    pub engine_restarts: AtomicU64,
+    /// By [`crate::flow::Direction`]: bytes of elements in host memory.
+    pub restored_bytes: [AtomicU64; 2],
+    /// By [`crate::flow::Direction`]: bytes in their stored form.
+    pub wire_bytes: [AtomicU64; 2],
+    /// By `doca::Kind`: inflate, DMA.
+    pub engine_restarts: [AtomicU64; 2],
     pub blocks_resubmitted: AtomicU64,
     pub sessions_opened: AtomicU64,
     pub sessions_lost: AtomicU64,
     pub doorbells_rung: AtomicU64,
     pub sleeps: AtomicU64,
+}
+
+impl Counters {
+    /// The stages by name, in the order of the pipeline.
+    #[must_use]
+    pub fn stages(&self) -> [(&'static str, &Stage); 7] {
+        [
+            ("fetch", &self.fetch),
+            ("inflate", &self.inflate),
+            ("dequantize", &self.dequantize),
+            ("write", &self.write),
+            ("gather", &self.gather),
+            ("encode", &self.encode),
+            ("put", &self.put),
+        ]
+    }
 }
 
 /// Adds to a counter.
@@ -101,4 +123,10 @@ pub fn add(counter: &AtomicU64, value: u64) {
 #[must_use]
 pub fn get(counter: &AtomicU64) -> u64 {
     counter.load(Relaxed)
+}
+
+/// Reads counters of one thing, together.
+#[must_use]
+pub fn total(counters: &[AtomicU64]) -> u64 {
+    counters.iter().map(get).sum()
 }

@@ -65,7 +65,7 @@ impl Hub<'_, '_> {
     }
 
     pub(crate) fn restarted(&mut self, kind: doca::Kind) {
-        add(&self.shared.counters.engine_restarts, 1);
+        add(&self.shared.counters.engine_restarts[kind as usize], 1);
         self.events.add(Event::EngineRestarted(kind), 0);
     }
 

@@ -52,17 +52,25 @@ pub struct Entry {
 pub struct Events {
     started: Instant,
     ring: HistoryBuf<Entry, EVENTS>,
+    refused: u64,
 }
 
 impl Events {
     #[must_use]
     pub fn new(started: Instant) -> Self {
-        Self { started, ring: HistoryBuf::new() }
+        Self { started, ring: HistoryBuf::new(), refused: 0 }
     }
 
     pub fn add(&mut self, event: Event, value: u64) {
         let at_ms = self.started.elapsed().as_millis() as u64;
         self.ring.write(Entry { at_ms, event, value });
+        self.refused += u64::from(event == Event::Refused);
+    }
+
+    /// Attaches that were refused since the start.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Oldest first.

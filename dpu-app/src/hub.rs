@@ -29,6 +29,7 @@ use crate::counters::{Occupancy, add};
 use crate::crew::Crew;
 use crate::events::{Event, Events};
 use crate::flow::{Flow, SlotTable};
+use crate::health::StoreWatch;
 use crate::job::Seat;
 use crate::probation::Probation;
 use crate::request::Request;
@@ -212,6 +213,7 @@ pub struct Hub<'a, 's> {
     /// Where the next turn begins to look for requests, so that sessions take turns.
     pub(crate) first_session: usize,
     pub(crate) events: Events,
+    pub(crate) store_watch: StoreWatch,
     pub(crate) attach_buffer: Vec<u8>,
 }
 
@@ -299,6 +301,7 @@ impl<'a, 's> Hub<'a, 's> {
             sessions_seen: 0,
             first_session: 0,
             events: Events::new(now),
+            store_watch: StoreWatch::default(),
             attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
             shared,
         })
@@ -374,6 +377,7 @@ impl<'a, 's> Hub<'a, 's> {
             self.check_engines()?;
         }
         self.bury();
+        self.show();
         Ok(busy)
     }
 
@@ -393,7 +397,7 @@ impl<'a, 's> Hub<'a, 's> {
         let bell = &self.shared.engine_bell;
         bell.going_to_sleep();
         let answered = [&self.fetchers, &self.dequantizers, &self.encoders].iter().any(|crew| crew.answered());
-        if answered {
+        if answered || self.shared.board.is_asked() {
             bell.awake();
             return Ok(());
         }

@@ -6,14 +6,17 @@
 //! ```
 //!
 //! Reading order: `config` (every limit), `slot` (the ring), `job` and `worker` (what touches bytes), `flow` and
-//! `request` (what is in progress), `hub` (who decides), then its parts `attend`, `mail`, `chunks`, `engines`, `status`.
+//! `request` (what is in progress), `hub` (who decides), then its parts `attend`, `mail`, `chunks`, `engines`, `status`;
+//! `board`, `health` and `metrics` are what monitoring sees.
 //! docs/architecture.md says why it is built so.
 //!
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
 #![forbid(unsafe_code)]
 
+pub mod answers;
 mod attend;
 pub mod bell;
+pub mod board;
 mod chunks;
 pub mod config;
 pub mod counters;
@@ -21,9 +24,12 @@ pub mod crew;
 mod engines;
 pub mod events;
 pub mod flow;
+pub mod health;
+pub mod histogram;
 pub mod hub;
 pub mod job;
 mod mail;
+pub mod metrics;
 pub mod probation;
 pub mod request;
 pub mod run;

@@ -226,6 +226,7 @@ impl Hub<'_, '_> {
             Operation::Unknown(_) => Some(Status::Unsupported),
         };
         if let Some(status) = verdict {
+            self.shared.counters.answers.count(command.operation, status);
             let session = self.sessions[index].as_mut().expect("the caller looked");
             session.answers.push_back(Answer::new(command.request, status)).expect("a place per command");
         }
@@ -275,7 +276,10 @@ impl Hub<'_, '_> {
     fn written(&mut self, index: usize) {
         let session = self.sessions[index].as_mut().expect("the caller looked");
         match session.out.take().expect("something was being written").0 {
-            Outgoing::Text(answer) => session.answers.push_front(answer).expect("a place per command"),
+            Outgoing::Text(answer) => {
+                self.shared.counters.answers.count(Operation::Status, answer.status);
+                session.answers.push_front(answer).expect("a place per command");
+            }
             Outgoing::Completion => session.host_line_due = true,
             Outgoing::Line if session.wake == Wake::Saying => {
                 session.wake = Wake::Checking;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,11 +16,13 @@ use mailbox::channel::{ChannelError, UnixListener};
 use nix::sys::eventfd::EventFd;
 
 use crate::bell::{EngineBell, WorkerBell};
+use crate::board::Board;
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::crew::{Crew, Hand};
 use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
+use crate::metrics;
 use crate::slot::Ring;
 use crate::store::{self, Store};
 use crate::worker::{LookupKeys, PrefixKeys, QUEUE, Shared, Worker};
@@ -30,6 +33,7 @@ pub enum RunError {
     Config(ConfigError),
     Store(store::OpenError),
     Channel { socket: PathBuf, error: ChannelError },
+    Metrics { address: SocketAddr, error: io::Error },
     Device(doca::Error),
     Encoder(block::codec::CodecError),
     System(io::Error),
@@ -46,6 +50,9 @@ impl fmt::Display for RunError {
                 write!(f, "{error}: {}: check that its directory exists and is yours", socket.display())
             }
             Self::Channel { error, .. } => write!(f, "{error}"),
+            Self::Metrics { address, error } => {
+                write!(f, "metrics: {address}: {error}: choose another address or port with --metrics, or leave it out")
+            }
             Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
             Self::Encoder(error) => write!(f, "encoder: {error}"),
             Self::System(error) => write!(f, "system: {error}"),
@@ -61,7 +68,7 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Encoder(_) => 2,
+            Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Metrics { .. } | Self::Encoder(_) => 2,
             Self::Device(_) | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
@@ -92,6 +99,8 @@ pub fn serve(
 ) -> Result<(), RunError> {
     let listener = UnixListener::bind(&config.socket)
         .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
+    let bind = |address| metrics::Server::bind(address).map_err(|error| RunError::Metrics { address, error });
+    let metrics = config.metrics.map(bind).transpose()?;
     let shared = Shared {
         config,
         store,
@@ -101,6 +110,7 @@ pub fn serve(
         prefixes: (0..config.sessions).map(|_| Mutex::new(PrefixKeys::new())).collect(),
         counters: Counters::default(),
         engine_bell: EngineBell::new().map_err(RunError::System)?,
+        board: Board::default(),
         stop,
         leave: AtomicBool::new(false),
     };
@@ -114,8 +124,13 @@ pub fn serve(
         let dequantizers = start_crew(scope, &shared, "dequantize", &mut dequantize, &mut leaving)?;
         let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
         let crews = Crews { fetchers, dequantizers, encoders };
+        let info = device.info().to_string();
         let hub = Hub::new(&shared, device, crews, Box::new(listener)).map_err(RunError::Hub)?;
         hub.announce();
+        let _metrics = match &metrics {
+            Some(server) => Some(server.start(scope, &shared, info).map_err(RunError::System)?),
+            None => None,
+        };
         ready();
         hub.run().map_err(RunError::Hub)
     })

@@ -2,14 +2,28 @@
 
 use std::fmt::{self, Write};
 
-use crate::counters::{Stage, get};
+use mailbox::Status;
+
+use crate::answers::Asked;
+use crate::counters::{get, total};
 use crate::hub::Hub;
 use crate::slot::SlotState;
 
 /// Writes into a byte slice and stops at its end.
-struct Text<'a> {
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
     bytes: &'a mut [u8],
     written: usize,
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
+        Self { bytes, written: 0 }
+    }
+
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
 }
 
 impl Write for Text<'_> {
@@ -22,7 +36,7 @@ impl Write for Text<'_> {
 }
 
 /// A JSON string with what must be escaped escaped.
-struct Quoted<'a>(&'a str);
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,7 +66,7 @@ impl Comma {
 
 /// Renders the status into `out` and returns its length.
 pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
-    let mut text = Text { bytes: out, written: 0 };
+    let mut text = Text::new(out);
     if render(hub, &mut text).is_err() {
         // Longer than any host can ask for: say so instead of sending half of it.
         text.written = 0;
@@ -103,17 +117,8 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     }
     text.write_str("},\"stages\":{")?;
     let counters = &shared.counters;
-    let stages: [(&str, &Stage); 7] = [
-        ("fetch", &counters.fetch),
-        ("inflate", &counters.inflate),
-        ("dequantize", &counters.dequantize),
-        ("write", &counters.write),
-        ("gather", &counters.gather),
-        ("encode", &counters.encode),
-        ("put", &counters.put),
-    ];
     let mut comma = Comma(false);
-    for (name, stage) in stages {
+    for (name, stage) in counters.stages() {
         comma.put(text)?;
         let (jobs, busy_ns, bytes_in, bytes_out) = stage.read();
         let busy_ms = busy_ns as f64 / 1e6;
@@ -133,18 +138,30 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         ("blocks_corrupt", &counters.blocks_corrupt),
         ("blocks_in_software", &counters.blocks_in_software),
         ("blocks_resubmitted", &counters.blocks_resubmitted),
-        ("engine_restarts", &counters.engine_restarts),
-        ("restored_bytes", &counters.restored_bytes),
-        ("wire_bytes", &counters.wire_bytes),
         ("sessions_opened", &counters.sessions_opened),
         ("sessions_lost", &counters.sessions_lost),
         ("doorbells_rung", &counters.doorbells_rung),
         ("sleeps", &counters.sleeps),
     ];
+    let sums = [
+        ("engine_restarts", total(&counters.engine_restarts)),
+        ("restored_bytes", total(&counters.restored_bytes)),
+        ("wire_bytes", total(&counters.wire_bytes)),
+        ("deadlines_missed", counters.answers.total(Status::DeadlineExceeded)),
+        ("sessions_refused", hub.events.refused()),
+    ];
     let mut comma = Comma(false);
-    for (name, counter) in numbers {
+    for (name, number) in numbers.map(|(name, counter)| (name, get(counter))).into_iter().chain(sums) {
         comma.put(text)?;
-        write!(text, "\"{name}\":{}", get(counter))?;
+        write!(text, "\"{name}\":{number}")?;
+    }
+    text.write_str("},\"latency_us\":{")?;
+    let mut comma = Comma(false);
+    for asked in Asked::CHUNKS {
+        comma.put(text)?;
+        let took = counters.answers.took(asked).read();
+        let [p50, p99] = [0.5, 0.99].map(|quantile| took.quantile_us(quantile));
+        write!(text, "\"{}\":{{\"requests\":{},\"p50\":{p50},\"p99\":{p99}}}", asked.name(), took.count())?;
     }
     let stats = shared.store.stats();
     write!(

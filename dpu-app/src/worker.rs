@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bell::{EngineBell, WorkerBell};
+use crate::board::Board;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::job::{BlockFacts, Chunks, Done, Failure, Job, Restored, Seat};
@@ -51,6 +52,8 @@ pub struct Shared<'a> {
     pub prefixes: Vec<Mutex<PrefixKeys>>,
     pub counters: Counters,
     pub engine_bell: EngineBell,
+    /// Where the engine thread shows itself to the metrics thread.
+    pub board: Board,
     /// Rung by whoever wants the data plane to drain and leave (a signal).
     pub stop: &'a EventFd,
     /// Workers leave when this is up and their queue is empty.

@@ -87,6 +87,13 @@ fn idle_sessions_cost_no_cpu() {
 }
 
 #[test]
+fn metrics_that_nobody_asks_for_cost_no_cpu() {
+    let cost = cost_of_idling(&["--metrics", "0"]);
+    println!("three idle sessions and --metrics: {cost:?} of CPU in 2 s");
+    assert!(cost < Duration::from_millis(20), "{cost:?}");
+}
+
+#[test]
 fn busy_polling_is_busy() {
     let cost = cost_of_idling(&["--busy-poll"]);
     println!("busy poll: {cost:?} of CPU in 2 s");

@@ -2,6 +2,7 @@
 //! the allocator for anything.
 
 mod rig;
+mod scrape;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -9,6 +10,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use dpu_app::store::{Limits, Store};
 use host_ctl::{Arrangement, Client, Options};
@@ -82,7 +84,8 @@ fn allocations(work: impl FnOnce()) -> usize {
 fn a_steady_data_plane_allocates_nothing() {
     EXEMPT.set(true);
     let home = tempfile::tempdir().unwrap();
-    let config = small(home.path());
+    let address = scrape::free_address();
+    let config = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
     let limits = Limits {
         chunks_open_max: config.chunks,
         puts_max: config.chunks,
@@ -106,6 +109,21 @@ fn a_steady_data_plane_allocates_nothing() {
         })
         .unwrap();
     is_ready.recv().unwrap();
+    // Somebody watches all the time: that may cost no memory either.
+    let scrapes = Arc::new(AtomicUsize::new(0));
+    let (over, is_over) = mpsc::channel::<()>();
+    let watcher = thread::spawn({
+        let scrapes = Arc::clone(&scrapes);
+        move || {
+            EXEMPT.set(true);
+            while is_over.recv_timeout(Duration::from_millis(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                for path in ["/metrics", "/status", "/healthcheck", "/config", "/nothing"] {
+                    assert!(scrape::get(address, path).body.len() > 2);
+                }
+                scrapes.fetch_add(1, SeqCst);
+            }
+        }
+    });
 
     for (salt, recipe) in ["q5", "q4p", "lossless", "lossless+raw", "q5+lz4"].into_iter().enumerate() {
         let pages = linear(CHUNKS);
@@ -137,6 +155,10 @@ fn a_steady_data_plane_allocates_nothing() {
         assert_eq!(caught, 0, "{recipe}");
         host.close(WAIT).unwrap();
     }
+    drop(over);
+    watcher.join().unwrap();
+    println!("{} rounds of scrapes", scrapes.load(SeqCst));
+    assert!(scrapes.load(SeqCst) > 5);
     stop.write(1).unwrap();
     card.join().unwrap();
 }

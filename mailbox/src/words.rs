@@ -359,6 +359,26 @@ impl Status {
         if code >= 1 && (code as usize) <= Status::ALL.len() { Some(Status::ALL[code as usize - 1]) } else { None }
     }
 
+    /// One word for machines: labels, JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::StoreDown => "store_down",
+            Status::DeviceError => "device_error",
+            Status::DeadlineExceeded => "deadline_exceeded",
+            Status::Cancelled => "cancelled",
+            Status::Corrupt => "corrupt",
+            Status::Unsupported => "unsupported",
+            Status::Malformed => "malformed",
+            Status::Busy => "busy",
+            Status::Draining => "draining",
+            Status::NoSpace => "no_space",
+            Status::ReadOnly => "read_only",
+            Status::NoLayout => "no_layout",
+            Status::NotFound => "not_found",
+        }
+    }
+
     /// Whether the same request may succeed a little later, unchanged.
     pub const fn is_transient(self) -> bool {
         matches!(

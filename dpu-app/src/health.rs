@@ -1,0 +1,169 @@
+//! Whether this card should get new work, and if not, why: what `/healthcheck` answers.
+//!
+//! A miss, a corrupt chunk or a late answer is no sickness. Three store calls that failed in a row are, until one
+//! succeeds; and so as not to stay sick without work, for at most half a minute after the last failure.
+
+use std::time::{Duration, Instant};
+
+use crate::board::Shown;
+use crate::hub::HubState;
+use crate::job::{Done, Failure};
+use crate::store::Blame;
+
+/// Store calls that failed in a row, each after its retries, from which the store counts as down.
+const STORE_FAILURES_MIN: u32 = 3;
+/// Restarts of an engine without a success between them from which it counts as restarting: a few damaged blocks cost
+/// two each.
+const RESTARTS_MIN: u32 = 8;
+/// How long the last failure makes a card sick.
+const FRESH: Duration = Duration::from_secs(30);
+/// How long the engine thread may take to show itself.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Why a card should get no new work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unwell {
+    Starting,
+    Draining,
+    /// The engine thread does not look up from what it does.
+    Silent,
+    EngineRestarting,
+    StoreDown,
+}
+
+impl Unwell {
+    pub const ALL: [Self; 5] = [Self::Starting, Self::Draining, Self::Silent, Self::EngineRestarting, Self::StoreDown];
+
+    /// One word for machines.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Draining => "draining",
+            Self::Silent => "silent",
+            Self::EngineRestarting => "engine_restarting",
+            Self::StoreDown => "store_down",
+        }
+    }
+
+    /// What happened and what to do about it, for people.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Starting => "starting: not ready yet",
+            Self::Draining => "draining: finishes what runs and takes nothing new",
+            Self::Silent => {
+                "silent: the engine thread does not answer: look at the card's log, restart dpu-app if it lasts"
+            }
+            Self::EngineRestarting => "engine restarting: an engine fails again and again: look at the card's log",
+            Self::StoreDown => "store down: the store does not answer: check the one that --store names",
+        }
+    }
+
+    /// Whether this is so, by what the engine thread has shown and how long it has been asked to show itself.
+    #[must_use]
+    pub fn is_so(self, shown: &Shown, asked_for: Duration) -> bool {
+        match self {
+            Self::Starting => shown.state == HubState::Init,
+            Self::Draining => matches!(shown.state, HubState::Draining { .. }),
+            Self::Silent => asked_for >= SILENCE_MAX,
+            Self::EngineRestarting => shown.restarts_in_a_row >= RESTARTS_MIN && shown.engine_moved_ago < FRESH,
+            Self::StoreDown => shown.store_failures >= STORE_FAILURES_MIN && shown.store_failed_ago < FRESH,
+        }
+    }
+}
+
+/// Failures of the store since its last answer, as the engine thread sees them go by.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StoreWatch {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+impl StoreWatch {
+    /// Takes note of a worker's answer.
+    pub fn saw(&mut self, done: &Done, now: Instant) {
+        let failure = match *done {
+            Done::Looked { found, .. } => found.err(),
+            Done::Opened { blocks, .. } => blocks.err(),
+            Done::Read { facts, .. } => facts.err(),
+            Done::Began { started, .. } => started.err(),
+            Done::Encoded { wire_bytes, .. } => wire_bytes.err(),
+            Done::Committed { result, .. } => result.err(),
+            _ => return,
+        };
+        match failure {
+            Some(Failure::Store(error)) if error.blame() == Blame::Store => {
+                self.failures = self.failures.saturating_add(1);
+                self.last = Some(now);
+            }
+            // A deadline is the host's: it says nothing of the store.
+            Some(Failure::Store(crate::store::StoreError::Late { .. })) => {}
+            _ => self.failures = 0,
+        }
+    }
+
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Since the last failure.
+    #[must_use]
+    pub fn failed_ago(&self, now: Instant) -> Duration {
+        self.last.map_or(Duration::MAX, |last| now.saturating_duration_since(last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::store::StoreError;
+
+    fn well() -> Shown {
+        Shown { state: HubState::Steady, ..Shown::new() }
+    }
+
+    fn reasons(shown: &Shown, asked_for: Duration) -> Vec<&'static str> {
+        Unwell::ALL.iter().filter(|unwell| unwell.is_so(shown, asked_for)).map(|unwell| unwell.name()).collect()
+    }
+
+    #[test]
+    fn each_reason_is_named_and_passes() {
+        let (none, second) = (Vec::<&str>::new(), Duration::from_secs(1));
+        assert_eq!(reasons(&well(), Duration::ZERO), none);
+        assert_eq!(reasons(&Shown::new(), Duration::ZERO), ["starting"]);
+        assert_eq!(reasons(&well(), SILENCE_MAX), ["silent"]);
+        let draining = Shown { state: HubState::Draining { leave: false }, ..well() };
+        assert_eq!(reasons(&draining, second), ["draining"]);
+        let failing = Shown { restarts_in_a_row: RESTARTS_MIN, engine_moved_ago: second, ..well() };
+        assert_eq!(reasons(&failing, second), ["engine_restarting"]);
+        assert_eq!(reasons(&Shown { engine_moved_ago: FRESH, ..failing }, second), none);
+        let down = Shown { store_failures: STORE_FAILURES_MIN, store_failed_ago: second, ..well() };
+        assert_eq!(reasons(&down, second), ["store_down"]);
+        assert_eq!(reasons(&Shown { store_failed_ago: FRESH, ..down }, second), none);
+    }
+
+    #[test]
+    fn a_store_is_down_from_failures_in_a_row_and_up_from_its_first_answer() {
+        let now = Instant::now();
+        let mut watch = StoreWatch::default();
+        assert_eq!((watch.failures(), watch.failed_ago(now)), (0, Duration::MAX));
+        let looked = |found| Done::Looked { session: 0, found };
+        let down = looked(Err(StoreError::Down { call: "get", errno: Errno::ECONNREFUSED }.into()));
+        let late = looked(Err(StoreError::Late { call: "get" }.into()));
+        for _ in 0..3 {
+            watch.saw(&down, now);
+            watch.saw(&late, now);
+            watch.saw(&Done::Touched { session: 0 }, now);
+        }
+        assert_eq!((watch.failures(), watch.failed_ago(now)), (3, Duration::ZERO));
+        watch.saw(&looked(Err(Failure::Miss)), now);
+        assert_eq!(watch.failures(), 0, "a miss is an answer");
+        watch.saw(&down, now);
+        watch.saw(&Done::Encoded { slot: crate::slot::Ticket { index: 0, generation: 0 }, wire_bytes: Ok(1) }, now);
+        assert_eq!(watch.failures(), 0);
+    }
+}

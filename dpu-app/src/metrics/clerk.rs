@@ -1,0 +1,127 @@
+//! What each path answers, and when the engine thread is asked for it.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::connection::{JSON, PLAIN, PROMETHEUS, Reply, Status};
+use super::families;
+use super::process::{Process, Usage};
+use crate::board::Face;
+use crate::health::Unwell;
+use crate::status::Quoted;
+use crate::worker::Shared;
+
+/// How old what the engine thread has shown may be before it is asked again.
+const FACE_AGE: Duration = Duration::from_millis(100);
+/// How long a request waits for the engine thread.
+const FACE_PATIENCE: Duration = Duration::from_millis(250);
+/// How often it looks whether the engine thread has answered: that costs the engine thread no system call.
+const FACE_LOOK: Duration = Duration::from_micros(500);
+
+/// What every family is written from.
+#[derive(Debug)]
+pub(super) struct View<'a, 's> {
+    pub(super) shared: &'a Shared<'s>,
+    /// What the engine thread has shown last.
+    pub(super) face: &'a Face,
+    pub(super) process: Usage,
+    pub(super) uptime: Duration,
+    /// Whether each reason holds not to give this card any work.
+    pub(super) unwell: [(Unwell, bool); Unwell::ALL.len()],
+}
+
+/// Answers requests.
+pub(super) struct Clerk<'a, 's> {
+    shared: &'a Shared<'s>,
+    config: String,
+    /// What the engine thread has shown last.
+    face: Face,
+    /// When it was asked last.
+    asked: Option<Instant>,
+    process: Process,
+    started: Instant,
+}
+
+impl<'a, 's> Clerk<'a, 's> {
+    pub(super) fn new(shared: &'a Shared<'s>, config: String) -> Self {
+        let process = Process::new();
+        Self { shared, config, face: Face::new(), asked: None, process, started: Instant::now() }
+    }
+
+    /// Gets what the engine thread knows, if that is not too much to ask.
+    fn look_up(&mut self) {
+        let board = &self.shared.board;
+        let now = Instant::now();
+        if !board.is_asked() {
+            if self.asked.is_some_and(|asked| now - asked < FACE_AGE) {
+                return;
+            }
+            self.asked = Some(now);
+            board.ask(&self.shared.engine_bell);
+        }
+        // Who was asked long ago gets no more patience.
+        while board.is_asked() && self.owed() < FACE_PATIENCE && !self.shared.leave.load(Ordering::Relaxed) {
+            thread::sleep(FACE_LOOK);
+        }
+        if !board.is_asked() {
+            self.face.copy_from(&board.face());
+        }
+    }
+
+    /// How long the engine thread has owed an answer.
+    fn owed(&self) -> Duration {
+        match self.asked {
+            Some(asked) if self.shared.board.is_asked() => asked.elapsed(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    fn unwell(&self) -> [(Unwell, bool); Unwell::ALL.len()] {
+        let owed = self.owed();
+        Unwell::ALL.map(|unwell| (unwell, unwell.is_so(&self.face.shown, owed)))
+    }
+
+    pub(super) fn answer(&mut self, path: &str, reply: &mut Reply) {
+        match path.split('?').next().unwrap_or(path) {
+            "/metrics" => self.metrics(reply),
+            "/healthcheck" => self.healthcheck(reply),
+            "/status" => self.status(reply),
+            "/config" => reply.write(Status::OK, JSON, |text| text.write_str(&self.config)),
+            _ => reply.write(Status::NOT_FOUND, PLAIN, |text| {
+                text.write_str("here are: /metrics /healthcheck /status /config\n")
+            }),
+        }
+    }
+
+    fn metrics(&mut self, reply: &mut Reply) {
+        self.look_up();
+        let view = View {
+            shared: self.shared,
+            face: &self.face,
+            process: self.process.usage(),
+            uptime: self.started.elapsed(),
+            unwell: self.unwell(),
+        };
+        reply.write(Status::OK, PROMETHEUS, |text| families::write(&view, text));
+    }
+
+    fn healthcheck(&mut self, reply: &mut Reply) {
+        self.look_up();
+        match self.unwell().iter().find(|(_, so)| *so) {
+            None => reply.write(Status::OK, PLAIN, |text| text.write_str("ok\n")),
+            Some((unwell, _)) => reply.write(Status::UNAVAILABLE, PLAIN, |text| writeln!(text, "{}", unwell.text())),
+        }
+    }
+
+    fn status(&mut self, reply: &mut Reply) {
+        self.look_up();
+        if self.face.status().is_empty() || self.shared.board.is_asked() {
+            let silent = Unwell::Silent.text();
+            return reply.write(Status::UNAVAILABLE, JSON, |text| writeln!(text, "{{\"error\":{}}}", Quoted(silent)));
+        }
+        let json = std::str::from_utf8(self.face.status()).expect("it was written as text");
+        reply.write(Status::OK, JSON, |text| writeln!(text, "{json}"));
+    }
+}

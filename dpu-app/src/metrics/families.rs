@@ -1,0 +1,448 @@
+//! Every metric: its name, what it means, and where its numbers come from. docs/metrics.md is made of this table.
+//!
+//! Units stand last in a name, `_total` on counters only. Labels take their values from enums of this program, so their
+//! number is bounded; all series are there from the start, at 0, so that a rate sees the first event.
+
+use std::fmt::{self, Display, Write as _};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use super::clerk::View;
+use super::nodes::NODE_FAMILIES;
+use crate::answers::Asked;
+use crate::counters::get;
+use crate::flow::Direction;
+use crate::histogram::{BOUNDS_US, Reading};
+use crate::hub::HubState;
+use crate::slot::SlotState;
+use crate::status::Text;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric with all its series.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    /// What it counts or shows; ends the HELP line and the row of docs/metrics.md.
+    pub help: &'static str,
+    /// Writes its series.
+    series: fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result,
+}
+
+pub(super) type Writer = fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result;
+
+pub(super) const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    series: Writer,
+) -> Family {
+    Family { name, kind: Kind::Counter, labels, help, series }
+}
+
+pub(super) const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    series: Writer,
+) -> Family {
+    Family { name, kind: Kind::Gauge, labels, help, series }
+}
+
+/// All of them, in the order in which they are written.
+pub fn all() -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().chain(NODE_FAMILIES)
+}
+
+const FAMILIES: &[Family] = &[
+    // What runs, and whether it is well.
+    gauge("kvlane_build_info", &["version", "flavour"], "1, with what this program is in its labels", |_, out| {
+        out.put(&[env!("CARGO_PKG_VERSION"), doca::FLAVOUR], 1)
+    }),
+    gauge("kvlane_uptime_seconds", &[], "Time since the start", |view, out| out.put(&[], Seconds(view.uptime))),
+    gauge("kvlane_state", &["state"], "1 for the state that the data plane is in, else 0", |view, out| {
+        let states = [HubState::Init, HubState::Steady, HubState::Draining { leave: false }];
+        let now = view.face.shown.state.name();
+        states.iter().try_for_each(|state| out.put(&[state.name()], u8::from(state.name() == now)))
+    }),
+    gauge("kvlane_unwell", &["reason"], "1 for each reason for which /healthcheck answers 503, else 0", |view, out| {
+        view.unwell.iter().try_for_each(|(unwell, so)| out.put(&[unwell.name()], u8::from(*so)))
+    }),
+    gauge("kvlane_process_resident_bytes", &[], "Memory of the process that is resident", |view, out| {
+        out.put(&[], view.process.resident_bytes)
+    }),
+    counter("kvlane_process_cpu_seconds_total", &[], "Processor time of all threads, user and system", |view, out| {
+        out.put(&[], Seconds(view.process.cpu))
+    }),
+    // Requests.
+    counter("kvlane_commands_total", &[], "Commands taken from mailboxes", |view, out| {
+        out.put(&[], get(&view.shared.counters.requests))
+    }),
+    counter(
+        "kvlane_requests_total",
+        &["operation", "status"],
+        "Commands answered; `control` is everything that names no chunks. A miss is `ok` with fewer chunks",
+        |view, out| {
+            let answers = &view.shared.counters.answers;
+            let each = |asked: Asked, status: mailbox::Status| (asked, status, get(answers.status(asked, status)));
+            let all = Asked::ALL.iter().flat_map(|&asked| mailbox::Status::ALL.map(|status| each(asked, status)));
+            all.into_iter().try_for_each(|(asked, status, count)| out.put(&[asked.name(), status.name()], count))
+        },
+    ),
+    Family {
+        name: "kvlane_request_duration_seconds",
+        kind: Kind::Histogram,
+        labels: &["operation"],
+        help: "Time from the arrival of a command that names chunks to its answer",
+        series: |view, out| {
+            let took = |asked| view.shared.counters.answers.took(asked).read();
+            Asked::CHUNKS.iter().try_for_each(|&asked| out.put_histogram(&[asked.name()], &took(asked)))
+        },
+    },
+    // Prefixes: what `vllm:external_prefix_cache_queries` and `..._hits` count, by operation.
+    counter(
+        "kvlane_prefix_queried_chunks_total",
+        &["operation"],
+        "Chunks of the prefixes that answered look-ups and fetches asked for",
+        |view, out| prefixes(view, out, |prefixes| &prefixes.queried_chunks),
+    ),
+    counter(
+        "kvlane_prefix_hit_chunks_total",
+        &["operation"],
+        "Leading chunks of these that were found (lookup) or put in place (fetch)",
+        |view, out| prefixes(view, out, |prefixes| &prefixes.hit_chunks),
+    ),
+    counter(
+        "kvlane_prefix_queried_tokens_total",
+        &["operation"],
+        "The same in tokens, of sessions that registered memory: others do not say how many a chunk has",
+        |view, out| prefixes(view, out, |prefixes| &prefixes.queried_tokens),
+    ),
+    counter(
+        "kvlane_prefix_hit_tokens_total",
+        &["operation"],
+        "Tokens of the leading chunks that were found or put in place",
+        |view, out| prefixes(view, out, |prefixes| &prefixes.hit_tokens),
+    ),
+    counter(
+        "kvlane_chunks_total",
+        &["result"],
+        "Chunks by how they ended: fetched, missed, stored, known (stored already) or failed",
+        |view, out| {
+            let counters = &view.shared.counters;
+            let results = [
+                ("fetched", &counters.chunks_fetched),
+                ("missed", &counters.chunks_missed),
+                ("stored", &counters.chunks_stored),
+                ("known", &counters.chunks_known),
+                ("failed", &counters.chunks_failed),
+            ];
+            results.iter().try_for_each(|(result, count)| out.put(&[result], get(count)))
+        },
+    ),
+    counter(
+        "kvlane_restored_bytes_total",
+        &["operation"],
+        "Bytes of elements of whole chunks, as they lie in host memory",
+        |view, out| by_direction(out, &view.shared.counters.restored_bytes),
+    ),
+    counter("kvlane_wire_bytes_total", &["operation"], "The same chunks in their stored form", |view, out| {
+        by_direction(out, &view.shared.counters.wire_bytes)
+    }),
+    // The pipeline.
+    counter("kvlane_stage_operations_total", &["stage"], "Blocks that went through a stage", |view, out| {
+        stages(view, out, |(jobs, ..)| jobs)
+    }),
+    counter(
+        "kvlane_stage_busy_seconds_total",
+        &["stage"],
+        "Time that workers spent in a stage, summed over them; of the engines (inflate, write, gather) the time with work in flight",
+        |view, out| stages(view, out, |(_, ns, ..)| Seconds(Duration::from_nanos(ns))),
+    ),
+    counter("kvlane_stage_input_bytes_total", &["stage"], "Bytes that a stage took", |view, out| {
+        stages(view, out, |(_, _, bytes, _)| bytes)
+    }),
+    counter("kvlane_stage_output_bytes_total", &["stage"], "Bytes that a stage made", |view, out| {
+        stages(view, out, |(.., bytes)| bytes)
+    }),
+    counter("kvlane_corrupt_blocks_total", &[], "Blocks that failed a check and were proven bad", |view, out| {
+        out.put(&[], get(&view.shared.counters.blocks_corrupt))
+    }),
+    counter(
+        "kvlane_software_inflated_blocks_total",
+        &[],
+        "Blocks that software inflated because the engine could not, or had to be judged",
+        |view, out| out.put(&[], get(&view.shared.counters.blocks_in_software)),
+    ),
+    counter(
+        "kvlane_resubmitted_blocks_total",
+        &[],
+        "Operations given to an engine again after a failure, theirs or a neighbour's",
+        |view, out| out.put(&[], get(&view.shared.counters.blocks_resubmitted)),
+    ),
+    counter(
+        "kvlane_engine_restarts_total",
+        &["engine"],
+        "Restarts of an engine's context after a failure",
+        |view, out| {
+            let [inflate, dma] = &view.shared.counters.engine_restarts;
+            out.put(&["inflate"], get(inflate))?;
+            out.put(&["dma"], get(dma))
+        },
+    ),
+    gauge("kvlane_engine_in_flight", &["engine"], "Operations that an engine has now", |view, out| {
+        let engines = ["inflate", "dma", "mailbox"].into_iter().zip(view.face.shown.in_flight);
+        engines.into_iter().try_for_each(|(engine, count)| out.put(&[engine], count))
+    }),
+    gauge("kvlane_slots", &["state"], "Slots of the ring by state", |view, out| {
+        let slots = SlotState::ALL.iter().zip(view.face.shown.slots);
+        slots.into_iter().try_for_each(|(state, count)| out.put(&[state.name()], count))
+    }),
+    gauge("kvlane_ring_bytes", &[], "Registered memory of the ring", |view, out| {
+        out.put(&[], view.shared.ring.total_bytes())
+    }),
+    gauge("kvlane_chunks_in_progress", &[], "Chunks that have a seat now", |view, out| {
+        out.put(&[], view.face.shown.chunks_in_progress)
+    }),
+    // Sessions and sleep.
+    gauge("kvlane_sessions", &[], "Hosts that are attached", |view, out| out.put(&[], view.face.shown.sessions)),
+    gauge("kvlane_sessions_limit", &[], "Hosts that may be attached at the same time", |view, out| {
+        out.put(&[], view.shared.config.sessions)
+    }),
+    counter("kvlane_sessions_attached_total", &[], "Attaches that succeeded", |view, out| {
+        out.put(&[], get(&view.shared.counters.sessions_opened))
+    }),
+    counter("kvlane_sessions_refused_total", &[], "Attaches that were refused", |view, out| {
+        out.put(&[], view.face.shown.refused)
+    }),
+    counter(
+        "kvlane_sessions_lost_total",
+        &[],
+        "Sessions that ended because of what their host did or because its memory was gone",
+        |view, out| out.put(&[], get(&view.shared.counters.sessions_lost)),
+    ),
+    counter("kvlane_doorbells_total", &[], "Doorbells rung for hosts that slept", |view, out| {
+        out.put(&[], get(&view.shared.counters.doorbells_rung))
+    }),
+    counter("kvlane_sleeps_total", &[], "Times that the engine thread went to sleep", |view, out| {
+        out.put(&[], get(&view.shared.counters.sleeps))
+    }),
+    // The store, as it counts itself.
+    gauge("kvlane_store_chunks", &[], "Chunks in the store", |view, out| out.put(&[], view.face.shown.store.chunks)),
+    gauge("kvlane_store_bytes", &[], "Their bytes", |view, out| out.put(&[], view.face.shown.store.bytes)),
+    gauge("kvlane_store_limit_bytes", &[], "What these never exceed; 0: the store sets no limit", |view, out| {
+        out.put(&[], view.face.shown.store.bytes_max)
+    }),
+    gauge("kvlane_store_read_only", &[], "1 if the last attempt to write found the store read-only", |view, out| {
+        out.put(&[], u8::from(view.face.shown.store.read_only))
+    }),
+    counter("kvlane_store_hits_total", &[], "Chunks opened", |view, out| out.put(&[], view.face.shown.store.hits)),
+    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", |view, out| {
+        out.put(&[], view.face.shown.store.misses)
+    }),
+    counter("kvlane_store_read_bytes_total", &[], "Bytes of blocks read", |view, out| {
+        out.put(&[], view.face.shown.store.bytes_read)
+    }),
+    counter("kvlane_store_put_bytes_total", &[], "Bytes of blocks put", |view, out| {
+        out.put(&[], view.face.shown.store.bytes_put)
+    }),
+    counter("kvlane_store_puts_total", &["result"], "Chunks that were to be put, by how that ended", |view, out| {
+        out.put(&["committed"], view.face.shown.store.puts)?;
+        out.put(&["failed"], view.face.shown.store.puts_failed)
+    }),
+    counter("kvlane_store_evicted_chunks_total", &[], "Chunks that made room for others", |view, out| {
+        out.put(&[], view.face.shown.store.evicted)
+    }),
+    counter("kvlane_store_evicted_bytes_total", &[], "Their bytes", |view, out| {
+        out.put(&[], view.face.shown.store.bytes_evicted)
+    }),
+    counter("kvlane_store_corrupt_chunks_total", &[], "Chunks taken out because they were proven bad", |view, out| {
+        out.put(&[], view.face.shown.store.corrupt)
+    }),
+    counter(
+        "kvlane_store_errors_total",
+        &[],
+        "Calls that failed for a reason that is not in the bytes",
+        |view, out| out.put(&[], view.face.shown.store.io_errors),
+    ),
+];
+
+/// Writes all families.
+pub(super) fn write(view: &View<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
+    all().try_for_each(|family| {
+        writeln!(text, "# HELP {} {}.\n# TYPE {} {}", family.name, family.help, family.name, family.kind.name())?;
+        (family.series)(view, &mut Series { text, family })
+    })
+}
+
+fn prefixes(
+    view: &View<'_, '_>,
+    out: &mut Series<'_, '_>,
+    of: fn(&crate::answers::Prefixes) -> &AtomicU64,
+) -> fmt::Result {
+    let answers = &view.shared.counters.answers;
+    Asked::PREFIX.iter().try_for_each(|&asked| out.put(&[asked.name()], get(of(answers.prefixes(asked)))))
+}
+
+fn by_direction(out: &mut Series<'_, '_>, counters: &[AtomicU64; 2]) -> fmt::Result {
+    out.put(&["fetch"], get(&counters[Direction::Fetch as usize]))?;
+    out.put(&["store"], get(&counters[Direction::Store as usize]))
+}
+
+/// Jobs, busy nanoseconds, bytes in, bytes out of a stage.
+type Totals = (u64, u64, u64, u64);
+
+fn stages<T: Display>(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: fn(Totals) -> T) -> fmt::Result {
+    view.shared.counters.stages().iter().try_for_each(|(name, stage)| out.put(&[name], value(stage.read())))
+}
+
+/// A duration in seconds, to the nanosecond, without the noise of floating point.
+struct Seconds(Duration);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:09}", self.0.as_secs(), self.0.subsec_nanos())
+    }
+}
+
+/// Writes the series of one family.
+#[derive(Debug)]
+pub(super) struct Series<'a, 'b> {
+    text: &'a mut Text<'b>,
+    family: &'a Family,
+}
+
+impl Series<'_, '_> {
+    /// One value; `labels` are the values of the family's labels.
+    pub(super) fn put(&mut self, labels: &[&str], value: impl Display) -> fmt::Result {
+        self.line("", labels, None::<u64>, value)
+    }
+
+    pub(super) fn put_histogram(&mut self, labels: &[&str], reading: &Reading) -> fmt::Result {
+        let mut below = 0;
+        for (bound, count) in BOUNDS_US.iter().zip(&reading.buckets) {
+            below += count;
+            self.line("_bucket", labels, Some(*bound as f64 / 1e6), below)?;
+        }
+        self.line("_bucket", labels, Some("+Inf"), reading.count())?;
+        self.line("_sum", labels, None::<u64>, Seconds(Duration::from_micros(reading.sum_us)))?;
+        self.line("_count", labels, None::<u64>, reading.count())
+    }
+
+    fn line(&mut self, end: &str, labels: &[&str], le: Option<impl Display>, value: impl Display) -> fmt::Result {
+        assert_eq!(labels.len(), self.family.labels.len(), "{}", self.family.name);
+        write!(self.text, "{}{end}", self.family.name)?;
+        let mut before = '{';
+        for (name, value) in self.family.labels.iter().zip(labels) {
+            write!(self.text, "{before}{name}=\"{}\"", Escaped(value))?;
+            before = ',';
+        }
+        if let Some(le) = le {
+            write!(self.text, "{before}le=\"{le}\"")?;
+            before = ',';
+        }
+        let after = if before == ',' { "}" } else { "" };
+        writeln!(self.text, "{after} {value}")
+    }
+}
+
+/// A label's value.
+struct Escaped<'a>(&'a str);
+
+impl Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| match c {
+            '\\' | '"' => write!(f, "\\{c}"),
+            '\n' => f.write_str("\\n"),
+            c => f.write_char(c),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+    const BEGIN: &str = "| name | type | labels | meaning |\n|---|---|---|---|\n";
+
+    fn rows() -> String {
+        let row = |family: &Family| {
+            let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{}` | {} | {} | {} |\n", family.name, family.kind.name(), labels.join(" "), family.help)
+        };
+        all().map(row).collect()
+    }
+
+    #[test]
+    fn the_table_of_the_docs_is_this_one() {
+        let docs = std::fs::read_to_string(DOCS).unwrap();
+        let (before, rest) = docs.split_once(BEGIN).expect("docs/metrics.md has the table's head");
+        let (table, after) = rest.split_once("\n\n").map_or((rest, ""), |(table, after)| (table, after));
+        if format!("{}\n", table.trim_end()) == rows() {
+            return;
+        }
+        if std::env::var_os("KVLANE_WRITE_DOCS").is_some() {
+            std::fs::write(DOCS, format!("{before}{BEGIN}{}\n{after}", rows())).unwrap();
+        }
+        panic!("docs/metrics.md differs from this table: KVLANE_WRITE_DOCS=1 cargo test -p dpu-app metrics writes it");
+    }
+
+    #[test]
+    fn names_keep_to_the_conventions() {
+        let units = ["_seconds", "_bytes"];
+        for family in all() {
+            let (name, kind) = (family.name, family.kind);
+            assert!(name.starts_with("kvlane_"), "{name}");
+            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+            let stem = name.strip_suffix("_total").unwrap_or(name);
+            for unit in units {
+                assert!(!stem.contains(unit) || stem.ends_with(unit), "{name}: its unit is not last");
+            }
+            assert_eq!(all().filter(|other| other.name == name).count(), 1, "{name} is there twice");
+            assert!(!family.help.ends_with('.') && !family.help.contains(['\n', '|', '\\']), "{name}");
+        }
+    }
+
+    #[test]
+    fn labels_are_escaped_and_histograms_add_up() {
+        let family = Family { labels: &["node"], ..FAMILIES[0] };
+        let mut bytes = [0; 4096];
+        let mut text = Text::new(&mut bytes);
+        let mut series = Series { text: &mut text, family: &family };
+        series.put(&["a\"b\\c\nd"], 7).unwrap();
+        let histogram = crate::histogram::Histogram::default();
+        [5, 15, 20_000_000].into_iter().for_each(|us| histogram.record(us));
+        series.put_histogram(&["x"], &histogram.read()).unwrap();
+        let written = text.written();
+        let text = std::str::from_utf8(&bytes[..written]).unwrap();
+        for line in [
+            "kvlane_build_info{node=\"a\\\"b\\\\c\\nd\"} 7\n",
+            "_bucket{node=\"x\",le=\"0.00001\"} 1\n",
+            "_bucket{node=\"x\",le=\"10\"} 2\n",
+            "_bucket{node=\"x\",le=\"+Inf\"} 3\n",
+            "_sum{node=\"x\"} 20.000020000\n",
+            "_count{node=\"x\"} 3\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}
