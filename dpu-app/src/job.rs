@@ -7,7 +7,7 @@ use block::{ChunkKey, Geometry, Header, Manifest, Part, Plan, Recipe, TileOrder}
 use mailbox::Status;
 
 use crate::slot::Ticket;
-use crate::store::{Blame, StoreError};
+use store::{Blame, StoreError};
 
 /// A place of the table of chunks in progress. It is also the chunk's seat in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

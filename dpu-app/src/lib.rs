@@ -31,7 +31,6 @@ pub mod selftest;
 pub mod session;
 pub mod slot;
 mod status;
-pub mod store;
 pub mod worker;
 
 pub use config::Config;

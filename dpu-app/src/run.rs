@@ -21,8 +21,8 @@ use crate::crew::{Crew, Hand};
 use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
 use crate::slot::Ring;
-use crate::store::{self, Store};
 use crate::worker::{LookupKeys, PrefixKeys, QUEUE, Shared, Worker};
+use store::Store;
 
 /// Why the data plane did not start, or did not go on.
 #[derive(Debug)]

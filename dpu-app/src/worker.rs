@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::job::{BlockFacts, Chunks, Done, Failure, Job, Restored, Seat};
 use crate::slot::{Ring, Ticket};
-use crate::store::{Store, StoreError};
+use store::{Store, StoreError};
 
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use dpu_app::store::{Limits, Store};
 use host_ctl::{Arrangement, Client, Options};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
 use rig::*;
+use store::{Limits, Store};
 
 thread_local! {
     /// The host's own threads, and whoever prints what it caught.
@@ -91,7 +91,7 @@ fn a_steady_data_plane_allocates_nothing() {
         ..Limits::default()
     };
     let url = format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display());
-    let store: Arc<dyn Store> = Arc::from(dpu_app::store::open(&url, &limits).unwrap());
+    let store: Arc<dyn Store> = Arc::from(store::open(&url, &limits).unwrap());
     let stop = Arc::new(EventFd::new().unwrap());
     let (ready, is_ready) = mpsc::channel();
     let card = thread::Builder::new().name("engine".into());

@@ -10,11 +10,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
-use dpu_app::store::{Stats, Store, StoreError};
 use dpu_app::{Config, RunError};
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Transfer};
 use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use store::{Stats, Store, StoreError};
 
 /// Tokens of a chunk in these tests: small, so that many chunks fit a short run.
 pub const CHUNK_TOKENS: u16 = 64;

@@ -1,6 +1,6 @@
 //! The way out: an open chunk is a file, its table of places, and nothing else. Reads are positioned and go straight
 //! to where the caller wants the bytes. The kernel is given no hints: asking for the whole file when it is opened
-//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth to two fifths slower (tests/store_speed.rs).
+//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth to two fifths slower (tests/speed.rs).
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -16,7 +16,7 @@ use nix::sys::time::TimeSpec;
 
 use super::root::{Name, now_s};
 use super::{DirStore, POISONED, tail_bytes_max};
-use crate::store::{Limits, StoreError};
+use crate::{Limits, StoreError};
 
 /// How often the use of a chunk is written down on disk.
 const STAMP_INTERVAL_S: u32 = 600;

@@ -29,8 +29,10 @@
 //! caller owns which seat is free: to open an occupied seat or to read from an empty one is our own bug and panics.
 //! Blocks of one seat may be read, or put, by any number of threads at the same time.
 //!
-//! To add a backend: implement [`Store`] in `store/<name>.rs`, give it a scheme in `store/url.rs`, run the claims of
-//! `tests/store_contract.rs` over it.
+//! To add a backend: implement [`Store`] in `<name>.rs`, give it a scheme in `url.rs`, run the claims of
+//! `tests/contract.rs` over it.
+
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::time::Instant;

@@ -1,6 +1,6 @@
 //! A scrub finds what is damaged, says where, and proves nothing by a failed call.
 
-mod store_chunks;
+mod chunks;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use block::codec::decompress;
 use block::{Codec, Header};
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::scrub::{self, Damage, Event, Finding, Mode, Report};
-use dpu_app::store::{OpenError, Store};
-use store_chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
+use chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
+use store::dir::{DirStore, Options};
+use store::scrub::{self, Damage, Event, Finding, Mode, Report};
+use store::{OpenError, Store};
 
 fn options() -> Options {
     Options { bytes_max: Some(64 << 20), chunks_max: 64, sync: false }

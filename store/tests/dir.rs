@@ -1,6 +1,6 @@
 //! Claims about `dir:` that only a directory can make: crashes, limits, full and read-only disks, damage, two openers.
 
-mod store_chunks;
+mod chunks;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,10 +9,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::{self, Blame, OpenError, Store, StoreError};
+use chunks::{again, again_mounted, chunk_path, get, key, limits, noise, put, role, soon};
 use nix::errno::Errno;
-use store_chunks::{again, again_mounted, chunk_path, get, key, limits, noise, put, role, soon};
+use store::dir::{DirStore, Options};
+use store::{Blame, OpenError, Store, StoreError};
 
 /// A store that may hold `bytes`, without waiting for the disk.
 fn store(dir: &Path, bytes: u64) -> DirStore {

@@ -1,12 +1,12 @@
 //! What every backend of the store promises, told over the interface alone. A new backend adds itself to `each_store`.
 
-mod store_chunks;
+mod chunks;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dpu_app::store::{self, Store, StoreError};
-use store_chunks::{get, key, limits, noise, put, soon};
+use chunks::{get, key, limits, noise, put, soon};
+use store::{Store, StoreError};
 
 fn each_store(claim: impl Fn(&dyn Store)) {
     let dir = tempfile::tempdir().expect("a temporary directory");

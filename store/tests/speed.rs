@@ -1,20 +1,20 @@
 //! Figures, not claims: what the directory store adds to a plain `pread`, and what its choices cost.
 //!
-//! `cargo test --release -p dpu-app --test store_speed -- --ignored --nocapture`; `STORE_SPEED_DIR` names a directory
+//! `cargo test --release -p store --test speed -- --ignored --nocapture`; `STORE_SPEED_DIR` names a directory
 //! on the disk to measure. Warm means in the page cache; cold means that the file's pages were given up first, which
 //! leaves the host's own cache below a virtual disk.
 
-mod store_chunks;
+mod chunks;
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use dpu_app::store::Store;
-use dpu_app::store::dir::{DirStore, Options};
+use chunks::{chunk_path, key, limits, noise, soon};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use store_chunks::{chunk_path, key, limits, noise, soon};
+use store::Store;
+use store::dir::{DirStore, Options};
 
 const CHUNKS: u64 = 32;
 const BLOCKS: usize = 64;

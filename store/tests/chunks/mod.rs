@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, ElementType, Geometry, Manifest, Plan, Recipe, TileOrder, Transform};
-use dpu_app::store::{Limits, Store, StoreError};
+use store::{Limits, Store, StoreError};
 
 /// Small tables: a test that leaks a seat notices.
 pub(crate) fn limits() -> Limits {

@@ -1,13 +1,13 @@
 //! After Init the store allocates nothing: not for a hit, not for a miss, not for a put or an eviction.
 
-mod store_chunks;
+mod chunks;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::{Store, StoreError};
-use store_chunks::{chunk_path, key, limits, noise, soon};
+use chunks::{chunk_path, key, limits, noise, soon};
+use store::dir::{DirStore, Options};
+use store::{Store, StoreError};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };

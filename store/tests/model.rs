@@ -1,11 +1,11 @@
 //! The directory store against a model of ten lines: least recently used goes first, and the limit holds.
 
-mod store_chunks;
+mod chunks;
 
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::{Store, StoreError};
+use chunks::{chunk_path, get, key, limits, memory_dir, noise, put, soon};
 use proptest::prelude::*;
-use store_chunks::{chunk_path, get, key, limits, memory_dir, noise, put, soon};
+use store::dir::{DirStore, Options};
+use store::{Store, StoreError};
 
 const CHUNKS: u64 = 12;
 const BYTES_MAX: u64 = 200 << 10;

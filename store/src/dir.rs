@@ -8,7 +8,7 @@
 //!   nothing; the directory entry itself is not forced, so the newest chunks may be missing. With `sync=never` a
 //!   power cut may leave names in front of zeros: the tail's CRC and the checks of the blocks find them, at the price
 //!   of one failed fetch each. The end of this process alone loses nothing in either mode. `always` costs about
-//!   half of a put's speed, which is still far above what an encoder delivers (tests/store_speed.rs).
+//!   half of a put's speed, which is still far above what an encoder delivers (tests/speed.rs).
 //! * **Bounded.** Chunks, unfinished puts and the quarantine together never exceed `bytes`; the least recently used
 //!   chunks go first, one at a time, and a file that is being read lives on until its seat is closed (so the disk may
 //!   hold up to one file per open seat more). Use is counted in memory and written to the file's mtime at most once in
