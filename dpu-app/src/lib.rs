@@ -5,7 +5,7 @@
 //!   store <--encode workers--------------------------------------------- tile <--DMA engine-- host pages
 //! ```
 //!
-//! Reading order: `config` (every limit), `slot` (the ring), `job` and `worker` (what touches bytes), `flow` and
+//! Reading order: `config` (every limit), `slot` (the ring), `job`, `fetcher` and `worker` (what touches bytes), `flow` and
 //! `request` (what is in progress), `hub` (who decides), then its parts `attend`, `mail`, `chunks`, `engines`, `status`.
 //! docs/architecture.md says why it is built so.
 //!
@@ -20,6 +20,7 @@ pub mod counters;
 pub mod crew;
 mod engines;
 pub mod events;
+pub mod fetcher;
 pub mod flow;
 pub mod hub;
 pub mod job;

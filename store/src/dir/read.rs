@@ -151,23 +151,16 @@ impl DirStore {
         }
     }
 
-    pub(super) fn read_chunk(
-        &self,
-        seat: usize,
-        index: usize,
-        offset: usize,
-        into: &mut [u8],
-    ) -> Result<(), StoreError> {
+    /// Fills `into` with a whole block.
+    pub(super) fn read_chunk(&self, seat: usize, index: usize, into: &mut [u8]) -> Result<(), StoreError> {
         let reading = self.reading[seat].read().expect(POISONED);
         let open = reading.open.as_ref().unwrap_or_else(|| panic!("read_block: seat {seat} is empty"));
         let place = reading.places[..open.blocks].get(index).copied().unwrap_or_default();
-        let end = offset.saturating_add(into.len());
-        let read = if end > place.bytes as usize {
-            Err(Fault::Store(StoreError::Corrupt { what: "block ends early, bytes", value: place.bytes.into() }))
+        let end = place.offset + into.len() as u64;
+        let read = if into.len() != place.bytes as usize {
+            Err(Fault::Store(StoreError::Corrupt { what: "block of another length, bytes", value: place.bytes.into() }))
         } else {
-            open.file
-                .read_exact_at(into, place.offset + offset as u64)
-                .map_err(|e| fault(&e, place.offset + end as u64))
+            open.file.read_exact_at(into, place.offset).map_err(|e| fault(&e, end))
         };
         match read {
             Ok(()) => {
@@ -180,6 +173,15 @@ impl DirStore {
                 Err(error)
             }
         }
+    }
+
+    pub(super) fn discard_chunk(&self, seat: usize) {
+        let (key, inode) = {
+            let reading = self.reading[seat].read().expect(POISONED);
+            let open = reading.open.as_ref().unwrap_or_else(|| panic!("discard: seat {seat} is empty"));
+            (open.key, open.inode)
+        };
+        self.quarantine(&key, Some(inode));
     }
 
     pub(super) fn close_chunk(&self, seat: usize) {
