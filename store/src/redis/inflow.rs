@@ -429,3 +429,7 @@ impl<M: Memory> Inflow<M> {
         done(due, got);
     }
 }
+
+#[cfg(test)]
+#[path = "inflow_tests.rs"]
+mod tests;
