@@ -9,8 +9,8 @@ use std::time::Duration;
 use block::Recipe;
 use clap::{Args, Parser, Subcommand};
 use dpu_app::config::Config;
-use dpu_app::store::scrub;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use store::scrub;
 
 const VERSION: &str = match cfg!(feature = "sdk") {
     true => concat!(env!("CARGO_PKG_VERSION"), " (DOCA SDK)"),

@@ -12,7 +12,24 @@ use std::thread::{self, Thread};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Wakes a worker thread.
+/// What the engine thread rings to wake a worker, however that sleeps. Call after the queue was changed.
+pub trait Bell: Sync {
+    fn ring(&self);
+}
+
+impl Bell for WorkerBell {
+    fn ring(&self) {
+        self.ring();
+    }
+}
+
+impl Bell for EventBell {
+    fn ring(&self) {
+        self.ring();
+    }
+}
+
+/// Wakes a worker thread that has nothing to wait for but jobs.
 #[derive(Debug, Default)]
 pub struct WorkerBell {
     asleep: AtomicBool,
@@ -46,14 +63,14 @@ impl WorkerBell {
     }
 }
 
-/// Wakes the engine thread, which sleeps in epoll.
+/// Wakes a thread that sleeps in epoll: the engine thread, or a fetch worker that waits for sockets, too.
 #[derive(Debug)]
-pub struct EngineBell {
+pub struct EventBell {
     asleep: AtomicBool,
     event: EventFd,
 }
 
-impl EngineBell {
+impl EventBell {
     /// # Errors
     /// If the system has no more descriptors.
     pub fn new() -> io::Result<Self> {
@@ -61,13 +78,13 @@ impl EngineBell {
         Ok(Self { asleep: AtomicBool::new(false), event })
     }
 
-    /// The engine thread is about to sleep: look at the queues after this, and sleep on its descriptor.
+    /// The thread is about to sleep: look at the queues after this, and sleep on this descriptor.
     pub fn going_to_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// The engine thread goes on. Who takes the flag down has written the event, or is about to.
+    /// The thread goes on. Who takes the flag down has written the event, or is about to.
     pub fn awake(&self) {
         if !self.asleep.swap(false, Ordering::Relaxed) {
             // WouldBlock: the write is still to come and will cost one early wake-up.
@@ -75,7 +92,7 @@ impl EngineBell {
         }
     }
 
-    /// Wakes the engine thread if it sleeps or is about to. Call after the queue was changed.
+    /// Wakes the thread if it sleeps or is about to. Call after the queue was changed.
     pub fn ring(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::Relaxed) {
@@ -85,7 +102,7 @@ impl EngineBell {
     }
 }
 
-impl AsFd for EngineBell {
+impl AsFd for EventBell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }

@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::bell::EngineBell;
+use crate::bell::EventBell;
 use crate::hub::{Hub, HubState};
 use crate::session::ANSWER_BYTES;
 use crate::slot::SlotState;
 use crate::status;
-use crate::store::Stats;
+use store::Stats;
 
 /// The engine thread's state at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +110,7 @@ pub struct Board {
 
 impl Board {
     /// Asks the engine thread to show itself. One thread asks, and not again before it was answered.
-    pub fn ask(&self, bell: &EngineBell) {
+    pub fn ask(&self, bell: &EventBell) {
         // Pairs with the Acquire in `is_asked`: what this thread read before is read before it is written anew.
         self.asked.store(true, Ordering::Release);
         bell.ring();

@@ -282,7 +282,10 @@ impl Hub<'_, '_> {
                 return true;
             }
             let started = match request.command.operation {
-                Operation::Lookup => self.start_lookup(index, front),
+                Operation::Lookup => {
+                    self.gather_lookup(index, front);
+                    true
+                }
                 Operation::Fetch => self.start_chunk(index, front, Direction::Fetch),
                 _ => self.start_chunk(index, front, Direction::Store),
             };
@@ -302,36 +305,40 @@ impl Hub<'_, '_> {
         }
     }
 
-    fn start_lookup(&mut self, index: usize, place: usize) -> bool {
+    /// Adds a window of keys to a look-up, and asks the store when they are all there: a few round trips to its servers,
+    /// whatever the length.
+    fn gather_lookup(&mut self, index: usize, place: usize) {
         let session = self.sessions[index].as_mut().expect("the caller looked");
-        let request = session.requests[place].as_ref().expect("the caller looked");
+        let request = session.requests[place].as_mut().expect("the caller looked");
         {
             let mut asked = self.shared.lookups[index].lock().expect("panic is abort");
-            asked.0.clear();
-            asked.0.extend_from_slice(session.staged.keys()).expect("keys of one window");
-            asked.1 = request.until;
+            if request.next == 0 {
+                asked.keys.clear();
+            }
+            asked.keys.extend_from_slice(session.staged.keys());
+            asked.until = request.until;
         }
-        session.looking = Some(place);
-        self.fetchers.give(Job::Lookup { session: index as u16 });
-        true
+        request.next += session.staged.keys().len() as u32;
+        session.staged.clear();
+        if !request.wants_more() {
+            session.looking = Some(place);
+            self.fetchers.give(Job::Lookup { session: index as u16 });
+        }
     }
 
     fn looked(&mut self, index: usize, found: Result<usize, Failure>) {
         let session = self.sessions[index].as_mut().expect("a session lives as long as its look-up");
         let place = session.looking.take().expect("one look-up at a time");
-        let asked = session.staged.keys().len() as u32;
-        session.staged.clear();
         let Some(request) = session.requests[place].as_mut() else { return };
         match found {
             Ok(found) => {
-                let found = (found as u32).min(asked);
-                (request.next..request.next + found).for_each(|chunk| request.done.insert(chunk));
-                if found < asked {
-                    request.cut(request.next + found, Failure::Miss);
+                let found = (found as u32).min(request.next);
+                (0..found).for_each(|chunk| request.done.insert(chunk));
+                if found < request.next {
+                    request.cut(found, Failure::Miss);
                 }
-                request.next += asked;
             }
-            Err(failure) => request.cut(request.next, failure),
+            Err(failure) => request.cut(0, failure),
         }
     }
 

@@ -2,14 +2,14 @@
 
 use heapless::spsc::{Consumer, Producer};
 
-use crate::bell::WorkerBell;
+use crate::bell::Bell;
 use crate::job::{Done, Job};
 
 /// One worker, as the engine thread sees it.
 pub struct Hand<'a> {
     pub jobs: Producer<'a, Job>,
     pub answers: Consumer<'a, Done>,
-    pub bell: &'a WorkerBell,
+    pub bell: &'a dyn Bell,
     /// Jobs given and not yet answered.
     pub outstanding: usize,
 }

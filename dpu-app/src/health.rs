@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::board::Shown;
 use crate::hub::HubState;
 use crate::job::{Done, Failure};
-use crate::store::Blame;
+use store::Blame;
 
 /// Store calls that failed in a row, each after its retries, from which the store counts as down.
 const STORE_FAILURES_MIN: u32 = 3;
@@ -98,7 +98,7 @@ impl StoreWatch {
                 self.last = Some(now);
             }
             // A deadline is the host's: it says nothing of the store.
-            Some(Failure::Store(crate::store::StoreError::Late { .. })) => {}
+            Some(Failure::Store(store::StoreError::Late { .. })) => {}
             _ => self.failures = 0,
         }
     }
@@ -120,7 +120,7 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
-    use crate::store::StoreError;
+    use store::StoreError;
 
     fn well() -> Shown {
         Shown { state: HubState::Steady, ..Shown::new() }

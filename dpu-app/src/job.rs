@@ -7,7 +7,7 @@ use block::{ChunkKey, Geometry, Header, Manifest, Part, Plan, Recipe, TileOrder}
 use mailbox::Status;
 
 use crate::slot::Ticket;
-use crate::store::{Blame, StoreError};
+use store::{Blame, StoreError};
 
 /// A place of the table of chunks in progress. It is also the chunk's seat in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,6 +153,8 @@ impl Failure {
             Self::Store(StoreError::Corrupt { .. }) => Status::Corrupt,
             Self::Store(StoreError::Full { .. }) => Status::NoSpace,
             Self::Store(StoreError::ReadOnly) => Status::ReadOnly,
+            // Ours to ask and not ours to have: the log and `store-check` say why.
+            Self::Store(StoreError::Denied { .. }) => Status::StoreDown,
             Self::Store(error) if error.blame() == Blame::Store => Status::StoreDown,
             Self::Store(_) => Status::Unsupported,
             Self::Device(_) => Status::DeviceError,

@@ -5,7 +5,7 @@
 //!   store <--encode workers--------------------------------------------- tile <--DMA engine-- host pages
 //! ```
 //!
-//! Reading order: `config` (every limit), `slot` (the ring), `job` and `worker` (what touches bytes), `flow` and
+//! Reading order: `config` (every limit), `slot` (the ring), `job`, `fetcher` and `worker` (what touches bytes), `flow` and
 //! `request` (what is in progress), `hub` (who decides), then its parts `attend`, `mail`, `chunks`, `engines`, `status`;
 //! `board`, `health` and `metrics` are what monitoring sees.
 //! docs/architecture.md says why it is built so.
@@ -23,6 +23,7 @@ pub mod counters;
 pub mod crew;
 mod engines;
 pub mod events;
+pub mod fetcher;
 pub mod flow;
 pub mod health;
 pub mod histogram;
@@ -37,7 +38,6 @@ pub mod selftest;
 pub mod session;
 pub mod slot;
 mod status;
-pub mod store;
 pub mod worker;
 
 pub use config::Config;

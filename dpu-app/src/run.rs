@@ -3,29 +3,30 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
-use doca::Device;
+use doca::{Area, Device};
 use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, UnixListener};
 use nix::sys::eventfd::EventFd;
 
-use crate::bell::{EngineBell, WorkerBell};
+use crate::bell::{Bell, EventBell, WorkerBell};
 use crate::board::Board;
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::crew::{Crew, Hand};
+use crate::fetcher::Fetcher;
 use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
 use crate::metrics;
 use crate::slot::Ring;
-use crate::store::{self, Store};
-use crate::worker::{LookupKeys, PrefixKeys, QUEUE, Shared, Worker};
+use crate::worker::{Asked, PrefixKeys, QUEUE, Shared, Worker};
+use store::Readable;
 
 /// Why the data plane did not start, or did not go on.
 #[derive(Debug)]
@@ -93,7 +94,7 @@ pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), 
 pub fn serve(
     config: &Config,
     device: Device,
-    store: &dyn Store,
+    store: &dyn Readable<Area>,
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
@@ -106,21 +107,23 @@ pub fn serve(
         store,
         ring: Ring::allocate(&device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
         chunks: Chunks::new(config.chunks),
-        lookups: (0..config.sessions).map(|_| Mutex::new((LookupKeys::new(), Instant::now()))).collect(),
+        lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),
         prefixes: (0..config.sessions).map(|_| Mutex::new(PrefixKeys::new())).collect(),
         counters: Counters::default(),
-        engine_bell: EngineBell::new().map_err(RunError::System)?,
         board: Board::default(),
+        engine_bell: EventBell::new().map_err(RunError::System)?,
         stop,
         leave: AtomicBool::new(false),
     };
     let lines = |count: usize| (0..count).map(|_| Line::default()).collect::<Vec<_>>();
     let mut fetch = lines(config.fetch_workers);
+    let fetch_bells = (0..config.fetch_workers).map(|_| EventBell::new()).collect::<Result<Vec<_>, _>>();
+    let fetch_bells = fetch_bells.map_err(RunError::System)?;
     let mut dequantize = lines(config.dequantize_workers);
     let mut encode = lines(config.encode_workers);
     thread::scope(|scope| {
         let mut leaving = Leaving { shared: &shared, bells: Vec::new() };
-        let fetchers = start_crew(scope, &shared, "fetch", &mut fetch, &mut leaving)?;
+        let fetchers = start_fetchers(scope, &shared, &mut fetch, &fetch_bells, &mut leaving)?;
         let dequantizers = start_crew(scope, &shared, "dequantize", &mut dequantize, &mut leaving)?;
         let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
         let crews = Crews { fetchers, dequantizers, encoders };
@@ -147,7 +150,7 @@ struct Line {
 /// Sends all workers home when the engine thread is done, however that came about.
 struct Leaving<'a, 's> {
     shared: &'a Shared<'s>,
-    bells: Vec<&'a WorkerBell>,
+    bells: Vec<&'a dyn Bell>,
 }
 
 impl Drop for Leaving<'_, '_> {
@@ -155,6 +158,27 @@ impl Drop for Leaving<'_, '_> {
         self.shared.leave.store(true, Ordering::Release);
         self.bells.iter().for_each(|bell| bell.ring());
     }
+}
+
+fn start_fetchers<'scope, 'env, 's: 'env>(
+    scope: &'scope thread::Scope<'scope, 'env>,
+    shared: &'env Shared<'s>,
+    lines: &'env mut [Line],
+    bells: &'env [EventBell],
+    leaving: &mut Leaving<'env, 's>,
+) -> Result<Crew<'env>, RunError> {
+    let mut hands = Vec::with_capacity(lines.len());
+    for (index, (line, bell)) in lines.iter_mut().zip(bells).enumerate() {
+        let (to_worker, jobs) = line.jobs.split();
+        let (answers, from_worker) = line.answers.split();
+        let reader = shared.store.reader(bell.as_fd()).map_err(RunError::System)?;
+        let fetcher = Fetcher::new(shared, bell, jobs, answers, reader);
+        let name = format!("fetch-{index}");
+        thread::Builder::new().name(name).spawn_scoped(scope, || fetcher.run()).map_err(RunError::System)?;
+        leaving.bells.push(bell);
+        hands.push(Hand { jobs: to_worker, answers: from_worker, bell, outstanding: 0 });
+    }
+    Ok(Crew::new(hands))
 }
 
 fn start_crew<'scope, 'env, 's: 'env>(
@@ -185,13 +209,23 @@ fn start_crew<'scope, 'env, 's: 'env>(
     Ok(Crew::new(hands))
 }
 
-fn store_limits(config: &Config) -> store::Limits {
+/// Questions to the store that one fetch worker can have: a block for each slot, an open or a close for each seat, a look-up
+/// for each session.
+pub(crate) fn asks_max(config: &Config) -> usize {
+    config.slots + config.chunks + config.sessions
+}
+
+/// What the store allocates for.
+#[must_use]
+pub fn store_limits(config: &Config) -> store::Limits {
     store::Limits {
         chunks_open_max: config.chunks,
         puts_max: config.chunks,
         blocks_max: block::BLOCKS_PER_CHUNK_MAX,
         block_bytes_max: config.slot_bytes().wire,
         manifest_bytes_max: block::MANIFEST_BYTES_MAX,
+        asks_max: asks_max(config),
+        writers_max: config.encode_workers,
         ..store::Limits::default()
     }
 }

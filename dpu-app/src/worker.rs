@@ -1,4 +1,5 @@
-//! Workers: each takes jobs from its own queue, works on slot memory, and answers into its own queue.
+//! Workers: each takes jobs from its own queue, works on slot memory, and answers into its own queue. Those that read from
+//! the store are in fetcher.rs.
 //!
 //! One producer and one consumer on each queue (heapless spsc), so nothing is locked but the slot itself. A worker that
 //! finds its queue empty parks; after an answer it rings the engine thread if that sleeps.
@@ -6,36 +7,51 @@
 use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
-use block::{ChunkKey, Header, Manifest, TileOrder, Transform};
+use block::{ChunkKey, Manifest, TileOrder, Transform};
+use doca::Area;
 use heapless::spsc::{Consumer, Producer};
 use nix::sys::eventfd::EventFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::bell::{EngineBell, WorkerBell};
+use crate::bell::{EventBell, WorkerBell};
 use crate::board::Board;
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::job::{BlockFacts, Chunks, Done, Failure, Job, Restored, Seat};
+use crate::job::{Chunks, Done, Failure, Job, Restored, Seat};
 use crate::slot::{Ring, Ticket};
-use crate::store::{Store, StoreError};
+use store::{Readable, retry};
 
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.
 pub const QUEUE: usize = 256;
 
-/// Tries of a store call whose error may pass by itself.
-const STORE_TRIES: usize = 3;
-
 /// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
 /// that engines behind it do not run dry.
 const ANSWERS_UNHEARD: usize = 3;
 
-/// Keys of one look-up step.
-pub const LOOKUP_KEYS: usize = mailbox::RECORD_WINDOW_BYTES / mailbox::RECORD_HEAD_BYTES;
+/// What a session's look-up asks for.
+#[derive(Debug)]
+pub struct Asked {
+    /// All keys of the request; empty while a fetch worker has them.
+    pub keys: Vec<ChunkKey>,
+    pub until: Instant,
+}
 
-/// The keys that a session's look-up asks for.
-pub type LookupKeys = heapless::Vec<ChunkKey, LOOKUP_KEYS>;
+impl Asked {
+    /// Init: with room for the longest request.
+    #[must_use]
+    pub fn new() -> Self {
+        const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
+        Self { keys: Vec::with_capacity(mailbox::CHUNKS_PER_REQUEST_MAX), until: Instant::now() }
+    }
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// The keys of one request.
 pub type PrefixKeys = heapless::Vec<ChunkKey, { mailbox::CHUNKS_PER_REQUEST_MAX }>;
@@ -44,16 +60,16 @@ pub type PrefixKeys = heapless::Vec<ChunkKey, { mailbox::CHUNKS_PER_REQUEST_MAX 
 #[derive(Debug)]
 pub struct Shared<'a> {
     pub config: &'a Config,
-    pub store: &'a dyn Store,
+    pub store: &'a dyn Readable<Area>,
     pub ring: Ring,
     pub chunks: Chunks,
-    pub lookups: Vec<Mutex<(LookupKeys, Instant)>>,
+    pub lookups: Vec<Mutex<Asked>>,
     /// By session: the keys of the request whose chunks are being started, in prefix order.
     pub prefixes: Vec<Mutex<PrefixKeys>>,
     pub counters: Counters,
-    pub engine_bell: EngineBell,
     /// Where the engine thread shows itself to the metrics thread.
     pub board: Board,
+    pub engine_bell: EventBell,
     /// Rung by whoever wants the data plane to drain and leave (a signal).
     pub stop: &'a EventFd,
     /// Workers leave when this is up and their queue is empty.
@@ -106,21 +122,6 @@ impl Worker<'_, '_> {
 
     fn work(&mut self, job: Job) -> Done {
         match job {
-            Job::Lookup { session } => Done::Looked { session, found: self.lookup(session) },
-            Job::Touch { session } => {
-                self.shared.store.touch(&self.shared.prefixes[usize::from(session)].lock().expect("panic is abort"));
-                Done::Touched { session }
-            }
-            Job::Open { seat } => Done::Opened { seat, blocks: self.open(seat) },
-            Job::Read { slot, seat, block } => Done::Read { slot, facts: self.read(slot, seat, block) },
-            Job::Close { seat, corrupt } => {
-                if corrupt {
-                    let key = self.shared.chunks.at(seat).key;
-                    self.shared.store.note_corrupt(&key);
-                }
-                self.shared.store.close(usize::from(seat.0));
-                Done::Closed { seat }
-            }
             Job::Inflate { slot } => Done::Inflated { slot, result: self.inflate(slot) },
             Job::Restore { slot, order, from_wire, check } => {
                 Done::Restored { slot, from: self.restore(slot, order, from_wire, check) }
@@ -132,54 +133,10 @@ impl Worker<'_, '_> {
                 self.shared.store.abort_put(usize::from(seat.0));
                 Done::Aborted { seat }
             }
-        }
-    }
-
-    fn lookup(&self, session: u16) -> Result<usize, Failure> {
-        let asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
-        let (keys, until) = &*asked;
-        retry(|| self.shared.store.lookup(keys, *until))
-    }
-
-    fn open(&mut self, seat: Seat) -> Result<(block::Plan, u16), Failure> {
-        let (key, until) = {
-            let chunk = self.shared.chunks.at(seat);
-            (chunk.key, chunk.until)
-        };
-        let place = usize::from(seat.0);
-        let bytes = retry(|| self.shared.store.open(place, &key, &mut self.manifest, until))?;
-        let sizes = self.shared.ring.slot_bytes();
-        let mut chunk = self.shared.chunks.at(seat);
-        match chunk.adopt(&self.manifest[..bytes], sizes.wire, sizes.tile) {
-            Ok(()) => Ok((chunk.plan, chunk.blocks as u16)),
-            Err(failure) => {
-                if failure == Failure::Corrupt {
-                    self.shared.store.note_corrupt(&key);
-                }
-                self.shared.store.close(place);
-                Err(failure)
+            Job::Lookup { .. } | Job::Touch { .. } | Job::Open { .. } | Job::Read { .. } | Job::Close { .. } => {
+                unreachable!("{job:?} is for fetch workers")
             }
         }
-    }
-
-    fn read(&mut self, slot: Ticket, seat: Seat, block: u16) -> Result<BlockFacts, Failure> {
-        let (key, geometry, part, bytes, until) = {
-            let chunk = self.shared.chunks.at(seat);
-            (chunk.key, chunk.geometry, chunk.part(block), chunk.lengths[usize::from(block)] as usize, chunk.until)
-        };
-        let since = Instant::now();
-        let mut memory = self.shared.ring.memory(slot);
-        let memory = &mut *memory;
-        let wire = &mut memory.wire.as_mut().expect("no engine holds a slot in Fetching")[..bytes];
-        retry(|| self.shared.store.read_block(usize::from(seat.0), usize::from(block), 0, wire, until))?;
-        let opened = Header::open(wire, &key, &geometry, usize::from(block), &part);
-        self.shared.counters.fetch.count(since, bytes, bytes);
-        let header = opened.map_err(|_| Failure::Corrupt)?;
-        if header.codes_bytes as usize > self.shared.ring.slot_bytes().codes {
-            return Err(Failure::Foreign);
-        }
-        memory.header = Some(header);
-        Ok(BlockFacts::of(&header))
     }
 
     /// Inflates in software what the engine cannot, or what it could not and we must know whose fault that is.
@@ -226,10 +183,10 @@ impl Worker<'_, '_> {
             let chunk = self.shared.chunks.at(seat);
             (chunk.key, chunk.until)
         };
-        if retry(|| self.shared.store.lookup(&[key], until))? == 1 {
+        if retry(|| self.shared.store.has(&key, until))? {
             return Ok(false);
         }
-        retry(|| self.shared.store.begin_put(usize::from(seat.0), &key))?;
+        retry(|| self.shared.store.begin_put(usize::from(seat.0), &key, until))?;
         Ok(true)
     }
 
@@ -264,16 +221,5 @@ impl Worker<'_, '_> {
             (manifest.expect("lengths as they were encoded").encode(&mut self.manifest), chunk.blocks)
         };
         self.shared.store.commit_put(usize::from(seat.0), blocks, &self.manifest[..bytes]).map_err(Failure::from)
-    }
-}
-
-/// Makes a store call again if its error may pass by itself.
-fn retry<T>(mut call: impl FnMut() -> Result<T, StoreError>) -> Result<T, Failure> {
-    let mut tries = 1;
-    loop {
-        match call() {
-            Err(error) if error.may_retry() && tries < STORE_TRIES => tries += 1,
-            result => return result.map_err(Failure::from),
-        }
     }
 }

@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dpu_app::store::StoreError;
 use host_ctl::{Arrangement, Client, Error, Gone, Transfer};
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message, Reason};
 use mailbox::channel::{Channel, ChannelError, UnixChannel};
 use mailbox::{Status, Tokens};
 use rig::*;
+use store::StoreError;
 
 const CHUNKS: usize = 6;
 

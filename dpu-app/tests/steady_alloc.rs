@@ -12,11 +12,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use dpu_app::store::{Limits, Store};
 use host_ctl::{Arrangement, Client, Options};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
 use rig::*;
+use store::Readable;
 
 thread_local! {
     /// The host's own threads, and whoever prints what it caught.
@@ -86,15 +86,9 @@ fn a_steady_data_plane_allocates_nothing() {
     let home = tempfile::tempdir().unwrap();
     let address = scrape::free_address();
     let config = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
-    let limits = Limits {
-        chunks_open_max: config.chunks,
-        puts_max: config.chunks,
-        block_bytes_max: config.slot_bytes().wire,
-        manifest_bytes_max: block::MANIFEST_BYTES_MAX,
-        ..Limits::default()
-    };
+    let limits = dpu_app::run::store_limits(&config);
     let url = format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display());
-    let store: Arc<dyn Store> = Arc::from(dpu_app::store::open(&url, &limits).unwrap());
+    let store: Arc<dyn Readable<doca::Area>> = Arc::from(store::open(&url, &limits).unwrap());
     let stop = Arc::new(EventFd::new().unwrap());
     let (ready, is_ready) = mpsc::channel();
     let card = thread::Builder::new().name("engine".into());

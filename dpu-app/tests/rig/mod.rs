@@ -10,11 +10,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
-use dpu_app::store::{Stats, Store, StoreError};
 use dpu_app::{Config, RunError};
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Transfer};
 use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use store::{Direct, Stats, Store, StoreError};
 
 /// Tokens of a chunk in these tests: small, so that many chunks fit a short run.
 pub const CHUNK_TOKENS: u16 = 64;
@@ -83,7 +83,7 @@ impl MemoryStore {
     }
 }
 
-impl Store for MemoryStore {
+impl Direct for MemoryStore {
     fn lookup(&self, keys: &[ChunkKey], _until: Instant) -> Result<usize, StoreError> {
         let chunks = self.chunks.read().unwrap();
         Ok(keys.iter().take_while(|key| chunks.contains_key(key)).count())
@@ -97,14 +97,7 @@ impl Store for MemoryStore {
         Ok(bytes)
     }
 
-    fn read_block(
-        &self,
-        seat: usize,
-        index: usize,
-        offset: usize,
-        into: &mut [u8],
-        until: Instant,
-    ) -> Result<(), StoreError> {
+    fn read_block(&self, seat: usize, index: usize, into: &mut [u8], until: Instant) -> Result<(), StoreError> {
         self.reads.fetch_add(1, Relaxed);
         let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
         let is = |key: &ChunkKey| self.chunk(key).is_some_and(|other| Arc::ptr_eq(&other, &chunk));
@@ -124,21 +117,30 @@ impl Store for MemoryStore {
             return Err(StoreError::Io { call: "read_block", errno: nix::errno::Errno::EIO });
         }
         let block = &chunk.blocks[index];
-        let bytes = block.get(offset..offset + into.len());
-        into.copy_from_slice(bytes.ok_or(StoreError::Corrupt { what: "short block", value: block.len() as u64 })?);
+        if into.len() != block.len() {
+            return Err(StoreError::Corrupt { what: "block of another length", value: block.len() as u64 });
+        }
+        into.copy_from_slice(block);
         Ok(())
     }
 
+    fn discard(&self, seat: usize) {
+        self.corrupt_noted.fetch_add(1, Relaxed);
+        let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
+        self.chunks.write().unwrap().retain(|_, other| !Arc::ptr_eq(other, &chunk));
+    }
+}
+
+impl Store for MemoryStore {
     fn close(&self, seat: usize) {
         self.open.lock().unwrap().remove(&seat).expect("an open seat");
     }
 
-    fn note_corrupt(&self, key: &ChunkKey) {
-        self.corrupt_noted.fetch_add(1, Relaxed);
-        self.remove(key);
+    fn has(&self, key: &ChunkKey, _until: Instant) -> Result<bool, StoreError> {
+        Ok(self.chunk(key).is_some())
     }
 
-    fn begin_put(&self, seat: usize, key: &ChunkKey) -> Result<(), StoreError> {
+    fn begin_put(&self, seat: usize, key: &ChunkKey, _until: Instant) -> Result<(), StoreError> {
         if let Some(error) = *self.put_error.lock().unwrap() {
             return Err(error);
         }

@@ -8,7 +8,7 @@
 //!   nothing; the directory entry itself is not forced, so the newest chunks may be missing. With `sync=never` a
 //!   power cut may leave names in front of zeros: the tail's CRC and the checks of the blocks find them, at the price
 //!   of one failed fetch each. The end of this process alone loses nothing in either mode. `always` costs about
-//!   half of a put's speed, which is still far above what an encoder delivers (tests/store_speed.rs).
+//!   half of a put's speed, which is still far above what an encoder delivers (tests/speed.rs).
 //! * **Bounded.** Chunks, unfinished puts and the quarantine together never exceed `bytes`; the least recently used
 //!   chunks go first, one at a time, and a file that is being read lives on until its seat is closed (so the disk may
 //!   hold up to one file per open seat more). Use is counted in memory and written to the file's mtime at most once in
@@ -30,7 +30,7 @@ use std::time::Instant;
 use block::ChunkKey;
 use block::tail::tail_bytes;
 
-use super::{Limits, OpenError, Stats, Store, StoreError};
+use super::{Direct, Limits, OpenError, Stats, Store, StoreError};
 use put::Putting;
 use read::Reading;
 use room::Ledger;
@@ -175,14 +175,13 @@ fn tail_bytes_max(limits: &Limits) -> usize {
     tail_bytes(limits.blocks_max, limits.manifest_bytes_max)
 }
 
-/// Release builds abort on a panic, so only a test can see this.
-const POISONED: &str = "a thread panicked while it changed the store";
+use crate::POISONED;
 
 fn on_time(call: &'static str, until: Instant) -> Result<(), StoreError> {
     if Instant::now() < until { Ok(()) } else { Err(StoreError::Late { call }) }
 }
 
-impl Store for DirStore {
+impl Direct for DirStore {
     fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
         on_time("lookup", until)?;
         let ledger = self.ledger();
@@ -194,20 +193,24 @@ impl Store for DirStore {
         self.open_chunk(seat, key, manifest)
     }
 
-    fn read_block(
-        &self,
-        seat: usize,
-        index: usize,
-        offset: usize,
-        into: &mut [u8],
-        until: Instant,
-    ) -> Result<(), StoreError> {
+    fn read_block(&self, seat: usize, index: usize, into: &mut [u8], until: Instant) -> Result<(), StoreError> {
         on_time("read_block", until)?;
-        self.read_chunk(seat, index, offset, into)
+        self.read_chunk(seat, index, into)
     }
 
+    fn discard(&self, seat: usize) {
+        self.discard_chunk(seat);
+    }
+}
+
+impl Store for DirStore {
     fn close(&self, seat: usize) {
         self.close_chunk(seat);
+    }
+
+    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
+        on_time("has", until)?;
+        Ok(self.ledger().index.contains(key))
     }
 
     fn touch(&self, keys: &[ChunkKey]) {
@@ -217,11 +220,8 @@ impl Store for DirStore {
         }
     }
 
-    fn note_corrupt(&self, key: &ChunkKey) {
-        self.quarantine(key, None);
-    }
-
-    fn begin_put(&self, seat: usize, key: &ChunkKey) -> Result<(), StoreError> {
+    /// A local disk has no deadline that could be kept: `until` is passed over.
+    fn begin_put(&self, seat: usize, key: &ChunkKey, _until: Instant) -> Result<(), StoreError> {
         self.start(seat, key)
     }
 
@@ -257,6 +257,7 @@ impl Store for DirStore {
             corrupt: counters.corrupt.load(Relaxed),
             io_errors: counters.io_errors.load(Relaxed),
             read_only: counters.read_only.load(Relaxed),
+            bytes_copied: 0,
         }
     }
 

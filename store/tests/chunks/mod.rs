@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, ElementType, Geometry, Manifest, Plan, Recipe, TileOrder, Transform};
-use dpu_app::store::{Limits, Store, StoreError};
+use nix::sys::eventfd::EventFd;
+use store::{Caller, Direct, Limits, Readable, Store, StoreError};
 
 /// Small tables: a test that leaks a seat notices.
 pub(crate) fn limits() -> Limits {
@@ -20,6 +21,7 @@ pub(crate) fn limits() -> Limits {
         manifest_bytes_max: 4096,
         chunks_max: 64,
         store_bytes: Some(64 << 20),
+        ..Limits::default()
     }
 }
 
@@ -65,7 +67,7 @@ pub(crate) fn put(
     blocks: &[Vec<u8>],
     manifest: &[u8],
 ) -> Result<(), StoreError> {
-    store.begin_put(seat, key)?;
+    store.begin_put(seat, key, soon())?;
     for (index, block) in blocks.iter().enumerate().rev() {
         if let Err(error) = store.put_block(seat, index, block) {
             store.abort_put(seat);
@@ -75,23 +77,62 @@ pub(crate) fn put(
     store.commit_put(seat, blocks.len(), manifest)
 }
 
+/// What a test asks a store for, each question with a reader of its own.
+pub(crate) trait Questions {
+    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
+    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
+    fn read(&self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError>;
+    fn discard(&self, seat: usize);
+}
+
+impl Questions for dyn Readable<Vec<u8>> + '_ {
+    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
+        with_caller(self, |caller| caller.lookup(keys, until))
+    }
+
+    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
+        with_caller(self, |caller| caller.open(seat, key, manifest, until))
+    }
+
+    fn read(&self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError> {
+        with_caller(self, |caller| caller.read(seat, index, bytes, until))
+    }
+
+    fn discard(&self, seat: usize) {
+        with_caller(self, |caller| caller.discard(seat, soon()));
+    }
+}
+
+pub(crate) fn with_caller<T>(store: &dyn Readable<Vec<u8>>, work: impl FnOnce(&mut Caller<'_>) -> T) -> T {
+    let bell = EventFd::new().expect("an eventfd");
+    let mut caller = Caller::new(store, &bell).expect("a reader");
+    work(&mut caller)
+}
+
 /// Opens a chunk, reads all its blocks, closes it.
 pub(crate) fn get(
-    store: &dyn Store,
+    store: &dyn Readable<Vec<u8>>,
     seat: usize,
     key: &ChunkKey,
     lengths: &[usize],
 ) -> Result<(Vec<u8>, Vec<Vec<u8>>), StoreError> {
-    let mut manifest = vec![0; limits().manifest_bytes_max];
-    let bytes = store.open(seat, key, &mut manifest, soon())?;
-    manifest.truncate(bytes);
-    let read = |(index, &bytes): (usize, &usize)| {
-        let mut block = vec![0; bytes];
-        store.read_block(seat, index, 0, &mut block, soon()).map(|()| block)
-    };
-    let blocks: Result<Vec<_>, _> = lengths.iter().enumerate().map(read).collect();
-    store.close(seat);
-    Ok((manifest, blocks?))
+    with_caller(store, |caller| {
+        let mut manifest = vec![0; limits().manifest_bytes_max];
+        let bytes = caller.open(seat, key, &mut manifest, soon())?;
+        manifest.truncate(bytes);
+        let read = |(index, &bytes): (usize, &usize)| caller.read(seat, index, bytes, soon());
+        let blocks: Result<Vec<_>, _> = lengths.iter().enumerate().map(read).collect();
+        store.close(seat);
+        Ok((manifest, blocks?))
+    })
+}
+
+/// Opens a chunk in a free seat, if it is there, and says that its bytes are bad.
+pub(crate) fn condemn(store: &dyn Direct, seat: usize, key: &ChunkKey) {
+    if store.open(seat, key, &mut [0; 4096], soon()).is_ok() {
+        store.discard(seat);
+        store.close(seat);
+    }
 }
 
 /// A chunk in its stored form: wire blocks and the manifest.

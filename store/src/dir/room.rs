@@ -12,7 +12,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::index::Index;
 use super::root::{Found, Name};
 use super::{DirStore, QUARANTINE_FILES_MAX, QUARANTINE_SHARE};
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// How long a put waits for files that other threads are removing: 100 ms in all.
 const LEAVING_WAIT: Duration = Duration::from_micros(100);

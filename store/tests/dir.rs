@@ -1,6 +1,6 @@
 //! Claims about `dir:` that only a directory can make: crashes, limits, full and read-only disks, damage, two openers.
 
-mod store_chunks;
+mod chunks;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,10 +9,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::{self, Blame, OpenError, Store, StoreError};
+use chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 use nix::errno::Errno;
-use store_chunks::{again, again_mounted, chunk_path, get, key, limits, noise, put, role, soon};
+use store::dir::{DirStore, Options};
+use store::{Blame, Direct, OpenError, Store, StoreError};
 
 /// A store that may hold `bytes`, without waiting for the disk.
 fn store(dir: &Path, bytes: u64) -> DirStore {
@@ -165,12 +165,11 @@ fn a_chunk_evicted_while_it_is_read_is_read_to_its_end() {
     let mut manifest = [0; 4096];
     store.open(1, &key(0), &mut manifest, soon()).expect("open");
     let mut found = vec![0; 40 << 10];
-    store.read_block(1, 0, 0, &mut found[..100], soon()).expect("the first part");
     for n in 1..4 {
         put_block(&store, n).expect("put");
     }
     assert!(!chunk_path(dir.path(), &key(0)).exists(), "evicted");
-    store.read_block(1, 0, 100, &mut found[100..], soon()).expect("the rest");
+    store.read_block(1, 0, &mut found, soon()).expect("read");
     assert!(found == block(0));
     store.close(1);
 }
@@ -180,7 +179,7 @@ fn a_chunk_larger_than_the_store_is_full_and_evicts_no_put() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = store(dir.path(), 3 * FILE_BYTES);
     put_block(&store, 0).expect("put");
-    store.begin_put(1, &key(1)).expect("begin");
+    store.begin_put(1, &key(1), soon()).expect("begin");
     store.put_block(1, 0, &block(1)).expect("a put in progress");
     let error = put(&store, 0, &key(2), &[noise(2, 100 << 10)], b"m").expect_err("no room");
     assert_eq!(error, StoreError::Full { bytes: 100 << 10 });
@@ -252,7 +251,7 @@ fn a_url_that_cannot_work_says_what_can() {
     fs::write(dir.path().join("future/kvlane-store"), "kvlane dir store 2\n").expect("write");
     fs::write(dir.path().join("plain"), "").expect("write");
     for (url, said) in [
-        ("redis://host".to_string(), "use dir:PATH"),
+        ("mongodb://h".to_string(), "use dir:PATH"),
         ("somewhere".to_string(), "use dir:PATH"),
         ("dir:".to_string(), "the path is empty"),
         (format!("dir:{at}/new?bytes=lots"), "bytes is not a number like 200G"),
@@ -265,7 +264,7 @@ fn a_url_that_cannot_work_says_what_can() {
         (format!("dir:{at}/future"), "kvlane dir store 2"),
         (format!("dir:{at}/plain"), "Not a directory"),
     ] {
-        let error = store::open(&url, &limits()).expect_err(&url);
+        let error = store::open::<Vec<u8>>(&url, &limits()).expect_err(&url);
         assert!(error.to_string().contains(said), "{url}: {error}");
     }
     assert_eq!(fs::read_dir(dir.path().join("home")).expect("home").count(), 1, "a refused directory is not touched");
@@ -276,13 +275,17 @@ fn a_url_that_cannot_work_says_what_can() {
 fn a_url_says_the_limits() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let url = format!("dir:{}/s?bytes=3M&chunks=7&sync=never", dir.path().display());
-    let store = store::open(&url, &limits()).expect("open");
+    let store = store::open::<Vec<u8>>(&url, &limits()).expect("open");
     assert_eq!(store.stats().bytes_max, 3 << 20);
     let text = store.describe();
     assert!(text.contains("bytes max 3145728, chunks max 7, sync never"), "{text}");
     drop(store);
     let url = format!("dir:{}/s", dir.path().display());
-    assert_eq!(store::open(&url, &limits()).expect("open").stats().bytes_max, 64 << 20, "limits without an option");
+    assert_eq!(
+        store::open::<Vec<u8>>(&url, &limits()).expect("open").stats().bytes_max,
+        64 << 20,
+        "limits without an option"
+    );
     assert_eq!(store::dir_path(&url), Some(&*dir.path().join("s")));
     assert_eq!(["7", "2K", "3MiB", "1G", "1T"].map(store::bytes), [7, 2048, 3 << 20, 1 << 30, 1 << 40].map(Some));
     assert_eq!(["", "G", "-1", "1.5G", "1P", "99999999T", "0"].map(store::bytes), [None; 7]);
@@ -330,7 +333,7 @@ fn a_file_cut_off_while_it_is_open_is_corrupt() {
     put_block(&store, 0).expect("put");
     store.open(0, &key(0), &mut [0; 4096], soon()).expect("open");
     fs::File::options().write(true).open(chunk_path(dir.path(), &key(0))).expect("open").set_len(5000).expect("cut");
-    let error = store.read_block(0, 0, 0, &mut vec![0; 40 << 10], soon()).expect_err("cut off");
+    let error = store.read_block(0, 0, &mut vec![0; 40 << 10], soon()).expect_err("cut off");
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     assert_eq!(store.lookup(&[key(0)], soon()), Ok(0));
     store.close(0);
@@ -344,7 +347,7 @@ fn the_quarantine_is_bounded_and_survives_a_restart() {
         let store = store(dir.path(), limit);
         for n in life * 100..life * 100 + 20 {
             put_block(&store, n).expect("put");
-            store.note_corrupt(&key(n));
+            condemn(&store, 3, &key(n));
         }
         let kept = fs::read_dir(store.quarantine_path()).expect("quarantine").count();
         // A sixteenth of 200 files' bytes are twelve files.
@@ -371,7 +374,7 @@ fn a_call_that_fails_is_no_miss_and_deletes_nothing() {
     fs::remove_dir(&path).expect("rmdir");
     fs::rename(&aside, &path).expect("rename");
     get_block(&store, 0).expect("it was only unreadable");
-    assert_eq!((store.stats().io_errors, store.stats().corrupt), (1, 0));
+    assert_eq!((store.stats().io_errors, store.stats().corrupt), (3, 0), "three tries");
 }
 
 #[test]
@@ -448,7 +451,7 @@ fn a_read_only_disk_serves_fetches_and_refuses_puts() {
     (0..3).for_each(|n| get_block(&store, n).expect("get"));
     assert_eq!(get_block(&store, 5), Err(StoreError::Miss));
     // What is proven bad is not served again, though it cannot be moved.
-    store.note_corrupt(&key(1));
+    condemn(&store, 3, &key(1));
     assert_eq!(get_block(&store, 1), Err(StoreError::Miss));
     assert!(chunk_path(&dir, &key(1)).exists());
     let error = DirStore::open(&dir, &limits(), Options::default()).expect_err("locked all the same");
@@ -500,7 +503,7 @@ fn readers_and_writers_in_a_small_store_never_see_a_broken_chunk() {
                         Err(error) => panic!("put: {error}"),
                     }
                     if n == 7 {
-                        store.note_corrupt(&key(7));
+                        condemn(store, seat + 2, &key(7));
                     }
                 }
             });

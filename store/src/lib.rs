@@ -1,101 +1,179 @@
 //! Where chunks live between requests: one small interface, and the backends behind it, chosen by URL.
 //!
 //! ```text
-//!   fetch worker   lookup --> open ----> read_block ... read_block --> close        seat: one open chunk
-//!                              manifest   straight into the slot
-//!   encode worker             begin_put -> put_block ... put_block --> commit_put   seat: one chunk being put
-//!                                          any order, any thread       or abort_put
+//!   fetch worker    Reader: begin(Lookup | Open | Read | Discard) ... poll -> answers     seat: one open chunk
+//!                     a block's memory goes in with Read and comes back with its answer
+//!   encode worker   Store:  begin_put -> put_block ... put_block -> commit_put             seat: one chunk being put
+//!                                         any order, any thread     or abort_put
 //! ```
 //!
 //! A chunk is a manifest and its numbered blocks. The store knows no offsets, no codecs and no geometry: to a
 //! store both are bytes, a block is found by its index, and where it lies is the backend's own business (a file
 //! keeps a table, a hash keeps one field per block).
 //!
+//! **Reading is asynchronous**: a fetch worker has a [`Reader`] of its own, gives it many questions and takes the
+//! answers as they come. The memory that a block is read into is moved into the reader and moved back with the answer,
+//! so two holders of it cannot be written. **Putting blocks** the encode worker that does it: fetches go first, and a
+//! put has nothing to overlap with.
+//!
 //! What every backend promises:
 //!
 //! * A chunk is seen whole or not at all: nothing of a put can be looked up before `commit_put` returns.
 //! * A miss is an answer (`StoreError::Miss`). A failed read is never a miss and never deletes anything; bytes that
 //!   are proven bad leave the store, so that the next put of their chunk can take their place.
-//! * `lookup` has no side effects and may be repeated; what it found may be gone by the time of `open`.
+//! * A look-up has no side effects and may be repeated; what it found may be gone by the time of `Open`.
 //! * Two puts of one chunk at the same time are harmless: each is whole, the later commit stays.
-//! * All memory is taken when the store is opened (Init); after that no call allocates. Calls block, so they are made
-//!   by worker threads, never by the engine thread. That includes `close` and `abort_put`.
+//! * An error that a reader answers is final: what may pass by itself it has tried again ([`STORE_TRIES`]).
+//! * All memory is taken when the store and its readers are opened (Init); after that no call allocates. Where a
+//!   backend has to break this (TLS), docs/stores.md says so.
 //!
-//! What it refuses: it does not check the bytes of blocks (the pass that inflates them does, and then says
-//! `note_corrupt`), it has no threads of its own, and it never waits past the `until` of a call that takes one, save
-//! where the kernel offers no way to (a read from a local disk).
+//! What it refuses: it does not check the bytes of blocks (the pass that inflates them does, and then asks to
+//! `Discard`), and it never waits past the `until` of a call that takes one, save where the kernel offers no way to (a
+//! read from a local disk).
 //!
 //! Seats are two fixed tables of places, one for open chunks and one for puts, with their sizes in [`Limits`]. The
 //! caller owns which seat is free: to open an occupied seat or to read from an empty one is our own bug and panics.
 //! Blocks of one seat may be read, or put, by any number of threads at the same time.
 //!
-//! To add a backend: implement [`Store`] in `store/<name>.rs`, give it a scheme in `store/url.rs`, run the claims of
-//! `tests/store_contract.rs` over it.
+//! To add a backend: docs/architecture.md, "Stores".
+#![forbid(unsafe_code)]
 
 use std::fmt;
+use std::io;
+use std::ops::DerefMut;
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use block::tail::TailError;
 use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey};
 use nix::errno::Errno;
 
+mod caller;
 pub mod dir;
+mod direct;
+mod node;
+pub mod redis;
 pub mod scrub;
 mod url;
 
+pub use caller::Caller;
+pub use direct::{Direct, retry};
+pub use node::{NodeFacts, NodeState, Quantiles, Role};
 pub use url::{OpenError, SCHEMES, bytes, dir_path, open};
 
-/// One backend. See the module's head for what it promises.
+/// Tries of a read whose error may pass by itself.
+pub const STORE_TRIES: usize = 3;
+/// Keys of one look-up.
+pub const LOOKUP_KEYS_MAX: usize = 1024;
+
+/// Release builds abort on a panic, so only a test can see this.
+pub(crate) const POISONED: &str = "a thread panicked while it changed the store";
+
+/// Memory that blocks are read into: a slot's registered area, or a `Vec` in tools and tests.
+pub trait Memory: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static {}
+
+impl<T: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static> Memory for T {}
+
+/// What a backend does for everybody but readers. See the module's head for what it promises.
 pub trait Store: Send + Sync + fmt::Debug {
-    /// How many of `keys`, counted from the first, are there without a gap. The keys of a prompt go in prefix order.
-    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
-
-    /// Opens a chunk in a free seat and copies its manifest to the head of `manifest`; returns the manifest's bytes.
-    /// `manifest` must hold [`Limits::manifest_bytes_max`]. On an error the seat stays free. Counts as a use of the
-    /// chunk for eviction.
-    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
-
-    /// Reads exactly `into.len()` bytes of block `index` of the open chunk, from byte `offset` of the block, straight
-    /// into `into`. A block that is not there or ends earlier is `Corrupt`, since the manifest promised it; after any
-    /// error the content of `into` means nothing.
-    fn read_block(
-        &self,
-        seat: usize,
-        index: usize,
-        offset: usize,
-        into: &mut [u8],
-        until: Instant,
-    ) -> Result<(), StoreError>;
-
-    /// Frees the seat. The caller has no reads of this seat in flight.
+    /// Frees a seat for reading. The caller has no reads of this seat in flight.
     fn close(&self, seat: usize);
 
     /// Tells that the leading chunks `keys` of one prompt were used together. An evicting store then gives up the
-    /// tail of a prefix before its head, since a chunk is worth nothing without those before it.
+    /// tail of a prefix before its head, since a chunk is worth nothing without those before it. Does not wait.
     fn touch(&self, _keys: &[ChunkKey]) {}
 
-    /// A block of this chunk failed a check that the store cannot make: takes the chunk out. One that the store itself
-    /// calls `Corrupt` is out already. If the chunk was put again meanwhile, the new one goes: one more miss.
-    fn note_corrupt(&self, key: &ChunkKey);
+    /// Whether a chunk is there: for those who are about to put it. Waits.
+    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError>;
 
-    /// Starts to put a chunk in a free seat. On an error the seat stays free.
-    fn begin_put(&self, seat: usize, key: &ChunkKey) -> Result<(), StoreError>;
+    /// Starts to put a chunk in a free seat; the put's calls wait until `until` at most. On an error the seat stays free.
+    fn begin_put(&self, seat: usize, key: &ChunkKey, until: Instant) -> Result<(), StoreError>;
 
     /// Adds block `index`: in any order, from any thread, each index once. After an error the put can only be aborted.
     fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// Publishes the chunk: `blocks` blocks, numbered from 0 without a gap, and the manifest. Frees the seat, whatever
-    /// the result; on an error nothing of the put is left. The caller has no `put_block` of this seat in flight.
+    /// the result; on an error nothing of the put can be looked up. The caller has no `put_block` of this seat in flight.
     fn commit_put(&self, seat: usize, blocks: usize, manifest: &[u8]) -> Result<(), StoreError>;
 
     /// Gives the put up and frees the seat. The caller has no `put_block` of this seat in flight.
     fn abort_put(&self, seat: usize);
 
-    /// What the store has counted since it was opened, and what it holds.
+    /// What the store has counted since it was opened, and what it holds where it knows.
     fn stats(&self) -> Stats;
+
+    /// Shows every server behind the store; none for a local one. Does not wait, does not allocate.
+    fn nodes(&self, _each: &mut dyn FnMut(&NodeFacts<'_>)) {}
 
     /// What it is and its limits, for the lines that start-up prints. Init only: allocates.
     fn describe(&self) -> String;
+}
+
+/// A store that can be read into memory of type `M`.
+pub trait Readable<M>: Store {
+    /// A reader for one thread, which allocates all that it will need. Its [`Reader::sleep`] also ends when `bell` is
+    /// readable. Init only.
+    fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>>;
+}
+
+/// One thread's questions to a store and their answers.
+pub trait Reader<M>: Send {
+    /// Whether [`Self::begin`] may be called.
+    fn has_room(&self) -> bool;
+
+    /// Whether nothing is in flight.
+    fn is_idle(&self) -> bool;
+
+    /// Takes a question. `tag` comes back with the answer. Does not wait, except where a call on a local disk does.
+    fn begin(&mut self, tag: usize, ask: Ask<M>);
+
+    /// Moves everything on that can move without waiting, and gives the next answer. A manifest is copied to the head
+    /// of `manifest`, which must hold [`Limits::manifest_bytes_max`].
+    fn poll(&mut self, manifest: &mut [u8]) -> Option<Answer<M>>;
+
+    /// Waits until [`Self::poll`] may have an answer, a deadline has passed, or the bell is readable. May return early.
+    fn sleep(&mut self);
+}
+
+/// A question to a store.
+#[derive(Debug)]
+pub enum Ask<M> {
+    /// How many of `keys`, counted from the first, are there without a gap? The keys of a prompt go in prefix order, at
+    /// most [`LOOKUP_KEYS_MAX`]. The vector comes back with the answer.
+    Lookup { keys: Vec<ChunkKey>, until: Instant },
+    /// Opens a chunk in a free seat and reads its manifest. On an error the seat stays free. Counts as a use of the
+    /// chunk for eviction.
+    Open { seat: usize, key: ChunkKey, until: Instant },
+    /// Reads block `index` of the open chunk, all `bytes` of it (so long the manifest says it is), to the head of
+    /// `memory`. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
+    /// `Miss` if the chunk went or changed since it was opened. After any error the content of `memory` means nothing.
+    Read { seat: usize, index: usize, bytes: usize, memory: M, until: Instant },
+    /// A block of this seat's chunk failed a check that the store cannot make: takes the chunk out, if it still is the
+    /// one that was opened. The seat stays taken. One that the store itself calls `Corrupt` is out already.
+    Discard { seat: usize, until: Instant },
+}
+
+/// An answer of a store, to the question with this tag.
+#[derive(Debug)]
+pub struct Answer<M> {
+    pub tag: usize,
+    pub outcome: Outcome<M>,
+}
+
+/// See [`Ask`].
+#[derive(Debug)]
+pub enum Outcome<M> {
+    Looked {
+        keys: Vec<ChunkKey>,
+        found: Result<usize, StoreError>,
+    },
+    /// Bytes of the manifest.
+    Opened(Result<usize, StoreError>),
+    Read {
+        memory: M,
+        result: Result<(), StoreError>,
+    },
+    Discarded,
 }
 
 /// Sizes of everything a store allocates when it is opened. The data plane derives them from its own config.
@@ -115,6 +193,10 @@ pub struct Limits {
     pub chunks_max: usize,
     /// Bytes that the store may hold; an option of the URL overrides it; without either the backend decides.
     pub store_bytes: Option<u64>,
+    /// Questions that one reader has in flight.
+    pub asks_max: usize,
+    /// Threads that put at the same time.
+    pub writers_max: usize,
 }
 
 impl Default for Limits {
@@ -127,6 +209,8 @@ impl Default for Limits {
             manifest_bytes_max: 16 << 10,
             chunks_max: 1 << 16,
             store_bytes: None,
+            asks_max: 160,
+            writers_max: 4,
         }
     }
 }
@@ -155,6 +239,8 @@ pub struct Stats {
     pub corrupt: u64,
     /// Calls that failed for a reason that is not in the bytes.
     pub io_errors: u64,
+    /// Bytes of blocks that were copied between socket and slot: 0 unless replies were other than expected, or by TLS.
+    pub bytes_copied: u64,
     /// The last attempt to write found the store read-only.
     pub read_only: bool,
 }
@@ -172,6 +258,8 @@ pub enum StoreError {
     Large { what: &'static str, value: usize, max: usize },
     /// The store can be read but not written.
     ReadOnly,
+    /// The store refuses us: password, user or permissions.
+    Denied { call: &'static str },
     /// `until` had passed before `call` was done.
     Late { call: &'static str },
     /// The store does not answer at all.
@@ -186,7 +274,7 @@ impl StoreError {
         match self {
             Self::Miss | Self::Late { .. } => Blame::Nobody,
             Self::Corrupt { .. } | Self::Down { .. } | Self::Io { .. } => Blame::Store,
-            Self::Full { .. } | Self::ReadOnly | Self::Large { .. } => Blame::Operator,
+            Self::Full { .. } | Self::ReadOnly | Self::Denied { .. } | Self::Large { .. } => Blame::Operator,
         }
     }
 
@@ -215,6 +303,7 @@ impl fmt::Display for StoreError {
             Self::Full { bytes } => write!(f, "store full: no room for {bytes} more bytes"),
             Self::Large { what, value, max } => write!(f, "{what} of {value} exceeds the limit of {max}"),
             Self::ReadOnly => write!(f, "store is read-only"),
+            Self::Denied { call } => write!(f, "{call}: the store refuses us: check user, password and permissions"),
             Self::Late { call } => write!(f, "{call}: deadline passed"),
             Self::Down { call, errno } => write!(f, "{call}: store is down: {}", errno.desc()),
             Self::Io { call, errno } => write!(f, "{call}: {} (errno {})", errno.desc(), errno as i32),

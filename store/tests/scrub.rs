@@ -1,6 +1,6 @@
 //! A scrub finds what is damaged, says where, and proves nothing by a failed call.
 
-mod store_chunks;
+mod chunks;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use block::codec::decompress;
 use block::{Codec, Header};
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::scrub::{self, Damage, Event, Finding, Mode, Report};
-use dpu_app::store::{OpenError, Store};
-use store_chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
+use chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
+use store::dir::{DirStore, Options};
+use store::scrub::{self, Damage, Event, Finding, Mode, Report};
+use store::{Direct, OpenError, Store};
 
 fn options() -> Options {
     Options { bytes_max: Some(64 << 20), chunks_max: 64, sync: false }
@@ -50,7 +50,7 @@ fn whole_chunks_of_every_codec_are_good_also_while_the_store_is_in_use() {
     for codec in Codec::ALL {
         let dir = memory_dir();
         let store = filled(dir.path(), 5, codec);
-        store.begin_put(1, &key(9)).expect("begin");
+        store.begin_put(1, &key(9), soon()).expect("begin");
         let (report, findings) = scrub(dir.path(), Mode::Report);
         assert_eq!(findings, [], "{codec}");
         let blocks = 5 * real_chunk(&key(0), codec).0.len() as u64;

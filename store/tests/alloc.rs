@@ -1,13 +1,13 @@
 //! After Init the store allocates nothing: not for a hit, not for a miss, not for a put or an eviction.
 
-mod store_chunks;
+mod chunks;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::{Store, StoreError};
-use store_chunks::{chunk_path, key, limits, noise, soon};
+use chunks::{chunk_path, condemn, key, limits, noise, soon};
+use store::dir::{DirStore, Options};
+use store::{Direct, Store, StoreError};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -51,21 +51,21 @@ fn steady_state_allocates_nothing() {
         let (mut manifest, mut found) = ([0; 4096], vec![0; 50_000]);
         let mut round = || {
             for key in &keys {
-                store.begin_put(0, key).expect("begin");
+                store.begin_put(0, key, soon()).expect("begin");
                 store.put_block(0, 1, &block[..10_000]).expect("put");
                 store.put_block(0, 0, &block).expect("put");
                 store.commit_put(0, 2, b"manifest").expect("commit");
-                store.begin_put(1, key).expect("begin");
+                store.begin_put(1, key, soon()).expect("begin");
                 store.put_block(1, 0, &block).expect("put");
                 store.abort_put(1);
                 assert_eq!(store.lookup(std::slice::from_ref(key), soon()), Ok(1));
                 store.open(0, key, &mut manifest, soon()).expect("open");
-                store.read_block(0, 0, 0, &mut found, soon()).expect("read");
+                store.read_block(0, 0, &mut found, soon()).expect("read");
                 store.close(0);
                 store.touch(std::slice::from_ref(key));
             }
             assert_eq!(store.open(0, &keys[0], &mut manifest, soon()), Err(StoreError::Miss));
-            store.note_corrupt(&keys[39]);
+            condemn(&store, 0, &keys[39]);
             store.stats();
         };
         assert_eq!(allocations(&mut round), 0, "with sync {sync}");

@@ -17,7 +17,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::root::{self, Name, now_s};
 use super::{DirStore, POISONED, tail_bytes_max};
-use crate::store::{Limits, StoreError};
+use crate::{Limits, StoreError};
 
 /// One seat for putting.
 #[derive(Debug)]

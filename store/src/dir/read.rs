@@ -1,6 +1,6 @@
 //! The way out: an open chunk is a file, its table of places, and nothing else. Reads are positioned and go straight
 //! to where the caller wants the bytes. The kernel is given no hints: asking for the whole file when it is opened
-//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth to two fifths slower (tests/store_speed.rs).
+//! (`POSIX_FADV_WILLNEED`) made cold reads a fifth to two fifths slower (tests/speed.rs).
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -16,7 +16,7 @@ use nix::sys::time::TimeSpec;
 
 use super::root::{Name, now_s};
 use super::{DirStore, POISONED, tail_bytes_max};
-use crate::store::{Limits, StoreError};
+use crate::{Limits, StoreError};
 
 /// How often the use of a chunk is written down on disk.
 const STAMP_INTERVAL_S: u32 = 600;
@@ -151,23 +151,16 @@ impl DirStore {
         }
     }
 
-    pub(super) fn read_chunk(
-        &self,
-        seat: usize,
-        index: usize,
-        offset: usize,
-        into: &mut [u8],
-    ) -> Result<(), StoreError> {
+    /// Fills `into` with a whole block.
+    pub(super) fn read_chunk(&self, seat: usize, index: usize, into: &mut [u8]) -> Result<(), StoreError> {
         let reading = self.reading[seat].read().expect(POISONED);
         let open = reading.open.as_ref().unwrap_or_else(|| panic!("read_block: seat {seat} is empty"));
         let place = reading.places[..open.blocks].get(index).copied().unwrap_or_default();
-        let end = offset.saturating_add(into.len());
-        let read = if end > place.bytes as usize {
-            Err(Fault::Store(StoreError::Corrupt { what: "block ends early, bytes", value: place.bytes.into() }))
+        let end = place.offset + into.len() as u64;
+        let read = if into.len() != place.bytes as usize {
+            Err(Fault::Store(StoreError::Corrupt { what: "block of another length, bytes", value: place.bytes.into() }))
         } else {
-            open.file
-                .read_exact_at(into, place.offset + offset as u64)
-                .map_err(|e| fault(&e, place.offset + end as u64))
+            open.file.read_exact_at(into, place.offset).map_err(|e| fault(&e, end))
         };
         match read {
             Ok(()) => {
@@ -180,6 +173,15 @@ impl DirStore {
                 Err(error)
             }
         }
+    }
+
+    pub(super) fn discard_chunk(&self, seat: usize) {
+        let (key, inode) = {
+            let reading = self.reading[seat].read().expect(POISONED);
+            let open = reading.open.as_ref().unwrap_or_else(|| panic!("discard: seat {seat} is empty"));
+            (open.key, open.inode)
+        };
+        self.quarantine(&key, Some(inode));
     }
 
     pub(super) fn close_chunk(&self, seat: usize) {

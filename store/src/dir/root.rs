@@ -24,7 +24,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::UnlinkatFlags;
 
-use crate::store::OpenError;
+use crate::OpenError;
 
 const MARKER: &str = "kvlane-store";
 const MARKER_LINE: &str = "kvlane dir store 1\n";
@@ -80,7 +80,7 @@ pub(super) fn incoming(seat: usize) -> PathBuf {
 
 /// A directory that is a store and, unless it is read-only, ours alone while this lives.
 #[derive(Debug)]
-pub(in crate::store) struct Root {
+pub(crate) struct Root {
     pub(super) dir: OwnedFd,
     pub(super) path: PathBuf,
     pub(super) read_only: bool,
@@ -123,7 +123,7 @@ impl Root {
     }
 
     /// Opens a store that is there, for a tool.
-    pub(in crate::store) fn open_existing(path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open_existing(path: &Path) -> Result<Self, OpenError> {
         check_marker(path)?;
         Self::open(path)
     }
@@ -179,26 +179,26 @@ impl Root {
 }
 
 /// The key that a file name in the directory `prefix` stands for.
-pub(in crate::store) fn key_of(name: &str, prefix: &str) -> Option<ChunkKey> {
+pub(crate) fn key_of(name: &str, prefix: &str) -> Option<ChunkKey> {
     if name.starts_with(prefix) { name.parse().ok() } else { None }
 }
 
 /// `00` to `ff`.
-pub(in crate::store) fn prefixes() -> impl Iterator<Item = String> {
+pub(crate) fn prefixes() -> impl Iterator<Item = String> {
     (0..=255u8).map(|byte| format!("{byte:02x}"))
 }
 
-pub(in crate::store) fn quarantine_of(path: &Path) -> PathBuf {
+pub(crate) fn quarantine_of(path: &Path) -> PathBuf {
     path.join(QUARANTINE)
 }
 
-pub(in crate::store) fn incoming_of(path: &Path) -> PathBuf {
+pub(crate) fn incoming_of(path: &Path) -> PathBuf {
     path.join(INCOMING)
 }
 
 /// Calls `each` for every entry of a directory; a directory that is not there has none, and an entry that goes away
 /// meanwhile is passed over.
-pub(in crate::store) fn each_file(dir: &Path, each: &mut dyn FnMut(&str, &fs::Metadata)) -> Result<(), OpenError> {
+pub(crate) fn each_file(dir: &Path, each: &mut dyn FnMut(&str, &fs::Metadata)) -> Result<(), OpenError> {
     let failed = |error: io::Error| OpenError::path("readdir", dir, &error);
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -217,7 +217,7 @@ pub(in crate::store) fn each_file(dir: &Path, each: &mut dyn FnMut(&str, &fs::Me
 }
 
 /// Checks that `path` is a store, without writing or locking anything.
-pub(in crate::store) fn check_marker(path: &Path) -> Result<(), OpenError> {
+pub(crate) fn check_marker(path: &Path) -> Result<(), OpenError> {
     let marker = path.join(MARKER);
     let text = match fs::read(&marker) {
         Ok(text) => text,

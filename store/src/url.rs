@@ -1,4 +1,4 @@
-//! Store URLs: `dir:PATH[?option=value&...]`. One line of the table below for each backend.
+//! Store URLs: `dir:PATH[?option=value&...]`, `redis://HOST...`. One line of [`open`] for each backend.
 
 use std::fmt;
 use std::io;
@@ -7,20 +7,24 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::dir::{DirStore, Options};
-use super::{Limits, Store};
+use super::redis::RedisStore;
+use super::redis::options::redact;
+use super::{Limits, Memory, Readable};
 
 /// What `--help` and an unknown scheme say.
-pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never]";
+pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never] or \
+    redis[s]://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB][?ttl-s=N&...] (docs/stores.md)";
 
 /// Opens the store that `url` names. The options of the URL win over `limits`.
-pub fn open(url: &str, limits: &Limits) -> Result<Box<dyn Store>, OpenError> {
+pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>>, OpenError> {
     let Some((scheme, rest)) = url.split_once(':') else { return Err(OpenError::Scheme { url: url.into() }) };
     match scheme {
         "dir" => {
             let (path, options) = dir_options(url, rest, limits)?;
             Ok(Box::new(DirStore::open(&path, limits, options)?))
         }
-        _ => Err(OpenError::Scheme { url: url.into() }),
+        "redis" | "rediss" => Ok(Box::new(RedisStore::open(url, limits)?)),
+        _ => Err(OpenError::Scheme { url: redact(url) }),
     }
 }
 
@@ -33,9 +37,9 @@ pub fn dir_path(url: &str) -> Option<&Path> {
 fn dir_options(url: &str, rest: &str, limits: &Limits) -> Result<(PathBuf, Options), OpenError> {
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     if path.is_empty() {
-        return Err(OpenError::Option { url: url.into(), what: "the path is empty" });
+        return Err(OpenError::Option { url: url.into(), what: "the path is empty".into() });
     }
-    let bad = |what| OpenError::Option { url: url.into(), what };
+    let bad = |what: &str| OpenError::Option { url: url.into(), what: what.into() };
     let mut options = Options { bytes_max: limits.store_bytes, chunks_max: limits.chunks_max, ..Options::default() };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
@@ -76,13 +80,42 @@ pub fn bytes(text: &str) -> Option<u64> {
 /// Why a store could not be opened. All are the operator's to mend; the message says how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
-    Scheme { url: String },
-    Option { url: String, what: &'static str },
-    NoParent { path: PathBuf },
-    NotAStore { path: PathBuf },
-    Version { path: PathBuf, found: String, ours: &'static str },
-    Busy { path: PathBuf, pid: Option<u32> },
-    Path { call: &'static str, path: PathBuf, errno: Errno },
+    Scheme {
+        url: String,
+    },
+    Option {
+        url: String,
+        what: String,
+    },
+    NoParent {
+        path: PathBuf,
+    },
+    NotAStore {
+        path: PathBuf,
+    },
+    Version {
+        path: PathBuf,
+        found: String,
+        ours: &'static str,
+    },
+    Busy {
+        path: PathBuf,
+        pid: Option<u32>,
+    },
+    Path {
+        call: &'static str,
+        path: PathBuf,
+        errno: Errno,
+    },
+    /// A server does not answer: the only one that may pass by itself.
+    Unreachable {
+        node: String,
+        what: String,
+    },
+    /// A server does not take us.
+    Refused {
+        node: String,
+    },
 }
 
 impl OpenError {
@@ -119,6 +152,15 @@ impl fmt::Display for OpenError {
             }
             Self::Busy { path, pid: None } => {
                 write!(f, "store {}: in use by another process: stop it or name another directory", path.display())
+            }
+            Self::Unreachable { node, what } => {
+                write!(f, "store {node}: {what}: is it running, and is it what the URL names?")
+            }
+            Self::Refused { node } => {
+                write!(
+                    f,
+                    "store {node} refuses us: give user and password in the URL, or the password in password-file=PATH"
+                )
             }
             Self::Path { call, path, errno } => write!(f, "{call} {}: {}", path.display(), errno.desc()),
         }

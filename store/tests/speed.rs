@@ -1,20 +1,20 @@
 //! Figures, not claims: what the directory store adds to a plain `pread`, and what its choices cost.
 //!
-//! `cargo test --release -p dpu-app --test store_speed -- --ignored --nocapture`; `STORE_SPEED_DIR` names a directory
+//! `cargo test --release -p store --test speed -- --ignored --nocapture`; `STORE_SPEED_DIR` names a directory
 //! on the disk to measure. Warm means in the page cache; cold means that the file's pages were given up first, which
 //! leaves the host's own cache below a virtual disk.
 
-mod store_chunks;
+mod chunks;
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use dpu_app::store::Store;
-use dpu_app::store::dir::{DirStore, Options};
+use chunks::{chunk_path, key, limits, noise, soon};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use store_chunks::{chunk_path, key, limits, noise, soon};
+use store::dir::{DirStore, Options};
+use store::{Direct, Store};
 
 const CHUNKS: u64 = 32;
 const BLOCKS: usize = 64;
@@ -52,7 +52,7 @@ fn reads_and_puts() {
         let mut times: Vec<_> = (0..CHUNKS)
             .map(|n| {
                 let start = Instant::now();
-                store.begin_put(0, &key(n)).expect("begin");
+                store.begin_put(0, &key(n), soon()).expect("begin");
                 blocks.iter().enumerate().for_each(|(i, block)| store.put_block(0, i, block).expect("put"));
                 store.commit_put(0, BLOCKS, &[1; 320]).expect("commit");
                 start.elapsed()
@@ -105,7 +105,7 @@ fn reads_and_puts() {
         for key in &keys {
             store.open(0, key, &mut manifest, soon()).expect("open");
             for i in 0..BLOCKS {
-                store.read_block(0, i, 0, &mut into, soon()).expect("read");
+                store.read_block(0, i, &mut into, soon()).expect("read");
             }
             store.close(0);
         }

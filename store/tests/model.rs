@@ -1,11 +1,11 @@
 //! The directory store against a model of ten lines: least recently used goes first, and the limit holds.
 
-mod store_chunks;
+mod chunks;
 
-use dpu_app::store::dir::{DirStore, Options};
-use dpu_app::store::{Store, StoreError};
+use chunks::{chunk_path, condemn, get, key, limits, memory_dir, noise, put, soon};
 use proptest::prelude::*;
-use store_chunks::{chunk_path, get, key, limits, memory_dir, noise, put, soon};
+use store::dir::{DirStore, Options};
+use store::{Direct, Store, StoreError};
 
 const CHUNKS: u64 = 12;
 const BYTES_MAX: u64 = 200 << 10;
@@ -97,7 +97,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
                 }
             }
             &Op::Abort { n, bytes } => {
-                store.begin_put(1, &key(n)).expect("begin");
+                store.begin_put(1, &key(n), soon()).expect("begin");
                 let found = store.put_block(1, 3, &noise(n, bytes));
                 prop_assert_eq!(found.is_ok(), model.make_room(room(bytes), 0));
                 store.abort_put(1);
@@ -112,7 +112,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
             }
             &Op::Corrupt { n } => {
                 // None of these files is below a sixteenth of the store, save small ones: keep the quarantine empty.
-                store.note_corrupt(&key(n));
+                condemn(&store, 3, &key(n));
                 model.remove(n);
                 let _ = std::fs::remove_file(store.quarantine_path().join(key(n).to_string()));
                 drop(store);

@@ -1,0 +1,225 @@
+//! A fetch worker: gives its jobs to its reader of the store as long as that has room, and takes answers as they come.
+//!
+//! ```text
+//!   Fetching: the slot's wire area moves into the reader with `Read` and comes back with the answer
+//! ```
+//!
+//! **Sleep.** It sleeps in one place, the reader's, which also ends when the bell is readable. No wake-up is lost: the
+//! engine thread changes the queue, then looks at the bell's flag; this thread raises the flag, then looks at the queue
+//! (bell.rs). Sockets need no flag: they are level-triggered, so whatever came before the sleep ends it at once. What a
+//! reader still has to do without any event (a question just begun, an answer not yet taken) its own `sleep` sees, since
+//! both are this thread's.
+
+use std::sync::atomic::Ordering;
+
+use block::Header;
+use doca::Area;
+use heapless::spsc::{Consumer, Producer};
+use store::{Answer, Ask, Outcome, Reader};
+
+use crate::bell::EventBell;
+use crate::counters::Occupancy;
+use crate::job::{BlockFacts, Done, Failure, Job, Seat};
+use crate::slot::Ticket;
+use crate::worker::Shared;
+
+/// What an answer of the store is for.
+#[derive(Clone, Copy, Debug)]
+enum Task {
+    Job(Job),
+    /// A bad chunk leaves the store before its seat is given back; then this is the answer.
+    Discard {
+        seat: Seat,
+        then: Done,
+    },
+}
+
+/// See the module's head.
+pub struct Fetcher<'a, 's> {
+    shared: &'a Shared<'s>,
+    bell: &'a EventBell,
+    jobs: Consumer<'a, Job>,
+    answers: Producer<'a, Done>,
+    reader: Box<dyn Reader<Area> + 'a>,
+    /// By the tag that the reader gives back.
+    tasks: Vec<Option<Task>>,
+    free: Vec<usize>,
+    manifest: Vec<u8>,
+    /// Reads in flight, and the time with any.
+    reading: usize,
+    occupancy: Occupancy,
+}
+
+impl std::fmt::Debug for Fetcher<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetcher").field("reading", &self.reading).finish_non_exhaustive()
+    }
+}
+
+impl<'a, 's> Fetcher<'a, 's> {
+    /// Init: `reader` is this worker's own, and ends its sleep when `bell` rings.
+    #[must_use]
+    pub fn new(
+        shared: &'a Shared<'s>,
+        bell: &'a EventBell,
+        jobs: Consumer<'a, Job>,
+        answers: Producer<'a, Done>,
+        reader: Box<dyn Reader<Area> + 'a>,
+    ) -> Self {
+        let asks = crate::run::asks_max(shared.config);
+        let manifest = vec![0; block::MANIFEST_BYTES_MAX];
+        let (tasks, free) = ((0..asks).map(|_| None).collect(), (0..asks).rev().collect());
+        let occupancy = Occupancy::default();
+        Self { shared, bell, jobs, answers, reader, tasks, free, manifest, reading: 0, occupancy }
+    }
+
+    /// The thread's body.
+    pub fn run(mut self) {
+        loop {
+            while self.reader.has_room()
+                && let Some(job) = self.jobs.dequeue()
+            {
+                self.start(job);
+            }
+            let mut answered = false;
+            while let Some(answer) = self.reader.poll(&mut self.manifest) {
+                self.finish(answer);
+                answered = true;
+            }
+            if answered {
+                self.shared.engine_bell.ring();
+                continue;
+            }
+            if self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle() && !self.jobs.ready() {
+                return;
+            }
+            self.bell.going_to_sleep();
+            let more = self.jobs.ready() && self.reader.has_room();
+            if !more && !(self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle()) {
+                self.reader.sleep();
+            }
+            self.bell.awake();
+        }
+    }
+
+    fn start(&mut self, job: Job) {
+        let chunk_of = |seat: Seat| {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.until)
+        };
+        let ask = match job {
+            Job::Lookup { session } => {
+                let mut asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
+                Ask::Lookup { keys: std::mem::take(&mut asked.keys), until: asked.until }
+            }
+            Job::Touch { session } => {
+                self.shared.store.touch(&self.shared.prefixes[usize::from(session)].lock().expect("panic is abort"));
+                return self.answer(Done::Touched { session });
+            }
+            Job::Open { seat } => {
+                let (key, until) = chunk_of(seat);
+                Ask::Open { seat: seat.0.into(), key, until }
+            }
+            Job::Read { slot, seat, block } => self.read(slot, seat, block),
+            Job::Close { seat, corrupt: true } => return self.discard(seat, Done::Closed { seat }),
+            Job::Close { seat, corrupt: false } => {
+                self.shared.store.close(seat.0.into());
+                return self.answer(Done::Closed { seat });
+            }
+            _ => unreachable!("{job:?} is not for fetch workers"),
+        };
+        self.ask(Task::Job(job), ask);
+    }
+
+    fn ask(&mut self, task: Task, ask: Ask<Area>) {
+        let tag = self.free.pop().expect("a reader takes no more questions than it was opened for");
+        self.tasks[tag] = Some(task);
+        self.reader.begin(tag, ask);
+    }
+
+    /// Answers at once; the engine thread is woken as if the store had answered.
+    fn answer(&mut self, done: Done) {
+        self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+        self.shared.engine_bell.ring();
+    }
+
+    fn read(&mut self, slot: Ticket, seat: Seat, block: u16) -> Ask<Area> {
+        let (bytes, until) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.lengths[usize::from(block)] as usize, chunk.until)
+        };
+        let memory = self.shared.ring.memory(slot).wire.take().expect("no engine holds a slot in Fetching");
+        self.reading += 1;
+        self.occupancy.observe(self.reading, &self.shared.counters.fetch);
+        Ask::Read { seat: seat.0.into(), index: block.into(), bytes, memory, until }
+    }
+
+    fn discard(&mut self, seat: Seat, then: Done) {
+        let until = std::time::Instant::now() + self.shared.config.deadline;
+        self.ask(Task::Discard { seat, then }, Ask::Discard { seat: seat.0.into(), until });
+    }
+
+    fn finish(&mut self, answer: Answer<Area>) {
+        let Answer { tag, outcome } = answer;
+        let task = self.tasks[tag].take().expect("one answer for each question");
+        self.free.push(tag);
+        let done = match (task, outcome) {
+            (Task::Job(Job::Lookup { session }), Outcome::Looked { keys, found }) => {
+                self.shared.lookups[usize::from(session)].lock().expect("panic is abort").keys = keys;
+                Done::Looked { session, found: found.map_err(Failure::from) }
+            }
+            (Task::Job(Job::Open { seat }), Outcome::Opened(Ok(bytes))) => match self.adopt(seat, bytes) {
+                Ok(blocks) => Done::Opened { seat, blocks: Ok(blocks) },
+                Err(Failure::Corrupt) => {
+                    return self.discard(seat, Done::Opened { seat, blocks: Err(Failure::Corrupt) });
+                }
+                Err(failure) => {
+                    self.shared.store.close(seat.0.into());
+                    Done::Opened { seat, blocks: Err(failure) }
+                }
+            },
+            (Task::Job(Job::Open { seat }), Outcome::Opened(Err(error))) => {
+                Done::Opened { seat, blocks: Err(error.into()) }
+            }
+            (Task::Job(Job::Read { slot, seat, block }), Outcome::Read { memory, result }) => {
+                let bytes = self.shared.chunks.at(seat).lengths[usize::from(block)] as usize;
+                self.reading -= 1;
+                self.occupancy.observe(self.reading, &self.shared.counters.fetch);
+                self.shared.counters.fetch.tally(bytes, bytes);
+                self.shared.ring.memory(slot).wire = Some(memory);
+                let facts = result.map_err(Failure::from).and_then(|()| self.check(slot, seat, block, bytes));
+                Done::Read { slot, facts }
+            }
+            (Task::Discard { seat, then }, Outcome::Discarded) => {
+                self.shared.store.close(seat.0.into());
+                then
+            }
+            (task, outcome) => unreachable!("{task:?} was answered with {outcome:?}"),
+        };
+        self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+    }
+
+    fn adopt(&mut self, seat: Seat, bytes: usize) -> Result<(block::Plan, u16), Failure> {
+        let sizes = self.shared.ring.slot_bytes();
+        let mut chunk = self.shared.chunks.at(seat);
+        chunk.adopt(&self.manifest[..bytes], sizes.wire, sizes.tile)?;
+        Ok((chunk.plan, chunk.blocks as u16))
+    }
+
+    /// Header and scales, while they are hot.
+    fn check(&self, slot: Ticket, seat: Seat, block: u16, bytes: usize) -> Result<BlockFacts, Failure> {
+        let (key, geometry, part) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.geometry, chunk.part(block))
+        };
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let wire = &memory.wire.as_ref().expect("it just came home")[..bytes];
+        let header = Header::open(wire, &key, &geometry, block.into(), &part).map_err(|_| Failure::Corrupt)?;
+        if header.codes_bytes as usize > self.shared.ring.slot_bytes().codes {
+            return Err(Failure::Foreign);
+        }
+        memory.header = Some(header);
+        Ok(BlockFacts::of(&header))
+    }
+}

@@ -1,0 +1,69 @@
+//! A reader for those who ask one question at a time and wait: tools and tests.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use block::ChunkKey;
+
+use crate::{Ask, Outcome, Readable, Reader, StoreError};
+
+/// See the module's head.
+pub struct Caller<'a> {
+    reader: Box<dyn Reader<Vec<u8>> + 'a>,
+}
+
+impl std::fmt::Debug for Caller<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Caller").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Caller<'a> {
+    /// `bell`: any descriptor; one that is readable only costs turns.
+    pub fn new(store: &'a dyn Readable<Vec<u8>>, bell: &'a impl AsFd) -> io::Result<Self> {
+        Ok(Self { reader: store.reader(bell.as_fd())? })
+    }
+
+    pub fn lookup(&mut self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
+        match self.ask(Ask::Lookup { keys: keys.to_vec(), until }, &mut []) {
+            Outcome::Looked { found, .. } => found,
+            other => unreachable!("a look-up is answered by {other:?}"),
+        }
+    }
+
+    pub fn open(
+        &mut self,
+        seat: usize,
+        key: &ChunkKey,
+        manifest: &mut [u8],
+        until: Instant,
+    ) -> Result<usize, StoreError> {
+        match self.ask(Ask::Open { seat, key: *key, until }, manifest) {
+            Outcome::Opened(result) => result,
+            other => unreachable!("an open is answered by {other:?}"),
+        }
+    }
+
+    /// The block, in a vector of its own.
+    pub fn read(&mut self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError> {
+        match self.ask(Ask::Read { seat, index, bytes, memory: vec![0; bytes], until }, &mut []) {
+            Outcome::Read { memory, result } => result.map(|()| memory),
+            other => unreachable!("a read is answered by {other:?}"),
+        }
+    }
+
+    pub fn discard(&mut self, seat: usize, until: Instant) {
+        self.ask(Ask::Discard { seat, until }, &mut []);
+    }
+
+    fn ask(&mut self, ask: Ask<Vec<u8>>, manifest: &mut [u8]) -> Outcome<Vec<u8>> {
+        self.reader.begin(0, ask);
+        loop {
+            if let Some(answer) = self.reader.poll(manifest) {
+                return answer.outcome;
+            }
+            self.reader.sleep();
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The reader of a backend whose calls are over when they return, such as a local disk: it asks and answers in one step.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use block::ChunkKey;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::{Answer, Ask, Memory, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError};
+
+/// What such a backend offers beside [`Store`]; it is [`Readable`] then. The calls mean what [`Ask`] says.
+pub trait Direct: Store {
+    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
+
+    /// Copies the manifest to the head of `manifest`; returns its bytes.
+    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
+
+    /// Fills `into`, which is as long as the block.
+    fn read_block(&self, seat: usize, index: usize, into: &mut [u8], until: Instant) -> Result<(), StoreError>;
+
+    /// Takes the chunk that is open in `seat` out of the store: its bytes are bad.
+    fn discard(&self, seat: usize);
+}
+
+/// The one question of a [`Direct`] store that was asked and not yet answered.
+#[derive(Debug)]
+struct DirectReader<'a, S: ?Sized, M> {
+    store: &'a S,
+    bell: BorrowedFd<'a>,
+    asked: Option<(usize, Ask<M>)>,
+}
+
+impl<S: Direct, M: Memory> Readable<M> for S {
+    fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
+        Ok(Box::new(DirectReader { store: self, bell, asked: None }))
+    }
+}
+
+impl<S: Direct + ?Sized, M: Memory> Reader<M> for DirectReader<'_, S, M> {
+    fn has_room(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    fn begin(&mut self, tag: usize, ask: Ask<M>) {
+        assert!(self.asked.is_none(), "begin: one question at a time");
+        self.asked = Some((tag, ask));
+    }
+
+    fn poll(&mut self, manifest: &mut [u8]) -> Option<Answer<M>> {
+        let (tag, ask) = self.asked.take()?;
+        let store = self.store;
+        let outcome = match ask {
+            Ask::Lookup { keys, until } => {
+                let found = retry(|| store.lookup(&keys, until));
+                Outcome::Looked { keys, found }
+            }
+            Ask::Open { seat, key, until } => Outcome::Opened(retry(|| store.open(seat, &key, manifest, until))),
+            Ask::Read { seat, index, bytes, mut memory, until } => {
+                let result = retry(|| store.read_block(seat, index, &mut memory[..bytes], until));
+                Outcome::Read { memory, result }
+            }
+            Ask::Discard { seat, .. } => {
+                store.discard(seat);
+                Outcome::Discarded
+            }
+        };
+        Some(Answer { tag, outcome })
+    }
+
+    fn sleep(&mut self) {
+        if self.asked.is_none() {
+            // Interrupted or not: the caller looks again.
+            let _ = poll(&mut [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+        }
+    }
+}
+
+/// Makes a call again if its error may pass by itself: [`STORE_TRIES`] times in all.
+pub fn retry<T>(mut call: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut tries = 1;
+    loop {
+        match call() {
+            Err(error) if error.may_retry() && tries < STORE_TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}

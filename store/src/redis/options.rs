@@ -1,0 +1,280 @@
+//! `redis://[user:password@]host[:port][,host[:port]...][/db][?option=value&...]`, and `rediss://` for TLS.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::url::{OpenError, bytes};
+
+/// What an unknown option is answered with.
+const OPTIONS: &str = "options are connections, window, ttl-s, read, protocol, nodes, name, password-file, connect-ms, \
+    stall-ms, put-ms, keepalive-s, user-timeout-ms, rcvbuf, sndbuf, seed; with rediss:// also ca and server-name";
+const PORT: u16 = 6379;
+/// Connections for blocks from one reader to one node.
+pub(super) const CONNECTIONS_MAX: usize = 16;
+/// Nodes of a cluster that a store can know.
+pub(super) const NODES_MAX: usize = 256;
+
+/// Whom blocks are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadFrom {
+    Master,
+    /// Whichever of a shard's nodes has least to do.
+    Any,
+}
+
+/// TLS, and whom to believe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tls {
+    /// PEM file of authorities; without it the system's.
+    pub(super) ca: Option<PathBuf>,
+    /// The name that certificates must carry; without it the host's.
+    pub(super) server_name: Option<String>,
+}
+
+/// What the URL says, with defaults for what it does not.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Options {
+    /// At least one.
+    pub(super) hosts: Vec<(String, u16)>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) database: u32,
+    pub(super) tls: Option<Tls>,
+    /// Connections for blocks, from each reader to each node.
+    pub(super) connections: usize,
+    /// Bytes of blocks in flight on one of them. Half a window fills a link of 10 Gbit/s at 1.6 ms round trip.
+    pub(super) window: usize,
+    /// Chunks expire this long after their last use.
+    pub(super) ttl: Option<Duration>,
+    pub(super) read: ReadFrom,
+    /// RESP3 where the server has it, or RESP2 always.
+    pub(super) resp3: bool,
+    /// Places for nodes of a cluster; `None`: twice as many as at start, at least 16.
+    pub(super) nodes_max: Option<usize>,
+    /// What CLIENT LIST shows.
+    pub(super) name: String,
+    /// To connect and greet.
+    pub(super) connect: Duration,
+    /// A server that owes a reply and sends less than 64 KiB of it in this time is stuck.
+    pub(super) stall: Duration,
+    /// A call of a put.
+    pub(super) put: Duration,
+    pub(super) keepalive: Duration,
+    pub(super) user_timeout: Duration,
+    /// Socket buffers; `None`: the kernel adapts them, which is what a long fat link wants.
+    pub(super) rcvbuf: Option<usize>,
+    pub(super) sndbuf: Option<usize>,
+    /// Of the jitter of retries; for tests.
+    pub(super) seed: Option<u64>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options").field("hosts", &self.hosts).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
+impl Options {
+    pub(super) fn parse(url: &str) -> Result<Self, OpenError> {
+        let bad = |what: String| OpenError::Option { url: redact(url), what };
+        let (scheme, rest) = url.split_once("://").ok_or(bad("write redis://HOST".into()))?;
+        let tls = (scheme == "rediss").then_some(Tls { ca: None, server_name: None });
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // An at sign in a password may be written as it is: the last one counts.
+        let (login, rest) = rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
+        let (hosts, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let database = match database {
+            "" => 0,
+            digits => digits.parse().map_err(|_| bad(format!("database {digits:?} is not a number")))?,
+        };
+        let hosts: Result<Vec<_>, _> = hosts.split(',').map(|host| host_of(host).map_err(bad)).collect();
+        let (user, password) = match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
+            None => (None, None),
+            Some((user, password)) => {
+                let [user, password] = [user, password].map(|text| decode(text).filter(|text| !text.is_empty()));
+                (user, password)
+            }
+        };
+        let mut options = Self {
+            hosts: hosts?,
+            user,
+            password,
+            database,
+            tls,
+            connections: 2,
+            window: 4 << 20,
+            ttl: None,
+            read: ReadFrom::Master,
+            resp3: true,
+            nodes_max: None,
+            name: format!("kvlane-dpu-{}", host_name()),
+            connect: Duration::from_secs(1),
+            stall: Duration::from_secs(2),
+            put: Duration::from_secs(5),
+            keepalive: Duration::from_secs(30),
+            user_timeout: Duration::from_secs(20),
+            rcvbuf: None,
+            sndbuf: None,
+            seed: None,
+        };
+        for (name, value) in
+            query.split('&').filter(|pair| !pair.is_empty()).map(|p| p.split_once('=').unwrap_or((p, "")))
+        {
+            options.set(name, value).map_err(bad)?;
+        }
+        if options.user.is_some() && options.password.is_none() {
+            return Err(bad(
+                "a user without a password: write user:password@, or :password@ for the default user".into()
+            ));
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let number = |least: u64, most: u64| {
+            let number = value.parse().ok().filter(|n| (least..=most).contains(n));
+            number.ok_or(format!("{name} is not a number from {least} to {most}"))
+        };
+        let size = |least: u64, most: u64| {
+            let size = bytes(value).filter(|n| (least..=most).contains(n));
+            size.map(|n| n as usize).ok_or(format!("{name} is not a size from {least} to {most} bytes, such as 4M"))
+        };
+        let millis = || number(1, 3_600_000).map(Duration::from_millis);
+        let text = || decode(value).filter(|text| !text.is_empty()).ok_or(format!("{name} has no value"));
+        match (name, &mut self.tls) {
+            ("connections", _) => self.connections = number(1, CONNECTIONS_MAX as u64)? as usize,
+            ("window", _) => self.window = size(64 << 10, 1 << 30)?,
+            ("ttl-s", _) => self.ttl = Some(Duration::from_secs(number(1, 10 * 365 * 86_400)?)),
+            ("read", _) if value == "master" => self.read = ReadFrom::Master,
+            ("read", _) if value == "any" => self.read = ReadFrom::Any,
+            ("read", _) => return Err("read is not one of master, any".into()),
+            ("protocol", _) => self.resp3 = number(2, 3)? == 3,
+            ("nodes", _) => self.nodes_max = Some(number(1, NODES_MAX as u64)? as usize),
+            ("name", _) => {
+                self.name = text()?;
+                if self.name.bytes().any(|b| !b.is_ascii_graphic()) || self.name.len() > 100 {
+                    return Err("name is up to 100 printable characters without spaces".into());
+                }
+            }
+            ("password-file", _) => {
+                let path = text()?;
+                let password =
+                    std::fs::read_to_string(&path).map_err(|error| format!("password-file {path}: {error}"))?;
+                self.password = Some(password.trim_end_matches(['\r', '\n']).to_owned());
+            }
+            ("connect-ms", _) => self.connect = millis()?,
+            ("stall-ms", _) => self.stall = millis()?,
+            ("put-ms", _) => self.put = millis()?,
+            ("user-timeout-ms", _) => self.user_timeout = millis()?,
+            ("keepalive-s", _) => self.keepalive = Duration::from_secs(number(1, 86_400)?),
+            ("rcvbuf", _) => self.rcvbuf = Some(size(4 << 10, 1 << 30)?),
+            ("sndbuf", _) => self.sndbuf = Some(size(4 << 10, 1 << 30)?),
+            ("seed", _) => self.seed = Some(number(0, u64::MAX)?),
+            ("ca", Some(tls)) => tls.ca = Some(text()?.into()),
+            ("server-name", Some(tls)) => tls.server_name = Some(text()?),
+            ("ca" | "server-name", None) => return Err(format!("{name} is for rediss:// only")),
+            _ => return Err(OPTIONS.into()),
+        }
+        Ok(())
+    }
+
+    /// The name and addresses of each host, in the order of the URL. Resolves, so Init and the surveyor only.
+    pub(super) fn resolve(&self) -> impl Iterator<Item = (String, std::io::Result<Vec<SocketAddr>>)> {
+        self.hosts.iter().map(|(host, port)| {
+            let found = (host.trim_matches(['[', ']']), *port).to_socket_addrs().map(Iterator::collect);
+            (format!("{host}:{port}"), found)
+        })
+    }
+}
+
+fn host_of(text: &str) -> Result<(String, u16), String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| format!("port {port:?}"))?),
+        _ => (text, PORT),
+    };
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || host.contains(':') && !bracketed {
+        return Err(format!("{text:?} is not HOST or HOST:PORT; an IPv6 address stands in brackets"));
+    }
+    Ok((host.to_owned(), port))
+}
+
+/// Undoes percent encoding; `None` where it is not UTF-8.
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = || u8::from_str_radix(std::str::from_utf8(tail.get(..2)?).ok()?, 16).ok();
+        match (*first == b'%').then(hex).flatten() {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).take(64).collect();
+    if name.is_empty() { "unnamed".into() } else { name }
+}
+
+/// A URL that can be shown: without its password.
+pub(crate) fn redact(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+    let rest = match rest.rsplit_once('@') {
+        Some((login, hosts)) => format!("{}:***@{hosts}", login.split(':').next().unwrap_or_default()),
+        None => rest.to_owned(),
+    };
+    query.map_or(format!("{scheme}://{rest}"), |query| format!("{scheme}://{rest}?{query}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_a_url_is_read() {
+        let url = "rediss://kv:p%40ss:w@rd@a,b:7000,[::1]:7001/3?connections=4&window=1M&ttl-s=60&read=any&protocol=2&ca=/x.pem";
+        let options = Options::parse(url).unwrap();
+        let hosts = [("a", 6379), ("b", 7000), ("[::1]", 7001)].map(|(host, port)| (host.to_owned(), port));
+        assert_eq!(options.hosts, hosts);
+        assert_eq!((options.user.as_deref(), options.password.as_deref()), (Some("kv"), Some("p@ss:w@rd")));
+        assert_eq!((options.database, options.connections, options.window), (3, 4, 1 << 20));
+        assert_eq!((options.ttl, options.read, options.resp3), (Some(Duration::from_secs(60)), ReadFrom::Any, false));
+        assert_eq!(options.tls.unwrap().ca, Some("/x.pem".into()));
+        assert!(!redact(url).contains("w@rd") && redact(url).contains("kv:***@a,b"), "{}", redact(url));
+        let plain = Options::parse("redis://:secret@localhost").unwrap();
+        assert_eq!((plain.user, plain.password.as_deref()), (None, Some("secret")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_passwords_are_not_shown() {
+        for (url, what) in [
+            ("redis://", "is not HOST"),
+            ("redis://a:port", "port"),
+            ("redis://::1", "brackets"),
+            ("redis://a/b", "database"),
+            ("redis://u@a", "without a password"),
+            ("redis://a?windows=1", "options are"),
+            ("redis://a?window=1", "window is not a size"),
+            ("redis://a?connections=0", "from 1 to 16"),
+            ("redis://a?ca=/x", "rediss:// only"),
+            ("redis://a?password-file=/nonexistent", "password-file"),
+            ("redis://u:topsecret@a?read=none", "master, any"),
+        ] {
+            let error = Options::parse(url).unwrap_err().to_string();
+            assert!(error.contains(what) && !error.contains("topsecret"), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The way in: a put gathers its blocks in a hash of a name of its own, and the whole hash gets the chunk's name at the end.
+//!
+//! ```text
+//!   put_block    HSET kvlane:{K}:put:N 17 BYTES | PEXPIRE kvlane:{K}:put:N       what is left behind goes away by itself
+//!   commit_put   HSET ... m MANIFEST | HLEN ...     as many fields as were put? an eviction in between would show here
+//!                RENAME ... kvlane:{K} | PERSIST or PEXPIRE kvlane:{K}
+//! ```
+//!
+//! A put that dies at any of these leaves the old chunk, or none, or the whole new one. Between RENAME and PERSIST it
+//! leaves a whole chunk that expires soon. Two cards that put one chunk rename one after the other.
+//!
+//! The calls wait, on lines of their own, each at most `put-ms` and never past the `until` of the put. Lost connections
+//! and redirects are followed here; every command but RENAME may be repeated, and a RENAME whose answer was lost is
+//! looked after.
+
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use block::ChunkKey;
+use nix::errno::Errno;
+
+use super::fault::Fault;
+use super::inflow::SCRATCH_BYTES;
+use super::line::{Line, LineError, fault_of};
+use super::name::{MANIFEST_FIELD, Name, slot_of};
+use super::resp::{Digits, Reply};
+use super::{RedisStore, down, random};
+use crate::{Limits, POISONED, STORE_TRIES, StoreError};
+
+/// What an unfinished put outlives its last block by.
+const LEFTOVER_MS: usize = 120_000;
+/// An aborted put is removed at once if that takes no longer than this.
+const ABORT_MOST: Duration = Duration::from_secs(1);
+/// Pause before a question that the server cannot answer yet.
+const LATER: Duration = Duration::from_millis(20);
+
+/// One seat for putting.
+#[derive(Debug)]
+struct Putting {
+    put: Option<(ChunkKey, Name, Instant)>,
+    /// By index: the block was put.
+    there: Box<[bool]>,
+    blocks: usize,
+    bytes: u64,
+    failed: bool,
+}
+
+/// Seats and lines.
+#[derive(Debug)]
+pub(super) struct Puts {
+    seats: Box<[Mutex<Putting>]>,
+    /// For each node one for each thread that may put.
+    lines: Box<[Mutex<Line>]>,
+    writers: usize,
+    nonce: AtomicU64,
+}
+
+impl Puts {
+    pub(super) fn new(limits: &Limits, nodes: usize) -> Self {
+        let seat =
+            || Putting { put: None, there: vec![false; limits.blocks_max].into(), blocks: 0, bytes: 0, failed: false };
+        let writers = limits.writers_max.max(1);
+        Self {
+            seats: (0..limits.puts_max).map(|_| Mutex::new(seat())).collect(),
+            lines: (0..nodes * writers).map(|_| Mutex::new(Line::new(SCRATCH_BYTES))).collect(),
+            writers,
+            nonce: random().into(),
+        }
+    }
+
+    fn seat(&self, seat: usize) -> MutexGuard<'_, Putting> {
+        self.seats[seat].lock().expect(POISONED)
+    }
+
+    pub(super) fn begin(&self, seat: usize, key: &ChunkKey, until: Instant) {
+        let mut putting = self.seat(seat);
+        assert!(putting.put.is_none(), "begin_put: seat {seat} is occupied");
+        putting.there.fill(false);
+        let name = Name::of_put(key, self.nonce.fetch_add(1, Relaxed));
+        (putting.blocks, putting.bytes, putting.failed, putting.put) = (0, 0, false, Some((*key, name, until)));
+    }
+
+    /// A line to a node that nobody else is using.
+    fn line(&self, node: u16) -> MutexGuard<'_, Line> {
+        let lines = &self.lines[usize::from(node) * self.writers..][..self.writers];
+        // Those that are up first.
+        let free = |up: bool| {
+            lines.iter().find_map(|line| match line.try_lock() {
+                Ok(line) if line.is_up() == up => Some(line),
+                Err(TryLockError::Poisoned(_)) => panic!("{POISONED}"),
+                _ => None,
+            })
+        };
+        free(true).or_else(|| free(false)).unwrap_or_else(|| lines[0].lock().expect(POISONED))
+    }
+}
+
+/// What one exchange of commands and replies came to.
+type Exchange<T> = Result<Result<T, Fault>, LineError>;
+
+impl RedisStore {
+    pub(super) fn has_chunk(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
+        let name = Name::of(key);
+        self.exchange("has", key, until, 0, &mut |line, until, _| {
+            let reply = line.call(&[b"HEXISTS", name.bytes(), MANIFEST_FIELD], until)?;
+            Ok(match fault_of(&reply) {
+                // Of another type: a put replaces it.
+                Some(Fault::WrongType) => Ok(false),
+                Some(fault) => Err(fault),
+                None => Ok(reply == Reply::Number(1)),
+            })
+        })
+    }
+
+    pub(super) fn add_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        let (key, name, until) = {
+            let mut putting = self.puts.seat(seat);
+            let put = putting.put.unwrap_or_else(|| panic!("put_block: seat {seat} is empty"));
+            let (blocks_max, block_bytes_max) = (self.limits.blocks_max, self.limits.block_bytes_max);
+            let large = if index >= blocks_max {
+                Some(StoreError::Large { what: "index of a block", value: index, max: blocks_max - 1 })
+            } else if bytes.is_empty() || bytes.len() > block_bytes_max {
+                Some(StoreError::Large { what: "bytes of a block", value: bytes.len(), max: block_bytes_max })
+            } else {
+                assert!(!putting.there[index], "put_block: block {index} came twice");
+                putting.there[index] = true;
+                putting.blocks += 1;
+                putting.bytes += bytes.len() as u64;
+                None
+            };
+            if let Some(error) = large {
+                putting.failed = true;
+                return Err(error);
+            }
+            put
+        };
+        let result = self.exchange("put_block", &key, until, bytes.len() as u64, &mut |line, until, _| {
+            let mut digits = Digits::default();
+            line.write_with(&[b"HSET", name.bytes(), digits.of(index)], bytes, until)?;
+            line.write(&[b"PEXPIRE", name.bytes(), Digits::default().of(LEFTOVER_MS)], until)?;
+            both(line, until)
+        });
+        match result {
+            Ok(_) => drop(self.counters.bytes_put.fetch_add(bytes.len() as u64, Relaxed)),
+            Err(_) => self.puts.seat(seat).failed = true,
+        }
+        result.map(|_| ())
+    }
+
+    pub(super) fn publish(&self, seat: usize, blocks: usize, manifest: &[u8]) -> Result<(), StoreError> {
+        let (key, name, until, bytes) = {
+            let mut putting = self.puts.seat(seat);
+            let (key, name, until) = putting.put.take().unwrap_or_else(|| panic!("commit_put: seat {seat} is empty"));
+            assert!(!putting.failed, "commit_put: a block of seat {seat} failed");
+            let whole = putting.blocks == blocks && putting.there[..blocks].iter().all(|there| *there);
+            assert!(whole, "commit_put: {blocks} blocks promised, {} put, or not numbered from 0", putting.blocks);
+            (key, name, until, putting.bytes)
+        };
+        let max = self.limits.manifest_bytes_max;
+        let result = match manifest.len() {
+            value if value > max => Err(StoreError::Large { what: "manifest", value, max }),
+            _ => self.finish(&key, &name, until, bytes, blocks, manifest),
+        };
+        match result {
+            Ok(()) => {
+                self.counters.puts.fetch_add(1, Relaxed);
+                self.counters.read_only.store(false, Relaxed);
+            }
+            Err(_) => self.discard_put(&key, &name),
+        }
+        result
+    }
+
+    fn finish(
+        &self,
+        key: &ChunkKey,
+        name: &Name,
+        until: Instant,
+        bytes: u64,
+        blocks: usize,
+        manifest: &[u8],
+    ) -> Result<(), StoreError> {
+        let fields = self.exchange("commit_put", key, until, bytes, &mut |line, until, _| {
+            line.write_with(&[b"HSET", name.bytes(), MANIFEST_FIELD], manifest, until)?;
+            line.write(&[b"HLEN", name.bytes()], until)?;
+            both(line, until)
+        })?;
+        if fields != blocks as i64 + 1 {
+            // The server evicted the first part of the put while the rest came.
+            return Err(StoreError::Full { bytes });
+        }
+        let chunk = Name::of(key);
+        let renamed = self.exchange("commit_put", key, until, bytes, &mut |line, until, repeated| {
+            line.write(&[b"RENAME", name.bytes(), chunk.bytes()], until)?;
+            match self.door.options.ttl {
+                Some(ttl) => {
+                    let ttl = ttl.as_millis() as usize;
+                    line.write(&[b"PEXPIRE", chunk.bytes(), Digits::default().of(ttl)], until)?;
+                }
+                None => line.write(&[b"PERSIST", chunk.bytes()], until)?,
+            }
+            Ok(match both(line, until)? {
+                // The RENAME before this one may have come through though its answer did not.
+                Err(Fault::NoSuchKey) if repeated => Ok(false),
+                Err(fault) => Err(fault),
+                Ok(_) => Ok(true),
+            })
+        });
+        match renamed {
+            Ok(true) => Ok(()),
+            Ok(false) if self.has_chunk(key, until)? => Ok(()),
+            // Evicted after it was counted.
+            Ok(false) => Err(StoreError::Full { bytes }),
+            Err(StoreError::Io { call: "commit_put", errno: Errno::ENOENT }) => Err(StoreError::Full { bytes }),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn give_up(&self, seat: usize) {
+        let put = self.puts.seat(seat).put.take();
+        let (key, name, _) = put.unwrap_or_else(|| panic!("abort_put: seat {seat} is empty"));
+        self.discard_put(&key, &name);
+    }
+
+    fn discard_put(&self, key: &ChunkKey, name: &Name) {
+        self.counters.puts_failed.fetch_add(1, Relaxed);
+        // If this fails, it expires.
+        let _ = self.exchange("abort_put", key, Instant::now() + ABORT_MOST, 0, &mut |line, until, _| {
+            let reply = line.call(&[b"UNLINK", name.bytes()], until)?;
+            Ok(fault_of(&reply).map_or(Ok(()), Err))
+        });
+    }
+
+    /// Speaks with the node that has a key's slot, following redirects, until an answer, `until`, or the third lost
+    /// connection. `talk` is told whether it talks for the first time.
+    fn exchange<T>(
+        &self,
+        call: &'static str,
+        key: &ChunkKey,
+        until: Instant,
+        bytes: u64,
+        talk: &mut dyn FnMut(&mut Line, Instant, bool) -> Exchange<T>,
+    ) -> Result<T, StoreError> {
+        let slot = slot_of(key);
+        let (mut lost, mut repeated, mut aside) = (0, false, None);
+        loop {
+            let now = Instant::now();
+            if now >= until {
+                return Err(StoreError::Late { call });
+            }
+            let Some(node) = aside.or_else(|| self.nodes.master(slot.into())) else {
+                self.pause(until);
+                continue;
+            };
+            if !self.nodes.admits(node) {
+                self.surveyor.ask();
+                return Err(StoreError::Down { call, errno: Errno::ECONNREFUSED });
+            }
+            let until_call = until.min(now + self.door.options.put);
+            let outcome = self.talk_to(node, aside.is_some(), until_call, repeated, bytes, talk);
+            repeated = true;
+            match outcome {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(Fault::Moved { slot, to })) => {
+                    aside = None;
+                    match self.place_of(node, to) {
+                        Some(target) => self.nodes.moved(slot.into(), target),
+                        None => self.pause(until),
+                    }
+                    self.surveyor.ask();
+                }
+                Ok(Err(Fault::Ask { to })) => {
+                    aside = self.place_of(node, to);
+                    if aside.is_none() {
+                        self.pause(until);
+                    }
+                }
+                Ok(Err(Fault::Later | Fault::Replica)) => {
+                    aside = None;
+                    self.pause(until);
+                }
+                Ok(Err(fault)) => return Err(self.refused(node, call, fault, bytes)),
+                Err(LineError::Denied) => {
+                    self.denied(node);
+                    return Err(StoreError::Denied { call });
+                }
+                Err(LineError::Lost(error)) => {
+                    lost += 1;
+                    let late = error.kind() == ErrorKind::TimedOut && Instant::now() >= until;
+                    self.counters.io_errors.fetch_add(1, Relaxed);
+                    self.nodes.failed(node, &error);
+                    self.surveyor.ask();
+                    if late {
+                        return Err(StoreError::Late { call });
+                    }
+                    if lost >= STORE_TRIES {
+                        return Err(down(call, &error));
+                    }
+                    self.nodes.at(node).retries.fetch_add(1, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn talk_to<T>(
+        &self,
+        node: u16,
+        asking: bool,
+        until: Instant,
+        repeated: bool,
+        bytes: u64,
+        talk: &mut dyn FnMut(&mut Line, Instant, bool) -> Exchange<T>,
+    ) -> Exchange<T> {
+        let facts = self.nodes.at(node);
+        let mut line = self.puts.line(node);
+        let since = Instant::now();
+        facts.in_flight.fetch_add(1, Relaxed);
+        let outcome = (|| {
+            line.dial(&self.door, facts.address, until)?;
+            if asking && let Some(fault) = fault_of(&line.call(&[b"ASKING"], until)?) {
+                return Ok(Err(fault));
+            }
+            talk(&mut line, until, repeated)
+        })();
+        facts.in_flight.fetch_sub(1, Relaxed);
+        match &outcome {
+            Ok(_) => {
+                facts.requests.fetch_add(1, Relaxed);
+                facts.bytes_put.fetch_add(bytes, Relaxed);
+                facts.latency.count(since.elapsed());
+                self.nodes.succeeded(node);
+            }
+            // What comes next on it belongs to nobody.
+            Err(_) => line.hang_up(),
+        }
+        outcome
+    }
+
+    fn refused(&self, node: u16, call: &'static str, fault: Fault, bytes: u64) -> StoreError {
+        self.nodes.at(node).errors.fetch_add(1, Relaxed);
+        match fault {
+            Fault::Full => StoreError::Full { bytes },
+            Fault::Denied if call == "has" => {
+                self.denied(node);
+                StoreError::Denied { call }
+            }
+            Fault::ReadOnly | Fault::Denied => {
+                self.counters.read_only.store(true, Relaxed);
+                StoreError::ReadOnly
+            }
+            Fault::NoSuchKey => StoreError::Io { call, errno: Errno::ENOENT },
+            _ => StoreError::Io { call, errno: Errno::EPROTO },
+        }
+    }
+
+    fn pause(&self, until: Instant) {
+        self.surveyor.ask();
+        std::thread::sleep(LATER.min(until.saturating_duration_since(Instant::now())));
+    }
+}
+
+/// Reads two replies; the number in the second, or the first fault.
+fn both(line: &mut Line, until: Instant) -> Exchange<i64> {
+    let first = fault_of(&line.read(until)?);
+    let reply = line.read(until)?;
+    let second = fault_of(&reply);
+    let number = if let Reply::Number(number) = reply { number } else { 0 };
+    Ok(first.or(second).map_or(Ok(number), Err))
+}
