@@ -1,6 +1,8 @@
 //! Real servers for tests: each on a free port of the loopback, with a directory of its own, killed at the end.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub(crate) mod proxy;
+
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
