@@ -1,6 +1,7 @@
 //! Real servers for tests: each on a free port of the loopback, with a directory of its own, killed at the end.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub(crate) mod cluster;
 pub(crate) mod proxy;
 
 use std::net::TcpListener;
@@ -87,6 +88,10 @@ impl Server {
             assert!(Instant::now() < end, "{} on {} does not answer", self.program, self.port);
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        self.child.is_some()
     }
 
     fn answers(&self) -> bool {
