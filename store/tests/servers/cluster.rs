@@ -65,15 +65,15 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// All know all, and each replica is up to date.
+    /// All know all, and each replica is up to date and known to be: a server shows no replica of which it has not heard
+    /// how far it is.
     fn is_whole(&self) -> bool {
         self.servers.iter().all(|server| {
             let info = server.cli(&["CLUSTER", "INFO"]);
             let replication = server.cli(&["INFO", "replication"]);
+            let slots = server.cli(&["CLUSTER", "SLOTS"]);
             info.contains("cluster_state:ok")
-                && server.cli(&["CLUSTER", "NODES"]).matches(" slave ").count()
-                    + server.cli(&["CLUSTER", "NODES"]).matches(",slave ").count()
-                    == 3
+                && self.servers.iter().all(|other| slots.lines().any(|line| line == other.port.to_string()))
                 && info.contains("cluster_known_nodes:6")
                 && (replication.contains("role:master") && replication.contains("state=online")
                     || replication.contains("master_link_status:up"))
