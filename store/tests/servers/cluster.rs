@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     fn server_at(&self, address: &str) -> usize {
-        let port = address.split(['@', ':']).nth(1).and_then(|port| port.parse().ok()).expect("an address");
+        let port: u16 = address.split(['@', ':']).nth(1).and_then(|port| port.parse().ok()).expect("an address");
         self.servers.iter().position(|server| server.port == port).expect("one of ours")
     }
 

@@ -81,7 +81,9 @@ impl Server {
         let mut command = Command::new(self.program);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.dir.path());
         command.args(["--save", "", "--appendonly", "no", "--logfile", "server.log", "--daemonize", "no"]);
-        command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        // Where an argument has to say the port.
+        command.args(self.arguments.iter().map(|argument| argument.replace("PORT", &self.port.to_string())));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
         self.child = Some(command.spawn().expect("the program was found"));
         let end = Instant::now() + Duration::from_secs(20);
         while !self.answers() {
