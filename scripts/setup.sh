@@ -4,9 +4,10 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/setup.sh [--yes] [--test]
+Usage: scripts/setup.sh [--yes] [--test] [--redis]
   --yes    install without asking
-  --test   also what scripts/test.sh uses beside cargo (shellcheck)
+  --test   also what scripts/test.sh uses beside cargo (shellcheck, and redis-server for the tests of that store)
+  --redis  also redis-server and redis-cli, for scripts/demo.sh --store redis
 USAGE
 }
 
@@ -15,7 +16,8 @@ packages=(build-essential pkg-config libclang-dev curl ca-certificates)
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) yes=true ;;
-        --test) packages+=(shellcheck) ;;
+        --test) packages+=(shellcheck redis-server redis-tools) ;;
+        --redis) packages+=(redis-server redis-tools) ;;
         --help | -h)
             usage
             exit 0
@@ -53,7 +55,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     }
     confirm "apt packages to install: ${missing[*]}"
     as_root apt-get update --quiet --quiet
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
+    # A server that apt would start is nobody's wish: tests and demo start their own.
+    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 if [ -f "$HOME/.cargo/env" ]; then

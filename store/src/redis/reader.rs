@@ -770,6 +770,9 @@ impl<M: Memory> Desk<'_, M> {
     }
 
     fn next(&mut self, place: u16, step: Step) {
+        if step == Step::Unlink && self.store.only_looks {
+            return self.end(place, Err(BAD));
+        }
         self.errand(place).step = step;
         self.wait(place);
     }
