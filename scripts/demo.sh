@@ -69,7 +69,8 @@ finish() {
         wait "$card" || true
     fi
     for server in ${servers[@]+"${servers[@]}"}; do
-        kill "$server" 2>/dev/null && wait "$server" || true
+        kill "$server" 2>/dev/null || true
+        wait "$server" || true
     done
     if $keep; then echo "demo: files are in $work"; else rm -rf "$work"; fi
     exit "$status"

@@ -55,8 +55,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     }
     confirm "apt packages to install: ${missing[*]}"
     as_root apt-get update --quiet --quiet
-    # A server that apt would start is nobody's wish: tests and demo start their own.
-    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 if [ -f "$HOME/.cargo/env" ]; then
