@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use block::codec::Compressor;
 use block::{ChunkKey, ElementType, Geometry, Manifest, Plan, TileOrder};
 use servers::{Server, program};
-use store::{Limits, Readable, Store};
+use store::{Limits, Readable};
 
 fn host_ctl(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_host-ctl")).args(arguments).output().expect("host-ctl runs")

@@ -259,6 +259,8 @@ impl Store for RedisStore {
             false => write!(text, "/{}, one server", options.database),
         };
         let _ = write!(text, "; to each node and fetch worker {} + 1 connections", options.connections);
+        let memory = reader::memory_bytes(options.connections, self.nodes.places());
+        let _ = write!(text, ", memory {memory} bytes each");
         let _ = write!(text, ", window {} bytes, stall {} ms", options.window, options.stall.as_millis());
         match options.ttl {
             Some(ttl) => drop(write!(text, ", chunks expire {} s after their last use", ttl.as_secs())),

@@ -22,7 +22,7 @@ use super::socket::Socket;
 use crate::Memory;
 
 /// Bytes of commands that wait for the socket.
-const OUT_BYTES: usize = 16 << 10;
+pub(super) const OUT_BYTES: usize = 16 << 10;
 /// A server that owes something makes progress with this much, or with a whole reply.
 const PROGRESS_BYTES: usize = 64 << 10;
 /// Before a connection is tried again: the first time, and at most. Doubled and jittered.

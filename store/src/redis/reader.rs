@@ -28,8 +28,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::RedisStore;
 use super::fault::Fault;
-use super::inflow::{Due, Got, Owner, Wants};
-use super::lane::{Lane, Loss};
+use super::inflow::{Due, Got, Owner, SCRATCH_BYTES, Wants};
+use super::lane::{Lane, Loss, OUT_BYTES};
 use super::name::{MANIFEST_FIELD, Name, slot_of};
 use super::options::ReadFrom;
 use super::resp::{Digits, Reply};
@@ -82,6 +82,10 @@ enum Step {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a place in a fixed table; a box would be an allocation for each look-up"
+)]
 enum Work<M> {
     Lookup(Look),
     Open { seat: usize },
@@ -156,6 +160,12 @@ struct Desk<'a, M> {
     /// With the seat whose manifest is to be copied.
     answers: VecDeque<(Answer<M>, Option<usize>)>,
     random: u64,
+}
+
+/// Bytes that one reader takes.
+pub(super) fn memory_bytes(connections: usize, nodes: usize) -> usize {
+    let lane = OUT_BYTES + SCRATCH_BYTES + DUE_MAX * size_of::<Due<Vec<u8>>>();
+    SPILL_BYTES + nodes * (CONTROL + connections) * lane
 }
 
 impl<'a, M: Memory> RedisReader<'a, M> {
