@@ -120,8 +120,13 @@ case "$kind" in
             hosts+=("127.0.0.1:$port")
         done
         redis-cli --cluster create "${hosts[@]}" --cluster-replicas 1 --cluster-yes >"$work/cluster.log"
+        # A replica shows in the map when it has its master's data.
         for _ in $(seq 100); do
-            [ "$(redis-cli -p "$port" cluster info | grep -c 'cluster_state:ok')" = 1 ] && break
+            whole=true
+            for host in "${hosts[@]}"; do
+                redis-cli -p "$port" cluster slots | grep --quiet --line-regexp "${host#*:}" || whole=false
+            done
+            $whole && break
             sleep 0.1
         done
         store=redis://$(

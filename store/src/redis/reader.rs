@@ -466,6 +466,13 @@ impl<'a, M: Memory> RedisReader<'a, M> {
     }
 }
 
+impl<M> Drop for RedisReader<'_, M> {
+    /// What the nodes count of this reader goes with it.
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(|lane| lane.leave(&self.store.nodes));
+    }
+}
+
 impl<M: Memory> Reader<M> for RedisReader<'_, M> {
     fn has_room(&self) -> bool {
         !self.desk.free.is_empty()

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The servers that this machine has. Without any, tests of them are passed over, and say so.
+/// The servers that this machine has, or the one that `KVLANE_TEST_SERVER` names. Without any, tests of them are passed over, and say so.
 pub(crate) fn programs() -> Vec<&'static str> {
+    let named = std::env::var("KVLANE_TEST_SERVER").ok();
+    let wanted = |program: &&str| named.as_ref().is_none_or(|named| named == program);
     let there = |program: &&str| {
         Command::new(program)
             .arg("--version")
@@ -21,7 +23,7 @@ pub(crate) fn programs() -> Vec<&'static str> {
             .status()
             .is_ok_and(|s| s.success())
     };
-    let found: Vec<_> = ["redis-server", "valkey-server"].into_iter().filter(there).collect();
+    let found: Vec<_> = ["redis-server", "valkey-server"].into_iter().filter(wanted).filter(there).collect();
     if found.is_empty() {
         eprintln!("skipped: no redis-server and no valkey-server here: scripts/setup.sh --test installs one");
     }
