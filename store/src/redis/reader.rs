@@ -503,7 +503,7 @@ impl<M: Memory> Reader<M> for RedisReader<'_, M> {
             return;
         }
         let now = Instant::now();
-        let next = self.patience();
+        let next = self.patience(now);
         self.next_check = next.unwrap_or(now + Duration::from_secs(3600));
         let timeout = match next {
             None => EpollTimeout::NONE,
@@ -529,18 +529,21 @@ impl<M: Memory> RedisReader<'_, M> {
     }
 
     /// The next moment at which something has to be done even if nothing comes.
-    fn patience(&self) -> Option<Instant> {
+    fn patience(&self, now: Instant) -> Option<Instant> {
         let errands = self.desk.errands.iter().flatten();
-        let errands =
-            errands.map(|errand| if errand.waits { errand.until.min(self.wakes_at(errand)) } else { errand.until });
+        let errands = errands
+            .map(|errand| if errand.waits { errand.until.min(self.wakes_at(errand, now)) } else { errand.until });
         let lanes = self.lanes.iter().filter_map(|lane| lane.patience(&self.store.door));
         errands.chain(lanes).min()
     }
 
-    /// When an errand that waits has another chance without an event.
-    fn wakes_at(&self, errand: &Errand<M>) -> Instant {
-        let retries = self.lanes.iter().filter_map(Lane::retry_at).filter(|at| *at > errand.not_before);
-        if errand.not_before > Instant::now() { errand.not_before } else { retries.min().unwrap_or(errand.until) }
+    /// When an errand that waits has another chance without an event: it may be asked again, or a lane may be opened
+    /// again. Lanes that may be opened already are of nodes that nobody waits for: the last turn opened the others.
+    fn wakes_at(&self, errand: &Errand<M>, now: Instant) -> Instant {
+        if errand.not_before > now {
+            return errand.not_before;
+        }
+        self.lanes.iter().filter_map(Lane::retry_at).filter(|at| *at > now).min().unwrap_or(errand.until)
     }
 }
 
