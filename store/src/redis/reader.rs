@@ -145,6 +145,8 @@ pub(super) struct RedisReader<'a, M> {
     stirred: bool,
     /// The next deadline.
     next_check: Instant,
+    /// The time by which the last turn judged what is due.
+    turned_at: Instant,
 }
 
 /// What replies change: apart from the lanes, so that a lane can hand them over.
@@ -194,6 +196,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
             },
             stirred: false,
             next_check: Instant::now(),
+            turned_at: Instant::now(),
         };
         for place in 0..reader.store.nodes.len() {
             reader.open_lanes(place as u16);
@@ -503,7 +506,7 @@ impl<M: Memory> Reader<M> for RedisReader<'_, M> {
             return;
         }
         let now = Instant::now();
-        let next = self.patience(now);
+        let next = self.patience();
         self.next_check = next.unwrap_or(now + Duration::from_secs(3600));
         let timeout = match next {
             None => EpollTimeout::NONE,
@@ -520,6 +523,7 @@ impl<M: Memory> RedisReader<'_, M> {
     fn turn(&mut self) {
         self.handle_events();
         let now = Instant::now();
+        self.turned_at = now;
         if now >= self.next_check {
             self.check_times(now);
         }
@@ -529,21 +533,22 @@ impl<M: Memory> RedisReader<'_, M> {
     }
 
     /// The next moment at which something has to be done even if nothing comes.
-    fn patience(&self, now: Instant) -> Option<Instant> {
+    fn patience(&self) -> Option<Instant> {
         let errands = self.desk.errands.iter().flatten();
-        let errands = errands
-            .map(|errand| if errand.waits { errand.until.min(self.wakes_at(errand, now)) } else { errand.until });
+        let errands =
+            errands.map(|errand| if errand.waits { errand.until.min(self.wakes_at(errand)) } else { errand.until });
         let lanes = self.lanes.iter().filter_map(|lane| lane.patience(&self.store.door));
         errands.chain(lanes).min()
     }
 
     /// When an errand that waits has another chance without an event: it may be asked again, or a lane may be opened
-    /// again. Lanes that may be opened already are of nodes that nobody waits for: the last turn opened the others.
-    fn wakes_at(&self, errand: &Errand<M>, now: Instant) -> Instant {
-        if errand.not_before > now {
+    /// again. What was due at the last turn was done then: lanes that are still closed are of nodes that
+    /// nobody waits for.
+    fn wakes_at(&self, errand: &Errand<M>) -> Instant {
+        if errand.not_before > self.turned_at {
             return errand.not_before;
         }
-        self.lanes.iter().filter_map(Lane::retry_at).filter(|at| *at > now).min().unwrap_or(errand.until)
+        self.lanes.iter().filter_map(Lane::retry_at).filter(|at| *at > self.turned_at).min().unwrap_or(errand.until)
     }
 }
 
