@@ -5,8 +5,10 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/demo.sh [--yes] [--recipes LIST] [--keep]
+Usage: scripts/demo.sh [--yes] [--store dir|redis|cluster] [--recipes LIST] [--keep]
   --yes           let setup.sh install what is missing without asking
+  --store KIND    dir: a directory; redis: a redis-server of its own; cluster: six of them, three masters and three
+                  replicas [default: dir]
   --recipes LIST  comma-separated [default: lossless,q8,q6,q5,q4,q3,q4p,cachegen]
   --keep          leave the working directory (store, fetched files, log) behind and say where it is
 USAGE
@@ -15,10 +17,15 @@ USAGE
 setup=()
 recipes=lossless,q8,q6,q5,q4,q3,q4p,cachegen
 keep=false
+kind=dir
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) setup+=(--yes) ;;
         --keep) keep=true ;;
+        --store)
+            kind=${2:?--store needs dir, redis or cluster}
+            shift
+            ;;
         --recipes)
             recipes=${2:?--recipes needs a list}
             shift
@@ -34,6 +41,14 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+case "$kind" in
+    dir) ;;
+    redis | cluster) setup+=(--redis) ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac
 scripts/setup.sh ${setup[@]+"${setup[@]}"}
 if [ -f "$HOME/.cargo/env" ]; then
     # shellcheck source=/dev/null
@@ -46,12 +61,17 @@ bin=${CARGO_TARGET_DIR:-target}/release
 
 work=$(mktemp -d)
 card=
+servers=()
 finish() {
     status=$?
     if [ -n "$card" ] && kill -0 "$card" 2>/dev/null; then
         kill "$card"
         wait "$card" || true
     fi
+    for server in ${servers[@]+"${servers[@]}"}; do
+        kill "$server" 2>/dev/null || true
+        wait "$server" || true
+    done
     if $keep; then echo "demo: files are in $work"; else rm -rf "$work"; fi
     exit "$status"
 }
@@ -59,8 +79,66 @@ trap finish EXIT
 export KVLANE_SOCKET=$work/dpu-app.sock
 data=testdata/decoder-kv.safetensors
 
-echo "demo: starting dpu-app on the emulator, store dir:$work/store"
-"$bin/dpu-app" run --store "dir:$work/store" --socket "$KVLANE_SOCKET" >"$work/dpu-app.log" 2>&1 &
+# Starts a redis-server on a free port and leaves the port in $port.
+start_server() {
+    local tries=0
+    while true; do
+        tries=$((tries + 1))
+        # A cluster's servers talk at 10000 more.
+        port=$((20000 + RANDOM % 20000))
+        mkdir --parents "$work/redis-$port"
+        redis-server --port "$port" --bind 127.0.0.1 --dir "$work/redis-$port" --save '' --logfile server.log \
+            --maxmemory 512mb --maxmemory-policy allkeys-lru "$@" >/dev/null &
+        local server=$!
+        for _ in $(seq 50); do
+            if redis-cli -p "$port" info server 2>/dev/null | grep -q "process_id:$server"; then
+                servers+=("$server")
+                return 0
+            fi
+            kill -0 "$server" 2>/dev/null || break
+            sleep 0.1
+        done
+        if [ "$tries" -ge 5 ]; then
+            echo "demo: redis-server does not start; its log:" >&2
+            cat "$work/redis-$port/server.log" >&2
+            exit 1
+        fi
+    done
+}
+
+case "$kind" in
+    dir) store=dir:$work/store ;;
+    redis)
+        start_server
+        store=redis://127.0.0.1:$port
+        echo "demo: started redis-server on port $port"
+        ;;
+    cluster)
+        hosts=()
+        for _ in 1 2 3 4 5 6; do
+            start_server --cluster-enabled yes --cluster-node-timeout 2000
+            hosts+=("127.0.0.1:$port")
+        done
+        redis-cli --cluster create "${hosts[@]}" --cluster-replicas 1 --cluster-yes >"$work/cluster.log"
+        # A replica shows in the map when it has its master's data.
+        for _ in $(seq 100); do
+            whole=true
+            for host in "${hosts[@]}"; do
+                redis-cli -p "$port" cluster slots | grep --quiet --line-regexp "${host#*:}" || whole=false
+            done
+            $whole && break
+            sleep 0.1
+        done
+        store=redis://$(
+            IFS=,
+            echo "${hosts[*]}"
+        )
+        echo "demo: started a cluster of six redis-servers"
+        ;;
+esac
+
+echo "demo: starting dpu-app on the emulator, store $store"
+"$bin/dpu-app" run --store "$store" --socket "$KVLANE_SOCKET" >"$work/dpu-app.log" 2>&1 &
 card=$!
 tries=0
 until "$bin/host-ctl" ping --count 1 --quiet >/dev/null 2>&1; do
@@ -95,6 +173,10 @@ for recipe in ${recipes//,/ }; do
 done
 
 echo
+if [ "$kind" != dir ]; then
+    "$bin/host-ctl" store-check "$store"
+    echo
+fi
 "$bin/host-ctl" stop --quiet
 wait "$card"
 card=

@@ -4,9 +4,10 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/setup.sh [--yes] [--test]
+Usage: scripts/setup.sh [--yes] [--test] [--redis]
   --yes    install without asking
-  --test   also what scripts/test.sh uses beside cargo (shellcheck, prometheus)
+  --test   also what scripts/test.sh uses beside cargo (shellcheck, prometheus, redis-server)
+  --redis  also redis-server and redis-cli, for scripts/demo.sh --store redis
 USAGE
 }
 
@@ -15,7 +16,8 @@ packages=(build-essential pkg-config libclang-dev curl ca-certificates)
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) yes=true ;;
-        --test) packages+=(shellcheck prometheus) ;;
+        --test) packages+=(shellcheck prometheus redis-server redis-tools) ;;
+        --redis) packages+=(redis-server redis-tools) ;;
         --help | -h)
             usage
             exit 0

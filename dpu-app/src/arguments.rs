@@ -46,7 +46,7 @@ struct Run {
     /// File of `flag = value` lines, flags as below without the dashes; # starts a comment
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where chunks live: dir:PATH[?bytes=200G&chunks=N&sync=always|never]
+    /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...]; docs/stores.md has all options
     #[arg(long, env = "KVLANE_STORE", value_name = "URL")]
     store: String,
     /// Unix socket that hosts attach to

@@ -11,6 +11,7 @@
 //! both are this thread's.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use block::Header;
 use doca::Area;
@@ -22,6 +23,9 @@ use crate::counters::Occupancy;
 use crate::job::{BlockFacts, Done, Failure, Job, Seat};
 use crate::slot::Ticket;
 use crate::worker::Shared;
+
+/// What taking a bad chunk out of the store may take at a deadline that is near.
+const DISCARD_LEAST: Duration = Duration::from_secs(1);
 
 /// What an answer of the store is for.
 #[derive(Clone, Copy, Debug)]
@@ -90,16 +94,21 @@ impl<'a, 's> Fetcher<'a, 's> {
                 self.shared.engine_bell.ring();
                 continue;
             }
-            if self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle() && !self.jobs.ready() {
+            if self.may_leave() {
                 return;
             }
             self.bell.going_to_sleep();
-            let more = self.jobs.ready() && self.reader.has_room();
-            if !more && !(self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle()) {
+            let can_start = self.jobs.ready() && self.reader.has_room();
+            if !can_start && !self.may_leave() {
                 self.reader.sleep();
             }
             self.bell.awake();
         }
+    }
+
+    /// The engine thread is gone and nothing is left to do.
+    fn may_leave(&self) -> bool {
+        self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle() && !self.jobs.ready()
     }
 
     fn start(&mut self, job: Job) {
@@ -155,7 +164,8 @@ impl<'a, 's> Fetcher<'a, 's> {
     }
 
     fn discard(&mut self, seat: Seat, then: Done) {
-        let until = std::time::Instant::now() + self.shared.config.deadline;
+        // The host waits for this: not much longer than it said that it would.
+        let until = self.shared.chunks.at(seat).until.max(Instant::now() + DISCARD_LEAST);
         self.ask(Task::Discard { seat, then }, Ask::Discard { seat: seat.0.into(), until });
     }
 

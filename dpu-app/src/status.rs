@@ -9,6 +9,9 @@ use crate::counters::{get, total};
 use crate::hub::Hub;
 use crate::slot::SlotState;
 
+/// Nodes of a store that fit the answer beside all else.
+const NODES_SHOWN: usize = 16;
+
 /// Writes into a byte slice and stops at its end.
 #[derive(Debug)]
 pub(crate) struct Text<'a> {
@@ -73,6 +76,44 @@ pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
         text.write_str("{\"error\":\"status is longer than the answer area\"}").expect("the area holds this line");
     }
     text.written
+}
+
+/// The servers behind the store, the first [`NODES_SHOWN`] of them.
+fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::Result {
+    text.write_str("\"nodes\":[")?;
+    let (mut comma, mut count, mut result) = (Comma(false), 0, Ok(()));
+    store.nodes(&mut |node| {
+        count += 1;
+        if count <= NODES_SHOWN && result.is_ok() {
+            result = comma.put(text).and_then(|()| {
+                let latency = &node.latency;
+                write!(
+                    text,
+                    "{{\"address\":{},\"role\":\"{}\",\"state\":\"{}\",\"connections\":{},\"in_flight\":{},\
+                     \"requests\":{},\"bytes_read\":{},\"bytes_put\":{},\"errors\":{},\"retries\":{},\
+                     \"reconnects\":{},\"redirects\":{},\"p50_us\":{},\"p90_us\":{},\"p99_us\":{},\"max_us\":{}}}",
+                    Quoted(node.address),
+                    node.role.name(),
+                    node.state.name(),
+                    node.connections,
+                    node.in_flight,
+                    node.requests,
+                    node.bytes_read,
+                    node.bytes_put,
+                    node.errors,
+                    node.retries,
+                    node.reconnects,
+                    node.redirects,
+                    latency.p50_us,
+                    latency.p90_us,
+                    latency.p99_us,
+                    latency.max_us,
+                )
+            });
+        }
+    });
+    result?;
+    write!(text, "],\"nodes_known\":{count},")
 }
 
 fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
@@ -168,7 +209,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         text,
         "}},\"store\":{{\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"misses\":{},\"bytes_read\":{},\
          \"bytes_put\":{},\"puts\":{},\"puts_failed\":{},\"evicted\":{},\"bytes_evicted\":{},\"corrupt\":{},\
-         \"io_errors\":{},\"read_only\":{}}},\"sessions\":[",
+         \"io_errors\":{},\"bytes_copied\":{},\"read_only\":{}}},",
         stats.chunks,
         stats.bytes,
         stats.bytes_max,
@@ -182,8 +223,11 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         stats.bytes_evicted,
         stats.corrupt,
         stats.io_errors,
+        stats.bytes_copied,
         stats.read_only,
     )?;
+    nodes(shared.store, text)?;
+    text.write_str("\"sessions\":[")?;
     let mut comma = Comma(false);
     for session in hub.sessions.iter().flatten() {
         comma.put(text)?;

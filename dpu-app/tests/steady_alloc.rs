@@ -3,6 +3,8 @@
 
 mod rig;
 mod scrape;
+#[path = "../../store/tests/servers/mod.rs"]
+mod servers;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -80,15 +82,27 @@ fn allocations(work: impl FnOnce()) -> usize {
     CAUGHT.load(SeqCst)
 }
 
+/// One test, since the allocator watches all threads of the process.
 #[test]
 fn a_steady_data_plane_allocates_nothing() {
     EXEMPT.set(true);
     let home = tempfile::tempdir().unwrap();
+    steady_on(&format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display()));
+    if let Some(program) = servers::program() {
+        let server = servers::Server::start(program, &[]);
+        steady_on(&format!("redis://{}", server.address()));
+        server.flush();
+        steady_on(&format!("redis://{}?protocol=2&connections=1&ttl-s=100", server.address()));
+    }
+}
+
+fn steady_on(url: &str) {
+    println!("{url}");
+    let home = tempfile::tempdir().unwrap();
     let address = scrape::free_address();
     let config = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
     let limits = dpu_app::run::store_limits(&config);
-    let url = format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display());
-    let store: Arc<dyn Readable<doca::Area>> = Arc::from(store::open(&url, &limits).unwrap());
+    let store: Arc<dyn Readable<doca::Area>> = Arc::from(store::open(url, &limits).unwrap());
     let stop = Arc::new(EventFd::new().unwrap());
     let (ready, is_ready) = mpsc::channel();
     let card = thread::Builder::new().name("engine".into());

@@ -133,6 +133,39 @@ pub fn ends_like_a_chunk(path: &Path) -> bool {
     look().unwrap_or(false)
 }
 
+/// Looks at blocks, wherever they come from: header, scales and the codes' CRC-32 over what software inflates.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    inflate: Option<Decompressor>,
+    codes: Vec<u8>,
+}
+
+impl Judge {
+    /// Adds a block to the facts of its chunk; `Err`: what is wrong with it.
+    pub(crate) fn block(&mut self, facts: &mut ChunkFacts, index: usize, wire: &[u8]) -> Result<(), String> {
+        let ChunkFacts { key, geometry, plan, .. } = *facts;
+        let part = plan.part(&geometry, index).expect("a parsed manifest has a part for each block");
+        let header =
+            Header::open(wire, &key, &geometry, index, &part).map_err(|error| format!("block {index}: {error}"))?;
+        *facts.recipes.entry(format!("{}+{}", header.transform, header.codec)).or_default() += 1;
+        facts.blocks.push(BlockFacts {
+            index,
+            kind: part.kind,
+            first_layer: part.first_layer,
+            layers: part.layers,
+            first_token: part.first_token,
+            tokens: part.tokens,
+            transform: header.transform.to_string(),
+            codec: header.codec.to_string(),
+            wire_bytes: wire.len() as u64,
+            raw_bytes: part.tile_bytes(&geometry) as u64,
+        });
+        self.codes.resize(header.codes_bytes as usize, 0);
+        let inflate = self.inflate.get_or_insert_with(Decompressor::new);
+        inflate.codes(&header, wire, &mut self.codes).map_err(|error| format!("block {index}: {error}"))
+    }
+}
+
 enum Trouble {
     Damage(String),
     Error(Error),
@@ -207,34 +240,12 @@ impl Eye<'_> {
             recipes: BTreeMap::new(),
         };
         self.overlaps(places);
-        let (mut inflate, mut codes) = (Decompressor::new(), Vec::new());
+        let mut judge = Judge::default();
         for (index, place) in places.iter().enumerate() {
             let wire = self.read(place.offset, place.bytes as usize)?;
-            let part = plan.part(&geometry, index).expect("a parsed manifest has a part for each block");
-            let header = match Header::open(&wire, &key, &geometry, index, &part) {
-                Ok(header) => header,
-                Err(error) => {
-                    self.found(format!("block {index}: {error}"));
-                    continue;
-                }
-            };
-            codes.resize(header.codes_bytes as usize, 0);
-            if let Err(error) = inflate.codes(&header, &wire, &mut codes) {
-                self.found(format!("block {index}: {error}"));
+            if let Err(what) = judge.block(&mut facts, index, &wire) {
+                self.found(what);
             }
-            *facts.recipes.entry(format!("{}+{}", header.transform, header.codec)).or_default() += 1;
-            facts.blocks.push(BlockFacts {
-                index,
-                kind: part.kind,
-                first_layer: part.first_layer,
-                layers: part.layers,
-                first_token: part.first_token,
-                tokens: part.tokens,
-                transform: header.transform.to_string(),
-                codec: header.codec.to_string(),
-                wire_bytes: place.bytes.into(),
-                raw_bytes: part.tile_bytes(&geometry) as u64,
-            });
         }
         Ok(facts)
     }

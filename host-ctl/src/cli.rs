@@ -10,6 +10,7 @@ mod lookup;
 mod show;
 mod status;
 mod store;
+mod store_check;
 
 use clap::{Parser, Subcommand};
 use host_ctl::Error;
@@ -47,6 +48,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Show dpu-app's limits, counters, times of its stages, sessions and events
     Status(status::Arguments),
+    /// Look at a Redis store from end to end, without a card: permissions, speed, settings, and what to change
+    StoreCheck(store_check::Arguments),
     /// Measure the time from a command to its completion
     Ping(control::PingArguments),
     /// Tell dpu-app to finish what runs and take nothing new, from anybody
@@ -69,6 +72,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::StoreCheck(arguments) => store_check::run(&arguments),
         Command::Ping(arguments) => control::ping(&arguments),
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Stop(arguments) => control::stop(&arguments),

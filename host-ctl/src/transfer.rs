@@ -248,7 +248,7 @@ pub fn lookup(
 /// Fetches the leading chunks of a prompt that are stored.
 ///
 /// # Errors
-/// [`Error::Miss`] when there are none; else as for [`store`]. No file is left in any of these cases.
+/// [`Error::Miss`] when there are none; else as for [`store()`]. No file is left in any of these cases.
 pub fn fetch(door: &mut dyn Door, order: &FetchOrder<'_>, watch: Watch<'_>) -> Result<FetchReport, Error> {
     let geometry = order.shape.geometry(order.chunk_tokens);
     let geometry = geometry.map_err(|error| Error::input("geometry", error, "change --geometry or --chunk-tokens"))?;

@@ -30,7 +30,7 @@ use std::time::Instant;
 use block::ChunkKey;
 use block::tail::tail_bytes;
 
-use super::{Direct, Limits, OpenError, Stats, Store, StoreError};
+use super::{Direct, Limits, OpenError, POISONED, Stats, Store, StoreError};
 use put::Putting;
 use read::Reading;
 use room::Ledger;
@@ -174,8 +174,6 @@ impl DirStore {
 fn tail_bytes_max(limits: &Limits) -> usize {
     tail_bytes(limits.blocks_max, limits.manifest_bytes_max)
 }
-
-use crate::POISONED;
 
 fn on_time(call: &'static str, until: Instant) -> Result<(), StoreError> {
     if Instant::now() < until { Ok(()) } else { Err(StoreError::Late { call }) }

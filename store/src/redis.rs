@@ -36,6 +36,7 @@ use reader::RedisReader;
 use socket::Socket;
 use survey::Surveyor;
 
+pub mod check;
 mod fault;
 mod greeting;
 mod inflow;
@@ -108,6 +109,8 @@ pub struct RedisStore {
     seats: Box<[Mutex<Seat>]>,
     puts: Puts,
     surveyor: Surveyor,
+    /// Bad chunks are told of and stay.
+    only_looks: bool,
     /// Readers made, for their seeds.
     readers: AtomicU64,
     warned_denied: AtomicBool,
@@ -115,6 +118,11 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
+    /// The same for a tool that changes nothing: chunks that are proven bad stay where they are.
+    pub fn open_to_look(url: &str, limits: &Limits) -> Result<Self, OpenError> {
+        Ok(Self { only_looks: true, ..Self::open(url, limits)? })
+    }
+
     /// Init: finds a server, asks it for its cluster, allocates everything.
     pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
         let options = Options::parse(url)?;
@@ -131,6 +139,7 @@ impl RedisStore {
             nodes,
             limits: *limits,
             counters: Counters::default(),
+            only_looks: false,
             readers: 0.into(),
             warned_denied: false.into(),
             warned_unlink: false.into(),
@@ -250,6 +259,8 @@ impl Store for RedisStore {
             false => write!(text, "/{}, one server", options.database),
         };
         let _ = write!(text, "; to each node and fetch worker {} + 1 connections", options.connections);
+        let memory = reader::memory_bytes(options.connections, self.nodes.places());
+        let _ = write!(text, ", memory {memory} bytes each");
         let _ = write!(text, ", window {} bytes, stall {} ms", options.window, options.stall.as_millis());
         match options.ttl {
             Some(ttl) => drop(write!(text, ", chunks expire {} s after their last use", ttl.as_secs())),

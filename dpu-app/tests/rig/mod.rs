@@ -222,6 +222,27 @@ impl Card {
         emulator: doca_emulator::Config,
         change: impl FnOnce(&mut Config),
     ) -> Self {
+        let memory = Arc::clone(&store);
+        Self::start_any(store, emulator, change, move |config, device, stop, ready| {
+            dpu_app::serve(config, device, memory.as_ref(), stop, ready)
+        })
+    }
+
+    /// A card over the store that a URL names; its own memory store stays empty.
+    pub fn start_url(url: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let url = url.to_owned();
+        Self::start_any(Arc::default(), doca_emulator::Config::default(), change, move |config, device, stop, ready| {
+            let store = store::open(&url, &dpu_app::run::store_limits(config)).map_err(RunError::Store)?;
+            dpu_app::serve(config, device, store.as_ref(), stop, ready)
+        })
+    }
+
+    fn start_any(
+        store: Arc<MemoryStore>,
+        emulator: doca_emulator::Config,
+        change: impl FnOnce(&mut Config),
+        serve: impl FnOnce(&Config, doca::Device, &EventFd, &mut dyn FnMut()) -> Result<(), RunError> + Send + 'static,
+    ) -> Self {
         let home = tempfile::tempdir().unwrap();
         let mut config = small(home.path());
         change(&mut config);
@@ -229,12 +250,12 @@ impl Card {
         let (ready, is_ready) = mpsc::channel();
         let socket = config.socket.clone();
         let thread = {
-            let (store, stop) = (Arc::clone(&store), Arc::clone(&stop));
+            let stop = Arc::clone(&stop);
             thread::spawn(move || {
                 doca_emulator::configure_thread(emulator);
                 config.check().map_err(RunError::Config)?;
                 let device = doca::Device::open(&doca::Selector::First).map_err(RunError::Device)?;
-                dpu_app::serve(&config, device, store.as_ref(), &stop, || ready.send(()).unwrap())
+                serve(&config, device, &stop, &mut || ready.send(()).unwrap())
             })
         };
         is_ready.recv_timeout(Duration::from_secs(10)).expect("the card starts");

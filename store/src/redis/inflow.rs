@@ -114,6 +114,13 @@ pub(super) struct Received {
     pub(super) more: bool,
 }
 
+impl<M> Inflow<M> {
+    /// Replies that are due.
+    pub(super) fn len(&self) -> usize {
+        self.due.len()
+    }
+}
+
 type Done<'a, M> = &'a mut dyn FnMut(Due<M>, Got<'_>);
 
 impl<M: Memory> Inflow<M> {
@@ -128,11 +135,7 @@ impl<M: Memory> Inflow<M> {
         }
     }
 
-    /// Replies that are due, and how many there may be.
-    pub(super) fn len(&self) -> usize {
-        self.due.len()
-    }
-
+    /// How many more may be.
     pub(super) fn room(&self) -> usize {
         self.due.capacity() - self.due.len()
     }

@@ -33,7 +33,10 @@ enum Case {
     Block(usize),
     /// Nobody wants it any more when it comes.
     Orphan(usize),
-    Odd { expected: usize, found: usize },
+    Odd {
+        expected: usize,
+        found: usize,
+    },
     Nil(usize),
     Error(usize),
     /// A small question and its answer.
@@ -189,7 +192,9 @@ fn memory_taken_in_mid_payload_gets_no_byte_more_and_the_stream_goes_on() {
     assert_eq!(memory[..493], payload(0, 1000)[..493]);
     let mut found = Vec::new();
     while inflow.len() > 0 {
-        inflow.receive(&mut source, &mut spill, &mut |due, got| found.push((due.owner, got == Got::Block))).expect("good");
+        inflow
+            .receive(&mut source, &mut spill, &mut |due, got| found.push((due.owner, got == Got::Block)))
+            .expect("good");
     }
     let owner = |place| Owner::Errand { place, generation: 0, item: 0 };
     assert_eq!(found, [(Owner::Nobody, false), (owner(1), true), (owner(2), true)]);

@@ -22,7 +22,7 @@ use super::socket::Socket;
 use crate::Memory;
 
 /// Bytes of commands that wait for the socket.
-const OUT_BYTES: usize = 16 << 10;
+pub(super) const OUT_BYTES: usize = 16 << 10;
 /// A server that owes something makes progress with this much, or with a whole reply.
 const PROGRESS_BYTES: usize = 64 << 10;
 /// Before a connection is tried again: the first time, and at most. Doubled and jittered.
@@ -81,6 +81,17 @@ pub(super) struct Lane<M> {
     /// Epoll watches for room to write.
     watching_writes: bool,
     was_ready: bool,
+}
+
+impl<M> Lane<M> {
+    /// The node's gauges forget this connection.
+    pub(super) fn leave(&self, nodes: &Nodes) {
+        if self.socket.is_some() {
+            let node = nodes.at(self.node);
+            node.connections.fetch_sub(matches!(self.state, State::Ready).into(), Relaxed);
+            node.in_flight.fetch_sub(self.inflow.len() as u64, Relaxed);
+        }
+    }
 }
 
 impl<M: Memory> Lane<M> {
@@ -146,16 +157,12 @@ impl<M: Memory> Lane<M> {
 
     /// Ends the connection; `lost` gets what was due. `jitter` from 0 to 1.
     pub(super) fn close(&mut self, nodes: &Nodes, jitter: f64, lost: &mut dyn FnMut(Due<M>)) {
-        let node = nodes.at(self.node);
-        if self.is_ready() {
-            node.connections.fetch_sub(1, Relaxed);
-        }
+        self.leave(nodes);
         // The descriptor leaves epoll by being closed: it has no copies.
         self.socket = None;
         let wait = RETRY_LEAST.saturating_mul(1 << self.failures.min(10)).min(RETRY_MOST);
         self.failures += 1;
         self.become_state(State::Closed { retry_at: Instant::now() + wait.mul_f64(0.5 + jitter / 2.0) });
-        node.in_flight.fetch_sub(self.inflow.len() as u64, Relaxed);
         self.inflow.abandon(lost);
     }
 

@@ -259,7 +259,8 @@ impl RedisStore {
                 return Err(StoreError::Down { call, errno: Errno::ECONNREFUSED });
             }
             let until_call = until.min(now + self.door.options.put);
-            let outcome = self.talk_to(node, aside.is_some(), until_call, repeated, bytes, talk);
+            let payload = if call == "put_block" { bytes } else { 0 };
+            let outcome = self.talk_to(node, aside.is_some(), until_call, repeated, payload, talk);
             repeated = true;
             match outcome {
                 Ok(Ok(value)) => return Ok(value),
@@ -310,7 +311,7 @@ impl RedisStore {
         asking: bool,
         until: Instant,
         repeated: bool,
-        bytes: u64,
+        payload: u64,
         talk: &mut dyn FnMut(&mut Line, Instant, bool) -> Exchange<T>,
     ) -> Exchange<T> {
         let facts = self.nodes.at(node);
@@ -328,7 +329,7 @@ impl RedisStore {
         match &outcome {
             Ok(_) => {
                 facts.requests.fetch_add(1, Relaxed);
-                facts.bytes_put.fetch_add(bytes, Relaxed);
+                facts.bytes_put.fetch_add(payload, Relaxed);
                 facts.latency.count(since.elapsed());
                 self.nodes.succeeded(node);
             }

@@ -28,8 +28,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::RedisStore;
 use super::fault::Fault;
-use super::inflow::{Due, Got, Owner, Wants};
-use super::lane::{Lane, Loss};
+use super::inflow::{Due, Got, Owner, SCRATCH_BYTES, Wants};
+use super::lane::{Lane, Loss, OUT_BYTES};
 use super::name::{MANIFEST_FIELD, Name, slot_of};
 use super::options::ReadFrom;
 use super::resp::{Digits, Reply};
@@ -82,6 +82,10 @@ enum Step {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a place in a fixed table; a box would be an allocation for each look-up"
+)]
 enum Work<M> {
     Lookup(Look),
     Open { seat: usize },
@@ -141,6 +145,8 @@ pub(super) struct RedisReader<'a, M> {
     stirred: bool,
     /// The next deadline.
     next_check: Instant,
+    /// The time by which the last turn judged what is due.
+    turned_at: Instant,
 }
 
 /// What replies change: apart from the lanes, so that a lane can hand them over.
@@ -156,6 +162,12 @@ struct Desk<'a, M> {
     /// With the seat whose manifest is to be copied.
     answers: VecDeque<(Answer<M>, Option<usize>)>,
     random: u64,
+}
+
+/// Bytes that one reader takes.
+pub(super) fn memory_bytes(connections: usize, nodes: usize) -> usize {
+    let lane = OUT_BYTES + SCRATCH_BYTES + DUE_MAX * size_of::<Due<Vec<u8>>>();
+    SPILL_BYTES + nodes * (CONTROL + connections) * lane
 }
 
 impl<'a, M: Memory> RedisReader<'a, M> {
@@ -184,6 +196,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
             },
             stirred: false,
             next_check: Instant::now(),
+            turned_at: Instant::now(),
         };
         for place in 0..reader.store.nodes.len() {
             reader.open_lanes(place as u16);
@@ -456,6 +469,13 @@ impl<'a, M: Memory> RedisReader<'a, M> {
     }
 }
 
+impl<M> Drop for RedisReader<'_, M> {
+    /// What the nodes count of this reader goes with it.
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(|lane| lane.leave(&self.store.nodes));
+    }
+}
+
 impl<M: Memory> Reader<M> for RedisReader<'_, M> {
     fn has_room(&self) -> bool {
         !self.desk.free.is_empty()
@@ -503,6 +523,7 @@ impl<M: Memory> RedisReader<'_, M> {
     fn turn(&mut self) {
         self.handle_events();
         let now = Instant::now();
+        self.turned_at = now;
         if now >= self.next_check {
             self.check_times(now);
         }
@@ -520,10 +541,14 @@ impl<M: Memory> RedisReader<'_, M> {
         errands.chain(lanes).min()
     }
 
-    /// When an errand that waits has another chance without an event.
+    /// When an errand that waits has another chance without an event: it may be asked again, or a lane may be opened
+    /// again. What was due at the last turn was done then: lanes that are still closed are of nodes that
+    /// nobody waits for.
     fn wakes_at(&self, errand: &Errand<M>) -> Instant {
-        let retries = self.lanes.iter().filter_map(Lane::retry_at).filter(|at| *at > errand.not_before);
-        if errand.not_before > Instant::now() { errand.not_before } else { retries.min().unwrap_or(errand.until) }
+        if errand.not_before > self.turned_at {
+            return errand.not_before;
+        }
+        self.lanes.iter().filter_map(Lane::retry_at).filter(|at| *at > self.turned_at).min().unwrap_or(errand.until)
     }
 }
 
@@ -770,6 +795,9 @@ impl<M: Memory> Desk<'_, M> {
     }
 
     fn next(&mut self, place: u16, step: Step) {
+        if step == Step::Unlink && self.store.only_looks {
+            return self.end(place, Err(BAD));
+        }
         self.errand(place).step = step;
         self.wait(place);
     }

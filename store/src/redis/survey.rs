@@ -1,7 +1,8 @@
 //! Who serves which slot: asked at start, and again whenever a redirect or a lost connection says that it may have changed.
 //!
-//! The surveyor is a thread that sleeps until somebody asks; it surveys at most five times a second, and once a second while
-//! slots are without a node. Without a cluster it has nothing to do and is not started.
+//! The surveyor is a thread that sleeps until somebody asks; it surveys at most five times a second, once a second while
+//! slots are without a node, and once a minute anyway: a replica that comes is told by nobody. Without a cluster it has
+//! nothing to do and is not started.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -23,6 +24,7 @@ use crate::url::OpenError;
 const SLOTS_REPLY_BYTES: usize = 512 << 10;
 const APART: Duration = Duration::from_millis(200);
 const WHILE_UNSERVED: Duration = Duration::from_secs(1);
+const AT_LEAST: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Places of a cluster's table at least.
 const PLACES_LEAST: usize = 16;
@@ -208,13 +210,10 @@ fn watch(door: &Door, nodes: &Nodes, bell: &Bell, mut line: Line) {
         {
             let mut wanted = bell.state.lock().expect(POISONED);
             while !wanted.survey && !wanted.leave {
-                wanted = if nodes.unserved() > 0 {
-                    let (mut wanted, timeout) = bell.rung.wait_timeout(wanted, WHILE_UNSERVED).expect(POISONED);
-                    wanted.survey |= timeout.timed_out();
-                    wanted
-                } else {
-                    bell.rung.wait(wanted).expect(POISONED)
-                };
+                let patience = if nodes.unserved() > 0 { WHILE_UNSERVED } else { AT_LEAST };
+                let (mut told, timeout) = bell.rung.wait_timeout(wanted, patience).expect(POISONED);
+                told.survey |= timeout.timed_out();
+                wanted = told;
             }
             if wanted.leave {
                 return;

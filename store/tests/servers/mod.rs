@@ -1,6 +1,9 @@
 //! Real servers for tests: each on a free port of the loopback, with a directory of its own, killed at the end.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub(crate) mod cluster;
+pub(crate) mod proxy;
+
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,8 +11,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The servers that this machine has. Without any, tests of them are passed over, and say so.
+/// The servers that this machine has, or the one that `KVLANE_TEST_SERVER` names. Without any, tests of them are passed over, and say so.
 pub(crate) fn programs() -> Vec<&'static str> {
+    let named = std::env::var("KVLANE_TEST_SERVER").ok();
+    let wanted = |program: &&str| named.as_ref().is_none_or(|named| named == program);
     let there = |program: &&str| {
         Command::new(program)
             .arg("--version")
@@ -18,7 +23,7 @@ pub(crate) fn programs() -> Vec<&'static str> {
             .status()
             .is_ok_and(|s| s.success())
     };
-    let found: Vec<_> = ["redis-server", "valkey-server"].into_iter().filter(there).collect();
+    let found: Vec<_> = ["redis-server", "valkey-server"].into_iter().filter(wanted).filter(there).collect();
     if found.is_empty() {
         eprintln!("skipped: no redis-server and no valkey-server here: scripts/setup.sh --test installs one");
     }
@@ -78,13 +83,19 @@ impl Server {
         let mut command = Command::new(self.program);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.dir.path());
         command.args(["--save", "", "--appendonly", "no", "--logfile", "server.log", "--daemonize", "no"]);
-        command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        // Where an argument has to say the port.
+        command.args(self.arguments.iter().map(|argument| argument.replace("PORT", &self.port.to_string())));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
         self.child = Some(command.spawn().expect("the program was found"));
         let end = Instant::now() + Duration::from_secs(20);
         while !self.answers() {
             assert!(Instant::now() < end, "{} on {} does not answer", self.program, self.port);
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        self.child.is_some()
     }
 
     fn answers(&self) -> bool {

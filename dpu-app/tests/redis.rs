@@ -1,0 +1,234 @@
+//! A card over real Redis servers that fail: status words, deadlines, other sessions, and nothing wrong reported as loaded.
+
+mod rig;
+#[path = "../../store/tests/servers/mod.rs"]
+mod servers;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use block::ChunkKey;
+use host_ctl::{Arrangement, Completion, Memory, Transfer};
+use mailbox::{Status, Tokens};
+use rig::*;
+use servers::cluster::Cluster;
+use servers::proxy::Proxy;
+use servers::{Server, program};
+
+const CHUNKS: usize = 6;
+
+macro_rules! server {
+    ($($argument:expr),*) => {
+        match program() {
+            Some(program) => Server::start(program, &[$($argument),*]),
+            None => return,
+        }
+    };
+}
+
+fn card(port: u16, options: &str) -> Card {
+    Card::start_url(&format!("redis://127.0.0.1:{port}{options}"), |_| ())
+}
+
+fn memory() -> Memory {
+    empty(Arrangement::Vllm, geometry(), CHUNKS)
+}
+
+fn name_of(key: &ChunkKey) -> String {
+    format!("kvlane:{{{key}}}")
+}
+
+fn leading_are_right(target: &Memory, content: &[u8], done: usize) {
+    let after = logical(target, &linear(CHUNKS));
+    for index in 0..done {
+        let same = chunk_of(&after, geometry(), CHUNKS, index) == chunk_of(content, geometry(), CHUNKS, index);
+        assert!(same, "chunk {index} of {done} was reported and is wrong");
+    }
+}
+
+/// Fetches all chunks into memory of its own and checks what is reported.
+fn fetch_checked(card: &Card, keys: &[ChunkKey], content: &[u8], deadline: Option<Duration>) -> Completion {
+    let target = memory();
+    let mut host = card.attach("lossless", target.clone());
+    let pages = linear(CHUNKS);
+    let id = host.post_fetch(&Transfer { keys, pages: &pages, tokens: Tokens::ALL, deadline }).unwrap();
+    let done = host.wait(id, WAIT).unwrap();
+    leading_are_right(&target, content, done.chunks_done);
+    host.close(WAIT).unwrap();
+    done
+}
+
+/// Fetches until all is there again.
+fn await_whole(card: &Card, keys: &[ChunkKey], content: &[u8]) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while fetch_checked(card, keys, content, None).chunks_done < CHUNKS {
+        assert!(Instant::now() < end, "the store does not come back");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_was_stored_comes_back_through_a_server_and_nothing_is_copied() {
+    let server = server!();
+    let card = card(server.port, "");
+    for (salt, recipe) in ["lossless", "q5", "lossless+raw"].into_iter().enumerate() {
+        let (keys, content) = stored(&card, recipe, salt as u8 + 1, CHUNKS);
+        let target = memory();
+        let mut host = card.attach(recipe, target.clone());
+        for _ in 0..20 {
+            assert_eq!(lookup(&mut host, &keys).chunks_done, CHUNKS);
+            let done = fetch(&mut host, &keys, &linear(CHUNKS));
+            assert_eq!((done.status, done.chunks_done), (Status::Ok, CHUNKS), "{recipe}");
+        }
+        if recipe != "q5" {
+            leading_are_right(&target, &content, CHUNKS);
+        }
+    }
+    let status = card.status();
+    let value = status.value();
+    assert_eq!(value["store"]["bytes_copied"], 0);
+    assert_eq!(value["nodes_known"], 1);
+    let node = &value["nodes"][0];
+    assert_eq!((node["role"].as_str(), node["state"].as_str()), (Some("master"), Some("closed")));
+    assert!(node["bytes_read"].as_u64() > Some(0) && node["p50_us"].as_u64() > Some(0), "{node}");
+    assert!(status.table(None).contains(node["address"].as_str().unwrap()), "{}", status.table(None));
+}
+
+#[test]
+fn garbage_a_shorter_value_and_another_type_are_corrupt_and_leave_the_store() {
+    let server = server!();
+    let card = card(server.port, "");
+    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+    let name = name_of(&keys[2]);
+    let length: usize = server.cli(&["HSTRLEN", &name, "3"]).parse().unwrap();
+    let garbage = "x".repeat(length);
+    let damages: [&[&str]; 4] = [
+        &["HSET", &name, "3", &garbage],
+        &["HSET", &name, "3", "short"],
+        &["SET", &name, "a string"],
+        &["HSET", &name, "m", "?"],
+    ];
+    for damage in damages {
+        server.cli(damage);
+        let done = fetch_checked(&card, &keys, &content, None);
+        assert_eq!((done.status, done.chunks_done), (Status::Corrupt, 2), "{:?}", &damage[..2]);
+        assert_eq!(server.cli(&["EXISTS", &name]), "0", "{:?}", &damage[..2]);
+        // The next fetch is a plain miss, and a store puts it right.
+        let done = fetch_checked(&card, &keys, &content, None);
+        assert_eq!((done.status, done.chunks_done), (Status::Ok, 2));
+        stored(&card, "lossless", 1, CHUNKS);
+        await_whole(&card, &keys, &content);
+    }
+}
+
+#[test]
+fn eviction_between_lookup_and_fetch_is_a_miss() {
+    let server = server!();
+    let card = card(server.port, "");
+    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+    let mut host = card.attach("lossless", memory());
+    assert_eq!(lookup(&mut host, &keys).chunks_done, CHUNKS);
+    server.cli(&["DEL", &name_of(&keys[3])]);
+    let done = fetch_checked(&card, &keys, &content, None);
+    assert_eq!((done.status, done.chunks_done), (Status::Ok, 3));
+}
+
+#[test]
+fn a_server_killed_in_mid_fetch_is_store_down_and_comes_back() {
+    let mut server = server!();
+    let proxy = Proxy::to(server.port);
+    let card = card(proxy.port, "?stall-ms=500");
+    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+    assert_eq!(server.cli(&["SAVE"]), "OK");
+    // Slow enough to be in the middle of something.
+    proxy.trickle(Duration::from_millis(1));
+    thread::scope(|scope| {
+        let fetched = scope.spawn(|| fetch_checked(&card, &keys, &content, None));
+        thread::sleep(Duration::from_millis(100));
+        server.kill();
+        let done = fetched.join().unwrap();
+        assert_eq!(done.status, Status::StoreDown);
+        assert!(done.chunks_done < CHUNKS);
+    });
+    proxy.heal();
+    server.up();
+    await_whole(&card, &keys, &content);
+}
+
+#[test]
+fn a_frozen_server_costs_one_deadline_and_other_sessions_go_on() {
+    let server = server!();
+    let card = card(server.port, "");
+    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+    server.freeze();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let fetched = scope.spawn(|| fetch_checked(&card, &keys, &content, Some(Duration::from_millis(400))));
+        // Others are answered meanwhile, by the same engine thread and fetch workers.
+        let mut other = card.control();
+        while !fetched.is_finished() {
+            let asked = Instant::now();
+            status(&mut other);
+            assert!(asked.elapsed() < Duration::from_millis(300), "{:?}", asked.elapsed());
+            thread::sleep(Duration::from_millis(20));
+        }
+        let done = fetched.join().unwrap();
+        assert_eq!((done.status, done.chunks_done), (Status::DeadlineExceeded, 0));
+    });
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
+    server.thaw();
+    await_whole(&card, &keys, &content);
+    card.await_empty();
+}
+
+#[test]
+fn a_trickling_server_is_bounded_by_the_deadline() {
+    let server = server!();
+    let proxy = Proxy::to(server.port);
+    let card = card(proxy.port, "?stall-ms=60000");
+    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+    proxy.trickle(Duration::from_millis(50));
+    let started = Instant::now();
+    let done = fetch_checked(&card, &keys, &content, Some(Duration::from_millis(500)));
+    assert_eq!(done.status, Status::DeadlineExceeded);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    proxy.heal();
+    await_whole(&card, &keys, &content);
+}
+
+#[test]
+fn stores_to_a_full_server_and_to_one_that_forbids_it_say_so() {
+    let server = server!("--maxmemory-policy", "noeviction");
+    let full = card(server.port, "");
+    let (keys, content) = stored(&full, "lossless", 1, CHUNKS);
+    let store_more = |card: &Card| {
+        let mut host = card.attach("lossless", filled(Arrangement::Contiguous, geometry(), CHUNKS, 9));
+        rig::store(&mut host, &rig::keys(geometry(), "lossless", 9, CHUNKS), &linear(CHUNKS)).status
+    };
+    server.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    assert_eq!(store_more(&full), Status::NoSpace);
+    assert_eq!(fetch_checked(&full, &keys, &content, None).chunks_done, CHUNKS);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    server.cli(&["ACL", "SETUSER", "reader", "on", ">pw", "~kvlane:*", "-@all", "+hget", "+hexists"]);
+    let reader = Card::start_url(&format!("redis://reader:pw@127.0.0.1:{}", server.port), |_| ());
+    assert_eq!(store_more(&reader), Status::ReadOnly);
+    assert_eq!(fetch_checked(&reader, &keys, &content, None).chunks_done, CHUNKS);
+}
+
+#[test]
+fn a_cluster_serves_through_a_failover() {
+    let Some(program) = program() else { return };
+    let mut cluster = Cluster::start(program);
+    let card = Card::start_url(&cluster.url(""), |_| ());
+    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+    await_whole(&card, &keys, &content);
+    let masters = cluster.masters();
+    masters.iter().for_each(|master| drop(cluster.servers[*master].cli(&["WAIT", "1", "2000"])));
+    let slot: u16 = cluster.servers[0].cli(&["CLUSTER", "KEYSLOT", &name_of(&keys[0])]).parse().unwrap();
+    let victim = cluster.master_of(slot);
+    cluster.servers[victim].kill();
+    let done = fetch_checked(&card, &keys, &content, None);
+    assert!(matches!(done.status, Status::StoreDown | Status::Ok), "{:?}", done.status);
+    await_whole(&card, &keys, &content);
+    assert_eq!(card.status().value()["nodes_known"], 6);
+}

@@ -1,0 +1,111 @@
+//! A wire between a client and a real server that a test can make slow or dead.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+/// What the wire does with what the server sends.
+#[derive(Debug, Default)]
+struct Mood {
+    /// Bytes that still pass; then none.
+    passes: AtomicUsize,
+    /// Milliseconds for each byte; 0: as fast as it comes.
+    byte_ms: AtomicU64,
+    /// Connections are accepted and go nowhere.
+    deaf: AtomicBool,
+    leave: AtomicBool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    mood: Arc<Mood>,
+}
+
+impl Proxy {
+    pub(crate) fn to(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its number").port();
+        let mood = Arc::new(Mood { passes: usize::MAX.into(), ..Mood::default() });
+        let of_listener = Arc::clone(&mood);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if of_listener.leave.load(SeqCst) {
+                    return;
+                }
+                let mood = Arc::clone(&of_listener);
+                std::thread::spawn(move || connection(client, server, &mood));
+            }
+        });
+        Self { port, mood }
+    }
+
+    /// After so many bytes more, on all connections together, the server is not heard any more.
+    pub(crate) fn silence_after(&self, bytes: usize) {
+        self.mood.passes.store(bytes, SeqCst);
+    }
+
+    pub(crate) fn trickle(&self, byte: Duration) {
+        self.mood.byte_ms.store(byte.as_millis() as u64, SeqCst);
+    }
+
+    pub(crate) fn deafen(&self) {
+        self.mood.deaf.store(true, SeqCst);
+    }
+
+    pub(crate) fn heal(&self) {
+        self.mood.passes.store(usize::MAX, SeqCst);
+        self.mood.byte_ms.store(0, SeqCst);
+        self.mood.deaf.store(false, SeqCst);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.mood.leave.store(true, SeqCst);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+fn connection(mut client: TcpStream, server: u16, mood: &Arc<Mood>) {
+    let Ok(mut upstream) = TcpStream::connect(("127.0.0.1", server)) else { return };
+    let (Ok(mut from_client), Ok(mut to_server)) = (client.try_clone(), upstream.try_clone()) else { return };
+    let of_requests = Arc::clone(mood);
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64 << 10];
+        while let Ok(count @ 1..) = from_client.read(&mut bytes) {
+            if !of_requests.deaf.load(SeqCst) && to_server.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = to_server.shutdown(std::net::Shutdown::Both);
+    });
+    let mut bytes = [0; 64 << 10];
+    while let Ok(count @ 1..) = upstream.read(&mut bytes) {
+        let mut rest = &bytes[..count];
+        while !rest.is_empty() {
+            let slow = mood.byte_ms.load(SeqCst);
+            let want = if slow > 0 { 1 } else { rest.len() };
+            let taken = mood.passes.fetch_update(SeqCst, SeqCst, |left| {
+                Some(if left == usize::MAX { left } else { left - left.min(want) })
+            });
+            let take = want.min(taken.expect("the closure always answers"));
+            if take == 0 {
+                std::thread::sleep(Duration::from_millis(5));
+                if mood.leave.load(SeqCst) {
+                    return;
+                }
+                continue;
+            }
+            std::thread::sleep(Duration::from_millis(slow));
+            if client.write_all(&rest[..take]).is_err() {
+                return;
+            }
+            rest = &rest[take..];
+        }
+    }
+    let _ = client.shutdown(std::net::Shutdown::Both);
+}
