@@ -388,6 +388,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "much text, and nothing that miri could find")]
     fn every_key_is_documented() {
         let page = include_str!("../../../docs/emulator.md");
         let source = include_str!("config.rs");
