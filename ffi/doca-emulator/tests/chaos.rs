@@ -72,6 +72,8 @@ enum Kind {
     Compress,
     Server,
     Client,
+    Producer,
+    Consumer,
 }
 
 /// A context, at a fixed address: its user data.
@@ -126,7 +128,7 @@ unsafe extern "C" fn completed(task: *mut doca_task, _: doca_data, data: doca_da
         match draw(8) {
             0..=3 => ctx.free(task),
             4 => ctx.submit(task),
-            5 => {
+            5 if chance(8) => {
                 doca_ctx_stop(ctx.ctx);
             }
             6 => {
@@ -154,6 +156,8 @@ erased! {
     block_end: doca_compress_task_decompress_lz4_block;
     stream_end: doca_compress_task_decompress_lz4_stream;
     send_end: doca_comch_task_send;
+    data_end: doca_comch_producer_task_send;
+    receive_end: doca_comch_consumer_task_post_recv;
 }
 
 unsafe extern "C" fn changed(data: doca_data, _: *mut doca_ctx, _: doca_ctx_states, after: doca_ctx_states) {
@@ -194,6 +198,8 @@ fn destroy(ctx: &Ctx) -> doca_error {
             Kind::Compress => doca_compress_destroy(ctx.ctx.cast()),
             Kind::Server => doca_comch_server_destroy(ctx.ctx.cast()),
             Kind::Client => doca_comch_client_destroy(ctx.ctx.cast()),
+            Kind::Producer => doca_comch_producer_destroy(ctx.ctx.cast()),
+            Kind::Consumer => doca_comch_consumer_destroy(ctx.ctx.cast()),
         }
     }
 }
@@ -217,6 +223,8 @@ struct World {
     bufs: Vec<(*mut doca_buf_inventory, *mut doca_buf)>,
     #[allow(clippy::vec_box, reason = "the SDK's side knows their addresses")]
     contexts: Vec<Box<Ctx>>,
+    /// Ids of consumers, those of old included.
+    consumers: Vec<u32>,
 }
 
 impl World {
@@ -311,7 +319,11 @@ impl World {
 
     fn create_context(&mut self) {
         let Some(device) = pick(&self.devices) else { return };
-        let kind = [Kind::Dma, Kind::Compress, Kind::Server, Kind::Client][draw(4)];
+        let kinds = [Kind::Dma, Kind::Compress, Kind::Server, Kind::Client, Kind::Producer, Kind::Consumer];
+        let connection = self.connection();
+        let is_connected = !connection.is_null() && !chance(4);
+        let kind = if is_connected { kinds[4 + draw(2)] } else { kinds[draw(kinds.len())] };
+        let mmap = pick(&self.maps).map_or(ptr::null_mut(), |map| map.raw);
         let name = CString::new(["a", "b"][draw(2)]).expect("no zeroes");
         let mut rep = ptr::null_mut();
         let raw: Result<*mut doca_ctx, doca_error> = unsafe {
@@ -328,8 +340,19 @@ impl World {
                 Kind::Client => {
                     out(|place| doca_comch_client_create(device, name.as_ptr(), place)).map(|raw| raw.cast())
                 }
+                Kind::Producer => out(|place| doca_comch_producer_create(connection, place)).map(|raw| raw.cast()),
+                Kind::Consumer => {
+                    out(|place| doca_comch_consumer_create(connection, mmap, place)).map(|raw| raw.cast())
+                }
             }
         };
+        let is_end = [Kind::Producer, Kind::Consumer].contains(&kind);
+        if is_end && raw.is_err() {
+            return;
+        }
+        if let (Kind::Consumer, Ok(raw)) = (kind, raw) {
+            self.consumers.extend(out(|id| unsafe { doca_comch_consumer_get_id(raw.cast(), id) }));
+        }
         let ctx = Box::new(Ctx {
             kind,
             ctx: raw.expect("a context"),
@@ -342,6 +365,20 @@ impl World {
         ok(unsafe { doca_ctx_set_user_data(ctx.ctx, doca_data { ptr: ptr::from_ref(&*ctx).cast_mut().cast() }) });
         ok(unsafe { doca_ctx_set_state_changed_cb(ctx.ctx, Some(changed)) });
         self.contexts.push(ctx);
+        if is_connected {
+            self.set_up(&self.contexts[self.contexts.len() - 1]);
+        }
+    }
+
+    /// Of any server or client.
+    fn connection(&self) -> *mut doca_comch_connection {
+        let of = |ctx: &Ctx| match ctx.kind {
+            Kind::Server => pick(&ctx.connections.borrow()),
+            Kind::Client => out(|at| unsafe { doca_comch_client_get_connection(ctx.ctx.cast(), at) }).ok(),
+            _ => None,
+        };
+        let all: Vec<_> = self.contexts.iter().filter_map(|ctx| of(ctx)).collect();
+        pick(&all).unwrap_or(ptr::null_mut())
     }
 
     fn set_up(&self, ctx: &Ctx) {
@@ -370,6 +407,13 @@ impl World {
                 Kind::Client => {
                     doca_comch_client_task_send_set_conf(raw.cast(), Some(send_end), Some(send_end), count);
                     doca_comch_client_event_msg_recv_register(raw.cast(), Some(message));
+                }
+                Kind::Producer => {
+                    doca_comch_producer_task_send_set_conf(raw.cast(), Some(data_end), Some(data_end), count);
+                }
+                Kind::Consumer => {
+                    let end = Some(receive_end as _);
+                    doca_comch_consumer_task_post_recv_set_conf(raw.cast(), end, end, count);
                 }
             }
             if let Some(pe) = pick(&self.engines)
@@ -421,6 +465,15 @@ impl World {
                     let to = out(|to| doca_comch_client_get_connection(raw.cast(), to)).unwrap_or(ptr::null_mut());
                     let bytes = BYTES.as_ptr().cast();
                     out(|t| doca_comch_client_task_send_alloc_init(raw.cast(), to, bytes, length, t)).map(|t| t.cast())
+                }
+                (Kind::Producer, _) => {
+                    let (imm, to) = (BYTES.as_ptr().cast_mut(), pick(&self.consumers).unwrap_or(0));
+                    let length = draw(34) as u32;
+                    let raw = raw.cast();
+                    out(|t| doca_comch_producer_task_send_alloc_init(raw, src, imm, length, to, t)).map(|t| t.cast())
+                }
+                (Kind::Consumer, _) => {
+                    out(|t| doca_comch_consumer_task_post_recv_alloc_init(raw.cast(), dst, t)).map(|t| t.cast())
                 }
             }
         };
@@ -530,7 +583,7 @@ impl World {
                 self.get_buf();
             }
             9..=12 => self.play_with_bufs(),
-            13 if self.contexts.len() < 8 => self.create_context(),
+            13 if self.contexts.len() < 20 => self.create_context(),
             14 => self.confuse(),
             15 if chance(3) => self.try_to_remove(),
             16..=39 => {
@@ -538,7 +591,7 @@ impl World {
                 let ctx = &*self.contexts[index];
                 match draw(24) {
                     0 | 1 => self.set_up(ctx),
-                    2 if chance(4) => {
+                    2 if chance(20) => {
                         unsafe { doca_ctx_stop(ctx.ctx) };
                     }
                     3..=7 => self.allocate(ctx),
