@@ -58,6 +58,14 @@ if $all; then
         export MIRIFLAGS="-Zmiri-disable-isolation"
         cargo +nightly miri test --locked -p mailbox --lib
         cargo +nightly miri test --locked -p block --lib --test keys
+        # A subset of the emulator's and the wrapper's tests, for the time that they take: what crosses
+        # threads or holds memory. Addresses that C hands back have exposed provenance.
+        export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance"
+        cargo +nightly miri test --locked -p doca-emulator --lib -- copy:: export:: region:: link:: courier::
+        cargo +nightly miri test --locked -p doca-emulator --test memory
+        cargo +nightly miri test --locked -p doca-emulator --test contexts -- \
+            callbacks_run a_failed_task stop_with a_context_may each_thread submitted_again
+        cargo +nightly miri test --locked -p doca --test wrapper -- runs_scatter read_only a_run_past
     else
         echo "miri: skipped: no nightly toolchain with the miri component here"
     fi

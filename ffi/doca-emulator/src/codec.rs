@@ -155,6 +155,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "slow, and all safe code")]
     fn lz4_streams_decode_in_all_four_shapes() {
         let block: Vec<u8> = (0..5000u32).flat_map(|i| (i % 700).to_le_bytes()).collect();
         for (checksums, linked) in [(false, false), (true, false), (false, true), (true, true)] {

@@ -74,6 +74,8 @@ pub struct Config {
     pub comch_wait_ms: u32,
     pub decompress_threads: u32,
     pub dma_threads: u32,
+    /// Tasks of one context that its engine takes before a submit answers `AGAIN`. 0: all that there are.
+    pub queue: u32,
     /// Map an exporter's memory where that is safe, instead of copying through the kernel.
     pub window: bool,
     /// None: from the clock.
@@ -117,6 +119,7 @@ impl Default for Config {
             comch_wait_ms: 0,
             decompress_threads: 2,
             dma_threads: 1,
+            queue: 0,
             window: true,
             seed: None,
             fail: 0.0,
@@ -208,6 +211,7 @@ impl Config {
             "comch_wait_ms" => self.comch_wait_ms = number("comch_wait_ms", value, 0..=600_000, "up to 600000")?,
             "decompress_threads" => self.decompress_threads = threads("decompress_threads", value)?,
             "dma_threads" => self.dma_threads = threads("dma_threads", value)?,
+            "queue" => self.queue = number("queue", value, 0..=8192, "up to 8192")?,
             "window" => self.window = switch("window", value)?,
             "seed" => self.seed = Some(number("seed", value, 0..=u64::MAX, "a 64-bit number")?),
             "fail" => self.fail = probability("fail", value)?,
@@ -347,7 +351,7 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "profile=bf2, devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,window=0,seed=42,fail=0.5,again=0.25,\
+        let text = "profile=bf2, devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,queue=9,window=0,seed=42,fail=0.5,again=0.25,\
                     corrupt=1,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
                     gigabytes_per_s=2.5,depth=3,quiet=1,debug=1,";
         let wanted = Config {
@@ -363,6 +367,7 @@ mod tests {
             comch_wait_ms: 5,
             decompress_threads: 4,
             dma_threads: 3,
+            queue: 9,
             window: false,
             seed: Some(42),
             fail: 0.5,
@@ -383,6 +388,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "much text, and nothing that miri could find")]
     fn every_key_is_documented() {
         let page = include_str!("../../../docs/emulator.md");
         let source = include_str!("config.rs");

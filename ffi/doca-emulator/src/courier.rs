@@ -332,16 +332,28 @@ fn send(socket: &OwnedFd, parts: &[libc::iovec], fds: &[libc::c_int]) -> io::Res
         }
     }
     // SAFETY: the message points to lists of our own; the kernel checks where their ranges are.
-    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let sent = uninterrupted(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) });
+    sent.map(drop)
+}
+
+/// Makes a system call again that one of the application's signals ended.
+fn uninterrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) => match io::Error::last_os_error() {
+                err if err.kind() == io::ErrorKind::Interrupted => {}
+                err => return Err(err),
+            },
+        }
+    }
 }
 
 /// Takes one packet; its length, at most that of the parts.
 fn receive(socket: &OwnedFd, parts: &[libc::iovec], flags: libc::c_int) -> io::Result<usize> {
     let mut message = message(parts);
     // SAFETY: as in `send`; nobody else looks at the parts meanwhile, or is the exporter's application, as with any DMA.
-    let came = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
-    usize::try_from(came).map_err(|_| io::Error::last_os_error())
+    uninterrupted(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })
 }
 
 /// Takes the answer to a hello.
@@ -356,9 +368,7 @@ fn receive_files(socket: &OwnedFd) -> Option<(File, Option<File>)> {
     // SAFETY: room of our own with its lengths; what is enclosed is read within the length that the kernel gives it, and
     // each descriptor is new and owned by nobody else.
     unsafe {
-        if libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) < 0 {
-            return None;
-        }
+        uninterrupted(|| libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC)).ok()?;
         let heading = libc::CMSG_FIRSTHDR(&raw const message);
         if !heading.is_null() && ((*heading).cmsg_level, (*heading).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             let bytes = (*heading).cmsg_len as usize - libc::CMSG_LEN(0) as usize;

@@ -506,7 +506,7 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_is_refused() {
-        for bit in 0..BLOB_BYTES * 8 {
+        for bit in (0..BLOB_BYTES * 8).step_by(if cfg!(miri) { 37 } else { 1 }) {
             let mut blob = ticket().encode();
             blob[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Ticket::decode(&blob), None, "bit {bit}");

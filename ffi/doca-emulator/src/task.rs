@@ -207,6 +207,10 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
     if !task.kind.is_of_an_engine() {
         return dispatch(task);
     }
+    let queue = dev.config().queue as usize;
+    if queue > 0 && task.ctx.inflight() >= queue {
+        return Err(Fault::DOCA_ERROR_AGAIN);
+    }
     let loaded = load(task);
     // SAFETY: the task is owned, and `load` has returned.
     let job = unsafe { task.job() };

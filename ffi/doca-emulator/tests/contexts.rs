@@ -277,7 +277,7 @@ fn unflushed_submits_wait_for_a_flush() {
     let (two, bufs2) = bench.copy(2);
     unsafe {
         ok(doca_task_submit_ex(one, 0));
-        ok(doca_task_submit_ex(two, 0));
+        ok(doca_task_submit_ex(two, 2)); // optimised reports, no flush
         assert_eq!(doca_task_submit_ex(two, 8), E::DOCA_ERROR_INVALID_VALUE);
         thread::sleep(Duration::from_millis(30));
         assert!(!bench.engine.progress());
@@ -285,8 +285,156 @@ fn unflushed_submits_wait_for_a_flush() {
         doca_ctx_flush_tasks(bench.context.ctx);
     }
     bench.engine.progress_until(|| bench.context.completed() == 2);
-    free_all(&bench.context.completions());
+    // Held back again, and a submit with both flags takes along what waits.
+    unsafe {
+        ok(doca_task_submit_ex(one, 0));
+        ok(doca_task_submit_ex(two, 3));
+    }
+    bench.engine.progress_until(|| bench.context.completed() == 4);
+    [one, two].into_iter().for_each(|task| unsafe { doca_task_free(task) });
     bufs1.into_iter().chain(bufs2).for_each(give_back);
+}
+
+#[test]
+fn a_full_queue_answers_again_and_the_task_stays_the_callers() {
+    let bench = bench("queue=3,delay_us=3000,seed=4");
+    let tasks: Vec<_> = (0..4).map(|id| bench.copy(id)).collect();
+    tasks[..3].iter().for_each(|(task, _)| submit(*task));
+    assert_eq!(unsafe { doca_task_submit(tasks[3].0) }, E::DOCA_ERROR_AGAIN);
+    assert_eq!(bench.context.state(), RUNNING, "back-pressure is no failure");
+    bench.engine.progress_until(|| bench.context.completed() == 1);
+    submit(tasks[3].0);
+    bench.engine.progress_until(|| bench.context.completed() == 4);
+    for (task, bufs) in tasks {
+        unsafe { doca_task_free(task) };
+        bufs.into_iter().for_each(give_back);
+    }
+}
+
+#[test]
+fn a_task_may_be_submitted_again_in_its_callback() {
+    struct Loop {
+        left: u32,
+        dst: *mut doca_buf,
+    }
+    unsafe extern "C" fn again(task: *mut doca_dma_task_memcpy, _: doca_data, data: doca_data) {
+        unsafe {
+            let data = &mut *data.ptr.cast::<Loop>();
+            let plain = doca_dma_task_memcpy_as_task(task);
+            ok(doca_task_get_status(plain));
+            data.left -= 1;
+            if data.left == 0 {
+                return doca_task_free(plain);
+            }
+            ok(doca_buf_reset_data_len(data.dst));
+            ok(doca_task_submit(plain));
+        }
+    }
+    let (device, engine, inventory) = (Device::open(""), Engine::new(), Inventory::new(2));
+    let memory = Memory::zeroed(&device, 64);
+    let context = Context::dma_unconnected(&device);
+    let bufs = [inventory.source(&memory, 0, 32), inventory.destination(&memory, 32, 32)];
+    let mut data = Loop { left: 20, dst: bufs[1] };
+    let data: *mut Loop = &raw mut data;
+    unsafe {
+        ok(doca_pe_connect_ctx(engine.0, context.ctx));
+        ok(doca_ctx_set_user_data(context.ctx, doca_data { ptr: data.cast() }));
+        ok(doca_dma_task_memcpy_set_conf(context.dma_raw(), Some(again), Some(again), 1));
+        ok(doca_ctx_start(context.ctx));
+    }
+    submit(context.memcpy(0, bufs[0], bufs[1]).expect("a task"));
+    engine.progress_until(|| unsafe { (*data).left == 0 });
+    bufs.into_iter().for_each(give_back);
+}
+
+#[test]
+fn a_context_with_tasks_in_flight_is_not_destroyed_nor_its_device_closed() {
+    let bench = bench("delay_us=3000,seed=5");
+    let (task, bufs) = bench.copy(0);
+    let dma = bench.context.dma_raw();
+    submit(task);
+    unsafe {
+        assert_eq!(doca_dma_destroy(dma), E::DOCA_ERROR_IN_USE, "running");
+        assert_eq!(doca_ctx_stop(bench.context.ctx), E::DOCA_ERROR_IN_PROGRESS);
+        assert_eq!(doca_dma_destroy(dma), E::DOCA_ERROR_IN_USE, "stopping");
+        assert_eq!(doca_dev_close(bench.device.0), E::DOCA_ERROR_IN_USE);
+        assert_eq!(doca_pe_destroy(bench.engine.0), E::DOCA_ERROR_IN_USE);
+    }
+    bench.engine.progress_until(|| bench.context.completed() == 1);
+    unsafe { doca_task_free(task) };
+    bench.engine.progress_until(|| bench.context.state() == IDLE);
+    bufs.into_iter().for_each(give_back);
+}
+
+/// A pointer that a thread may take along.
+struct Carried<T>(*mut T);
+unsafe impl<T> Send for Carried<T> {}
+
+#[test]
+fn each_thread_has_its_progress_engine_and_an_mmap_may_be_shared() {
+    const EACH: usize = if cfg!(miri) { 3 } else { 500 };
+    struct Seen {
+        thread: thread::ThreadId,
+        count: usize,
+    }
+    unsafe extern "C" fn done(task: *mut doca_dma_task_memcpy, _: doca_data, seen: doca_data) {
+        unsafe {
+            let seen = &mut *seen.ptr.cast::<Seen>();
+            assert_eq!(seen.thread, thread::current().id(), "callbacks run on the thread that calls progress");
+            ok(doca_task_get_status(doca_dma_task_memcpy_as_task(task)));
+            seen.count += 1;
+            doca_task_free(doca_dma_task_memcpy_as_task(task));
+        }
+    }
+    let device = Device::open("dma_threads=2");
+    let bytes = sample(4096, 6);
+    let mut room = bytes.clone();
+    let mmap = unsafe {
+        let mmap = out(|mmap| doca_mmap_create(mmap)).expect("an mmap");
+        ok(doca_mmap_enable_thread_safety(mmap));
+        ok(doca_mmap_add_dev(mmap, device.0));
+        ok(doca_mmap_set_memrange(mmap, room.as_mut_ptr().cast(), room.len()));
+        ok(doca_mmap_start(mmap));
+        mmap
+    };
+    let first = room.as_mut_ptr();
+    thread::scope(|scope| {
+        for quarter in [1, 2, 3] {
+            let carried = (Carried(device.0), Carried(mmap), Carried(first));
+            scope.spawn(move || {
+                let (Carried(dev), Carried(mmap), Carried(first)) = { carried };
+                let (engine, inventory) = (Engine::new(), Inventory::new(2));
+                let mut seen = Seen { thread: thread::current().id(), count: 0 };
+                let seen: *mut Seen = &raw mut seen;
+                unsafe {
+                    let dma = out(|dma| doca_dma_create(dev, dma)).expect("a context");
+                    let ctx = doca_dma_as_ctx(dma);
+                    ok(doca_pe_connect_ctx(engine.0, ctx));
+                    ok(doca_ctx_set_user_data(ctx, doca_data { ptr: seen.cast() }));
+                    ok(doca_dma_task_memcpy_set_conf(dma, Some(done), Some(done), 1));
+                    ok(doca_ctx_start(ctx));
+                    for round in 0..EACH {
+                        let buf = |at: usize, filled| {
+                            let place = first.add(at).cast();
+                            let get = |buf| {
+                                doca_buf_inventory_buf_get_by_args(inventory.0, mmap, place, 1024, place, filled, buf)
+                            };
+                            out(get).expect("a buf")
+                        };
+                        let (src, dst) = (buf(0, 1024), buf(quarter * 1024, 0));
+                        let task = out(|task| doca_dma_task_memcpy_alloc_init(dma, src, dst, number(0), task));
+                        submit(doca_dma_task_memcpy_as_task(task.expect("a task")));
+                        engine.progress_until(|| (*seen).count == round + 1);
+                        [src, dst].into_iter().for_each(give_back);
+                    }
+                    ok(doca_ctx_stop(ctx));
+                    ok(doca_dma_destroy(dma));
+                }
+            });
+        }
+    });
+    ok(unsafe { doca_mmap_destroy(mmap) });
+    assert!(room.chunks(1024).all(|quarter| *quarter == bytes[..1024]));
 }
 
 #[test]

@@ -214,6 +214,68 @@ fn garbage_is_no_blob_and_a_stopped_export_is_gone() {
 }
 
 #[test]
+fn a_blob_is_its_mmaps_own_and_goes_with_it() {
+    let device = Device::open("");
+    let memory = Memory::with_access(&device, &[0; 64], PCI_RW);
+    let place = || out(|blob| unsafe { doca_mmap_export_pci(memory.mmap, device.0, blob, &mut 0) }).expect("a blob");
+    assert_eq!(place(), place(), "one blob, which nobody else frees");
+    let blob = memory.blob(&device).expect("a blob");
+    drop(memory);
+    assert_eq!(Memory::import(&device, &blob).err(), Some(E::DOCA_ERROR_DRIVER));
+}
+
+#[test]
+fn an_import_with_bufs_does_not_go() {
+    let (device, inventory) = (Device::open(""), Inventory::new(1));
+    let memory = Memory::with_access(&device, &[0; 64], PCI_RW);
+    let import = Memory::import(&device, &memory.blob(&device).expect("a blob")).expect("an import");
+    let buf = inventory.source(&import, 0, 64);
+    assert_eq!(unsafe { doca_mmap_destroy(import.mmap) }, E::DOCA_ERROR_NOT_PERMITTED);
+    give_back(buf);
+}
+
+#[test]
+fn a_dmabuf_is_not_supported_and_says_so() {
+    let mut byte = 0u8;
+    let place: *mut c_void = (&raw mut byte).cast();
+    unsafe {
+        let mmap = out(|mmap| doca_mmap_create(mmap)).expect("an mmap");
+        assert_eq!(doca_mmap_set_dmabuf_memrange(mmap, 0, place, 0, 1), E::DOCA_ERROR_NOT_SUPPORTED);
+        ok(doca_mmap_destroy(mmap));
+    }
+}
+
+#[test]
+fn codes_have_the_numbers_of_the_sdk_and_user_data_is_a_word() {
+    let some = [
+        (E::DOCA_SUCCESS, 0),
+        (E::DOCA_ERROR_UNKNOWN, 1),
+        (E::DOCA_ERROR_NOT_PERMITTED, 2),
+        (E::DOCA_ERROR_IN_USE, 3),
+        (E::DOCA_ERROR_NOT_SUPPORTED, 4),
+        (E::DOCA_ERROR_AGAIN, 5),
+        (E::DOCA_ERROR_INVALID_VALUE, 6),
+        (E::DOCA_ERROR_NO_MEMORY, 7),
+        (E::DOCA_ERROR_INITIALIZATION, 8),
+        (E::DOCA_ERROR_SHUTDOWN, 10),
+        (E::DOCA_ERROR_CONNECTION_RESET, 11),
+        (E::DOCA_ERROR_NOT_CONNECTED, 14),
+        (E::DOCA_ERROR_NOT_FOUND, 16),
+        (E::DOCA_ERROR_IO_FAILED, 17),
+        (E::DOCA_ERROR_BAD_STATE, 18),
+        (E::DOCA_ERROR_UNSUPPORTED_VERSION, 19),
+        (E::DOCA_ERROR_DRIVER, 21),
+        (E::DOCA_ERROR_ALREADY_EXIST, 23),
+        (E::DOCA_ERROR_FULL, 24),
+        (E::DOCA_ERROR_IN_PROGRESS, 26),
+        (E::DOCA_ERROR_TOO_BIG, 27),
+        (E::DOCA_ERROR_SKIPPED, 30),
+    ];
+    some.into_iter().for_each(|(code, number)| assert_eq!(code.0, number));
+    assert_eq!(size_of::<doca_data>(), 8);
+}
+
+#[test]
 fn an_mmap_with_bufs_neither_stops_nor_goes() {
     let device = Device::open("");
     let (memory, inventory) = (Memory::zeroed(&device, 64), Inventory::new(2));

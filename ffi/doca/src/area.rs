@@ -74,11 +74,14 @@ impl Region {
         let bytes = bytes.checked_next_multiple_of(HUGE_PAGE).ok_or(no_memory)?;
         let length = NonZeroUsize::new(bytes).ok_or(no_memory)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
+        let populated = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
-        let base = unsafe {
-            mmap_anonymous(None, length, access, flags | MapFlags::MAP_HUGETLB)
-                .or_else(|_| mmap_anonymous(None, length, access, flags))
+        let map = |flags| unsafe { mmap_anonymous(None, length, access, flags) };
+        let base = if cfg!(miri) {
+            // which knows no other kind
+            map(MapFlags::MAP_PRIVATE)
+        } else {
+            map(populated | MapFlags::MAP_HUGETLB).or_else(|_| map(populated))
         }
         .map_err(|_| no_memory)?
         .cast::<u8>();
@@ -129,6 +132,11 @@ impl fmt::Debug for Area {
 impl Area {
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Its length, without the slice that `len` would make: an engine may be writing to the bytes already.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn address(&self) -> *mut u8 {

@@ -36,7 +36,7 @@ impl Inventory {
 
     /// One buffer over `bytes` bytes at `offset` of `area`.
     pub(crate) fn local(&self, area: &Area, offset: usize, bytes: usize, side: Side) -> Result<Chain, Error> {
-        if offset > area.len() || bytes > area.len() - offset {
+        if offset > area.bytes() || bytes > area.bytes() - offset {
             return Err(Error::new("doca_buf_inventory_buf_get_by_args", Code::INVALID_VALUE));
         }
         // SAFETY: range-checked; the result stays inside the area.
