@@ -7,10 +7,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::pci::PciAddress;
+
 /// The environment variable that is read at each device list.
 const VARIABLE: &str = "DOCA_EMULATOR";
-/// One PCI function has eight at most.
+/// Functions of the card that a process may see.
 const DEVICES_MAX: u32 = 8;
+/// Functions of the host that one of them serves.
+const REPRESENTORS_MAX: u32 = 64;
 const THREADS_MAX: u32 = 64;
 
 /// Which card to be.
@@ -33,37 +37,21 @@ pub enum Role {
     Card,
 }
 
-/// Domain, bus and device of a card; the function is the device's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PciSlot {
-    pub domain: u16,
-    pub bus: u8,
-    pub device: u8,
+/// Which functions of the host a device of the card has representors of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Representors {
+    /// So many, from the device's own address on.
+    Count(u32),
+    /// At these places.
+    At(Vec<PciAddress>),
 }
 
-impl PciSlot {
-    const FIRST: PciSlot = PciSlot { domain: 0, bus: 3, device: 0 };
-}
-
-impl fmt::Display for PciSlot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}:{:02x}:{:02x}", self.domain, self.bus, self.device)
-    }
-}
-
-impl FromStr for PciSlot {
-    type Err = ();
-
-    /// `03:00`, with or without a domain before it and a function of zero behind it.
-    fn from_str(text: &str) -> Result<PciSlot, ()> {
-        let hex = |text: &str, digits: usize| -> Result<u16, ()> {
-            let fits = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if fits { u16::from_str_radix(text, 16).map_err(|_| ()) } else { Err(()) }
-        };
-        let text = text.strip_suffix(".0").unwrap_or(text);
-        let (domain, rest) = if text.len() > 5 { text.split_once(':').ok_or(())? } else { ("0000", text) };
-        let (bus, device) = rest.split_once(':').ok_or(())?;
-        Ok(PciSlot { domain: hex(domain, 4)?, bus: hex(bus, 2)? as u8, device: hex(device, 2)? as u8 })
+impl Representors {
+    pub(crate) fn count(&self) -> u32 {
+        match self {
+            Representors::Count(count) => *count,
+            Representors::At(places) => places.len() as u32,
+        }
     }
 }
 
@@ -75,10 +63,11 @@ pub struct Config {
     /// Functions of the card, 0 to 8.
     pub devices: u32,
     pub role: Role,
-    /// Where this process sees the card.
-    pub pci: PciSlot,
-    /// Where the host sees it, which is what representors say. None: at the same place.
-    pub rep: Option<PciSlot>,
+    /// Where this process sees the first of them; the others follow it.
+    pub pci: PciAddress,
+    /// Whom Comch servers of the first one may serve: the host's functions, where the host sees them. The next device
+    /// has those that follow.
+    pub rep: Representors,
     /// Where Comch servers and clients meet. None: a directory of the user's.
     pub comch_dir: Option<PathBuf>,
     /// How long a starting Comch client waits for its server.
@@ -122,8 +111,8 @@ impl Default for Config {
             profile: Profile::Bf3,
             devices: 1,
             role: Role::Any,
-            pci: PciSlot::FIRST,
-            rep: None,
+            pci: PciAddress::FIRST,
+            rep: Representors::Count(1),
             comch_dir: None,
             comch_wait_ms: 0,
             decompress_threads: 2,
@@ -181,6 +170,7 @@ impl FromStr for Config {
             let (key, value) = item.split_once('=').ok_or_else(|| ConfigError::NotAnAssignment(item.to_owned()))?;
             config.set(key.trim(), value.trim())?;
         }
+        config.check_addresses()?;
         Ok(config)
     }
 }
@@ -204,8 +194,15 @@ impl Config {
                     _ => return Err(bad("role", value, "any, host or card")),
                 }
             }
-            "pci" => self.pci = slot("pci", value)?,
-            "rep" => self.rep = Some(slot("rep", value)?),
+            "pci" => self.pci = address("pci", value)?,
+            "rep" if value.contains(':') => {
+                self.rep =
+                    Representors::At(value.split('+').map(|place| address("rep", place)).collect::<Result<_, _>>()?);
+            }
+            "rep" => {
+                let wanted = "1 to 64, or PCI addresses with + between them";
+                self.rep = Representors::Count(number("rep", value, 1..=REPRESENTORS_MAX, wanted)?);
+            }
             "comch_dir" if value.is_empty() => return Err(bad("comch_dir", value, "a directory")),
             "comch_dir" => self.comch_dir = Some(value.into()),
             "comch_wait_ms" => self.comch_wait_ms = number("comch_wait_ms", value, 0..=600_000, "up to 600000")?,
@@ -229,6 +226,41 @@ impl Config {
             "quiet" => self.quiet = switch("quiet", value)?,
             "debug" => self.debug = switch("debug", value)?,
             _ => return Err(ConfigError::UnknownKey(key.to_owned())),
+        }
+        Ok(())
+    }
+
+    /// Where this process sees a device.
+    pub(crate) fn device_address(&self, device: u32) -> Option<PciAddress> {
+        self.pci.further(device)
+    }
+
+    /// Where the host sees the function of a device's representor.
+    pub(crate) fn host_address(&self, device: u32, representor: u32) -> Option<PciAddress> {
+        let per_device = self.rep.count();
+        match &self.rep {
+            Representors::Count(_) => self.pci.further(device * per_device + representor),
+            Representors::At(places) => places.get(representor as usize)?.further(device * per_device),
+        }
+    }
+
+    /// All functions are on their bus, and no two representors stand for the same one.
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        if self.rep.count() > REPRESENTORS_MAX {
+            return Err(bad("rep", &self.rep.count().to_string(), "at most 64 addresses"));
+        }
+        let mut taken = Vec::new();
+        for device in 0..self.devices {
+            self.device_address(device).ok_or_else(|| bad("pci", &self.pci.to_string(), "room on the bus for all"))?;
+            for representor in 0..self.rep.count() {
+                let wanted = "room on the bus for all devices' representors";
+                let address = self.host_address(device, representor);
+                let address = address.ok_or_else(|| bad("rep", &format!("{:?}", self.rep), wanted))?;
+                if taken.contains(&address) {
+                    return Err(bad("rep", &address.to_string(), "each function once, over all devices"));
+                }
+                taken.push(address);
+            }
         }
         Ok(())
     }
@@ -262,7 +294,7 @@ fn threads(key: &'static str, value: &str) -> Result<u32, ConfigError> {
     number(key, value, 1..=THREADS_MAX, "1 to 64")
 }
 
-fn slot(key: &'static str, value: &str) -> Result<PciSlot, ConfigError> {
+fn address(key: &'static str, value: &str) -> Result<PciAddress, ConfigError> {
     value.parse().map_err(|()| bad(key, value, "a PCI address such as 03:00.0"))
 }
 
@@ -315,15 +347,18 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "profile=bf2, devices=2,role=host,pci=b1:00.0,rep=0001:3b:1f,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,window=0,seed=42,fail=0.5,again=0.25,\
+        let text = "profile=bf2, devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,window=0,seed=42,fail=0.5,again=0.25,\
                     corrupt=1,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
                     gigabytes_per_s=2.5,depth=3,quiet=1,debug=1,";
         let wanted = Config {
             profile: Profile::Bf2,
             devices: 2,
             role: Role::Host,
-            pci: PciSlot { domain: 0, bus: 0xb1, device: 0 },
-            rep: Some(PciSlot { domain: 1, bus: 0x3b, device: 0x1f }),
+            pci: PciAddress { domain: 0, bus: 0xb1, devfn: 2 },
+            rep: Representors::At(vec![
+                PciAddress { domain: 1, bus: 0x3b, devfn: 0x1f << 3 },
+                PciAddress { domain: 1, bus: 0x3b, devfn: 0x02 << 3 | 1 },
+            ]),
             comch_dir: Some("/run/x".into()),
             comch_wait_ms: 5,
             decompress_threads: 4,
@@ -362,6 +397,31 @@ mod tests {
     }
 
     #[test]
+    fn the_representors_of_the_next_device_are_the_next_functions() {
+        let places = |text: &str| -> Vec<String> {
+            let config: Config = text.parse().expect(text);
+            let all = (0..config.devices).flat_map(|device| (0..config.rep.count()).map(move |rep| (device, rep)));
+            all.map(|(device, rep)| config.host_address(device, rep).expect("checked").to_string()[5..].to_owned())
+                .collect()
+        };
+        assert_eq!(places("devices=2"), ["03:00.0", "03:00.1"]);
+        assert_eq!(places("devices=2,rep=b1:00.0"), ["b1:00.0", "b1:00.1"]);
+        assert_eq!(places("rep=3"), ["03:00.0", "03:00.1", "03:00.2"]);
+        assert_eq!(places("rep=b1:00.0+b1:00.1,devices=2"), ["b1:00.0", "b1:00.1", "b1:00.2", "b1:00.3"]);
+        assert_eq!(places("rep=b1:00.0+3b:00.0"), ["b1:00.0", "3b:00.0"]);
+    }
+
+    #[test]
+    fn a_function_of_the_host_has_one_representor_and_is_on_its_bus() {
+        let message = |text: &str| text.parse::<Config>().expect_err(text).to_string();
+        let once = "wanted each function once, over all devices";
+        assert_eq!(message("rep=b1:00.0+b1:00.0"), format!("rep=0000:b1:00.0: {once}"));
+        assert_eq!(message("devices=2,rep=b1:00.0+b1:00.2"), format!("rep=0000:b1:00.2: {once}"));
+        assert_eq!(message("pci=03:1f.7,devices=2"), "pci=0000:03:1f.7: wanted room on the bus for all");
+        assert_eq!(message(&format!("rep=b1:00.0{}", "+b1:00.0".repeat(64))), "rep=65: wanted at most 64 addresses");
+    }
+
+    #[test]
     fn a_typo_is_an_error_that_names_it() {
         let message = |text: &str| text.parse::<Config>().expect_err(text).to_string();
         assert_eq!(message("sead=1"), "unknown key `sead`");
@@ -370,6 +430,8 @@ mod tests {
         assert_eq!(message("fail=NaN"), "fail=NaN: wanted 0 to 1");
         assert_eq!(message("dma_threads=0"), "dma_threads=0: wanted 1 to 64");
         assert_eq!(message("pci=3:0.0"), "pci=3:0.0: wanted a PCI address such as 03:00.0");
+        assert_eq!(message("rep=0"), "rep=0: wanted 1 to 64, or PCI addresses with + between them");
+        assert_eq!(message("rep=b1:00.0+"), "rep=: wanted a PCI address such as 03:00.0");
         assert_eq!(message("profile=bf4"), "profile=bf4: wanted bf2 or bf3");
     }
 }

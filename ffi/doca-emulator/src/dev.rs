@@ -37,7 +37,8 @@ pub(crate) fn buf_bytes_max(profile: Profile, kind: Kind) -> Option<u64> {
 #[repr(C)]
 pub(crate) struct DevInfo {
     stamp: Stamp,
-    function: u32,
+    /// In the list.
+    index: u32,
     pub(crate) config: Arc<Config>,
 }
 
@@ -48,16 +49,16 @@ unsafe impl Thing for DevInfo {
 }
 
 impl DevInfo {
-    fn new(function: u32, config: Arc<Config>) -> DevInfo {
-        DevInfo { stamp: Stamp::new(DevInfo::MAGIC), function, config }
+    fn new(index: u32, config: Arc<Config>) -> DevInfo {
+        DevInfo { stamp: Stamp::new(DevInfo::MAGIC), index, config }
     }
 
     pub(crate) fn pci_address(&self) -> String {
-        format!("{}.{}", self.config.pci, self.function)
+        self.config.device_address(self.index).unwrap_or(self.config.pci).to_string()
     }
 
-    pub(crate) fn function(&self) -> u32 {
-        self.function
+    pub(crate) fn index(&self) -> u32 {
+        self.index
     }
 
     pub(crate) fn buf_bytes_max(&self, kind: Kind) -> Result<u64, Fault> {
@@ -126,7 +127,7 @@ fn open(info: &DevInfo) -> Dev {
         tasks: AtomicU64::new(0),
         compress: Engine::new("compress", config.decompress_threads, config.reorder, seed),
         dma: Engine::new("dma", config.dma_threads, config.reorder, seed),
-        info: DevInfo::new(info.function, config),
+        info: DevInfo::new(info.index, config),
         users: AtomicUsize::new(0),
     }
 }
@@ -163,7 +164,7 @@ exports! {
         if cfg!(feature = "announce") && !config.quiet {
             announce(&config);
         }
-        dev_list.put(list((0..config.devices).map(|function| DevInfo::new(function, Arc::clone(&config)))));
+        dev_list.put(list((0..config.devices).map(|index| DevInfo::new(index, Arc::clone(&config)))));
         nb_devs.put(config.devices);
         Ok(())
     }
@@ -214,7 +215,7 @@ exports! {
         iface_name: *mut c_char => Room,
         size: u32,
     ) {
-        put_text(iface_name, &format!("p{}", devinfo.function), size)
+        put_text(iface_name, &format!("p{}", devinfo.index), size)
     }
 
     fn doca_devinfo_get_ibdev_name(
@@ -222,7 +223,7 @@ exports! {
         ibdev_name: *mut c_char => Room,
         size: u32,
     ) {
-        put_text(ibdev_name, &format!("mlx5_{}", devinfo.function), size)
+        put_text(ibdev_name, &format!("mlx5_{}", devinfo.index), size)
     }
 
     fn doca_devinfo_get_mac_addr(
@@ -231,7 +232,7 @@ exports! {
         size: u32,
     ) {
         // locally administered, so nobody's
-        mac_addr.put(&[0x02, 0, 0, 0x03, 0, devinfo.function as u8], size as usize)
+        mac_addr.put(&[0x02, 0, 0, 0x03, 0, devinfo.index as u8], size as usize)
     }
 
     fn doca_devinfo_get_ipv4_addr(

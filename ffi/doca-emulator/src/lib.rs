@@ -22,7 +22,7 @@
 //! | | |
 //! |---|---|
 //! | the door of every function | `door`; the bindings of our own headers: [`abi`] |
-//! | devices and representors | `dev`, `rep`, `config`, `chance` |
+//! | devices and representors | `dev`, `rep`, `pci`, `config`, `chance` |
 //! | memory | `mmap`, `region`, `export`, `buf`, `inventory` |
 //! | contexts and tasks | `ctx`, `task`, `pool`, `job`, `pe`, `typed` |
 //! | engines | `compress`, `dma`, `engine`, `codec`, `copy`, `clock` |
@@ -68,6 +68,7 @@ mod job;
 mod link;
 mod log;
 mod mmap;
+mod pci;
 mod pe;
 mod pool;
 mod region;
@@ -76,4 +77,5 @@ mod station;
 mod task;
 mod typed;
 
-pub use config::{Config, ConfigError, PciSlot, Profile, Role, configure, configure_thread};
+pub use config::{Config, ConfigError, Profile, Representors, Role, configure, configure_thread};
+pub use pci::PciAddress;

@@ -19,7 +19,10 @@ use crate::error::Fault;
 pub(crate) struct RepInfo {
     stamp: Stamp,
     dev: Handle<Dev>,
-    function: u32,
+    /// Of its device.
+    device: u32,
+    /// Among the representors of that device: 0 is the host's physical function, the others are virtual ones.
+    index: u32,
     config: Arc<Config>,
 }
 
@@ -30,14 +33,14 @@ unsafe impl Thing for RepInfo {
 }
 
 impl RepInfo {
-    fn new(dev: Handle<Dev>) -> RepInfo {
-        let (function, config) = (dev.info.function(), Arc::clone(&dev.info.config));
-        RepInfo { stamp: Stamp::new(RepInfo::MAGIC), dev, function, config }
+    fn new(dev: Handle<Dev>, index: u32) -> RepInfo {
+        let (device, config) = (dev.info.index(), Arc::clone(&dev.info.config));
+        RepInfo { stamp: Stamp::new(RepInfo::MAGIC), dev, device, index, config }
     }
 
     /// As the host sees it.
     pub(crate) fn pci_address(&self) -> String {
-        format!("{}.{}", self.config.rep.unwrap_or(self.config.pci), self.function)
+        self.config.host_address(self.device, self.index).unwrap_or(self.config.pci).to_string()
     }
 }
 
@@ -82,11 +85,11 @@ exports! {
         }
         let count = match filter {
             doca_devinfo_rep_filter::DOCA_DEVINFO_REP_FILTER_ALL
-            | doca_devinfo_rep_filter::DOCA_DEVINFO_REP_FILTER_NET => 1,
+            | doca_devinfo_rep_filter::DOCA_DEVINFO_REP_FILTER_NET => dev.config().rep.count(),
             doca_devinfo_rep_filter::DOCA_DEVINFO_REP_FILTER_EMULATED => return Err(Fault::DOCA_ERROR_NOT_SUPPORTED),
             _ => return Err(Fault::DOCA_ERROR_INVALID_VALUE),
         };
-        dev_list_rep.put(list((0..count).map(|_| RepInfo::new(dev))));
+        dev_list_rep.put(list((0..count).map(|index| RepInfo::new(dev, index))));
         nb_devs_rep.put(count);
         Ok(())
     }
@@ -101,7 +104,7 @@ exports! {
         dev_rep: *mut *mut doca_dev_rep => Out<*mut doca_dev_rep>,
     ) {
         devinfo.dev.hold();
-        let info = RepInfo::new(devinfo.dev);
+        let info = RepInfo::new(devinfo.dev, devinfo.index);
         dev_rep.put(Handle::new(DevRep { stamp: Stamp::new(DevRep::MAGIC), info, users: 0.into() }).to_c());
         Ok(())
     }
@@ -127,7 +130,7 @@ exports! {
         rep_vuid: *mut c_char => Room,
         size: u32,
     ) {
-        put_text(rep_vuid, &format!("EMULATOR0000S0F{}", devinfo_rep.function), size)
+        put_text(rep_vuid, &format!("EMULATOR0000S{}F{}", devinfo_rep.device, devinfo_rep.index), size)
     }
 
     fn doca_devinfo_rep_get_pci_addr_str(
@@ -141,8 +144,10 @@ exports! {
         devinfo_rep: *const doca_devinfo_rep => Handle<RepInfo>,
         pci_func_type: *mut doca_pci_func_type => Out<doca_pci_func_type>,
     ) {
-        let _ = devinfo_rep;
-        pci_func_type.put(doca_pci_func_type::DOCA_PCI_FUNC_TYPE_PF);
+        pci_func_type.put(match devinfo_rep.index {
+            0 => doca_pci_func_type::DOCA_PCI_FUNC_TYPE_PF,
+            _ => doca_pci_func_type::DOCA_PCI_FUNC_TYPE_VF,
+        });
         Ok(())
     }
 
@@ -160,7 +165,12 @@ exports! {
         iface_name: *mut c_char => Room,
         size: u32,
     ) {
-        put_text(iface_name, &format!("pf{}hpf", devinfo_rep.function), size)
+        let device = devinfo_rep.device;
+        let name = match devinfo_rep.index.checked_sub(1) {
+            None => format!("pf{device}hpf"),
+            Some(virtual_function) => format!("pf{device}vf{virtual_function}"),
+        };
+        put_text(iface_name, &name, size)
     }
 
     fn doca_devinfo_rep_is_equal_pci_addr(

@@ -126,22 +126,33 @@ fn name(text: &str) -> CString {
     CString::new(text).expect("no zeroes")
 }
 
-fn representor(device: &Device) -> *mut doca_dev_rep {
+/// All representors of a device, opened.
+fn representors(device: &Device) -> Vec<*mut doca_dev_rep> {
     unsafe {
         let mut count = 0;
         let filter = doca_devinfo_rep_filter::DOCA_DEVINFO_REP_FILTER_NET.0 as i32;
         let list = out(|list| doca_devinfo_rep_create_list(device.0, filter, list, &mut count)).expect("a list");
-        assert_eq!(count, 1);
-        let rep = out(|rep| doca_dev_rep_open(*list, rep)).expect("a representor");
+        assert!((*list.add(count as usize)).is_null(), "a list ends with a null");
+        let reps = (0..count as usize).map(|i| out(|rep| doca_dev_rep_open(*list.add(i), rep)).expect("a representor"));
+        let reps = reps.collect();
         ok(doca_devinfo_rep_destroy_list(list));
-        rep
+        reps
     }
+}
+
+fn representor(device: &Device) -> *mut doca_dev_rep {
+    let reps = representors(device);
+    assert_eq!(reps.len(), 1);
+    reps[0]
 }
 
 impl Server {
     fn create(device: &Device, engine: &Engine, called: &str, queue: u32) -> Server {
+        Server::create_for(representor(device), device, engine, called, queue)
+    }
+
+    fn create_for(rep: *mut doca_dev_rep, device: &Device, engine: &Engine, called: &str, queue: u32) -> Server {
         unsafe {
-            let rep = representor(device);
             let called = name(called);
             let raw = out(|server| doca_comch_server_create(device.0, rep, called.as_ptr(), server)).expect("a server");
             let ctx = doca_comch_server_as_ctx(raw);
@@ -396,6 +407,63 @@ fn each_side_of_the_card_has_its_part_only() {
         assert_eq!(doca_dev_close(card.0), E::DOCA_ERROR_IN_USE, "a representor holds its device open");
         ok(doca_dev_rep_close(rep));
     }
+}
+
+fn text_of(get: impl FnOnce(*mut std::ffi::c_char) -> doca_error) -> String {
+    let mut room = [0u8; 64];
+    ok(get(room.as_mut_ptr().cast()));
+    std::ffi::CStr::from_bytes_until_nul(&room).expect("an end").to_str().expect("text").to_owned()
+}
+
+#[test]
+fn a_device_lists_one_representor_for_each_function_of_the_host() {
+    let (card, _directory) = device("role=card,rep=b1:00.0+b1:00.1+b1:02.7");
+    let reps = representors(&card);
+    let shown: Vec<(String, String, String, doca_pci_func_type)> = reps
+        .iter()
+        .map(|rep| unsafe {
+            let info = doca_dev_rep_as_devinfo(*rep);
+            let pci = text_of(|room| doca_devinfo_rep_get_pci_addr_str(info, room));
+            let name = text_of(|room| doca_devinfo_rep_get_iface_name(info, room, 64));
+            let vuid = text_of(|room| doca_devinfo_rep_get_vuid(info, room, 64));
+            (pci, name, vuid, out(|kind| doca_devinfo_rep_get_pci_func_type(info, kind)).expect("a kind"))
+        })
+        .collect();
+    let (pf, vf) = (doca_pci_func_type::DOCA_PCI_FUNC_TYPE_PF, doca_pci_func_type::DOCA_PCI_FUNC_TYPE_VF);
+    let row = |pci: &str, name: &str, vuid: &str, kind| (pci.to_owned(), name.to_owned(), vuid.to_owned(), kind);
+    let wanted = [
+        row("0000:b1:00.0", "pf0hpf", "EMULATOR0000S0F0", pf),
+        row("0000:b1:00.1", "pf0vf0", "EMULATOR0000S0F1", vf),
+        row("0000:b1:02.7", "pf0vf1", "EMULATOR0000S0F2", vf),
+    ];
+    assert_eq!(shown, wanted);
+    reps.into_iter().for_each(|rep| ok(unsafe { doca_dev_rep_close(rep) }));
+}
+
+#[test]
+fn each_function_of_the_host_finds_the_server_that_serves_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let open = |more: &str| Device::open(&format!("comch_dir={},{more}", directory.path().display()));
+    let card = open("role=card,rep=b1:00.0+b1:00.1+b1:00.2");
+    let engine = Engine::new();
+    let reps = representors(&card);
+    // The same name thrice is no clash, because they serve different functions. The third is not served.
+    let servers: Vec<Server> = reps[..2].iter().map(|rep| Server::create_for(*rep, &card, &engine, "kv", 4)).collect();
+    servers.iter().for_each(|server| ok(unsafe { doca_ctx_start(server.ctx()) }));
+    for (index, host) in ["role=host,pci=b1:00.0", "role=host,pci=b1:00.1"].into_iter().enumerate() {
+        let host = open(host);
+        let client = Client::new(&host, &engine, "kv");
+        client.send(&[index as u8]).expect("sent");
+        engine.progress_until(|| !servers[index].heard.messages.borrow().is_empty());
+        engine.progress_until(|| !client.heard.sent.borrow().is_empty());
+        assert_eq!(servers[index].heard.messages.borrow()[0].0, [index as u8]);
+        assert_eq!(servers[index].heard.joined.borrow().len(), 1, "only its own function's client");
+    }
+    let unserved = open("role=host,pci=b1:00.2");
+    let client = Client::create(&unserved, &engine, "kv");
+    engine.progress_until(|| client.state() == IDLE);
+    drop(servers);
+    ok(unsafe { doca_dev_rep_close(reps[2]) });
 }
 
 /// A started consumer of `client` and producer of `server`, and what both saw.

@@ -62,6 +62,14 @@ fn pci_addresses_match_with_and_without_domain() {
 }
 
 #[test]
+fn a_host_may_see_the_card_at_any_function() {
+    let device = Device::open("role=host,pci=b1:00.1");
+    let is_equal =
+        |address: &CStr| out(|equal| unsafe { doca_devinfo_is_equal_pci_addr(device.info(), address.as_ptr(), equal) });
+    assert_eq!((is_equal(c"b1:00.1"), is_equal(c"b1:00.0")), (Ok(1), Ok(0)));
+}
+
+#[test]
 fn a_card_may_show_several_functions_or_none() {
     for wanted in [0, 2] {
         configure_thread(Config { devices: wanted, ..Config::default() });
