@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use block::Recipe;
-use clap::{Args, Parser, Subcommand};
-use dpu_app::config::Config;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dpu_app::config::{Attach, Config};
 use dpu_app::store::scrub;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -40,6 +40,16 @@ enum Command {
     Scrub(Scrub),
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Way {
+    /// DOCA Comch and the socket
+    Both,
+    /// DOCA Comch: hosts over PCIe
+    Comch,
+    /// The socket: this machine only
+    Socket,
+}
+
 #[derive(Debug, Args)]
 struct Run {
     /// File of `flag = value` lines, flags as below without the dashes; # starts a comment
@@ -48,7 +58,17 @@ struct Run {
     /// Where chunks live: dir:PATH[?bytes=200G&chunks=N&sync=always|never]
     #[arg(long, env = "KVLANE_STORE", value_name = "URL")]
     store: String,
-    /// Unix socket that hosts attach to
+    /// How hosts may attach
+    #[arg(long, env = "KVLANE_ATTACH", value_name = "WAY", value_enum, default_value_t = Way::Both)]
+    attach: Way,
+    /// Name that hosts ask for by DOCA Comch
+    #[arg(long, env = "KVLANE_COMCH_NAME", value_name = "NAME", default_value = mailbox::attach::SERVICE_NAME)]
+    comch_name: String,
+    /// Function of the host to serve by Comch: PCI address or interface of its representor, once or more [default: every
+    /// physical function]
+    #[arg(long, env = "KVLANE_REPRESENTOR", value_name = "NAME", value_delimiter = ',')]
+    representor: Vec<String>,
+    /// Unix socket that hosts on this machine attach to
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
     socket: PathBuf,
     /// Device by PCI address or IB name; without it the first that can do DMA
@@ -133,6 +153,13 @@ impl Run {
     fn config(&self) -> Config {
         let slots = self.slots;
         Config {
+            attach: match self.attach {
+                Way::Both => Attach::Both,
+                Way::Comch => Attach::Comch,
+                Way::Socket => Attach::Socket,
+            },
+            comch_name: self.comch_name.clone(),
+            representors: self.representor.clone(),
             socket: self.socket.clone(),
             store: self.store.clone(),
             device: self.device.clone().map_or(doca::Selector::First, doca::Selector::Named),
@@ -225,7 +252,14 @@ fn run_data_plane(run: &Run) -> ExitCode {
         return fail(EXIT_RUNTIME, error);
     }
     log::info!("dpu-app {} on the {}", env!("CARGO_PKG_VERSION"), flavour());
-    match dpu_app::run(&config, &stop, || log::info!("ready: hosts attach to {}", config.socket.display())) {
+    let ready = || match config.attach {
+        Attach::Socket => log::info!("ready: hosts attach to {}", config.socket.display()),
+        Attach::Comch => log::info!("ready: hosts attach by Comch `{}`", config.comch_name),
+        Attach::Both => {
+            log::info!("ready: hosts attach by Comch `{}` and to {}", config.comch_name, config.socket.display());
+        }
+    };
+    match dpu_app::run(&config, &stop, ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error.exit_code(), error),
     }

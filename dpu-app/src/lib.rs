@@ -15,6 +15,7 @@
 mod attend;
 pub mod bell;
 mod chunks;
+pub mod comch;
 pub mod config;
 pub mod counters;
 pub mod crew;

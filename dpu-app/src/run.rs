@@ -11,7 +11,7 @@ use std::time::Instant;
 use block::codec::{Compressor, Decompressor};
 use doca::Device;
 use heapless::spsc::Queue;
-use mailbox::channel::{ChannelError, UnixListener};
+use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::sys::eventfd::EventFd;
 
 use crate::bell::{EngineBell, WorkerBell};
@@ -62,7 +62,10 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Encoder(_) => 2,
-            Self::Device(_) | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
+            Self::Hub(HubError::Comch(error)) if !error.is_of_the_device() => 2,
+            Self::Device(_)
+            | Self::Hub(HubError::Comch(_))
+            | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
     }
@@ -90,8 +93,12 @@ pub fn serve(
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
-    let listener = UnixListener::bind(&config.socket)
-        .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
+    let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
+    if config.attach.has_socket() {
+        let listener = UnixListener::bind(&config.socket)
+            .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
+        listeners.push(Box::new(listener));
+    }
     let shared = Shared {
         config,
         store,
@@ -114,7 +121,7 @@ pub fn serve(
         let dequantizers = start_crew(scope, &shared, "dequantize", &mut dequantize, &mut leaving)?;
         let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
         let crews = Crews { fetchers, dequantizers, encoders };
-        let hub = Hub::new(&shared, device, crews, Box::new(listener)).map_err(RunError::Hub)?;
+        let hub = Hub::new(&shared, device, crews, listeners).map_err(RunError::Hub)?;
         hub.announce();
         ready();
         hub.run().map_err(RunError::Hub)

@@ -11,7 +11,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use dpu_app::store::{Limits, Store};
-use host_ctl::{Arrangement, Client, Options};
+use host_ctl::{Arrangement, Client, Options, Route};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
 use rig::*;
@@ -95,7 +95,7 @@ fn a_steady_data_plane_allocates_nothing() {
     let stop = Arc::new(EventFd::new().unwrap());
     let (ready, is_ready) = mpsc::channel();
     let card = thread::Builder::new().name("engine".into());
-    let options = Options { socket: config.socket.clone(), ..Options::default() };
+    let options = Options { route: Route::Comch { name: config.comch_name.clone() }, ..Options::default() };
     let card = card
         .spawn({
             let stop = Arc::clone(&stop);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
 use dpu_app::store::{Stats, Store, StoreError};
 use dpu_app::{Config, RunError};
-use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Transfer};
+use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Route, Transfer};
 use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -174,9 +174,16 @@ impl Store for MemoryStore {
     }
 }
 
-/// A data plane in a thread of this process.
+/// A name for Comch that no other test has, in this process or another.
+pub fn comch_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed))
+}
+
+/// A data plane in a thread of this process. Hosts come by Comch where a test does not say otherwise.
 pub struct Card {
-    pub socket: PathBuf,
+    pub comch: Route,
+    pub socket: Route,
     pub store: Arc<MemoryStore>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<Result<(), RunError>>>,
@@ -186,6 +193,7 @@ pub struct Card {
 /// Small limits, so that rings wrap and queues fill.
 pub fn small(home: &Path) -> Config {
     Config {
+        comch_name: comch_name(),
         socket: home.join("card.sock"),
         block_bytes: 16 << 10,
         slots: 6,
@@ -220,7 +228,8 @@ impl Card {
         change(&mut config);
         let stop = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap());
         let (ready, is_ready) = mpsc::channel();
-        let socket = config.socket.clone();
+        let comch = Route::Comch { name: config.comch_name.clone() };
+        let socket = Route::Socket(config.socket.clone());
         let thread = {
             let (store, stop) = (Arc::clone(&store), Arc::clone(&stop));
             thread::spawn(move || {
@@ -231,12 +240,12 @@ impl Card {
             })
         };
         is_ready.recv_timeout(Duration::from_secs(10)).expect("the card starts");
-        Self { socket, store, stop, thread: Some(thread), _home: home }
+        Self { comch, socket, store, stop, thread: Some(thread), _home: home }
     }
 
     pub fn options(&self, recipe: &str) -> Options {
         Options {
-            socket: self.socket.clone(),
+            route: self.comch.clone(),
             client: String::from("test"),
             recipe: Some(recipe.parse().unwrap()),
             ..Options::default()
