@@ -19,8 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
 use host_ctl::{
-    Amounts, Arrangement, Client, FetchOrder, Identity, KvFile, Options, PageOrder, StoreOrder, Synthetic, Target,
-    TensorShape, fetch, generate, store,
+    Amounts, Arrangement, Client, FetchOrder, Identity, KvFile, Options, PageOrder, Route, StoreOrder, Synthetic,
+    Target, TensorShape, fetch, generate, store,
 };
 
 const PAGE_TOKENS: u16 = 16;
@@ -101,16 +101,16 @@ struct Card {
 
 impl Card {
     fn start(dir: &Path, recipe: &str) -> Self {
-        let (socket, store) = (dir.join("card.sock"), dir.join("store"));
+        let (name, store) = (format!("bench-{}", std::process::id()), dir.join("store"));
         let _ = std::fs::remove_dir_all(&store);
         let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
-            .args(["run", "--store", &format!("dir:{}?sync=never", store.display()), "--socket"])
-            .arg(&socket)
+            .args(["run", "--store", &format!("dir:{}?sync=never", store.display())])
+            .args(["--attach", "comch", "--comch-name", &name])
             .env("RUST_LOG", "warn")
             .spawn()
             .expect("dpu-app starts");
         let options = Options {
-            socket,
+            route: Route::Comch { name },
             client: String::from("bench"),
             recipe: Some(recipe.parse().expect("a recipe")),
             ..Options::default()

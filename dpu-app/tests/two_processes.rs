@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use block::ElementType;
-use host_ctl::{Arrangement, Client, Error, Gone, Options};
+use host_ctl::{Arrangement, Client, Error, Gone, Options, Route};
 use mailbox::Status;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,14 +20,15 @@ const CHUNKS: usize = 8;
 /// A `dpu-app run` that ends with its test.
 struct Dpu {
     child: Child,
-    socket: PathBuf,
+    comch: String,
     log: Option<thread::JoinHandle<String>>,
 }
 
 fn command(store: &str, socket: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
     command.args(["run", "--store", store, "--socket"]).arg(socket).args(more);
-    let small = [["--slots", "6"], ["--block-bytes", "16384"]];
+    let comch = comch_name();
+    let small = [["--slots", "6"], ["--block-bytes", "16384"], ["--comch-name", &comch]];
     command.args(small.iter().filter(|[flag, _]| !more.contains(flag)).flatten());
     command.env_remove("DOCA_EMULATOR").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
@@ -35,7 +36,13 @@ fn command(store: &str, socket: &Path, more: &[&str]) -> Command {
 
 impl Dpu {
     fn start(store: &str, socket: &Path, emulator: &str) -> Self {
-        let mut child = command(store, socket, &[]).env("DOCA_EMULATOR", emulator).spawn().unwrap();
+        Self::start_with(store, socket, emulator, &[])
+    }
+
+    fn start_with(store: &str, socket: &Path, emulator: &str, more: &[&str]) -> Self {
+        let comch = comch_name();
+        let more = [&["--comch-name", &comch], more].concat();
+        let mut child = command(store, socket, &more).env("DOCA_EMULATOR", emulator).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut log = String::new();
         while !log.contains("ready") {
@@ -45,12 +52,13 @@ impl Dpu {
             let _ = lines.read_to_string(&mut log);
             log
         });
-        Self { child, socket: socket.to_owned(), log: Some(log) }
+        Self { child, comch, log: Some(log) }
     }
 
     fn options(&self) -> Options {
         let recipe = Some("lossless".parse().unwrap());
-        Options { socket: self.socket.clone(), client: "test".into(), recipe, ..Options::default() }
+        let route = Route::Comch { name: self.comch.clone() };
+        Options { route, client: "test".into(), recipe, ..Options::default() }
     }
 
     fn attach(&self, memory: &host_ctl::Memory) -> Client {
@@ -211,7 +219,7 @@ fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
     let pages = linear(CHUNKS);
     let keys = keys(geometry(), "lossless", 1, CHUNKS);
     let mut before = (0, 0);
-    for round in 0..120 {
+    for round in 0..180 {
         let memory = filled(Arrangement::Vllm, geometry(), CHUNKS, 3);
         let mut host = dpu.attach(&memory);
         match round % 3 {
@@ -222,7 +230,8 @@ fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
             }
         }
         drop(host);
-        if round == 20 {
+        // The emulator remembers its last 64 connections, with their descriptors.
+        if round == 80 {
             thread::sleep(Duration::from_millis(300));
             before = (descriptors(), resident_kib());
         }
@@ -233,7 +242,7 @@ fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
         thread::sleep(Duration::from_millis(10));
     }
     let after = (descriptors(), resident_kib());
-    println!("descriptors and KiB after 20 hosts {before:?}, after 120 {after:?}");
+    println!("descriptors and KiB after 80 hosts {before:?}, after 180 {after:?}");
     assert!(after.0 <= before.0, "{after:?} {before:?}");
     assert!(after.1 <= before.1 + 1024, "{after:?} {before:?}");
 }

@@ -13,6 +13,7 @@ use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
 use dpu_app::store::{Stats, Store, StoreError};
 use dpu_app::{Config, RunError};
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Route, Transfer};
+use mailbox::channel::Line;
 use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -184,6 +185,8 @@ pub fn comch_name() -> String {
 pub struct Card {
     pub comch: Route,
     pub socket: Route,
+    /// How a test's hosts come that speak the words themselves.
+    pub raw: Route,
     pub store: Arc<MemoryStore>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<Result<(), RunError>>>,
@@ -240,7 +243,12 @@ impl Card {
             })
         };
         is_ready.recv_timeout(Duration::from_secs(10)).expect("the card starts");
-        Self { comch, socket, store, stop, thread: Some(thread), _home: home }
+        Self { raw: comch.clone(), comch, socket, store, stop, thread: Some(thread), _home: home }
+    }
+
+    /// Every way to the card.
+    pub fn routes(&self) -> [Route; 2] {
+        [self.comch.clone(), self.socket.clone()]
     }
 
     pub fn options(&self, recipe: &str) -> Options {
@@ -321,6 +329,11 @@ pub fn status(client: &mut Client) -> CardStatus {
 
 pub fn counter(status: &CardStatus, name: &str) -> u64 {
     status.value()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+/// A bare line to a card: for hosts that do not keep to the words.
+pub fn line(route: &Route) -> Box<dyn Line> {
+    route.open(&doca::Selector::First, WAIT).unwrap().0
 }
 
 /// All tokens, the card's deadline.
