@@ -180,30 +180,35 @@ impl Talk {
         self.say(&Message::Region(RegionMessage { index, writable, base: *base, bytes: *bytes, export: blob }))
     }
 
-    /// Sends, and listens when the card hangs up: it may have said why.
+    /// Sends, and listens first: a card that has refused us says so while we still introduce ourselves.
     fn say(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        self.hear_objection()?;
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         let bytes = message.encode(&mut bytes)?;
         loop {
             match self.line.send(bytes) {
                 Ok(()) => return Ok(()),
                 Err(ChannelError::Full) => self.wait(|line, left| line.wait_for_room(left))?,
-                Err(ChannelError::Closed) => return Err(self.last_words()),
+                Err(ChannelError::Closed) => {
+                    self.hear_objection()?;
+                    return Err(Gone::Died.into());
+                }
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    fn last_words(&mut self) -> Error {
+    /// What the card has said before it was its turn.
+    fn hear_objection(&mut self) -> Result<(), Error> {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         while let Ok(Some(count)) = self.line.receive(&mut bytes) {
             match Message::decode(&bytes[..count]) {
-                Ok(Message::Refuse(refuse)) => return Error::Refused(refuse),
-                Ok(Message::Bye(farewell)) => return Gone::Left(farewell).into(),
+                Ok(Message::Refuse(refuse)) => return Err(Error::Refused(refuse)),
+                Ok(Message::Bye(farewell)) => return Err(Gone::Left(farewell).into()),
                 _ => {}
             }
         }
-        Gone::Died.into()
+        Ok(())
     }
 
     fn welcome(&mut self, generation: u64) -> Result<Welcome, Error> {

@@ -1,6 +1,8 @@
 //! A card in a thread and hosts beside it: what the end-to-end tests of the data plane share.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod process;
+
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -147,3 +147,41 @@ impl Drop for Server {
         }
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::Client;
+    use super::*;
+    use crate::device::{Device, Selector};
+
+    #[test]
+    fn a_server_that_a_failed_task_stopped_starts_again() {
+        let name = format!("revived-{}", std::process::id());
+        let (engine, device) = (ProgressEngine::new().unwrap(), Device::open(&Selector::First).unwrap());
+        let info = &Representor::list(&device).unwrap()[0];
+        let representor = Representor::open(&device, info).unwrap();
+        let limits = Limits { connections: 2, message_bytes: 100 };
+        let mut server = Server::start(&engine, representor, &name, limits).unwrap();
+        for round in 0..3 {
+            let mut client = Client::connect(&device, &name, 100, Duration::from_secs(10)).unwrap();
+            let mut peer = loop {
+                let _ = engine.progress();
+                if let Some(peer) = server.accept() {
+                    break peer;
+                }
+            };
+            client.send(b"hello").unwrap();
+            let mut out = [0; 100];
+            while peer.receive(&mut out).unwrap().is_none() {
+                let _ = engine.progress();
+            }
+            server.break_down();
+            while engine.progress() {}
+            assert!(server.accept().is_none(), "round {round}");
+            assert_eq!(peer.receive(&mut out), Err(ReceiveError::Closed), "its sessions end, the service goes on");
+            while client.receive(&mut out) != Err(ReceiveError::Closed) {}
+        }
+    }
+}

@@ -194,6 +194,10 @@ impl Station {
 
     /// Sends a message on a connection of this station.
     pub(super) fn send(&self, place: Ticket, message: &[u8]) -> Result<(), SendError> {
+        // Connections end with their context, whether or not anybody says so.
+        if self.state() != ContextState::Running {
+            self.at_desk(Desk::leave_all);
+        }
         let (connection, parcel) = self.at_desk(|desk| desk.pack(place, message))?;
         let sent = self.submit(connection, parcel, message.len());
         sent.map_err(|error| {
