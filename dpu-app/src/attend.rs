@@ -352,7 +352,10 @@ impl Hub<'_, '_> {
                 Ok(Some(_)) if !session.is_live() => {}
                 Err(_) if !session.is_live() => return,
                 Ok(Some(bytes)) => match Message::decode(&self.attach_buffer[..bytes]) {
-                    Ok(Message::Doorbell) => session.stir(self.now),
+                    Ok(Message::Doorbell) => {
+                        session.stir(self.now);
+                        add(&self.shared.counters.doorbells_heard, 1);
+                    }
                     Ok(Message::Bye(_)) => {
                         log::info!("session {} of {} left", session.id, session.client);
                         self.events.add(Event::Left, session.id.into());

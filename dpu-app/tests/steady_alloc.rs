@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use dpu_app::store::{Limits, Store};
 use host_ctl::{Arrangement, Client, Options, Route};
@@ -93,9 +94,12 @@ fn a_steady_data_plane_allocates_nothing() {
     let url = format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display());
     let store: Arc<dyn Store> = Arc::from(dpu_app::store::open(&url, &limits).unwrap());
     let stop = Arc::new(EventFd::new().unwrap());
+    let nap = config.awake * 5;
     let (ready, is_ready) = mpsc::channel();
     let card = thread::Builder::new().name("engine".into());
-    let options = Options { route: Route::Comch { name: config.comch_name.clone() }, ..Options::default() };
+    // A host that sleeps at once, so that each side has to ring for the other.
+    let route = Route::Comch { name: config.comch_name.clone() };
+    let options = Options { route, spin: Duration::ZERO, ..Options::default() };
     let card = card
         .spawn({
             let stop = Arc::clone(&stop);
@@ -125,6 +129,11 @@ fn a_steady_data_plane_allocates_nothing() {
                 assert_eq!(fetch(&mut host, &new, &pages).chunks_done, 0);
                 let stored = rig::store(&mut host, &new, &pages);
                 assert_eq!((stored.status, stored.chunks_done), (Status::Ok, CHUNKS));
+                for _ in 0..5 {
+                    thread::sleep(nap);
+                    let id = host.post_ping().unwrap();
+                    assert_eq!(host.wait(id, WAIT).unwrap().status, Status::Ok);
+                }
             }
         });
         let after = status(&mut host);
@@ -132,6 +141,9 @@ fn a_steady_data_plane_allocates_nothing() {
             |status: &host_ctl::CardStatus, stage: &str| status.value()["stages"][stage]["jobs"].as_u64().unwrap();
         let fetched = blocks(&after, "write") - blocks(&before, "write");
         let stored = blocks(&after, "put") - blocks(&before, "put");
+        let rung = counter(&after, "doorbells_rung") - counter(&before, "doorbells_rung");
+        let woken = counter(&after, "doorbells_heard") - counter(&before, "doorbells_heard");
+        assert!(rung >= ROUNDS as u64 && woken >= 5 * ROUNDS as u64, "by Comch: {rung} doorbells rung, {woken} heard");
         println!("{recipe}: {fetched} blocks fetched, {stored} stored, {caught} allocations");
         assert!(fetched > 1000 && stored > 1000, "{fetched} fetched, {stored} stored");
         assert_eq!(caught, 0, "{recipe}");

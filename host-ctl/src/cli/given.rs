@@ -29,7 +29,8 @@ pub(crate) struct Card {
     /// Name that dpu-app serves by DOCA Comch to this machine's device
     #[arg(long, env = "KVLANE_COMCH_NAME", default_value = SERVICE_NAME, value_name = "NAME")]
     comch_name: String,
-    /// Go by dpu-app's Unix socket and not by Comch: on the card itself, or where there is no Comch
+    /// Go by dpu-app's Unix socket, usually /run/kvlane/dpu-app.sock, and not by Comch: on the card itself, or where
+    /// there is no Comch
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Device of this machine, by PCI address or name [default: the first that fits]

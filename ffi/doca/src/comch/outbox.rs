@@ -1,7 +1,6 @@
 //! Memory for messages on their way: fixed places that DOCA reads until a send has completed.
 
-use std::ptr::NonNull;
-use std::slice;
+use std::ptr::{self, NonNull};
 
 /// Places for messages of at most `message_bytes` each.
 ///
@@ -78,7 +77,7 @@ impl Drop for Outbox {
             return;
         }
         // SAFETY: leaked from a box of this length in `new`, and nobody reads it any more.
-        drop(unsafe { Box::from_raw(slice::from_raw_parts_mut(self.first.as_ptr(), self.bytes)) });
+        drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.bytes)) });
     }
 }
 
@@ -100,7 +99,7 @@ mod tests {
         let third = outbox.put(0..2, b"three").expect("room again");
         assert_eq!((third.index, third.generation), (first.index, first.generation + 1));
         // SAFETY: the place was just written and is not released.
-        assert_eq!(unsafe { slice::from_raw_parts(third.first.as_ptr(), 5) }, b"three");
+        assert_eq!(unsafe { std::slice::from_raw_parts(third.first.as_ptr(), 5) }, b"three");
         assert!(outbox.release(third.index, third.generation) && outbox.release(second.index, second.generation));
     }
 }
