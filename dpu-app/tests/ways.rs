@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use host_ctl::{Arrangement, Client, Error, Options, Route};
 use mailbox::Status;
-use mailbox::attach::Reason;
+use mailbox::attach::{ATTACH_MESSAGE_MAX, Commit, Hello, Message, PAGE_REGION, Reason, Region, layout_parts};
+use mailbox::channel::ChannelError;
 use nix::sys::signal::Signal;
 use rig::process::{Dpu, Home, refused_as};
 use rig::*;
@@ -153,6 +154,48 @@ fn each_way_alone_is_the_only_way() {
 }
 
 #[test]
+fn an_attach_longer_than_a_channel_holds_gets_through_at_full_speed() {
+    let card = Card::start();
+    // Said in order up to the end; that its regions cannot be imported is found only there.
+    let messages: Vec<Vec<u8>> = {
+        let hello = Hello {
+            generation: 1,
+            pid: 1,
+            region_count: 200,
+            geometry: Some(geometry()),
+            recipe: None,
+            client: "long",
+        };
+        let region = |index| Region { index, writable: true, base: 4096, bytes: 4096, export: &[7; 1000] };
+        let memory = empty(Arrangement::Vllm, geometry(), CHUNKS);
+        let layout = layout_parts(&memory.form, &memory.bases).map(Message::Layout);
+        let commit = Commit { region_count: 200, base_count: memory.bases.len() as u16 };
+        let all = [Message::Hello(hello), Message::Region(region(PAGE_REGION))].into_iter();
+        let all = all.chain((0..200).map(|index| Message::Region(region(index)))).chain(layout);
+        let bytes = |message: Message<'_>| message.encode(&mut [0; ATTACH_MESSAGE_MAX]).unwrap().to_vec();
+        all.chain([Message::Commit(commit)]).map(bytes).collect()
+    };
+    for route in card.routes() {
+        for round in 0..100 {
+            let mut line = line(&route);
+            for message in &messages {
+                while let Err(error) = line.send(message) {
+                    assert!(matches!(error, ChannelError::Full), "{route}, round {round}: {error}");
+                    assert!(line.wait_for_room(WAIT).unwrap());
+                }
+            }
+            assert!(line.wait(WAIT).unwrap());
+            let mut bytes = [0; ATTACH_MESSAGE_MAX];
+            let count = line.receive(&mut bytes).unwrap().expect("it was waited for");
+            match Message::decode(&bytes[..count]).unwrap() {
+                Message::Refuse(refuse) => assert_eq!(refuse.reason(), Some(Reason::Region), "{route}, round {round}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_host_that_is_refused_in_the_middle_of_a_long_attach_reads_why() {
     // More messages than a channel holds, and the card has said no before the first.
     let card = Card::start_with(doca_emulator::Config::default(), |config| config.sessions = 1);
@@ -181,16 +224,10 @@ fn a_host_that_dies_in_the_middle_of_its_attach_makes_room_at_once() {
     });
     for route in card.routes() {
         let mut line = line(&route);
-        let hello = mailbox::attach::Hello {
-            generation: 1,
-            pid: 1,
-            region_count: 3,
-            geometry: Some(geometry()),
-            recipe: None,
-            client: "dying",
-        };
-        let mut bytes = [0; mailbox::attach::ATTACH_MESSAGE_MAX];
-        line.send(mailbox::attach::Message::Hello(hello).encode(&mut bytes).unwrap()).unwrap();
+        let hello =
+            Hello { generation: 1, pid: 1, region_count: 3, geometry: Some(geometry()), recipe: None, client: "dying" };
+        let mut bytes = [0; ATTACH_MESSAGE_MAX];
+        line.send(Message::Hello(hello).encode(&mut bytes).unwrap()).unwrap();
         assert!(Client::attach(&card.options("lossless"), None).is_err(), "it counts");
         drop(line);
         let until = std::time::Instant::now() + WAIT;

@@ -117,6 +117,8 @@ pub(super) struct Desk {
     surplus: Vec<Handle>,
     /// Something changed since it was last asked.
     has_news: bool,
+    /// Messages that wait, of all connections.
+    unread: usize,
 }
 
 /// What is to be done about a connection, by whoever may call DOCA.
@@ -146,6 +148,7 @@ impl Desk {
             newcomers: VecDeque::with_capacity(limits.connections),
             surplus: Vec::with_capacity(connections_max),
             has_news: false,
+            unread: 0,
         }
     }
 
@@ -207,7 +210,9 @@ impl Desk {
     pub(super) fn deliver(&mut self, ticket: Ticket, message: &[u8]) {
         // From one that babbles, or whose channel is gone, nothing is news.
         if let Some(place) = self.place(ticket).filter(|place| place.dropped.is_none() && !place.has_babbled) {
-            place.has_babbled = !place.inbox.push(message);
+            let fits = place.inbox.push(message);
+            place.has_babbled = !fits;
+            self.unread += usize::from(fits);
             self.has_news = true;
         }
     }
@@ -251,7 +256,10 @@ impl Desk {
     pub(super) fn receive(&mut self, ticket: Ticket, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
         let place = self.place(ticket).ok_or(ReceiveError::Closed)?;
         match place.inbox.pop(out) {
-            Some(length) => Ok(Some(length)),
+            Some(length) => {
+                self.unread -= 1;
+                Ok(Some(length))
+            }
             None if place.has_babbled => Err(ReceiveError::Babble),
             None if place.state == State::Left || place.is_broken => Err(ReceiveError::Closed),
             None => Ok(None),
@@ -280,6 +288,8 @@ impl Desk {
         self.has_news = true;
         if let Some(place) = self.place(ticket) {
             place.dropped = Some(now);
+            let unread = std::mem::take(&mut place.inbox.count);
+            self.unread -= unread;
         }
     }
 
@@ -311,8 +321,7 @@ impl Desk {
 
     /// Whether anything came since [`Self::take_news`], or messages still wait.
     pub(super) fn has_news(&self) -> bool {
-        let waits = |place: &Place| place.state != State::Free && place.dropped.is_none() && place.inbox.count > 0;
-        self.has_news || self.places.iter().any(waits)
+        self.has_news || self.unread > 0
     }
 
     pub(super) fn take_news(&mut self) -> bool {
