@@ -34,7 +34,7 @@ enum Command {
     Run(Box<Run>),
     /// Print every limit that `run` with these flags would have, and leave
     Limits(Box<Run>),
-    /// List the devices that DOCA sees and what their engines can do
+    /// List the devices that DOCA sees, what their engines can do, and the functions of the host that they stand for
     Devices,
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
@@ -300,11 +300,22 @@ fn devices() -> ExitCode {
     match doca::Device::list() {
         Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
         Ok(list) => {
-            list.iter().for_each(|device| println!("{device}"));
+            for device in &list {
+                println!("{device}");
+                representors(device).iter().for_each(|line| println!("  {line}"));
+            }
             ExitCode::SUCCESS
         }
         Err(error) => fail(3, format_args!("device: {error}")),
     }
+}
+
+/// The functions of the host that a device can serve by Comch, as `--representor` names them; none on the host's side.
+fn representors(device: &doca::DeviceInfo) -> Vec<String> {
+    let opened = doca::Device::open(&doca::Selector::Named(device.pci_address.clone()));
+    let list = opened.and_then(|device| doca::Representor::list(&device)).unwrap_or_default();
+    let kind = |info: &doca::RepresentorInfo| if info.is_physical { "physical" } else { "virtual" };
+    list.iter().map(|info| format!("representor {info}, {}", kind(info))).collect()
 }
 
 fn scrub_store(scrub: &Scrub) -> ExitCode {

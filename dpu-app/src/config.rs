@@ -176,6 +176,10 @@ impl Config {
             ("inflate depth", self.inflate_depth.to_string()),
             ("dma depth", self.dma_depth.to_string()),
             ("sessions", self.sessions.to_string()),
+            (
+                "comch messages per host",
+                format!("{} received, {} on their way", doca::comch::RECEIVED_MAX, doca::comch::SENDING_MAX),
+            ),
             ("requests per session", COMMANDS.to_string()),
             ("chunks per request", mailbox::CHUNKS_PER_REQUEST_MAX.to_string()),
             ("chunks in progress", self.chunks.to_string()),

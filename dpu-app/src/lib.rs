@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Reading order: `config` (every limit), `slot` (the ring), `job` and `worker` (what touches bytes), `flow` and
-//! `request` (what is in progress), `hub` (who decides), then its parts `attend`, `mail`, `chunks`, `engines`, `status`.
+//! `request` (what is in progress), `hub` (who decides), then its parts `attend` (with `comch`), `mail`, `chunks`, `engines`,
+//! `status`.
 //! docs/architecture.md says why it is built so.
 //!
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
