@@ -140,7 +140,6 @@ impl Channel for ComchChannel {
             SendError::Full => ChannelError::Full,
             SendError::Closed => ChannelError::Closed,
             SendError::Length => ChannelError::Length { bytes: message.len(), limit: ATTACH_MESSAGE_MAX },
-            SendError::Device(error) => ChannelError::Device { what: error.to_string() },
         })
     }
 

@@ -69,7 +69,6 @@ impl Channel for ComchLine {
             SendError::Full => ChannelError::Full,
             SendError::Closed => ChannelError::Closed,
             SendError::Length => ChannelError::Length { bytes: message.len(), limit: ATTACH_MESSAGE_MAX },
-            SendError::Device(error) => device(error),
         })
     }
 

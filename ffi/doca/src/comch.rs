@@ -191,7 +191,6 @@ pub enum SendError {
     Closed,
     /// Empty, or longer than the limit.
     Length,
-    Device(crate::Error),
 }
 
 /// Why there will be no more messages.

@@ -298,3 +298,35 @@ fn no_wake_up_is_lost() {
         }
     });
 }
+
+#[test]
+fn a_device_without_room_gets_the_messages_later_and_in_order() {
+    configure_thread(Emulator { seed: Some(7), again: 0.97, ..Emulator::default() });
+    let mut card = Card::new(2);
+    let mut client = card.connect();
+    let mut peer = card.accept();
+    for round in 0..100_u8 {
+        client.send(&[round]).unwrap();
+        let heard = card.until(|_| {
+            // The client has to be there for its message, too.
+            assert!(!client.wait(Duration::from_millis(1)).unwrap());
+            let mut out = [0; 8];
+            peer.receive(&mut out).unwrap().map(|bytes| out[..bytes].to_vec())
+        });
+        assert_eq!(heard, vec![round]);
+        peer.send(&[round]).unwrap();
+        let said = card.until(|server| {
+            // News as long as a message waits for the device.
+            assert!(server.take_news() || client.wait(WAIT).unwrap());
+            assert!(server.accept().is_none());
+            let mut out = [0; 8];
+            client.receive(&mut out).unwrap().map(|bytes| out[..bytes].to_vec())
+        });
+        assert_eq!(said, vec![round]);
+    }
+    peer.send(b"bye").unwrap();
+    drop(peer);
+    drop(card);
+    assert_eq!(hear(&mut client), Ok(b"bye".to_vec()));
+    assert_eq!(hear(&mut client), Err(ReceiveError::Closed));
+}

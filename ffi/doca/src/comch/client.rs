@@ -20,6 +20,9 @@ pub(super) const PLACE: Ticket = Ticket { index: 0, generation: 1 };
 /// How long last words may take.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
+/// How often a device that has no room for a message is asked again at once.
+const TRIES: usize = 100;
+
 /// A connection, on a progress engine of its own.
 pub struct Client {
     station: Station,
@@ -76,14 +79,24 @@ impl Client {
     /// # Errors
     /// See [`SendError`]; nothing was sent.
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        match self.station.send(PLACE, message) {
+        let sent = match self.station.send(PLACE, message) {
             // Completions that nobody has looked for may have made room.
             Err(SendError::Full) => {
                 while self.station.engine().progress() {}
                 self.station.send(PLACE, message)
             }
             sent => sent,
+        };
+        // A device without room is asked again by the next call of anything; who calls nothing meanwhile may wait for the
+        // answer to this very message.
+        for _ in 0..TRIES {
+            if !self.station.at_desk(|desk| desk.is_waiting()) {
+                break;
+            }
+            while self.station.engine().progress() {}
+            self.station.flush();
         }
+        sent
     }
 
     /// The next message to the front of `out`, which holds any; `None` if there is none yet.
@@ -92,6 +105,7 @@ impl Client {
     /// There will be no more.
     pub fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
         // The inbox is as long as the receive queue: one call brings no more than it holds, so look between two.
+        self.station.flush();
         loop {
             match self.station.at_desk(|desk| desk.receive(PLACE, out)) {
                 Ok(None) if self.station.engine().progress() => {}
@@ -121,6 +135,7 @@ impl Client {
         let until = Instant::now() + timeout;
         loop {
             while !is_there(&self.station) && self.station.engine().progress() {}
+            self.station.flush();
             if is_there(&self.station) || self.station.state() != ContextState::Running {
                 return Ok(true);
             }
@@ -128,7 +143,9 @@ impl Client {
             if left.is_zero() {
                 return Ok(false);
             }
-            self.sleep(left)?;
+            // No completion has to come before the device takes what waits.
+            let waits = self.station.at_desk(|desk| desk.is_waiting());
+            self.sleep(if waits { left.min(Duration::from_millis(1)) } else { left })?;
         }
     }
 
@@ -151,11 +168,6 @@ impl Client {
 impl Drop for Client {
     /// Last words first: stopping flushes what is not out yet.
     fn drop(&mut self) {
-        let until = Instant::now() + LAST_WORDS;
-        while self.station.at_desk(|desk| desk.is_sending(PLACE)) && Instant::now() < until {
-            if !self.station.engine().progress() {
-                std::thread::yield_now();
-            }
-        }
+        self.station.finish(LAST_WORDS);
     }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -113,6 +114,8 @@ pub(super) struct Desk {
     message_bytes: usize,
     /// Places whose peers nobody has accepted.
     newcomers: VecDeque<usize>,
+    /// Packed, and not with DOCA yet: it had no room. In order.
+    waiting: VecDeque<(Ticket, Parcel, usize)>,
     /// Connections that found no place, to be hung up on.
     surplus: Vec<Handle>,
     /// Something changed since it was last asked.
@@ -146,6 +149,7 @@ impl Desk {
             outbox: Outbox::new(limits.connections * SENDING_MAX, limits.message_bytes),
             message_bytes: limits.message_bytes,
             newcomers: VecDeque::with_capacity(limits.connections),
+            waiting: VecDeque::with_capacity(limits.connections * SENDING_MAX),
             surplus: Vec::with_capacity(connections_max),
             has_news: false,
             unread: 0,
@@ -235,21 +239,69 @@ impl Desk {
         Some(Ticket { index: index as u32, generation: self.places[index].generation })
     }
 
-    /// A message copied to where DOCA may read it, and the connection to send it on.
-    pub(super) fn pack(&mut self, ticket: Ticket, message: &[u8]) -> Result<(Handle, Parcel), SendError> {
+    /// Copies a message to where DOCA may read it; it waits behind those before it.
+    pub(super) fn pack(&mut self, ticket: Ticket, message: &[u8]) -> Result<(), SendError> {
         if message.is_empty() || message.len() > self.message_bytes {
             return Err(SendError::Length);
         }
-        let place = self.place(ticket).filter(|place| place.state == State::Open && !place.is_broken);
-        let connection = place.ok_or(SendError::Closed)?.connection;
+        if !self.is_up(ticket) {
+            return Err(SendError::Closed);
+        }
         let parcel = self.outbox.put(Self::parcels(ticket.index), message).ok_or(SendError::Full)?;
-        Ok((connection, parcel))
+        self.waiting.push_back((ticket, parcel, message.len()));
+        Ok(())
     }
 
-    /// DOCA did not take the parcel.
-    pub(super) fn unpack(&mut self, parcel: Parcel) {
-        let known = self.outbox.release(parcel.index, parcel.generation);
-        debug_assert!(known, "packed just before");
+    /// Whether messages can still be sent there.
+    pub(super) fn is_up(&mut self, ticket: Ticket) -> bool {
+        self.place(ticket).is_some_and(|place| place.state == State::Open && !place.is_broken)
+    }
+
+    /// The message to give to DOCA next: its connection, and its bytes. Those for peers that are gone are dropped.
+    pub(super) fn next_parcel(&mut self) -> Option<(Handle, Parcel, NonNull<u8>, usize)> {
+        while let Some(&(ticket, parcel, bytes)) = self.waiting.front() {
+            if self.is_up(ticket) {
+                let connection = self.place(ticket)?.connection;
+                return Some((connection, parcel, self.outbox.first_of(parcel.index), bytes));
+            }
+            self.drop_parcel();
+        }
+        None
+    }
+
+    /// DOCA has the next parcel.
+    pub(super) fn posted(&mut self) {
+        self.waiting.pop_front();
+    }
+
+    /// DOCA will not take the next parcel: what would follow it is out of order.
+    pub(super) fn refuse_parcel(&mut self) {
+        self.has_news = true;
+        if let Some(&(ticket, ..)) = self.waiting.front()
+            && let Some(place) = self.place(ticket)
+        {
+            place.is_broken = true;
+        }
+        self.drop_parcel();
+    }
+
+    fn drop_parcel(&mut self) {
+        if let Some((_, parcel, _)) = self.waiting.pop_front() {
+            let known = self.outbox.release(parcel.index, parcel.generation);
+            debug_assert!(known, "packed and not with DOCA");
+        }
+    }
+
+    /// Whether messages wait until DOCA has room.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Nothing goes out any more.
+    pub(super) fn give_up(&mut self) {
+        while self.is_waiting() {
+            self.drop_parcel();
+        }
     }
 
     /// The next message to the front of `out`, which holds any.
@@ -273,10 +325,6 @@ impl Desk {
     /// Messages on their way, on all connections.
     pub(super) fn sending(&self) -> usize {
         self.outbox.sending(0..self.places.len() * SENDING_MAX)
-    }
-
-    pub(super) fn is_sending(&self, ticket: Ticket) -> bool {
-        self.outbox.sending(Self::parcels(ticket.index)) > 0
     }
 
     pub(super) fn has_room(&self, ticket: Ticket) -> bool {
@@ -319,9 +367,9 @@ impl Desk {
         }
     }
 
-    /// Whether anything came since [`Self::take_news`], or messages still wait.
+    /// Whether anything came since [`Self::take_news`], or messages still wait, in either direction.
     pub(super) fn has_news(&self) -> bool {
-        self.has_news || self.unread > 0
+        self.has_news || self.unread > 0 || self.is_waiting()
     }
 
     pub(super) fn take_news(&mut self) -> bool {

@@ -28,8 +28,6 @@ unsafe impl Send for Outbox {}
 pub(super) struct Parcel {
     pub index: usize,
     pub generation: u32,
-    /// Valid until the place is released.
-    pub first: NonNull<u8>,
 }
 
 impl Outbox {
@@ -44,14 +42,20 @@ impl Outbox {
     pub(super) fn put(&mut self, among: std::ops::Range<usize>, message: &[u8]) -> Option<Parcel> {
         assert!(message.len() <= self.message_bytes, "the caller checked");
         let index = among.into_iter().find(|index| !self.places[*index].is_sending)?;
-        // SAFETY: inside the allocation, since `index` is below the number of places.
-        let first = unsafe { self.first.add(index * self.message_bytes) };
+        let first = self.first_of(index);
         // SAFETY: the place is ours (not sending), its bytes are initialised, and no other reference to them exists; the
         // message is somebody else's memory.
         unsafe { first.copy_from_nonoverlapping(NonNull::from(message).cast(), message.len()) };
         let place = &mut self.places[index];
         place.is_sending = true;
-        Some(Parcel { index, generation: place.generation, first })
+        Some(Parcel { index, generation: place.generation })
+    }
+
+    /// Where a place begins: valid for reads of its message until the place is released.
+    pub(super) fn first_of(&self, index: usize) -> NonNull<u8> {
+        assert!(index < self.places.len());
+        // SAFETY: inside the allocation, since `index` is below the number of places.
+        unsafe { self.first.add(index * self.message_bytes) }
     }
 
     /// The message is out, or will not go. False if the ticket is not of this message.
@@ -91,7 +95,7 @@ mod tests {
         let first = outbox.put(0..2, b"one").expect("room");
         let second = outbox.put(0..2, b"two").expect("room");
         assert_eq!(outbox.put(0..2, b"three"), None, "others' places are not taken");
-        assert_ne!(first.first, second.first);
+        assert_ne!(first.index, second.index);
         assert!(!outbox.release(first.index, first.generation + 1), "a stale ticket is harmless");
         assert!(outbox.release(first.index, first.generation));
         assert!(!outbox.release(first.index, first.generation), "released once");
@@ -99,7 +103,7 @@ mod tests {
         let third = outbox.put(0..2, b"three").expect("room again");
         assert_eq!((third.index, third.generation), (first.index, first.generation + 1));
         // SAFETY: the place was just written and is not released.
-        assert_eq!(unsafe { std::slice::from_raw_parts(third.first.as_ptr(), 5) }, b"three");
+        assert_eq!(unsafe { std::slice::from_raw_parts(outbox.first_of(third.index).as_ptr(), 5) }, b"three");
         assert!(outbox.release(third.index, third.generation) && outbox.release(second.index, second.generation));
     }
 }

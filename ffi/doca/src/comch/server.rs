@@ -58,6 +58,7 @@ impl Server {
     /// The next peer. Also hangs up on peers whose channel was dropped, after its last words.
     pub fn accept(&mut self) -> Option<Connection> {
         self.revive();
+        self.station.flush();
         self.tidy();
         let place = self.station.at_desk(super::desk::Desk::accept)?;
         Some(Connection { station: Rc::clone(&self.station), place })
@@ -139,12 +140,7 @@ impl Drop for Connection {
 impl Drop for Server {
     /// Gives last words a moment: a good-bye is worth it.
     fn drop(&mut self) {
-        let until = Instant::now() + super::LAST_WORDS;
-        while self.station.at_desk(|desk| desk.sending() > 0) && Instant::now() < until {
-            if !self.station.engine().progress() {
-                std::thread::yield_now();
-            }
-        }
+        self.station.finish(super::LAST_WORDS);
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use doca_sys as sys;
 
 use super::desk::{self, Desk, Ticket};
+use super::outbox::Parcel;
 use super::{Caps, Error, Limits, RECEIVED_MAX, SENDING_MAX, SendError, events};
 use crate::context::ContextState;
 use crate::device::Device;
@@ -194,30 +195,45 @@ impl Station {
 
     /// Sends a message on a connection of this station.
     pub(super) fn send(&self, place: Ticket, message: &[u8]) -> Result<(), SendError> {
-        // Connections end with their context, whether or not anybody says so.
+        self.look();
+        self.at_desk(|desk| desk.pack(place, message))?;
+        self.flush();
+        if self.at_desk(|desk| desk.is_up(place)) { Ok(()) } else { Err(SendError::Closed) }
+    }
+
+    /// Connections end with their context, whether or not anybody says so.
+    fn look(&self) {
         if self.state() != ContextState::Running {
             self.at_desk(Desk::leave_all);
         }
-        let (connection, parcel) = self.at_desk(|desk| desk.pack(place, message))?;
-        let sent = self.submit(connection, parcel, message.len());
-        sent.map_err(|error| {
-            self.at_desk(|desk| desk.unpack(parcel));
-            match error.code {
-                Code::AGAIN | Code::NO_MEMORY => SendError::Full,
-                // The context stops, or the peer has left and its event is on its way.
-                Code::BAD_STATE | Code::NOT_CONNECTED | Code::CONNECTION_RESET => SendError::Closed,
-                _ => SendError::Device(error),
+    }
+
+    /// Gives DOCA what waits, oldest first, as far as it has room.
+    pub(super) fn flush(&self) {
+        while let Some((connection, parcel, first, bytes)) = self.at_desk(Desk::next_parcel) {
+            match self.submit(connection, parcel, first, bytes).map_err(|error| (error.code, error)) {
+                Ok(()) => self.at_desk(Desk::posted),
+                // Back-pressure. The pool is as large as the outbox, so it is the device's.
+                Err((Code::AGAIN | Code::NO_MEMORY, _)) => return,
+                Err((code, error)) => {
+                    // These say that the peer or the context is going; the event is on its way.
+                    if !matches!(code, Code::BAD_STATE | Code::NOT_CONNECTED | Code::CONNECTION_RESET) {
+                        log::warn!("comch: {error}");
+                    }
+                    self.at_desk(Desk::refuse_parcel);
+                }
             }
-        })
+        }
     }
 
     fn submit(
         &self,
         connection: desk::Handle,
-        parcel: super::outbox::Parcel,
+        parcel: Parcel,
+        first: NonNull<u8>,
         length: usize,
     ) -> Result<(), crate::Error> {
-        let (first, length) = (parcel.first.as_ptr().cast_const().cast(), length as u32);
+        let (first, length) = (first.as_ptr().cast_const().cast(), length as u32);
         let ticket = Ticket { index: parcel.index as u32, generation: parcel.generation };
         let mut task = ptr::null_mut();
         // SAFETY: the connection is live (the desk said so, and only progress, on this thread, changes that); the parcel
@@ -251,9 +267,22 @@ impl Station {
         let _ = unsafe { call!(doca_ctx_stop(self.raw.base())) };
     }
 
+    /// Gives last words their time.
+    pub(super) fn finish(&self, within: Duration) {
+        let until = Instant::now() + within;
+        while self.at_desk(|desk| desk.sending() > 0) && Instant::now() < until {
+            self.look();
+            self.flush();
+            if !self.engine.progress() {
+                std::thread::yield_now();
+            }
+        }
+    }
+
     fn come_to_idle(&self) -> Result<(), crate::Error> {
         // SAFETY: live. Idle already: success; else it answers IN_PROGRESS, and progress brings it to idle.
         let _ = unsafe { call!(doca_ctx_stop(self.raw.base())) };
+        self.at_desk(Desk::give_up);
         let deadline = Instant::now() + STOP_TIMEOUT;
         while self.state() != ContextState::Idle {
             if !self.engine.progress() {
