@@ -4,8 +4,8 @@
 //! or babbling one is dropped. An attach is Init for its session: it may allocate and register memory. One that is refused
 //! stays for a moment: whoever is cut off in the middle of its attach may never read why.
 //!
-//! Unix channels have descriptors, which epoll watches ([`Hub::attend`]). Comch channels have none: what they bring comes
-//! in the engines' progress, and their listener says that there is something ([`Hub::attend_progressed`]).
+//! Unix channels have descriptors, which epoll watches (`Hub::attend`). Comch channels have none: what they bring comes
+//! in the engines' progress, and their listener says that there is something (`Hub::attend_progressed`).
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;

@@ -5,8 +5,8 @@
 //!   Client                                 one connection, on an engine of its own, whose descriptor `wait` sleeps on
 //! ```
 //!
-//! Callbacks decode, record, return. What came lies in rings of fixed size at a **desk** ([`desk`]) until its channel
-//! asks for it; what goes is copied to a place of the outbox and stays there until DOCA has sent it ([`outbox`]). Each
+//! Callbacks decode, record, return. What came lies in rings of fixed size at a **desk** (`desk.rs`) until its channel
+//! asks for it; what goes is copied to a place of the outbox and stays there until DOCA has sent it (`outbox.rs`). Each
 //! connection has both of its own, so that one that does not take its messages, or sends without end, is out of room
 //! alone. All of that is allocated at start; sending and receiving allocate nothing.
 //!
