@@ -76,7 +76,9 @@ finish() {
     exit "$status"
 }
 trap finish EXIT
-export KVLANE_SOCKET=$work/dpu-app.sock
+# Host and card meet by DOCA Comch, under a name of this run.
+export KVLANE_COMCH_NAME=kvlane-demo-$$
+unset KVLANE_SOCKET KVLANE_ATTACH KVLANE_REPRESENTOR
 data=testdata/decoder-kv.safetensors
 
 # Starts a redis-server on a free port and leaves the port in $port.
@@ -138,7 +140,7 @@ case "$kind" in
 esac
 
 echo "demo: starting dpu-app on the emulator, store $store"
-"$bin/dpu-app" run --store "$store" --socket "$KVLANE_SOCKET" >"$work/dpu-app.log" 2>&1 &
+"$bin/dpu-app" run --store "$store" --socket "$work/dpu-app.sock" >"$work/dpu-app.log" 2>&1 &
 card=$!
 tries=0
 until "$bin/host-ctl" ping --count 1 --quiet >/dev/null 2>&1; do

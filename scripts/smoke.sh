@@ -10,7 +10,9 @@ Usage: scripts/smoke.sh [options]
   --data FILE        safetensors file with a KV cache [default: testdata/decoder-kv.safetensors]
   --recipes LIST     comma-separated; lossless has to come back bit for bit, others within their bound [default: lossless,q5]
   --bin DIR          where host-ctl is [default: /opt/kvlane/current/bin, then PATH]
-  --socket PATH      what dpu-app listens on [default: KVLANE_SOCKET, or /run/kvlane/dpu-app.sock]
+  --socket PATH      go by dpu-app's socket [default: KVLANE_SOCKET, else /run/kvlane/dpu-app.sock where it is there, as on
+                     the card; else by DOCA Comch, as from the host]
+  --comch-name NAME  name that dpu-app serves by DOCA Comch, instead of any socket
   --device NAME      device of the side that host-ctl runs on [default: the first that fits]
   --require-card     fail when dpu-app is the emulator, or when software did the engine's work
   --any-route        do not insist that 192.168.100.x goes through tmfifo
@@ -34,7 +36,8 @@ card=
 data=
 recipes=lossless,q5
 bin=
-socket=${KVLANE_SOCKET:-/run/kvlane/dpu-app.sock}
+socket=${KVLANE_SOCKET:-}
+comch_name=
 device=
 require_card=false
 any_route=false
@@ -46,7 +49,7 @@ passed_on=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --require-card | --json | --dry-run | --keep) passed_on+=("$1") ;;
-        --recipes | --bin | --socket | --device) passed_on+=("$1" "${2:-}") ;;
+        --recipes | --bin | --socket | --comch-name | --device) passed_on+=("$1" "${2:-}") ;;
     esac
     case "$1" in
         --require-card) require_card=true ;;
@@ -58,7 +61,7 @@ while [ $# -gt 0 ]; do
             usage
             exit 0
             ;;
-        --card | --data | --recipes | --bin | --socket | --device | --ssh-option)
+        --card | --data | --recipes | --bin | --socket | --comch-name | --device | --ssh-option)
             [ $# -ge 2 ] || wrong "$1 needs a value"
             case "$1" in
                 --card) card=$2 ;;
@@ -66,6 +69,7 @@ while [ $# -gt 0 ]; do
                 --recipes) recipes=$2 ;;
                 --bin) bin=$2 ;;
                 --socket) socket=$2 ;;
+                --comch-name) comch_name=$2 ;;
                 --device) device=$2 ;;
                 --ssh-option) ssh_options+=("$2") ;;
             esac
@@ -111,7 +115,16 @@ if [ -n "$bin" ]; then
 elif [ -x "${KVLANE_ROOT:-}/opt/kvlane/current/bin/host-ctl" ]; then
     client=${KVLANE_ROOT:-}/opt/kvlane/current/bin/host-ctl
 fi
-attach=(--socket "$socket")
+if [ -n "$comch_name" ]; then
+    socket=
+elif [ -z "$socket" ] && [ -e "${KVLANE_ROOT:-}/run/kvlane/dpu-app.sock" ]; then
+    socket=${KVLANE_ROOT:-}/run/kvlane/dpu-app.sock
+fi
+attach=()
+[ -z "$comch_name" ] || attach+=(--comch-name "$comch_name")
+[ -z "$socket" ] || attach+=(--socket "$socket")
+way=${socket:-DOCA Comch}
+unset KVLANE_SOCKET
 [ -z "$device" ] || attach+=(--device "$device")
 
 if $dry_run; then
@@ -129,7 +142,7 @@ command -v "$client" >/dev/null 2>&1 || wrong "no $client here: install host-ctl
 
 # The card reaches into host-ctl's memory and only its socket's owner may attach: run as that user.
 as=()
-if [ "$(id -u)" = 0 ] && [ -e "$socket" ]; then
+if [ "$(id -u)" = 0 ] && [ -n "$socket" ] && [ -e "$socket" ]; then
     owner=$(stat --format=%u:%g "$socket")
     # Not runuser: PAM would put the login's memory limit back.
     [ "${owner%:*}" = 0 ] || as=(setpriv --reuid "${owner%:*}" --regid "${owner#*:}" --clear-groups --)
@@ -169,7 +182,7 @@ field() { sed --quiet "s/.*\"$2\":\"\{0,1\}\([^,\"}]*\).*/\1/p" "$1" | head -n 1
 
 code=0
 ctl ping --count 10 --json "${attach[@]}" >"$work/ping.json" 2>"$work/errors" || code=$?
-[ "$code" = 0 ] || fail "no answer at $socket: $(last_word)" "$code" \
+[ "$code" = 0 ] || fail "no answer at $way: $(last_word)" "$code" \
     "systemctl status dpu-app on the card; scripts/preflight.sh --role card; scripts/deploy.sh"
 ctl status --json "${attach[@]}" >"$work/before.json" 2>"$work/errors" || fail "status: $(last_word)" 4 "use one build on both sides"
 flavour=$(field "$work/before.json" flavour)

@@ -82,7 +82,7 @@ fn parse() -> Arguments {
 fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix) {
     let store = arguments.dir.join("store");
     let _ = std::fs::remove_dir_all(&store);
-    let mut card = Card::start(&arguments.dir, &format!("dir:{}?sync=never", store.display()), recipe);
+    let mut card = Card::start(&format!("dir:{}?sync=never", store.display()), recipe);
     let stored = card.store(prefix);
     let before = rss_mib(card.pid());
     let mut engines = Engines::start(recipe, prefix);

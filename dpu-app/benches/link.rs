@@ -84,7 +84,7 @@ fn parse() -> Arguments {
 
 fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix) {
     let before = Values::keys(&arguments.plain);
-    let mut card = Card::start(&arguments.dir, &arguments.store, recipe);
+    let mut card = Card::start(&arguments.store, recipe);
     let stored = card.store(prefix);
     let values = Values::since(&arguments.plain, &before);
     let (mut restored, mut wire, mut of_restored, mut of_wire) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use block::Recipe;
-use clap::{Args, Parser, Subcommand};
-use dpu_app::config::Config;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dpu_app::config::{Attach, Config};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::scrub;
 
@@ -35,10 +35,20 @@ enum Command {
     Run(Box<Run>),
     /// Print every limit that `run` with these flags would have, and leave
     Limits(Box<Run>),
-    /// List the devices that DOCA sees and what their engines can do
+    /// List the devices that DOCA sees, what their engines can do, and the functions of the host that they stand for
     Devices,
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Way {
+    /// DOCA Comch and the socket
+    Both,
+    /// DOCA Comch: hosts over PCIe
+    Comch,
+    /// The socket: this machine only
+    Socket,
 }
 
 #[derive(Debug, Args)]
@@ -49,7 +59,17 @@ struct Run {
     /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...]; docs/stores.md has all options
     #[arg(long, env = "KVLANE_STORE", value_name = "URL")]
     store: String,
-    /// Unix socket that hosts attach to
+    /// How hosts may attach
+    #[arg(long, env = "KVLANE_ATTACH", value_name = "WAY", value_enum, default_value_t = Way::Both)]
+    attach: Way,
+    /// Name that hosts ask for by DOCA Comch
+    #[arg(long, env = "KVLANE_COMCH_NAME", value_name = "NAME", default_value = mailbox::attach::SERVICE_NAME)]
+    comch_name: String,
+    /// Function of the host to serve by Comch: PCI address or interface of its representor, once or more [default: every
+    /// physical function]
+    #[arg(long, env = "KVLANE_REPRESENTOR", value_name = "NAME", value_delimiter = ',')]
+    representor: Vec<String>,
+    /// Unix socket that hosts on this machine attach to
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
     socket: PathBuf,
     /// Device by PCI address or IB name; without it the first that can do DMA
@@ -138,6 +158,13 @@ impl Run {
     fn config(&self) -> Config {
         let slots = self.slots;
         Config {
+            attach: match self.attach {
+                Way::Both => Attach::Both,
+                Way::Comch => Attach::Comch,
+                Way::Socket => Attach::Socket,
+            },
+            comch_name: self.comch_name.clone(),
+            representors: self.representor.clone(),
             socket: self.socket.clone(),
             store: self.store.clone(),
             device: self.device.clone().map_or(doca::Selector::First, doca::Selector::Named),
@@ -231,7 +258,14 @@ fn run_data_plane(run: &Run) -> ExitCode {
         return fail(EXIT_RUNTIME, error);
     }
     log::info!("dpu-app {} on the {}", env!("CARGO_PKG_VERSION"), flavour());
-    match dpu_app::run(&config, &stop, || log::info!("ready: hosts attach to {}", config.socket.display())) {
+    let ready = || match config.attach {
+        Attach::Socket => log::info!("ready: hosts attach to {}", config.socket.display()),
+        Attach::Comch => log::info!("ready: hosts attach by Comch `{}`", config.comch_name),
+        Attach::Both => {
+            log::info!("ready: hosts attach by Comch `{}` and to {}", config.comch_name, config.socket.display());
+        }
+    };
+    match dpu_app::run(&config, &stop, ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error.exit_code(), error),
     }
@@ -272,11 +306,22 @@ fn devices() -> ExitCode {
     match doca::Device::list() {
         Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
         Ok(list) => {
-            list.iter().for_each(|device| println!("{device}"));
+            for device in &list {
+                println!("{device}");
+                representors(device).iter().for_each(|line| println!("  {line}"));
+            }
             ExitCode::SUCCESS
         }
         Err(error) => fail(3, format_args!("device: {error}")),
     }
+}
+
+/// The functions of the host that a device can serve by Comch, as `--representor` names them; none on the host's side.
+fn representors(device: &doca::DeviceInfo) -> Vec<String> {
+    let opened = doca::Device::open(&doca::Selector::Named(device.pci_address.clone()));
+    let list = opened.and_then(|device| doca::Representor::list(&device)).unwrap_or_default();
+    let kind = |info: &doca::RepresentorInfo| if info.is_physical { "physical" } else { "virtual" };
+    list.iter().map(|info| format!("representor {info}, {}", kind(info))).collect()
 }
 
 fn scrub_store(scrub: &Scrub) -> ExitCode {

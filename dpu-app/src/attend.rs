@@ -1,11 +1,15 @@
-//! Sockets: who comes, who rings, who leaves.
+//! Hosts: who comes, who rings, who leaves.
 //!
 //! A **visitor** is a host that has connected and not yet finished its attach. It has `attach_timeout` for that; a silent
-//! or babbling one is dropped. An attach is Init for its session: it may allocate and register memory.
+//! or babbling one is dropped. An attach is Init for its session: it may allocate and register memory. One that is refused
+//! stays for a moment: whoever is cut off in the middle of its attach may never read why.
+//!
+//! Unix channels have descriptors, which epoll watches (`Hub::attend`). Comch channels have none: what they bring comes
+//! in the engines' progress, and their listener says that there is something (`Hub::attend_progressed`).
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::{Part, Plan, wire_bytes_max};
 use doca::Remote;
@@ -28,6 +32,13 @@ const EVENTS_MAX: usize = 16;
 /// Messages taken from one socket at a time, so that a babbler cannot hold the others up.
 const MESSAGES_MAX: usize = 64;
 
+/// How long a refused visitor may take to read why.
+const REFUSED_LINGER: Duration = Duration::from_secs(1);
+/// Refused visitors that linger; a further one takes the place of the oldest.
+pub(crate) const REFUSED_MAX: usize = 8;
+/// What a refused visitor may have sent before it reads why: more than the longest attach.
+const REFUSED_MESSAGES_MAX: usize = 512;
+
 /// A host in the middle of its attach.
 #[derive(Debug)]
 pub(crate) struct Visitor {
@@ -36,6 +47,8 @@ pub(crate) struct Visitor {
     pub(crate) until: Instant,
     /// Names it to epoll.
     number: u64,
+    /// Why it is not let in was said; messages that it still sends are counted and dropped.
+    refused: Option<usize>,
 }
 
 impl Hub<'_, '_> {
@@ -52,7 +65,7 @@ impl Hub<'_, '_> {
         for event in &events[..count] {
             let place = event.data() & tag::PLACE;
             match event.data() & !tag::PLACE {
-                tag::LISTENER => self.welcome_visitors(),
+                tag::LISTENER => self.welcome_visitors(place as usize),
                 tag::VISITOR => self.hear_visitor(place),
                 tag::SESSION => self.hear_session(place as usize),
                 tag::STOP => {
@@ -70,21 +83,52 @@ impl Hub<'_, '_> {
         Ok(count > 0)
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>, tag: u64) {
+    /// Handles hosts without descriptors, if the engines' progress brought anything from them; `true` if it did.
+    pub(crate) fn attend_progressed(&mut self) -> bool {
+        let mut came = false;
+        for listener in 0..self.listeners.len() {
+            if self.listeners[listener].take_news() {
+                came = true;
+                self.welcome_visitors(listener);
+            }
+        }
+        if !came {
+            return false;
+        }
+        let mut place = 0;
+        while let Some(visitor) = self.visitors.get(place) {
+            let (number, has_fd) = (visitor.number, visitor.channel.fd().is_some());
+            if !has_fd {
+                self.hear_visitor(number);
+            }
+            // Who is let in or goes makes room for the last one.
+            place += usize::from(self.visitors.get(place).is_some_and(|visitor| visitor.number == number));
+        }
+        for index in 0..self.sessions.len() {
+            if self.sessions[index].as_ref().is_some_and(|session| session.channel.fd().is_none()) {
+                self.hear_session(index);
+            }
+        }
+        true
+    }
+
+    fn watch(&self, fd: Option<BorrowedFd<'_>>, tag: u64) {
+        let Some(fd) = fd else { return };
         if let Err(errno) = self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, tag)) {
             log::error!("epoll_ctl: {}: a visitor will not be heard", errno.desc());
         }
     }
 
-    fn welcome_visitors(&mut self) {
+    fn welcome_visitors(&mut self, listener: usize) {
         loop {
-            let mut channel = match self.listener.accept() {
+            let channel = match self.listeners[listener].accept() {
                 Ok(Some(channel)) => channel,
                 Ok(None) => return,
                 Err(error) => return log::warn!("{error}"),
             };
             let config = self.shared.config;
-            let taken = self.sessions.iter().flatten().count() + self.visitors.len();
+            let visitors = self.visitors.iter().filter(|visitor| visitor.refused.is_none()).count();
+            let taken = self.sessions.iter().flatten().count() + visitors;
             let refusal =
                 if self.state != HubState::Steady && !matches!(self.state, HubState::Draining { leave: false }) {
                     Some(Refuse::new(Reason::Draining, 0, 0))
@@ -93,34 +137,54 @@ impl Hub<'_, '_> {
                 } else {
                     None
                 };
-            if let Some(refusal) = refusal {
-                self.events.add(Event::Refused, u64::from(refusal.reason));
-                say(channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
-                continue;
-            }
             self.sessions_seen = self.sessions_seen.wrapping_add(1);
             let number = u64::from(self.sessions_seen);
-            self.watch(channel.as_fd(), tag::VISITOR | number);
+            self.watch(channel.fd(), tag::VISITOR | number);
             let until = self.now + config.attach_timeout;
-            self.visitors.push(Visitor { channel, intake: Intake::new(), until, number });
+            let visitor = Visitor { channel, intake: Intake::new(), until, number, refused: None };
+            match refusal {
+                Some(refusal) => self.refuse(visitor, refusal),
+                None => self.visitors.push(visitor),
+            }
         }
+    }
+
+    /// Says why a visitor is not let in, and lets it linger.
+    fn refuse(&mut self, mut visitor: Visitor, refusal: Refuse) {
+        self.events.add(Event::Refused, u64::from(refusal.reason));
+        if !say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer) {
+            return;
+        }
+        let is_refused = |visitor: &Visitor| visitor.refused.is_some();
+        if self.visitors.iter().filter(|visitor| is_refused(visitor)).count() >= REFUSED_MAX {
+            let lingering = self.visitors.iter().enumerate().filter(|(_, visitor)| is_refused(visitor));
+            let oldest = lingering.min_by_key(|(_, visitor)| visitor.until).map(|(place, _)| place);
+            self.visitors.swap_remove(oldest.expect("just counted"));
+        }
+        visitor.refused = Some(0);
+        visitor.until = self.now + REFUSED_LINGER;
+        self.visitors.push(visitor);
     }
 
     fn hear_visitor(&mut self, number: u64) {
         let Some(place) = self.visitors.iter().position(|visitor| visitor.number == number) else { return };
         for _ in 0..MESSAGES_MAX {
             let visitor = &mut self.visitors[place];
-            let refusal = match visitor.channel.receive(&mut self.attach_buffer) {
-                Ok(None) => return,
-                Err(ChannelError::Closed) => {
+            let refusal = match (visitor.channel.receive(&mut self.attach_buffer), visitor.refused.as_mut()) {
+                (Ok(None), _) => return,
+                (Ok(Some(_)), Some(dropped)) if *dropped < REFUSED_MESSAGES_MAX => {
+                    *dropped += 1;
+                    continue;
+                }
+                (Err(ChannelError::Closed), _) | (_, Some(_)) => {
                     self.visitors.swap_remove(place);
                     return;
                 }
-                Err(error) => {
+                (Err(error), None) => {
                     log::warn!("visitor: {error}");
                     Refuse::new(Reason::Malformed, 0, 0)
                 }
-                Ok(Some(bytes)) => match Message::decode(&self.attach_buffer[..bytes]) {
+                (Ok(Some(bytes)), None) => match Message::decode(&self.attach_buffer[..bytes]) {
                     Err(AttachError::Version { theirs, .. }) => Refuse::version(theirs),
                     Err(error) => {
                         log::warn!("visitor: {error}");
@@ -136,11 +200,9 @@ impl Hub<'_, '_> {
                     },
                 },
             };
-            let mut visitor = self.visitors.swap_remove(place);
+            let visitor = self.visitors.swap_remove(place);
             log::warn!("visitor refused: {refusal}");
-            self.events.add(Event::Refused, u64::from(refusal.reason));
-            say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
-            return;
+            return self.refuse(visitor, refusal);
         }
     }
 
@@ -148,7 +210,7 @@ impl Hub<'_, '_> {
         let now = self.now;
         self.visitors.retain(|visitor| {
             let late = visitor.until <= now;
-            if late {
+            if late && visitor.refused.is_none() {
                 log::warn!("a visitor did not finish its attach in time: dropped");
             }
             !late
@@ -189,7 +251,7 @@ impl Hub<'_, '_> {
         let Visitor { channel, number, .. } = visitor;
         let index = self.sessions.iter().position(Option::is_none).expect("visitors and sessions were counted");
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN, tag::SESSION | index as u64);
-        if let Err(errno) = self.epoll.modify(channel.as_fd(), &mut event) {
+        if let Some(Err(errno)) = channel.fd().map(|fd| self.epoll.modify(fd, &mut event)) {
             log::error!("epoll_ctl: {}: a session will not be heard", errno.desc());
         }
         self.sessions[index] = Some(Session {
@@ -283,11 +345,17 @@ impl Hub<'_, '_> {
 
     fn hear_session(&mut self, index: usize) {
         for _ in 0..MESSAGES_MAX {
-            let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { return };
+            let Some(session) = self.sessions[index].as_mut() else { return };
             match session.channel.receive(&mut self.attach_buffer) {
                 Ok(None) => return,
+                // It is over and not buried yet: what it says has no meaning any more.
+                Ok(Some(_)) if !session.is_live() => {}
+                Err(_) if !session.is_live() => return,
                 Ok(Some(bytes)) => match Message::decode(&self.attach_buffer[..bytes]) {
-                    Ok(Message::Doorbell) => session.stir(self.now),
+                    Ok(Message::Doorbell) => {
+                        session.stir(self.now);
+                        add(&self.shared.counters.doorbells_heard, 1);
+                    }
                     Ok(Message::Bye(_)) => {
                         log::info!("session {} of {} left", session.id, session.client);
                         self.events.add(Event::Left, session.id.into());
@@ -308,7 +376,7 @@ impl Hub<'_, '_> {
                 }
             }
         }
-        // More may wait: level-triggered, the next look finds it.
+        // More may wait: descriptors are level-triggered, and so are a listener's news.
     }
 
     /// Ends a session whose page is not what its host said: it was never welcome.
@@ -340,7 +408,7 @@ impl Hub<'_, '_> {
             say(session.channel.as_mut(), &Message::Bye(farewell), &mut self.attach_buffer);
         }
         // Stop hearing a socket that may stay readable until the session is buried.
-        let _ = self.epoll.delete(session.channel.as_fd());
+        let _ = session.channel.fd().map(|fd| self.epoll.delete(fd));
         session.requests.fill(None);
         session.queue.clear();
         session.records_due = None;

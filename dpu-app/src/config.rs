@@ -19,10 +19,37 @@ pub const CHUNKS_ACTIVE_MAX: usize = 64;
 /// Cores from which the defaults are those of a BlueField-3 (16 Cortex-A78) instead of a laptop.
 const CARD_CORES: usize = 12;
 
+/// How hosts may come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attach {
+    /// DOCA Comch, from the host's functions.
+    Comch,
+    /// A Unix socket of this machine.
+    Socket,
+    Both,
+}
+
+impl Attach {
+    #[must_use]
+    pub fn has_comch(self) -> bool {
+        self != Self::Socket
+    }
+
+    #[must_use]
+    pub fn has_socket(self) -> bool {
+        self != Self::Comch
+    }
+}
+
 /// What `dpu-app` runs with. `Config::for_cores` gives the defaults; flags, environment and file change them.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Unix socket that hosts attach to.
+    pub attach: Attach,
+    /// Name that Comch servers have.
+    pub comch_name: String,
+    /// Functions of the host that are served, by PCI address or interface of their representors; none: all physical ones.
+    pub representors: Vec<String>,
+    /// Unix socket that hosts of this machine attach to.
     pub socket: PathBuf,
     /// Store URL, e.g. `dir:/var/lib/kvlane?bytes=200G`.
     pub store: String,
@@ -74,6 +101,9 @@ impl Config {
         let card = cores >= CARD_CORES;
         let slots = if card { 32 } else { 16 };
         Self {
+            attach: Attach::Both,
+            comch_name: String::from(mailbox::attach::SERVICE_NAME),
+            representors: Vec::new(),
             socket: PathBuf::from("/run/kvlane/dpu-app.sock"),
             store: String::new(),
             device: doca::Selector::First,
@@ -150,6 +180,10 @@ impl Config {
             ("inflate depth", self.inflate_depth.to_string()),
             ("dma depth", self.dma_depth.to_string()),
             ("sessions", self.sessions.to_string()),
+            (
+                "comch messages per host",
+                format!("{} received, {} on their way", doca::comch::RECEIVED_MAX, doca::comch::SENDING_MAX),
+            ),
             ("requests per session", COMMANDS.to_string()),
             ("chunks per request", mailbox::CHUNKS_PER_REQUEST_MAX.to_string()),
             ("chunks in progress", self.chunks.to_string()),

@@ -95,6 +95,7 @@ pub struct Counters {
     pub sessions_opened: AtomicU64,
     pub sessions_lost: AtomicU64,
     pub doorbells_rung: AtomicU64,
+    pub doorbells_heard: AtomicU64,
     pub sleeps: AtomicU64,
 }
 

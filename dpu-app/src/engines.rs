@@ -45,6 +45,8 @@ impl Hub<'_, '_> {
         let mut restarted = heapless::Vec::<doca::Kind, 2>::new();
         while self.engine.progress() {
             busy = true;
+            // Between two calls, so that what a host sends fits its places however fast it sends.
+            self.attend_progressed();
         }
         while let Some(completion) = self.inflate.as_mut().and_then(|engine| engine.context.poll()) {
             self.inflated(completion);

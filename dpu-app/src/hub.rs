@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!             +------------------------- Hub::turn -------------------------+
-//!   sockets ->| attend    accept, attach, doorbells, hang-ups     (attend.rs) |
+//!   hosts   ->| attend    accept, attach, doorbells, hang-ups     (attend.rs) |
 //!   engines ->| progress  completions of the three contexts      (engines.rs) |
 //!   workers ->| collect   answers of the crews                     (chunks.rs) |
 //!             | mail      mailbox reads and writes by DMA            (mail.rs) |
@@ -23,7 +23,8 @@ use mailbox::channel::Listener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::attend::Visitor;
+use crate::attend::{REFUSED_MAX, Visitor};
+use crate::comch;
 use crate::config::Config;
 use crate::counters::{Occupancy, add};
 use crate::crew::Crew;
@@ -82,10 +83,12 @@ impl HubState {
 }
 
 /// Why the data plane stops by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HubError {
     /// The device failed for good.
     Device(doca::Error),
+    /// Hosts cannot come by Comch.
+    Comch(comch::OpenError),
     /// An engine has not completed anything for 30 s.
     EngineStuck(doca::Kind),
     System {
@@ -98,6 +101,7 @@ impl std::fmt::Display for HubError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Device(error) => write!(f, "device: {error}"),
+            Self::Comch(error) => error.fmt(f),
             Self::EngineStuck(kind) => {
                 write!(f, "device: the {kind:?} engine completed nothing for {} s", ENGINE_TIMEOUT.as_secs())
             }
@@ -200,7 +204,7 @@ pub struct Hub<'a, 's> {
     pub(crate) sessions: Vec<Option<Session>>,
     pub(crate) desks: Vec<Desk>,
     pub(crate) visitors: Vec<Visitor>,
-    pub(crate) listener: Box<dyn Listener>,
+    pub(crate) listeners: Vec<Box<dyn Listener>>,
     pub(crate) epoll: Epoll,
     /// A wake-up was asked of the progress engine and has not come.
     pub(crate) armed: bool,
@@ -251,7 +255,7 @@ impl<'a, 's> Hub<'a, 's> {
         shared: &'a Shared<'s>,
         device: Device,
         crews: Crews<'a>,
-        listener: Box<dyn Listener>,
+        mut listeners: Vec<Box<dyn Listener>>,
     ) -> Result<Self, HubError> {
         let config = shared.config;
         let engine = ProgressEngine::new()?;
@@ -269,7 +273,14 @@ impl<'a, 's> Hub<'a, 's> {
         };
         watch(engine.fd(), tag::ENGINE)?;
         watch(shared.engine_bell.as_fd(), tag::BELL)?;
-        watch(listener.as_fd(), tag::LISTENER)?;
+        if config.attach.has_comch() {
+            for listener in comch::listen(&engine, &device, config).map_err(HubError::Comch)? {
+                listeners.push(Box::new(listener));
+            }
+        }
+        for (index, listener) in listeners.iter().enumerate() {
+            listener.fd().map_or(Ok(()), |fd| watch(fd, tag::LISTENER | index as u64))?;
+        }
         watch(shared.stop.as_fd(), tag::STOP)?;
         Ok(Self {
             device,
@@ -289,8 +300,8 @@ impl<'a, 's> Hub<'a, 's> {
             to_transfer: Deque::new(),
             sessions: (0..config.sessions).map(|_| None).collect(),
             desks: (0..config.sessions).map(|_| Desk::carve(&mut region)).collect(),
-            visitors: Vec::with_capacity(config.sessions),
-            listener,
+            visitors: Vec::with_capacity(config.sessions + REFUSED_MAX),
+            listeners,
             epoll,
             armed: false,
             state: HubState::Init,
@@ -368,6 +379,7 @@ impl<'a, 's> Hub<'a, 's> {
             busy |= self.attend(EpollTimeout::ZERO)?;
         }
         busy |= self.progress()?;
+        busy |= self.attend_progressed();
         busy |= self.collect();
         busy |= self.mail();
         busy |= self.schedule();
@@ -397,6 +409,8 @@ impl<'a, 's> Hub<'a, 's> {
         let bell = &self.shared.engine_bell;
         bell.going_to_sleep();
         let answered = [&self.fetchers, &self.dequantizers, &self.encoders].iter().any(|crew| crew.answered());
+        // Hosts without a descriptor: callbacks run in progress only, on this thread, so this look is the last.
+        let answered = answered || self.listeners.iter().any(|listener| listener.has_news());
         if answered || self.shared.board.is_asked() {
             bell.awake();
             return Ok(());

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Reading order: `config` (every limit), `slot` (the ring), `job`, `fetcher` and `worker` (what touches bytes), `flow` and
-//! `request` (what is in progress), `hub` (who decides), then its parts `attend`, `mail`, `chunks`, `engines`, `status`;
-//! `board`, `health` and `metrics` are what monitoring sees.
+//! `request` (what is in progress), `hub` (who decides), then its parts `attend` (with `comch`), `mail`, `chunks`, `engines`,
+//! `status`; `board`, `health` and `metrics` are what monitoring sees.
 //! docs/architecture.md says why it is built so.
 //!
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
@@ -18,6 +18,7 @@ mod attend;
 pub mod bell;
 pub mod board;
 mod chunks;
+pub mod comch;
 pub mod config;
 pub mod counters;
 pub mod crew;

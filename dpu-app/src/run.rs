@@ -12,7 +12,7 @@ use std::thread;
 use block::codec::{Compressor, Decompressor};
 use doca::{Area, Device};
 use heapless::spsc::Queue;
-use mailbox::channel::{ChannelError, UnixListener};
+use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::sys::eventfd::EventFd;
 
 use crate::bell::{Bell, EventBell, WorkerBell};
@@ -70,7 +70,10 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Metrics { .. } | Self::Encoder(_) => 2,
-            Self::Device(_) | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
+            Self::Hub(HubError::Comch(error)) if !error.is_of_the_device() => 2,
+            Self::Device(_)
+            | Self::Hub(HubError::Comch(_))
+            | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
     }
@@ -98,10 +101,14 @@ pub fn serve(
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
-    let listener = UnixListener::bind(&config.socket)
-        .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
     let bind = |address| metrics::Server::bind(address).map_err(|error| RunError::Metrics { address, error });
     let metrics = config.metrics.map(bind).transpose()?;
+    let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
+    if config.attach.has_socket() {
+        let listener = UnixListener::bind(&config.socket)
+            .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
+        listeners.push(Box::new(listener));
+    }
     let shared = Shared {
         config,
         store,
@@ -128,7 +135,7 @@ pub fn serve(
         let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
         let crews = Crews { fetchers, dequantizers, encoders };
         let info = device.info().to_string();
-        let hub = Hub::new(&shared, device, crews, Box::new(listener)).map_err(RunError::Hub)?;
+        let hub = Hub::new(&shared, device, crews, listeners).map_err(RunError::Hub)?;
         hub.announce();
         let _metrics = match &metrics {
             Some(server) => Some(server.start(scope, &shared, info).map_err(RunError::System)?),

@@ -182,6 +182,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         ("sessions_opened", &counters.sessions_opened),
         ("sessions_lost", &counters.sessions_lost),
         ("doorbells_rung", &counters.doorbells_rung),
+        ("doorbells_heard", &counters.doorbells_heard),
         ("sleeps", &counters.sleeps),
     ];
     let sums = [

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dpu_app::metrics::families;
-use host_ctl::{Arrangement, Client, Options};
+use host_ctl::{Arrangement, Client, Options, Route};
 use rig::*;
 use scrape::{Process, dpu_app, free_address, say, start, until};
 use serde_json::Value;
@@ -57,8 +57,11 @@ fn it_names_only_what_there_is_and_leaves_nothing_out() {
 
 /// Stores, fetches, look-ups and misses for a while.
 fn traffic(home: &Path) {
-    let options =
-        Options { socket: home.join("card.sock"), recipe: Some("lossless".parse().unwrap()), ..Options::default() };
+    let options = Options {
+        route: Route::Socket(home.join("card.sock")),
+        recipe: Some("lossless".parse().unwrap()),
+        ..Options::default()
+    };
     let memory = filled(Arrangement::Vllm, geometry(), CHUNKS, 1);
     let mut host = Client::attach(&options, Some(memory)).unwrap();
     let (over, pages) = (Instant::now() + TRAFFIC, linear(CHUNKS));

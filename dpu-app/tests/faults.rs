@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host_ctl::{Arrangement, Client, Error, Gone, Transfer};
-use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message, Reason};
-use mailbox::channel::{Channel, ChannelError, UnixChannel};
+use host_ctl::{Arrangement, Client, Error, Gone, Route, Transfer};
+use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message, Reason, Refuse};
+use mailbox::channel::{ChannelError, Line};
 use mailbox::{Status, Tokens};
 use rig::*;
 use store::StoreError;
@@ -265,7 +265,7 @@ fn a_stopping_card_answers_first_and_leaves_then() {
         assert_eq!((finished.status, finished.chunks_done), (Status::Ok, CHUNKS), "busy poll {busy_poll}");
         leading_are_right(&target, &content, CHUNKS);
         let error = Client::attach(&card.options("lossless"), None).unwrap_err();
-        assert!(matches!(error, Error::Channel(ChannelError::NobodyThere { .. })), "{error}");
+        assert!(matches!(error, Error::Comch(doca::comch::Error::NobodyThere { .. })), "{error}");
     }
 }
 
@@ -289,11 +289,11 @@ fn one_session_too_many_is_refused_and_told_why() {
 }
 
 /// Whether the other end hangs up in time.
-fn hangs_up(channel: &mut UnixChannel, within: Duration) -> bool {
+fn hangs_up(line: &mut dyn Line, within: Duration) -> bool {
     let until = Instant::now() + within;
     let mut bytes = [0; ATTACH_MESSAGE_MAX];
     while Instant::now() < until {
-        match channel.receive(&mut bytes) {
+        match line.receive(&mut bytes) {
             Ok(None) => thread::sleep(Duration::from_millis(1)),
             Ok(Some(_)) => {}
             Err(_) => return true,
@@ -308,13 +308,31 @@ fn a_silent_visitor_is_dropped_and_makes_room() {
         config.sessions = 2;
         config.attach_timeout = Duration::from_millis(150);
     });
-    let since = Instant::now();
-    let mut silent: Vec<_> = (0..2).map(|_| UnixChannel::connect(&card.socket).unwrap()).collect();
-    assert!(!hangs_up(&mut silent[0], Duration::from_millis(60)), "it has its time");
-    assert!(Client::attach(&card.options("lossless"), None).is_err(), "visitors count");
-    assert!(silent.iter_mut().all(|visitor| hangs_up(visitor, WAIT)));
-    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
-    card.control();
+    for route in card.routes() {
+        let since = Instant::now();
+        let mut silent: Vec<_> = (0..2).map(|_| line(&route)).collect();
+        assert!(!hangs_up(silent[0].as_mut(), Duration::from_millis(60)), "it has its time");
+        assert!(Client::attach(&card.options("lossless"), None).is_err(), "visitors count");
+        assert!(silent.iter_mut().all(|visitor| hangs_up(visitor.as_mut(), WAIT)));
+        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+        card.control();
+    }
+}
+
+/// The card's next word.
+fn answer(line: &mut dyn Line) -> Option<Refuse> {
+    let until = Instant::now() + WAIT;
+    let mut bytes = [0; ATTACH_MESSAGE_MAX];
+    loop {
+        match line.receive(&mut bytes) {
+            Ok(None) => assert!(line.wait(until.saturating_duration_since(Instant::now())).unwrap(), "no answer"),
+            Ok(Some(count)) => match Message::decode(&bytes[..count]).unwrap() {
+                Message::Refuse(refuse) => return Some(refuse),
+                other => panic!("{other:?}"),
+            },
+            Err(_) => return None,
+        }
+    }
 }
 
 #[test]
@@ -326,10 +344,10 @@ fn a_babbling_visitor_is_refused_and_nobody_else_notices() {
     let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
     let target = memory();
     let mut host = card.attach("lossless", target.clone());
-    for round in 0..60 {
-        let mut babbler = UnixChannel::connect(&card.socket).unwrap();
+    for (round, route) in (0..60).flat_map(|round| card.routes().map(|route| (round, route))) {
+        let mut babbler = line(&route);
         let bytes: Vec<u8> = match round % 4 {
-            // Noise, noise with our magic, a good message out of turn, one that is too long.
+            // Noise, noise with our magic, a good message out of turn, one that is as long as may be.
             0 => (0..1 + random.below(3999)).map(|_| random.next() as u8).collect(),
             1 => b"kvat".iter().copied().chain((0..60).map(|_| random.next() as u8)).collect(),
             2 => {
@@ -340,41 +358,53 @@ fn a_babbling_visitor_is_refused_and_nobody_else_notices() {
             _ => vec![7; ATTACH_MESSAGE_MAX],
         };
         babbler.send(&bytes).unwrap();
-        assert!(hangs_up(&mut babbler, WAIT), "round {round}");
+        let refuse = answer(babbler.as_mut()).expect("it is told why");
+        assert!(matches!(refuse.reason(), Some(Reason::Malformed | Reason::Order)), "round {round}: {refuse}");
+        // One that does not leave by itself lingers for a moment and is then hung up on.
+        assert!(round > 0 || hangs_up(babbler.as_mut(), WAIT));
         if round % 10 == 0 {
             assert_eq!(fetch(&mut host, &keys, &linear(CHUNKS)).chunks_done, CHUNKS);
             leading_are_right(&target, &content, CHUNKS);
         }
     }
     // Another kind of socket altogether is the kernel's to refuse.
-    assert!(UnixStream::connect(&card.socket).is_err());
+    let Route::Socket(path) = &card.socket else { unreachable!() };
+    assert!(UnixStream::connect(path).is_err());
 }
 
 #[test]
 fn a_host_that_rings_all_the_time_costs_only_itself() {
     let card = Card::start();
     let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
-    let over = std::sync::atomic::AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            // A visitor that sends good messages without end: refused, and it comes again.
-            let mut bytes = [0; ATTACH_MESSAGE_MAX];
-            let bell = Message::Doorbell.encode(&mut bytes).unwrap().to_vec();
-            while !over.load(Relaxed) {
-                let Ok(mut channel) = UnixChannel::connect(&card.socket) else { continue };
-                while !over.load(Relaxed) && !matches!(channel.send(&bell), Err(ChannelError::Closed)) {
-                    std::hint::spin_loop();
+    for route in card.routes() {
+        let over = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // A visitor that sends good messages without end: refused, and it comes again.
+                let mut bytes = [0; ATTACH_MESSAGE_MAX];
+                let bell = Message::Doorbell.encode(&mut bytes).unwrap().to_vec();
+                while !over.load(Relaxed) {
+                    let Ok((mut line, _)) = route.open(&doca::Selector::First, WAIT) else { continue };
+                    while !over.load(Relaxed) {
+                        match line.send(&bell) {
+                            Ok(()) => {}
+                            Err(ChannelError::Full) => {
+                                let _ = line.wait_for_room(Duration::from_millis(10));
+                            }
+                            Err(_) => break,
+                        }
+                    }
                 }
+            });
+            let target = memory();
+            let mut host = card.attach("lossless", target.clone());
+            for _ in 0..20 {
+                assert_eq!(fetch(&mut host, &keys, &linear(CHUNKS)).chunks_done, CHUNKS);
             }
+            leading_are_right(&target, &content, CHUNKS);
+            over.store(true, Relaxed);
         });
-        let target = memory();
-        let mut host = card.attach("lossless", target.clone());
-        for _ in 0..20 {
-            assert_eq!(fetch(&mut host, &keys, &linear(CHUNKS)).chunks_done, CHUNKS);
-        }
-        leading_are_right(&target, &content, CHUNKS);
-        over.store(true, Relaxed);
-    });
+    }
 }
 
 #[test]

@@ -10,11 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use doca::{Access, Device, Export, Mapping, Selector};
-use host_ctl::{Arrangement, Client, Memory, Options};
+use host_ctl::{Arrangement, Client, Memory, Options, Route};
 use mailbox::attach::{
     ATTACH_MESSAGE_MAX, Commit, Farewell, Hello, Message, PAGE_REGION, Reason, Refuse, Region, layout_parts,
 };
-use mailbox::channel::{Channel, ChannelError, UnixChannel};
+use mailbox::channel::{ChannelError, Line};
 use mailbox::{
     ARGUMENTS_AT, COMMANDS_AT, Chunk as Named, HOST_LINE_AT, HostRing, LINE_BYTES, Operation, PAGE_BYTES, Page,
     Request, Status, VERSION,
@@ -47,7 +47,7 @@ impl Said {
 
 /// A host that speaks the words itself and can get each of them wrong.
 struct Liar {
-    channel: UnixChannel,
+    channel: Box<dyn Line>,
     ring: HostRing,
     /// Another mapping of the page, to scribble on.
     page: Page,
@@ -72,7 +72,7 @@ impl Liar {
     fn meet(card: &Card) -> Self {
         let page = Page::create(now()).unwrap();
         Self {
-            channel: UnixChannel::connect(&card.socket).unwrap(),
+            channel: line(&card.raw),
             page: page.share().unwrap(),
             ring: HostRing::new(page),
             memory: empty(Arrangement::Vllm, geometry(), CHUNKS),
@@ -218,10 +218,18 @@ fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
 }
 
-/// Runs `lies` beside a host that fetches all the time, and expects that it never notices.
-fn beside_an_honest_host(lies: impl FnOnce(&Card, &[block::ChunkKey])) -> Card {
-    let card = Card::start();
-    let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
+/// Runs `lies` beside a host that fetches all the time, and expects that it never notices: once by each way to a card.
+fn beside_an_honest_host(mut lies: impl FnMut(&Card, &[block::ChunkKey])) -> [Card; 2] {
+    [0, 1].map(|way| {
+        let mut card = Card::start();
+        card.raw = card.routes()[way].clone();
+        lie(&card, &mut lies);
+        card
+    })
+}
+
+fn lie(card: &Card, lies: &mut dyn FnMut(&Card, &[block::ChunkKey])) {
+    let (keys, content) = stored(card, "lossless", 1, CHUNKS);
     let (over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let honest = scope.spawn(|| {
@@ -240,7 +248,7 @@ fn beside_an_honest_host(lies: impl FnOnce(&Card, &[block::ChunkKey])) -> Card {
         });
         // Also when a lie is not answered as it should be and the test fails here.
         let _over = Flag(&over);
-        lies(&card, &keys);
+        lies(card, &keys);
         let before = rounds.load(Relaxed);
         let until = Instant::now() + WAIT;
         while rounds.load(Relaxed) < before + 3 && !honest.is_finished() && Instant::now() < until {
@@ -251,7 +259,6 @@ fn beside_an_honest_host(lies: impl FnOnce(&Card, &[block::ChunkKey])) -> Card {
         assert!(rounds.load(Relaxed) >= 3, "the honest host was served");
     });
     card.await_empty();
-    card
 }
 
 /// Goes up when it is dropped.
@@ -268,7 +275,7 @@ fn garbage_in_a_command_slot_ends_the_session() {
     let seed = 0x6a_2ba6e;
     println!("seed {seed:#x}");
     let mut random = Random(seed);
-    let card = beside_an_honest_host(|card, _| {
+    let cards = beside_an_honest_host(|card, _| {
         for round in 0..6 {
             let mut liar = Liar::attached(card);
             let noise: Vec<u8> = (0..LINE_BYTES).map(|_| random.next() as u8).collect();
@@ -277,7 +284,7 @@ fn garbage_in_a_command_slot_ends_the_session() {
             assert_eq!(liar.hear_last(), Said::Bye(Farewell::PeerError), "round {round}");
         }
     });
-    assert_eq!(card.counter("sessions_lost"), 6);
+    cards.iter().for_each(|card| assert_eq!(card.counter("sessions_lost"), 6));
 }
 
 #[test]
@@ -374,7 +381,7 @@ fn what_a_newer_host_may_ask_is_unsupported_and_the_session_lives() {
 
 #[test]
 fn the_chunks_before_a_bad_page_number_are_in_place() {
-    let card = beside_an_honest_host(|card, keys| {
+    let cards = beside_an_honest_host(|card, keys| {
         let mut liar = Liar::attached(card);
         let pages: Vec<u32> = linear(CHUNKS);
         let bad = [8, 9, 10, u32::MAX];
@@ -390,7 +397,7 @@ fn the_chunks_before_a_bad_page_number_are_in_place() {
         assert_eq!((completion.status, completion.chunks_done), (Status::Malformed, 2));
         liar.say(&Message::Bye(Farewell::Done));
     });
-    assert_eq!(card.counter("sessions_lost"), 0);
+    cards.iter().for_each(|card| assert_eq!(card.counter("sessions_lost"), 0));
 }
 
 #[test]
@@ -511,15 +518,15 @@ fn words_out_of_turn_after_the_attach_end_the_session() {
 }
 
 /// The variable that makes a copy of this test binary the host that dies.
-const SOCKET: &str = "KVLANE_TEST_DYING_HOST";
+const ROUTE: &str = "KVLANE_TEST_DYING_HOST";
 const DYING: &str = "the_dying_host_itself";
 
 /// Not a claim of its own: what `a_host_that_is_killed_...` runs in another process.
 #[test]
 fn the_dying_host_itself() {
-    let Ok(socket) = std::env::var(SOCKET) else { return };
+    let Ok(route) = std::env::var(ROUTE) else { return };
     let options = Options {
-        socket: socket.into(),
+        route: if route.starts_with('/') { Route::Socket(route.into()) } else { Route::Comch { name: route } },
         client: "dying".into(),
         recipe: Some("lossless".parse().unwrap()),
         ..Options::default()
@@ -535,12 +542,16 @@ fn the_dying_host_itself() {
 
 #[test]
 fn a_host_that_is_killed_in_mid_fetch_leaves_nothing_behind() {
-    let card = beside_an_honest_host(|card, _| {
+    let cards = beside_an_honest_host(|card, _| {
         card.store.read_delay_us.store(1_000, Relaxed);
+        let way = match &card.raw {
+            Route::Comch { name } => name.as_ref(),
+            Route::Socket(path) => path.as_os_str(),
+        };
         for round in 0..6_u64 {
             let mut child = Process::new(std::env::current_exe().unwrap())
                 .args(["--exact", DYING, "--nocapture", "--test-threads=1"])
-                .env(SOCKET, &card.socket)
+                .env(ROUTE, way)
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -552,7 +563,7 @@ fn a_host_that_is_killed_in_mid_fetch_leaves_nothing_behind() {
         }
         card.store.read_delay_us.store(0, Relaxed);
     });
-    assert!(card.counter("sessions_lost") >= 6);
+    cards.iter().for_each(|card| assert!(card.counter("sessions_lost") >= 6));
 }
 
 #[test]

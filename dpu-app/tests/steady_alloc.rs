@@ -14,7 +14,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use host_ctl::{Arrangement, Client, Options};
+use host_ctl::{Arrangement, Client, Options, Route};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
 use rig::*;
@@ -104,9 +104,12 @@ fn steady_on(url: &str) {
     let limits = dpu_app::run::store_limits(&config);
     let store: Arc<dyn Readable<doca::Area>> = Arc::from(store::open(url, &limits).unwrap());
     let stop = Arc::new(EventFd::new().unwrap());
+    let nap = config.awake * 5;
     let (ready, is_ready) = mpsc::channel();
     let card = thread::Builder::new().name("engine".into());
-    let options = Options { socket: config.socket.clone(), ..Options::default() };
+    // A host that sleeps at once, so that each side has to ring for the other.
+    let route = Route::Comch { name: config.comch_name.clone() };
+    let options = Options { route, spin: Duration::ZERO, ..Options::default() };
     let card = card
         .spawn({
             let stop = Arc::clone(&stop);
@@ -151,6 +154,11 @@ fn steady_on(url: &str) {
                 assert_eq!(fetch(&mut host, &new, &pages).chunks_done, 0);
                 let stored = rig::store(&mut host, &new, &pages);
                 assert_eq!((stored.status, stored.chunks_done), (Status::Ok, CHUNKS));
+                for _ in 0..5 {
+                    thread::sleep(nap);
+                    let id = host.post_ping().unwrap();
+                    assert_eq!(host.wait(id, WAIT).unwrap().status, Status::Ok);
+                }
             }
         });
         let after = status(&mut host);
@@ -158,6 +166,9 @@ fn steady_on(url: &str) {
             |status: &host_ctl::CardStatus, stage: &str| status.value()["stages"][stage]["jobs"].as_u64().unwrap();
         let fetched = blocks(&after, "write") - blocks(&before, "write");
         let stored = blocks(&after, "put") - blocks(&before, "put");
+        let rung = counter(&after, "doorbells_rung") - counter(&before, "doorbells_rung");
+        let woken = counter(&after, "doorbells_heard") - counter(&before, "doorbells_heard");
+        assert!(rung >= ROUNDS as u64 && woken >= 5 * ROUNDS as u64, "by Comch: {rung} doorbells rung, {woken} heard");
         println!("{recipe}: {fetched} blocks fetched, {stored} stored, {caught} allocations");
         assert!(fetched > 1000 && stored > 1000, "{fetched} fetched, {stored} stored");
         assert_eq!(caught, 0, "{recipe}");

@@ -2,122 +2,18 @@
 
 mod rig;
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use block::ElementType;
-use host_ctl::{Arrangement, Client, Error, Gone, Options};
+use host_ctl::{Arrangement, Client, Error, Gone};
 use mailbox::Status;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use rig::process::{Dpu, Home, refused};
 use rig::*;
 
 const CHUNKS: usize = 8;
-
-/// A `dpu-app run` that ends with its test.
-struct Dpu {
-    child: Child,
-    socket: PathBuf,
-    log: Option<thread::JoinHandle<String>>,
-}
-
-fn command(store: &str, socket: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
-    command.args(["run", "--store", store, "--socket"]).arg(socket).args(more);
-    let small = [["--slots", "6"], ["--block-bytes", "16384"]];
-    command.args(small.iter().filter(|[flag, _]| !more.contains(flag)).flatten());
-    command.env_remove("DOCA_EMULATOR").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    command
-}
-
-impl Dpu {
-    fn start(store: &str, socket: &Path, emulator: &str) -> Self {
-        let mut child = command(store, socket, &[]).env("DOCA_EMULATOR", emulator).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap());
-        let mut log = String::new();
-        while !log.contains("ready") {
-            assert!(lines.read_line(&mut log).unwrap() > 0, "it ended: {log}");
-        }
-        let log = thread::spawn(move || {
-            let _ = lines.read_to_string(&mut log);
-            log
-        });
-        Self { child, socket: socket.to_owned(), log: Some(log) }
-    }
-
-    fn options(&self) -> Options {
-        let recipe = Some("lossless".parse().unwrap());
-        Options { socket: self.socket.clone(), client: "test".into(), recipe, ..Options::default() }
-    }
-
-    fn attach(&self, memory: &host_ctl::Memory) -> Client {
-        Client::attach(&self.options(), Some(memory.clone())).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    fn wait(&mut self) -> (ExitStatus, String) {
-        let status = wait(&mut self.child);
-        (status, self.log.take().unwrap().join().unwrap())
-    }
-}
-
-impl Drop for Dpu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn wait(child: &mut Child) -> ExitStatus {
-    let until = Instant::now() + WAIT;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if Instant::now() >= until {
-            child.kill().unwrap();
-            panic!("it does not end");
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// A start that must fail: its exit code and what it said.
-fn refused(store: &str, socket: &Path, more: &[&str]) -> (Option<i32>, String) {
-    let mut child = command(store, socket, more).spawn().unwrap();
-    let mut stderr = child.stderr.take().unwrap();
-    let reader = thread::spawn(move || {
-        let mut text = String::new();
-        stderr.read_to_string(&mut text).unwrap();
-        text
-    });
-    let code = wait(&mut child).code();
-    (code, reader.join().unwrap())
-}
-
-struct Home {
-    dir: tempfile::TempDir,
-}
-
-impl Home {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn store(&self) -> String {
-        format!("dir:{}", self.dir.path().join("store").display())
-    }
-
-    fn socket(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
 
 #[test]
 fn what_one_process_stored_another_fetches_also_after_a_restart() {
@@ -211,7 +107,7 @@ fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
     let pages = linear(CHUNKS);
     let keys = keys(geometry(), "lossless", 1, CHUNKS);
     let mut before = (0, 0);
-    for round in 0..120 {
+    for round in 0..180 {
         let memory = filled(Arrangement::Vllm, geometry(), CHUNKS, 3);
         let mut host = dpu.attach(&memory);
         match round % 3 {
@@ -222,7 +118,8 @@ fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
             }
         }
         drop(host);
-        if round == 20 {
+        // The emulator remembers its last 64 connections, with their descriptors.
+        if round == 80 {
             thread::sleep(Duration::from_millis(300));
             before = (descriptors(), resident_kib());
         }
@@ -233,7 +130,7 @@ fn a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory() {
         thread::sleep(Duration::from_millis(10));
     }
     let after = (descriptors(), resident_kib());
-    println!("descriptors and KiB after 20 hosts {before:?}, after 120 {after:?}");
+    println!("descriptors and KiB after 80 hosts {before:?}, after 180 {after:?}");
     assert!(after.0 <= before.0, "{after:?} {before:?}");
     assert!(after.1 <= before.1 + 1024, "{after:?} {before:?}");
 }

@@ -1,30 +1,27 @@
-//! From a socket to a session: the host's half of the conversation that mailbox/attach.rs draws.
+//! From a line to a session: the host's half of the conversation that mailbox/attach.rs draws.
 
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use block::Recipe;
-use doca::{Device, Selector};
+use doca::Selector;
 use mailbox::attach::{
     ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region as RegionMessage,
     layout_parts,
 };
-use mailbox::channel::{Channel, ChannelError, UnixChannel};
+use mailbox::channel::{ChannelError, Line};
 use mailbox::{HostRing, Page};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::client::Client;
 use crate::error::{Error, Gone};
 use crate::export::{DeviceExporter, Exported, Exporter};
 use crate::memory::Memory;
+use crate::route::Route;
 
 /// What is the same for all sessions that a program opens.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where dpu-app listens.
-    pub socket: PathBuf,
+    /// Where dpu-app is met.
+    pub route: Route,
     /// Name of this program, for people who look at the card.
     pub client: String,
     /// Device that opens this machine's memory to the card.
@@ -42,7 +39,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            socket: PathBuf::from("/run/kvlane/dpu-app.sock"),
+            route: Route::default(),
             client: "host-ctl".to_owned(),
             device: Selector::First,
             recipe: None,
@@ -92,26 +89,25 @@ impl Door for Options {
 }
 
 impl Client {
-    /// Attaches over the Unix socket, with memory exported by a device of this machine.
+    /// Attaches by the route that the options name, with memory exported by a device of this machine.
     ///
     /// # Errors
     /// Nobody there, refused, no device, or a layout that cannot be.
     pub fn attach(options: &Options, memory: Option<Memory>) -> Result<Client, Error> {
-        // The layout first, then the card, then the device: the operator hears of the nearest mistake.
+        // The layout first: the operator hears of the nearest mistake.
         if let Some(memory) = &memory {
             memory.check()?;
         }
-        let channel = UnixChannel::connect(&options.socket)?;
-        let device = Device::open(&options.device)?;
-        Client::attach_over(Box::new(channel), Box::new(DeviceExporter::new(device)), options, memory)
+        let (line, device) = options.route.open(&options.device, options.timeout)?;
+        Client::attach_over(line, Box::new(DeviceExporter::new(device)), options, memory)
     }
 
-    /// Attaches over any channel, with memory exported by anything.
+    /// Attaches over any line, with memory exported by anything.
     ///
     /// # Errors
     /// As [`Client::attach`].
     pub fn attach_over(
-        channel: Box<dyn Channel>,
+        line: Box<dyn Line>,
         mut exporter: Box<dyn Exporter>,
         options: &Options,
         memory: Option<Memory>,
@@ -121,13 +117,13 @@ impl Client {
             mailbox::PageError::System { call, source } => Error::System { call, path: "page".into(), source },
             error => Error::input("page", error, "report it"),
         })?;
-        let mut talk = Talk { channel, until: Instant::now() + options.timeout, timeout: options.timeout };
+        let mut talk = Talk { line, until: Instant::now() + options.timeout, timeout: options.timeout };
         talk.introduce(&page, exporter.as_mut(), options, memory.as_ref())?;
         let welcome = talk.welcome(page.generation())?;
         if let Some(asked) = options.recipe.filter(|asked| asked.transform != welcome.recipe.transform) {
             return Err(Error::Recipe { asked, card: welcome.recipe.to_string() });
         }
-        Ok(Client::new(talk.channel, HostRing::new(page), exporter, welcome, layout, memory, options))
+        Ok(Client::new(talk.line, HostRing::new(page), exporter, welcome, layout, memory, options))
     }
 }
 
@@ -138,7 +134,7 @@ fn generation() -> u64 {
 
 /// The conversation before there is a session.
 struct Talk {
-    channel: Box<dyn Channel>,
+    line: Box<dyn Line>,
     until: Instant,
     timeout: Duration,
 }
@@ -184,39 +180,44 @@ impl Talk {
         self.say(&Message::Region(RegionMessage { index, writable, base: *base, bytes: *bytes, export: blob }))
     }
 
-    /// Sends, and listens when the card hangs up: it may have said why.
+    /// Sends, and listens first: a card that has refused us says so while we still introduce ourselves.
     fn say(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        self.hear_objection()?;
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         let bytes = message.encode(&mut bytes)?;
         loop {
-            match self.channel.send(bytes) {
+            match self.line.send(bytes) {
                 Ok(()) => return Ok(()),
-                Err(ChannelError::Full) => self.wait(PollFlags::POLLOUT)?,
-                Err(ChannelError::Closed) => return Err(self.last_words()),
+                Err(ChannelError::Full) => self.wait(|line, left| line.wait_for_room(left))?,
+                Err(ChannelError::Closed) => {
+                    self.hear_objection()?;
+                    return Err(Gone::Died.into());
+                }
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    fn last_words(&mut self) -> Error {
+    /// What the card has said before it was its turn.
+    fn hear_objection(&mut self) -> Result<(), Error> {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
-        while let Ok(Some(count)) = self.channel.receive(&mut bytes) {
+        while let Ok(Some(count)) = self.line.receive(&mut bytes) {
             match Message::decode(&bytes[..count]) {
-                Ok(Message::Refuse(refuse)) => return Error::Refused(refuse),
-                Ok(Message::Bye(farewell)) => return Gone::Left(farewell).into(),
+                Ok(Message::Refuse(refuse)) => return Err(Error::Refused(refuse)),
+                Ok(Message::Bye(farewell)) => return Err(Gone::Left(farewell).into()),
                 _ => {}
             }
         }
-        Gone::Died.into()
+        Ok(())
     }
 
     fn welcome(&mut self, generation: u64) -> Result<Welcome, Error> {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         loop {
-            let count = match self.channel.receive(&mut bytes) {
+            let count = match self.line.receive(&mut bytes) {
                 Ok(Some(count)) => count,
                 Ok(None) => {
-                    self.wait(PollFlags::POLLIN)?;
+                    self.wait(|line, left| line.wait(left))?;
                     continue;
                 }
                 Err(ChannelError::Closed) => return Err(Gone::Died.into()),
@@ -237,12 +238,13 @@ impl Talk {
         }
     }
 
-    fn wait(&self, flags: PollFlags) -> Result<(), Error> {
+    fn wait(&mut self, wait: impl Fn(&mut dyn Line, Duration) -> Result<bool, ChannelError>) -> Result<(), Error> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::Timeout { what: "attach", waited: self.timeout });
         }
-        await_fd(self.channel.as_fd(), flags, left).map(|_| ())
+        wait(self.line.as_mut(), left)?;
+        Ok(())
     }
 }
 
@@ -261,15 +263,4 @@ fn believe(welcome: &mailbox::attach::Welcome<'_>) -> Result<Welcome, Error> {
         recipe: welcome.recipe.parse().map_err(unknown)?,
         card: welcome.card.to_owned(),
     })
-}
-
-/// Waits until the descriptor is ready; false when time ran out first.
-pub(crate) fn await_fd(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Duration) -> Result<bool, Error> {
-    // Rounded up: a wait of 0 ms in a loop is a spin.
-    let ms = timeout.as_nanos().div_ceil(1_000_000).min(60_000) as u16;
-    match poll(&mut [PollFd::new(fd, flags)], PollTimeout::from(ms)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(Errno::EINTR) => Ok(true),
-        Err(errno) => Err(Error::System { call: "poll", path: "channel".into(), source: errno.into() }),
-    }
 }

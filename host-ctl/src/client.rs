@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 
 use block::ChunkKey;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message};
-use mailbox::channel::{Channel, ChannelError};
+use mailbox::channel::{ChannelError, Line};
 use mailbox::layout::Layout;
 use mailbox::{
     COMMANDS, CardState, Chunk, Doorbell, HostRing, Operation, PeerError, PostError, Request, Sleep, Status, Tokens,
     chunks_max,
 };
-use nix::poll::PollFlags;
 
-use crate::attach::{Options, Welcome, await_fd};
+use crate::attach::{Options, Welcome};
 use crate::error::{Error, Gone};
 use crate::export::Exporter;
 use crate::job::{Ask, Job, Outcome, Part};
@@ -101,7 +100,7 @@ impl Completion {
 pub struct Client {
     // Dropped in this order, the memory last: `drop` has made sure that the card is done with it, or leaks it.
     ring: HostRing,
-    channel: Box<dyn Channel>,
+    line: Box<dyn Line>,
     exporter: Option<Box<dyn Exporter>>,
     memory: Option<Memory>,
     layout: Option<Layout>,
@@ -123,7 +122,7 @@ pub struct Client {
 
 impl Client {
     pub(crate) fn new(
-        channel: Box<dyn Channel>,
+        line: Box<dyn Line>,
         ring: HostRing,
         exporter: Box<dyn Exporter>,
         welcome: Welcome,
@@ -133,7 +132,7 @@ impl Client {
     ) -> Client {
         Client {
             ring,
-            channel,
+            line,
             exporter: Some(exporter),
             memory,
             layout,
@@ -376,7 +375,7 @@ impl Client {
         let until = Instant::now() + timeout;
         while self.turn().is_ok() {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || await_fd(self.channel.as_fd(), PollFlags::POLLIN, left).is_err() {
+            if left.is_zero() || self.line.wait(left).is_err() {
                 return false;
             }
             self.hear();
@@ -560,7 +559,7 @@ impl Client {
         }
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         let bytes = Message::Doorbell.encode(&mut bytes).expect("a doorbell always fits");
-        match self.channel.send(bytes) {
+        match self.line.send(bytes) {
             // Full: the card has messages that it has not read, and will wake for them.
             Ok(()) | Err(ChannelError::Full) => {}
             Err(_) => self.hear(),
@@ -572,7 +571,7 @@ impl Client {
         self.heard = Instant::now();
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         while self.gone.is_none() {
-            self.gone = match self.channel.receive(&mut bytes) {
+            self.gone = match self.line.receive(&mut bytes) {
                 Ok(None) => return,
                 Ok(Some(count)) => match Message::decode(&bytes[..count]) {
                     Ok(Message::Bye(farewell)) => Some(Gone::Left(farewell)),
@@ -596,7 +595,7 @@ impl Client {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         let bytes = Message::Bye(farewell).encode(&mut bytes).expect("a good-bye always fits");
         // A card that cannot be told will notice the closed channel.
-        let _ = self.channel.send(bytes);
+        let _ = self.line.send(bytes);
     }
 
     /// Looks for a moment, then sleeps until a doorbell, the channel's end, or `until`.
@@ -614,7 +613,7 @@ impl Client {
         }
         let until = self.jobs.iter().filter_map(Job::expires).fold(until, Instant::min);
         let left = until.saturating_duration_since(Instant::now()).min(SLEEP_MAX);
-        let slept = if left.is_zero() { Ok(false) } else { await_fd(self.channel.as_fd(), PollFlags::POLLIN, left) };
+        let slept = if left.is_zero() { Ok(false) } else { self.line.wait(left) };
         self.ring.wake();
         if slept? {
             self.hear();
@@ -659,12 +658,12 @@ impl Client {
         let until = Instant::now() + timeout;
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         loop {
-            match self.channel.receive(&mut bytes) {
+            match self.line.receive(&mut bytes) {
                 Ok(Some(_)) => {}
                 Err(_) => return true,
                 Ok(None) => {
                     let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() || await_fd(self.channel.as_fd(), PollFlags::POLLIN, left).is_err() {
+                    if left.is_zero() || self.line.wait(left).is_err() {
                         return false;
                     }
                 }

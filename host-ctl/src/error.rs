@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use doca::comch;
 use mailbox::attach::{AttachError, Farewell, Refuse};
 use mailbox::channel::ChannelError;
 use mailbox::layout::LayoutError;
@@ -72,6 +73,8 @@ pub enum Error {
     System { call: &'static str, path: PathBuf, source: io::Error },
     /// A call of DOCA failed on this machine.
     Device(doca::Error),
+    /// There is no way to the card by Comch.
+    Comch(comch::Error),
     /// The channel could not be opened or used.
     Channel(ChannelError),
     /// A message of ours that no channel carries.
@@ -116,7 +119,9 @@ impl Error {
             Error::Input { .. } | Error::Layout(_) => Blame::Operator,
             // A path that is not there was mistyped; anything else happened while running.
             Error::System { call: "open", source, .. } if source.kind() == io::ErrorKind::NotFound => Blame::Operator,
-            Error::Device(_) | Error::Failed { status: Status::DeviceError, .. } => Blame::Device,
+            Error::Comch(comch::Error::Name { .. }) => Blame::Operator,
+            Error::Comch(comch::Error::NobodyThere { .. } | comch::Error::Timeout { .. }) => Blame::Peer,
+            Error::Device(_) | Error::Comch(_) | Error::Failed { status: Status::DeviceError, .. } => Blame::Device,
             Error::Channel(_) | Error::Refused(_) | Error::CardGone(_) | Error::Answer { .. } => Blame::Peer,
             Error::Failed {
                 status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining, ..
@@ -139,6 +144,18 @@ impl fmt::Display for Error {
             Error::Device(error) => {
                 write!(f, "device: {error}: check --device, and that this user may use the device")
             }
+            Error::Comch(error) => match error {
+                comch::Error::NobodyThere { .. } => {
+                    write!(f, "{error}: is dpu-app running there, for this function (--representor)? ")?;
+                    write!(f, "See --device, --comch-name; or name its socket with --socket")
+                }
+                comch::Error::Unsupported { .. } => {
+                    write!(f, "{error}: on the card itself name dpu-app's socket with --socket; else check --device")
+                }
+                comch::Error::Timeout { .. } => write!(f, "{error}: look at dpu-app's log"),
+                comch::Error::Size { .. } => write!(f, "{error}: update DOCA, or use --socket"),
+                _ => error.fmt(f),
+            },
             Error::Channel(error) => error.fmt(f),
             Error::Attach(error) => error.fmt(f),
             Error::Refused(refuse) => refuse.fmt(f),
@@ -189,6 +206,7 @@ impl std::error::Error for Error {
         match self {
             Error::System { source, .. } => Some(source),
             Error::Device(error) => Some(error),
+            Error::Comch(error) => Some(error),
             Error::Channel(error) => Some(error),
             _ => None,
         }
@@ -198,6 +216,15 @@ impl std::error::Error for Error {
 impl From<doca::Error> for Error {
     fn from(error: doca::Error) -> Error {
         Error::Device(error)
+    }
+}
+
+impl From<comch::Error> for Error {
+    fn from(error: comch::Error) -> Error {
+        match error {
+            comch::Error::Device(error) => Error::Device(error),
+            error => Error::Comch(error),
+        }
     }
 }
 

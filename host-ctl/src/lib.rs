@@ -25,6 +25,7 @@ mod memory;
 mod out_file;
 mod prefix;
 mod random;
+mod route;
 mod status;
 mod tokens;
 mod transfer;
@@ -42,6 +43,7 @@ pub use kv_file::{KvFile, KvTensor, Tensor, TensorShape};
 pub use memory::{Memory, Region};
 pub use out_file::OutFile;
 pub use prefix::Prefix;
+pub use route::Route;
 pub use status::{CardStatus, StageDelta};
 pub use tokens::TokenSpec;
 pub use transfer::{

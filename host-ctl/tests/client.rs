@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry};
 use fake::{FakeCard, Manner};
-use host_ctl::{Arrangement, Client, Completion, Error, Gone, JOBS_MAX, Memory, Options, PageOrder, Transfer};
+use host_ctl::{Arrangement, Client, Completion, Error, Gone, JOBS_MAX, Memory, Options, PageOrder, Route, Transfer};
 use mailbox::attach::{Farewell, Reason, Refuse};
 use mailbox::{Operation, Status, Tokens};
 
@@ -320,7 +320,7 @@ fn a_deadline_ends_a_transfer_that_waits_for_room() {
 #[test]
 fn nobody_at_the_socket_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { socket: dir.path().join("none.sock"), ..Options::default() };
+    let options = Options { route: Route::Socket(dir.path().join("none.sock")), ..Options::default() };
     let error = Client::attach(&options, None).unwrap_err();
     assert_eq!(error.exit_code(), 4);
     assert!(error.to_string().contains("is dpu-app running?"), "{error}");
@@ -331,7 +331,7 @@ fn a_layout_that_cannot_be_is_refused_before_anybody_is_asked() {
     let mut wrong = memory(Arrangement::Vllm, 1);
     wrong.form.page_count += 1;
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { socket: dir.path().join("none.sock"), ..Options::default() };
+    let options = Options { route: Route::Socket(dir.path().join("none.sock")), ..Options::default() };
     assert_eq!(Client::attach(&options, Some(wrong)).unwrap_err().exit_code(), 2);
 }
 

@@ -50,7 +50,7 @@ fn every_command_explains_itself_with_its_defaults() {
         ("lookup", "KVLANE_SOCKET"),
         ("inspect", "--key"),
         ("compare", "[default: 524288]"),
-        ("status", "[default: /run/kvlane/dpu-app.sock]"),
+        ("status", "[default: kvlane]"),
         ("ping", "[default: 10]"),
         ("drain", "--json"),
         ("stop", "--timeout-ms"),
@@ -147,6 +147,28 @@ fn a_card_that_is_not_there_or_refuses_exits_with_4() {
     let mute = FakeCard::start(Manner { mute: true, ..Manner::default() });
     let (code, error) = fails(&["ping", "--timeout-ms", "100", "--socket", mute.socket().to_str().unwrap()]);
     assert_eq!(code, 4, "{error}");
+}
+
+#[test]
+fn a_card_that_comch_does_not_reach_is_named_with_what_to_do() {
+    let name = format!("nobody-{}", std::process::id());
+    let says = |emulator: &str, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_host-ctl"));
+        let output =
+            command.args(arguments).env("DOCA_EMULATOR", emulator).env_remove("KVLANE_SOCKET").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let cases: [(&str, &[&str], i32, &[&str]); 4] = [
+        ("", &["ping", "--comch-name", &name], 4, &[&name, "is dpu-app running there", "--representor", "--socket"]),
+        ("pci=b1:00.1", &["ping", "--comch-name", &name, "-d", "b1:00.1"], 4, &["0000:b1:00.1"]),
+        ("role=card", &["ping"], 3, &["cannot be a Comch client", "on the card itself", "--socket"]),
+        ("", &["ping", "--comch-name", ""], 2, &["name"]),
+    ];
+    for (emulator, arguments, code, words) in cases {
+        let (found, said) = says(emulator, arguments);
+        assert_eq!(found, Some(code), "{arguments:?}: {said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{arguments:?} says {words:?}: {said}");
+    }
 }
 
 #[test]

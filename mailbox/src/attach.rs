@@ -22,6 +22,8 @@ use crate::words::Word;
 mod intake;
 pub use intake::{Attachment, Export, Intake, IntakeState};
 
+/// What dpu-app is called where services have names (DOCA Comch), if nobody says otherwise.
+pub const SERVICE_NAME: &str = "kvlane";
 /// Largest message. A DOCA Comch channel carries about 4 KB.
 pub const ATTACH_MESSAGE_MAX: usize = 4000;
 /// KV regions of one session, beside the page.

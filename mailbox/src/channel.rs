@@ -1,8 +1,9 @@
 //! The attach channel: whole messages, in order, both ways; and a Unix socket that is one.
 //!
-//! [`Channel`] and [`Listener`] are all that sessions know of it; a DOCA Comch channel is another implementation. The
-//! socket is SOCK_SEQPACKET: it keeps messages whole, tells when the peer dies, and names the peer's process.
-//! It refuses to block, to wait (the caller polls the descriptor) and to understand what it carries.
+//! [`Channel`], [`Listener`] (the card's side) and [`Line`] (the host's) are all that sessions know of it; DOCA Comch is
+//! the other implementation, in the rooms that know DOCA. The socket is SOCK_SEQPACKET: it keeps messages whole, tells
+//! when the peer dies, and names the peer's process. It refuses to understand what it carries, and to block where it does
+//! not say that it waits.
 
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -10,9 +11,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, recv, send,
     socket, sockopt,
@@ -36,8 +39,12 @@ pub enum ChannelError {
     NotASocket { path: PathBuf },
     /// Nobody serves this path.
     NobodyThere { path: PathBuf, source: io::Error },
+    /// The peer sent more at a time than a channel holds.
+    Babble,
     /// A call of the system failed.
     System { call: &'static str, source: io::Error },
+    /// A call of the device failed.
+    Device { what: String },
 }
 
 impl fmt::Display for ChannelError {
@@ -60,6 +67,8 @@ impl fmt::Display for ChannelError {
             ChannelError::NobodyThere { path, source } => {
                 write!(f, "channel: nobody serves {} ({source}): is dpu-app running?", path.display())
             }
+            ChannelError::Babble => write!(f, "channel: the peer sends more than anybody can take"),
+            ChannelError::Device { what } => write!(f, "channel: {what}"),
             ChannelError::System { call, source } => write!(f, "channel: {call}: {source}"),
         }
     }
@@ -78,8 +87,8 @@ fn system(call: &'static str) -> impl FnOnce(Errno) -> ChannelError {
     move |errno| ChannelError::System { call, source: errno.into() }
 }
 
-/// One peer. Neither method blocks.
-pub trait Channel: fmt::Debug + Send {
+/// One peer. Nothing here blocks.
+pub trait Channel: fmt::Debug {
     /// Sends one whole message of 1 to [`ATTACH_MESSAGE_MAX`] bytes.
     fn send(&mut self, message: &[u8]) -> Result<(), ChannelError>;
 
@@ -87,20 +96,49 @@ pub trait Channel: fmt::Debug + Send {
     /// [`ATTACH_MESSAGE_MAX`] bytes holds any message.
     fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ChannelError>;
 
-    /// Readable when there is something to receive, or the peer is gone.
-    fn as_fd(&self) -> BorrowedFd<'_>;
+    /// Readable when there is something to receive, or the peer is gone. `None`: its listener says so
+    /// ([`Listener::take_news`]).
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Who the peer is, where the channel can tell.
-    fn peer(&self) -> Option<Peer>;
+    fn peer(&self) -> Option<Peer> {
+        None
+    }
 }
 
 /// Where peers come from.
-pub trait Listener: fmt::Debug + Send {
+pub trait Listener: fmt::Debug {
     /// The next peer. `None`: nobody yet.
     fn accept(&mut self) -> Result<Option<Box<dyn Channel>>, ChannelError>;
 
-    /// Readable when somebody is waiting.
-    fn as_fd(&self) -> BorrowedFd<'_>;
+    /// Readable when somebody is waiting. `None`: [`Self::take_news`] says so.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// For what has no descriptor: whether peers or messages came since this was last asked, or messages still wait.
+    /// The answer changes only in the progress of the engine that the listener lives on and when a channel is dropped, so
+    /// who has progressed until nothing happened and is told `false` may arm that engine and sleep.
+    fn take_news(&mut self) -> bool {
+        false
+    }
+
+    /// As [`Self::take_news`], without taking it: the last look before sleep.
+    fn has_news(&self) -> bool {
+        false
+    }
+}
+
+/// The host's end of a channel: it can wait. Nobody but its owner reads it, so a message that came is there until then.
+pub trait Line: Channel + Send {
+    /// Waits until there is something to receive or the peer is gone. False when time ran out first; may be early. What
+    /// came before the call counts: a doorbell that rang between the last look and this one is not lost.
+    fn wait(&mut self, timeout: Duration) -> Result<bool, ChannelError>;
+
+    /// As [`Self::wait`], until there is room to send.
+    fn wait_for_room(&mut self, timeout: Duration) -> Result<bool, ChannelError>;
 }
 
 /// A process of this machine, vouched for by the kernel.
@@ -178,14 +216,36 @@ impl Channel for UnixChannel {
         }
     }
 
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
     }
 
     fn peer(&self) -> Option<Peer> {
         let credentials = getsockopt(&self.socket, sockopt::PeerCredentials).ok()?;
         let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
         Some(Peer { pid: pid.try_into().ok()?, uid, gid })
+    }
+}
+
+impl UnixChannel {
+    fn poll(&self, flags: PollFlags, timeout: Duration) -> Result<bool, ChannelError> {
+        // Rounded up: a wait of 0 ms in a loop is a spin.
+        let ms = timeout.as_nanos().div_ceil(1_000_000).min(60_000) as u16;
+        match poll(&mut [PollFd::new(self.socket.as_fd(), flags)], PollTimeout::from(ms)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(errno) => Err(system("poll")(errno)),
+        }
+    }
+}
+
+impl Line for UnixChannel {
+    fn wait(&mut self, timeout: Duration) -> Result<bool, ChannelError> {
+        self.poll(PollFlags::POLLIN, timeout)
+    }
+
+    fn wait_for_room(&mut self, timeout: Duration) -> Result<bool, ChannelError> {
+        self.poll(PollFlags::POLLOUT, timeout)
     }
 }
 
@@ -264,12 +324,13 @@ fn lock(path: &Path) -> Result<Flock<File>, ChannelError> {
     }
 }
 
-impl Listener for UnixListener {
-    fn accept(&mut self) -> Result<Option<Box<dyn Channel>>, ChannelError> {
+impl UnixListener {
+    /// The next peer, known to be a socket.
+    pub fn accept_socket(&mut self) -> Result<Option<UnixChannel>, ChannelError> {
         match self.socket.accept() {
             Ok((peer, _)) => {
                 peer.set_nonblocking(true).map_err(io_error("set_nonblocking"))?;
-                Ok(Some(Box::new(UnixChannel { socket: peer.into() })))
+                Ok(Some(UnixChannel { socket: peer.into() }))
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
                 Ok(None)
@@ -277,9 +338,15 @@ impl Listener for UnixListener {
             Err(error) => Err(io_error("accept")(error)),
         }
     }
+}
 
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+impl Listener for UnixListener {
+    fn accept(&mut self) -> Result<Option<Box<dyn Channel>>, ChannelError> {
+        Ok(self.accept_socket()?.map(|channel| Box::new(channel) as Box<dyn Channel>))
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
     }
 }
 

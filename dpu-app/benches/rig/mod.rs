@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use block::ElementType;
 use host_ctl::{
-    Amounts, Arrangement, Client, FetchOrder, FetchReport, Identity, KvFile, Options, PageOrder, StoreOrder,
+    Amounts, Arrangement, Client, FetchOrder, FetchReport, Identity, KvFile, Options, PageOrder, Route, StoreOrder,
     StoreReport, Synthetic, Target, TensorShape, fetch, generate, store,
 };
 
@@ -55,16 +55,15 @@ pub(crate) struct Card {
 }
 
 impl Card {
-    pub(crate) fn start(dir: &Path, store: &str, recipe: &str) -> Self {
-        let socket = dir.join("card.sock");
+    pub(crate) fn start(store: &str, recipe: &str) -> Self {
+        let name = format!("bench-{}", std::process::id());
         let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
-            .args(["run", "--store", store, "--socket"])
-            .arg(&socket)
+            .args(["run", "--store", store, "--attach", "comch", "--comch-name", &name])
             .env("RUST_LOG", "warn")
             .spawn()
             .expect("dpu-app starts");
         let options = Options {
-            socket,
+            route: Route::Comch { name },
             client: String::from("bench"),
             recipe: Some(recipe.parse().expect("a recipe")),
             ..Options::default()

@@ -1,9 +1,11 @@
 //! A card in a thread and hosts beside it: what the end-to-end tests of the data plane share.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod process;
+
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -11,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
 use dpu_app::{Config, RunError};
-use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Transfer};
+use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Route, Transfer};
+use mailbox::channel::Line;
 use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::{Direct, Stats, Store, StoreError};
@@ -181,9 +184,18 @@ impl Store for MemoryStore {
     }
 }
 
-/// A data plane in a thread of this process.
+/// A name for Comch that no other test has, in this process or another.
+pub fn comch_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed))
+}
+
+/// A data plane in a thread of this process. Hosts come by Comch where a test does not say otherwise.
 pub struct Card {
-    pub socket: PathBuf,
+    pub comch: Route,
+    pub socket: Route,
+    /// How a test's hosts come that speak the words themselves.
+    pub raw: Route,
     pub store: Arc<MemoryStore>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<Result<(), RunError>>>,
@@ -193,6 +205,7 @@ pub struct Card {
 /// Small limits, so that rings wrap and queues fill.
 pub fn small(home: &Path) -> Config {
     Config {
+        comch_name: comch_name(),
         socket: home.join("card.sock"),
         block_bytes: 16 << 10,
         slots: 6,
@@ -248,7 +261,8 @@ impl Card {
         change(&mut config);
         let stop = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap());
         let (ready, is_ready) = mpsc::channel();
-        let socket = config.socket.clone();
+        let comch = Route::Comch { name: config.comch_name.clone() };
+        let socket = Route::Socket(config.socket.clone());
         let thread = {
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
@@ -259,12 +273,17 @@ impl Card {
             })
         };
         is_ready.recv_timeout(Duration::from_secs(10)).expect("the card starts");
-        Self { socket, store, stop, thread: Some(thread), _home: home }
+        Self { raw: comch.clone(), comch, socket, store, stop, thread: Some(thread), _home: home }
+    }
+
+    /// Every way to the card.
+    pub fn routes(&self) -> [Route; 2] {
+        [self.comch.clone(), self.socket.clone()]
     }
 
     pub fn options(&self, recipe: &str) -> Options {
         Options {
-            socket: self.socket.clone(),
+            route: self.comch.clone(),
             client: String::from("test"),
             recipe: Some(recipe.parse().unwrap()),
             ..Options::default()
@@ -340,6 +359,11 @@ pub fn status(client: &mut Client) -> CardStatus {
 
 pub fn counter(status: &CardStatus, name: &str) -> u64 {
     status.value()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+/// A bare line to a card: for hosts that do not keep to the words.
+pub fn line(route: &Route) -> Box<dyn Line> {
+    route.open(&doca::Selector::First, WAIT).unwrap().0
 }
 
 /// All tokens, the card's deadline.

@@ -188,7 +188,7 @@ pub(crate) fn hear(ctx: Handle<Ctx>, desk: &Desk, tidings: Tidings) {
                 // SAFETY: as above; the message lives until the callback returns.
                 unsafe { callback(event.cast(), message.as_mut_ptr(), message.len() as u32, connection.to_c()) };
             }
-            link.taken();
+            link.taken(message);
         }
         Tidings::Consumer(link, id) => consumer_event(ctx, desk, &link, id, desk.on_consumer.get()),
         Tidings::Expired(link, id) => consumer_event(ctx, desk, &link, id, desk.on_expired.get()),

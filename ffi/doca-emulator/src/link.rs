@@ -38,6 +38,8 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) const IMM_MAX: usize = 32;
 const HEAD_BYTES: usize = 16;
 const FRAGMENT_BYTES: usize = 32 << 10;
+/// Buffers that a link keeps for its next messages, so that a steady exchange allocates nothing.
+const SPARE_MAX: usize = 64;
 /// More than any frame.
 pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_MAX + FRAGMENT_BYTES;
 
@@ -67,7 +69,11 @@ impl What {
 }
 
 pub(crate) fn frame(what: What, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(HEAD_BYTES + bytes.len());
+    frame_in(Vec::with_capacity(HEAD_BYTES + bytes.len()), what, words, bytes)
+}
+
+/// A frame in a buffer that is empty.
+fn frame_in(mut frame: Vec<u8>, what: What, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
     frame.extend((what as u32).to_le_bytes());
     words.iter().for_each(|word| frame.extend(word.to_le_bytes()));
     frame.extend(bytes);
@@ -154,6 +160,21 @@ struct Inner {
     remote: Vec<(u32, u32)>,
     partial: Option<Partial>,
     copier: Copier,
+    /// Empty buffers.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Inner {
+    fn keep(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < SPARE_MAX {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    fn frame(&mut self, what: What, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
+        frame_in(self.spare.pop().unwrap_or_default(), what, words, bytes)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -189,6 +210,7 @@ impl Link {
             remote: Vec::new(),
             partial: None,
             copier: Copier::new(),
+            spare: Vec::new(),
         };
         Link {
             socket,
@@ -234,17 +256,19 @@ impl Link {
     /// Queues a frame of the link's own.
     pub(crate) fn tell(&self, what: What, words: [u32; 3], bytes: &[u8]) {
         let mut inner = self.lock();
-        inner.out.push_back(Packet { bytes: frame(what, words, bytes), task: None });
+        let bytes = inner.frame(what, words, bytes);
+        inner.out.push_back(Packet { bytes, task: None });
         self.write(&mut inner);
     }
 
     /// A control message. `task` is in flight from here on.
     pub(crate) fn send_message(&self, message: &[u8], task: Handle<Task>) {
-        let packet = Packet { bytes: frame(What::Message, [0; 3], message), task: Some((Flight(task), message.len())) };
         let mut inner = self.lock();
         if !self.is_open() {
             return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET));
         }
+        let bytes = inner.frame(What::Message, [0; 3], message);
+        let packet = Packet { bytes, task: Some((Flight(task), message.len())) };
         self.count(Counter::SentMessages, 1);
         self.count(Counter::SentBytes, message.len());
         inner.waiting.push_back(packet);
@@ -305,8 +329,10 @@ impl Link {
                     _ => return self.wake.ring(),
                 }
             }
-            if let Some(Packet { task: Some((task, bytes)), .. }) = inner.out.pop_front() {
-                finish(&task, Ok(bytes));
+            let Some(Packet { bytes, task }) = inner.out.pop_front() else { return };
+            inner.keep(bytes);
+            if let Some((task, length)) = task {
+                finish(&task, Ok(length));
             }
         }
     }
@@ -344,7 +370,9 @@ impl Link {
                 }
                 self.count(Counter::ReceivedMessages, 1);
                 self.count(Counter::ReceivedBytes, bytes.len());
-                return Ok(Some(Tidings::Message(Arc::clone(self), bytes.to_vec())));
+                let mut message = self.lock().spare.pop().unwrap_or_default();
+                message.extend_from_slice(bytes);
+                return Ok(Some(Tidings::Message(Arc::clone(self), message)));
             }
             What::Window => {
                 let mut inner = self.lock();
@@ -404,7 +432,8 @@ impl Link {
     }
 
     /// The context took a message: the other side may send another.
-    pub(crate) fn taken(&self) {
+    pub(crate) fn taken(&self, message: Vec<u8>) {
+        self.lock().keep(message);
         self.unread.fetch_sub(1, Ordering::Relaxed);
         if self.is_open() {
             self.tell(What::Window, [1, 0, 0], &[]);

@@ -189,24 +189,39 @@ impl Shared {
 struct Reader {
     room: Vec<u8>,
     polls: Vec<libc::pollfd>,
+    /// Of this round; kept for its capacity.
+    links: Vec<(Arc<Link>, Option<Instant>)>,
 }
 
 impl Reader {
     fn new() -> Reader {
-        Reader { room: vec![0; FRAME_BYTES_MAX], polls: Vec::new() }
+        Reader { room: vec![0; FRAME_BYTES_MAX], polls: Vec::new(), links: Vec::new() }
     }
 
     /// Waits and works once; false when the station closes, or when a client's link, whose end is `last_words`, does.
     fn round(&mut self, shared: &Shared, listener: Option<&OwnedFd>, last_words: Option<Tidings>) -> bool {
-        let links: Vec<(Arc<Link>, Option<Instant>)> =
-            shared.lock().iter().map(|entry| (Arc::clone(&entry.link), entry.greeting_until)).collect();
+        let mut links = std::mem::take(&mut self.links);
+        links.extend(shared.lock().iter().map(|entry| (Arc::clone(&entry.link), entry.greeting_until)));
+        let goes_on = self.look(shared, listener, last_words, &links);
+        links.clear();
+        self.links = links;
+        goes_on
+    }
+
+    fn look(
+        &mut self,
+        shared: &Shared,
+        listener: Option<&OwnedFd>,
+        last_words: Option<Tidings>,
+        links: &[(Arc<Link>, Option<Instant>)],
+    ) -> bool {
         let is_client = listener.is_none();
         let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
         self.polls.clear();
         self.polls.push(poll(shared.wake.0.as_raw_fd(), libc::POLLIN));
         // A negative descriptor is skipped.
         self.polls.push(poll(listener.map_or(-1, |listener| listener.as_raw_fd()), libc::POLLIN));
-        for (link, _) in &links {
+        for (link, _) in links {
             let write = if link.has_to_write() { libc::POLLOUT } else { 0 };
             self.polls.push(poll(link.fd(), libc::POLLIN | write));
         }

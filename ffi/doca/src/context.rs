@@ -55,6 +55,21 @@ pub enum ContextState {
     Stopping,
 }
 
+impl ContextState {
+    /// The caller has a live context.
+    pub(crate) fn of(base: *mut sys::doca_ctx) -> Self {
+        let mut state = sys::doca_ctx_states::DOCA_CTX_STATE_IDLE;
+        // SAFETY: the context is live and `state` a valid place; the getter cannot fail on these.
+        let _ = unsafe { call!(doca_ctx_get_state(base, &raw mut state)) };
+        match state {
+            sys::doca_ctx_states::DOCA_CTX_STATE_RUNNING => Self::Running,
+            sys::doca_ctx_states::DOCA_CTX_STATE_STARTING => Self::Starting,
+            sys::doca_ctx_states::DOCA_CTX_STATE_STOPPING => Self::Stopping,
+            _ => Self::Idle,
+        }
+    }
+}
+
 /// What a successful operation produced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome {
@@ -254,15 +269,7 @@ impl Context {
 
     #[must_use]
     pub fn state(&self) -> ContextState {
-        let mut state = sys::doca_ctx_states::DOCA_CTX_STATE_IDLE;
-        // SAFETY: the context is live and `state` a valid place; the getter cannot fail on these.
-        let _ = unsafe { call!(doca_ctx_get_state(self.base, &raw mut state)) };
-        match state {
-            sys::doca_ctx_states::DOCA_CTX_STATE_RUNNING => ContextState::Running,
-            sys::doca_ctx_states::DOCA_CTX_STATE_STARTING => ContextState::Starting,
-            sys::doca_ctx_states::DOCA_CTX_STATE_STOPPING => ContextState::Stopping,
-            _ => ContextState::Idle,
-        }
+        ContextState::of(self.base)
     }
 
     /// Operations accepted and not yet returned by [`Self::poll`].

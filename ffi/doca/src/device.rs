@@ -123,10 +123,15 @@ impl Device {
     pub(crate) fn raw(&self) -> *mut sys::doca_dev {
         self.0.raw.as_ptr()
     }
+
+    pub(crate) fn raw_info(&self) -> *mut sys::doca_devinfo {
+        // SAFETY: the device is open, and its devinfo lives as long as it.
+        unsafe { sys::doca_dev_as_devinfo(self.raw()) }
+    }
 }
 
 /// `0000:03:00.0` and `03:00.0` name the same function.
-fn same_pci_address(a: &str, b: &str) -> bool {
+pub(crate) fn same_pci_address(a: &str, b: &str) -> bool {
     let bare = |s: &str| s.strip_prefix("0000:").unwrap_or(s).to_ascii_lowercase();
     bare(a) == bare(b)
 }
@@ -173,10 +178,6 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
             call!(doca_devinfo_get_ibdev_name(devinfo, ibdev.as_mut_ptr(), ibdev.len() as u32)).is_ok(),
         )
     };
-    let text = |ok: bool, chars: &[c_char]| match ok {
-        true => chars.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect(),
-        false => String::from("?"),
-    };
     // SAFETY: cap queries read a live devinfo and write the places they are given.
     let (dma, inflate, lz4_block) = unsafe {
         (
@@ -198,6 +199,14 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
         )
     };
     DeviceInfo { pci_address: text(pci_ok, &pci), ibdev: text(ibdev_ok, &ibdev), dma, inflate, lz4_block }
+}
+
+/// What DOCA wrote, or a question mark where it knows no name.
+pub(crate) fn text(known: bool, chars: &[c_char]) -> String {
+    match known {
+        true => chars.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect(),
+        false => String::from("?"),
+    }
 }
 
 fn caps(supported: bool, bytes: impl FnOnce(*mut u64) -> bool, list: impl FnOnce(*mut u32) -> bool) -> Option<Caps> {

@@ -17,10 +17,14 @@ impl Code {
     pub const AGAIN: Self = Self(5);
     pub const INVALID_VALUE: Self = Self(6);
     pub const NO_MEMORY: Self = Self(7);
+    pub const TIME_OUT: Self = Self(9);
+    pub const CONNECTION_RESET: Self = Self(11);
+    pub const NOT_CONNECTED: Self = Self(14);
     pub const NOT_FOUND: Self = Self(16);
     pub const IO_FAILED: Self = Self(17);
     pub const BAD_STATE: Self = Self(18);
     pub const UNEXPECTED: Self = Self(22);
+    pub const ALREADY_EXIST: Self = Self(23);
     pub const IN_PROGRESS: Self = Self(26);
     pub const TOO_BIG: Self = Self(27);
 }

@@ -86,7 +86,7 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<Verdict, Error> {
     let ended = client.wait_end(arguments.card.patience());
     let verdict = match ended {
         true => "stopped: dpu-app has ended".to_owned(),
-        false => format!("stopping: dpu-app at {} still finishes what runs", arguments.card.socket()),
+        false => format!("stopping: dpu-app at {} still finishes what runs", arguments.card.route()),
     };
     show.end(&verdict, &json!({ "command": "stop", "ok": ended }));
     Ok(if ended { Verdict::Good } else { Verdict::Bad })

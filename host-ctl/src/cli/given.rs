@@ -6,7 +6,8 @@ use std::time::Duration;
 use block::{ElementType, Recipe};
 use clap::Args;
 use doca::Selector;
-use host_ctl::{Error, Identity, KvFile, KvTensor, Options, TensorShape, TokenSpec};
+use host_ctl::{Error, Identity, KvFile, KvTensor, Options, Route, TensorShape, TokenSpec};
+use mailbox::attach::SERVICE_NAME;
 
 /// Tensor that holds token ids, where nothing else is said.
 const TOKENS_TENSOR: &str = "tokens";
@@ -25,11 +26,15 @@ pub(crate) struct Output {
 /// How to reach a card.
 #[derive(Debug, Args)]
 pub(crate) struct Card {
-    /// Socket that dpu-app listens on
-    #[arg(long, env = "KVLANE_SOCKET", default_value = "/run/kvlane/dpu-app.sock", value_name = "PATH")]
-    socket: PathBuf,
+    /// Name that dpu-app serves by DOCA Comch to this machine's device
+    #[arg(long, env = "KVLANE_COMCH_NAME", default_value = SERVICE_NAME, value_name = "NAME")]
+    comch_name: String,
+    /// Go by dpu-app's Unix socket, usually /run/kvlane/dpu-app.sock, and not by Comch: on the card itself, or where
+    /// there is no Comch
+    #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
     /// Device of this machine, by PCI address or name [default: the first that fits]
-    #[arg(long, env = "KVLANE_HOST_DEVICE", value_name = "NAME")]
+    #[arg(long, short, env = "KVLANE_HOST_DEVICE", value_name = "NAME")]
     device: Option<String>,
     /// Give up attaching after this long
     #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = milliseconds())]
@@ -47,7 +52,7 @@ fn milliseconds() -> clap::builder::RangedU64ValueParser {
 impl Card {
     pub(crate) fn options(&self, recipe: Option<Recipe>) -> Options {
         Options {
-            socket: self.socket.clone(),
+            route: self.route(),
             device: self.device.clone().map_or(Selector::First, Selector::Named),
             recipe,
             timeout: Duration::from_millis(self.timeout_ms),
@@ -59,8 +64,11 @@ impl Card {
         Duration::from_millis(self.patience_ms)
     }
 
-    pub(crate) fn socket(&self) -> String {
-        self.socket.display().to_string()
+    pub(crate) fn route(&self) -> Route {
+        match &self.socket {
+            Some(path) => Route::Socket(path.clone()),
+            None => Route::Comch { name: self.comch_name.clone() },
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Geometry, Kind, Part, TileOrder};
 use doca::{Access, Mapping};
-use host_ctl::{Client, Error, Exported, Exporter, Memory, Options};
+use host_ctl::{Client, Error, Exported, Exporter, Memory, Options, Route};
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Attachment, Farewell, Intake, Message, Refuse, Welcome};
 use mailbox::channel::{Channel, Listener, UnixChannel, UnixListener};
 use mailbox::layout::Layout;
@@ -112,6 +112,7 @@ impl Exporter for FakeExporter {
 #[derive(Debug)]
 pub(crate) struct FakeCard {
     shared: Arc<Shared>,
+    socket: PathBuf,
     pub(crate) options: Options,
     thread: Option<JoinHandle<()>>,
     _dir: tempfile::TempDir,
@@ -127,21 +128,22 @@ impl FakeCard {
         let thread = std::thread::spawn(move || {
             let mut sessions = Vec::new();
             while !serving.stop.load(Ordering::Relaxed) {
-                wait(listener.as_fd(), 10);
-                if let Some(channel) = listener.accept().unwrap() {
+                wait(listener.fd().expect("a socket"), 10);
+                if let Some(channel) = listener.accept_socket().unwrap() {
                     let shared = Arc::clone(&serving);
-                    sessions.push(std::thread::spawn(move || serve(channel, manner, &shared)));
+                    sessions.push(std::thread::spawn(move || serve(Box::new(channel), manner, &shared)));
                 }
             }
             sessions.into_iter().for_each(|session| session.join().unwrap());
         });
         let timeout = Duration::from_secs(5);
-        let options = Options { socket, timeout, client: "test".to_owned(), ..Options::default() };
-        FakeCard { shared, options, thread: Some(thread), _dir: dir }
+        let route = Route::Socket(socket.clone());
+        let options = Options { route, timeout, client: "test".to_owned(), ..Options::default() };
+        FakeCard { shared, socket, options, thread: Some(thread), _dir: dir }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.options.socket.clone()
+        self.socket.clone()
     }
 
     pub(crate) fn attach(&self, memory: Option<Memory>) -> Result<Client, Error> {
@@ -149,7 +151,7 @@ impl FakeCard {
     }
 
     pub(crate) fn attach_as(&self, options: &Options, memory: Option<Memory>) -> Result<Client, Error> {
-        let channel = UnixChannel::connect(&options.socket)?;
+        let channel = UnixChannel::connect(&self.socket)?;
         Client::attach_over(Box::new(channel), Box::new(FakeExporter(Arc::clone(&self.shared))), options, memory)
     }
 
@@ -157,9 +159,9 @@ impl FakeCard {
     pub(crate) fn door(&self) -> impl FnMut(Option<Memory>) -> Result<Client, Error> {
         let mut options = self.options.clone();
         options.part_chunks = Some(3);
-        let shared = Arc::clone(&self.shared);
+        let (shared, socket) = (Arc::clone(&self.shared), self.socket.clone());
         move |memory| {
-            let channel = UnixChannel::connect(&options.socket)?;
+            let channel = UnixChannel::connect(&socket)?;
             Client::attach_over(Box::new(channel), Box::new(FakeExporter(Arc::clone(&shared))), &options, memory)
         }
     }
@@ -208,7 +210,7 @@ fn say(channel: &mut dyn Channel, message: &Message<'_>) {
 
 /// Hears one message; `None` when the host is gone or said good-bye.
 fn hear(channel: &mut dyn Channel, bytes: &mut [u8; ATTACH_MESSAGE_MAX], ms: u16) -> Option<Option<usize>> {
-    wait(channel.as_fd(), ms);
+    wait(channel.fd().expect("a socket"), ms);
     match channel.receive(bytes) {
         Ok(None) => Some(None),
         Ok(Some(count)) if matches!(Message::decode(&bytes[..count]), Ok(Message::Bye(_))) => None,

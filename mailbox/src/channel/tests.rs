@@ -17,7 +17,7 @@ fn readable(descriptor: BorrowedFd<'_>) -> bool {
 
 fn pair(listener: &mut UnixListener) -> (UnixChannel, Box<dyn Channel>) {
     let client = UnixChannel::connect(listener.path()).unwrap();
-    assert!(readable(listener.as_fd()));
+    assert!(readable(listener.fd().unwrap()));
     (client, listener.accept().unwrap().unwrap())
 }
 
@@ -32,7 +32,7 @@ fn messages_stay_whole_and_in_order() {
     client.send(b"one").unwrap();
     client.send(&[7; ATTACH_MESSAGE_MAX]).unwrap();
     server.send(b"answer").unwrap();
-    assert!(readable(server.as_fd()));
+    assert!(readable(server.fd().unwrap()));
     assert_eq!(server.receive(&mut out).unwrap(), Some(3));
     assert_eq!(&out[..3], b"one");
     assert_eq!(server.receive(&mut out).unwrap(), Some(ATTACH_MESSAGE_MAX));
@@ -62,7 +62,7 @@ fn a_peer_that_goes_is_noticed_and_one_that_does_not_read_is_back_pressure() {
     assert!(matches!(full, ChannelError::Full), "{full}");
     drop(client);
     let mut out = [0; ATTACH_MESSAGE_MAX];
-    assert!(readable(server.as_fd()));
+    assert!(readable(server.fd().unwrap()));
     let end = std::iter::repeat_with(|| server.receive(&mut out)).find_map(Result::err).unwrap();
     assert!(matches!(end, ChannelError::Closed), "{end}");
     assert!(matches!(server.send(b"x"), Err(ChannelError::Closed)));

@@ -22,6 +22,16 @@ expect_code 0
 expect "store data.safetensors --model kvlane-smoke --recipe lossless"
 holds [ ! -s "$cell/host/calls" ]
 
+claim "smoke: it goes by Comch from the host, by the socket where one is named, and by one of them only"
+smoke --dry-run
+expect "host-ctl ping --count 10"
+refute "--socket"
+smoke --dry-run --socket /run/some.sock
+expect "ping --count 10 --socket /run/some.sock"
+smoke --dry-run --socket /run/some.sock --comch-name other
+expect "ping --count 10 --comch-name other"
+refute "--socket"
+
 claim "smoke: runs on the card over ssh and leaves nothing there"
 smoke --card ubuntu@192.168.100.2 --recipes q5
 expect_code 0
