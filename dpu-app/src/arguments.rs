@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use block::Recipe;
@@ -11,16 +12,17 @@ use dpu_app::config::Config;
 use dpu_app::store::scrub;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-const VERSION: &str = match cfg!(feature = "sdk") {
-    true => concat!(env!("CARGO_PKG_VERSION"), " (DOCA SDK)"),
-    false => concat!(env!("CARGO_PKG_VERSION"), " (emulator)"),
-};
+/// Version, build (the scripts set it: see scripts/build-word.sh) and flavour.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let flavour = if cfg!(feature = "sdk") { "DOCA SDK" } else { "emulator" };
+    format!("{}{} ({flavour})", env!("CARGO_PKG_VERSION"), option_env!("KVLANE_BUILD").unwrap_or_default())
+});
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
 /// Serves prefix KV to attached hosts through this card's engines.
 #[derive(Debug, Parser)]
-#[command(version = VERSION, max_term_width = 120)]
+#[command(version = VERSION.as_str(), max_term_width = 120)]
 #[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
     Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.")]
 pub(crate) struct Arguments {
@@ -224,7 +226,7 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Err(error) = stop_on_signals(&stop) {
         return fail(EXIT_RUNTIME, error);
     }
-    log::info!("dpu-app {} on the {}", env!("CARGO_PKG_VERSION"), flavour());
+    log::info!("dpu-app {} on the {}", *VERSION, flavour());
     match dpu_app::run(&config, &stop, || log::info!("ready: hosts attach to {}", config.socket.display())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error.exit_code(), error),
