@@ -9,6 +9,7 @@ use std::time::Duration;
 use block::Recipe;
 use clap::{Args, Parser, Subcommand};
 use dpu_app::config::Config;
+use dpu_app::notify;
 use dpu_app::store::scrub;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -157,6 +158,7 @@ impl Run {
             busy_poll: self.busy_poll,
             software_crc: self.software_crc,
             allow_software: self.allow_software,
+            supervisor: None,
         }
     }
 }
@@ -217,7 +219,11 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Some(path) = run.config.as_ref().filter(|path| !path.is_file()) {
         return fail(EXIT_USAGE, format_args!("config file {}: not found", path.display()));
     }
-    let config = run.config();
+    let mut config = run.config();
+    config.supervisor = match notify::Target::from_environment() {
+        Ok(target) => target,
+        Err(what) => return fail(EXIT_USAGE, what),
+    };
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let stop = match EventFd::from_value_and_flags(0, flags) {
         Ok(stop) => stop,

@@ -24,6 +24,7 @@ pub mod flow;
 pub mod hub;
 pub mod job;
 mod mail;
+pub mod notify;
 pub mod probation;
 pub mod request;
 pub mod run;
