@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use block::Recipe;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use dpu_app::config::Config;
 use dpu_app::notify;
 use dpu_app::store::scrub;
@@ -25,7 +25,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(version = VERSION.as_str(), max_term_width = 120)]
 #[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
-    Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.")]
+    Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.\n\
+    Some defaults follow from the machine's cores: `dpu-app limits` prints those of this one.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +42,12 @@ enum Command {
     Devices,
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
+    /// Write the manual pages into a directory, as packages have them
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -207,6 +214,10 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         }
         Command::Devices => devices(),
         Command::Scrub(scrub) => scrub_store(&scrub),
+        Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),
+        },
     }
 }
 

@@ -11,9 +11,10 @@ mod show;
 mod status;
 mod store;
 
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
 
 /// Version and build (the scripts set it: see scripts/build-word.sh).
@@ -65,6 +66,12 @@ enum Command {
     /// each head of each layer. It has the sizes of a large model and shrinks about as much as the source does; what
     /// attention would make of it means nothing. Say so where a figure comes from it.
     Generate(generate::Arguments),
+    /// Write the manual pages into a directory, as packages have them
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
@@ -79,13 +86,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Stop(arguments) => control::stop(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Man { directory } => {
+            clap_mangen::generate_to(Arguments::command(), &directory).map_err(|source| Error::System {
+                call: "write",
+                path: directory,
+                source,
+            })?;
+            Ok(Verdict::Good)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_contradict_nowhere() {
