@@ -5,8 +5,9 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/demo.sh [--yes] [--store dir|redis|cluster] [--recipes LIST] [--keep]
+Usage: scripts/demo.sh [--yes] [--bin DIR] [--store dir|redis|cluster] [--recipes LIST] [--keep]
   --yes           let setup.sh install what is missing without asking
+  --bin DIR       take dpu-app and host-ctl from there instead of building them
   --store KIND    dir: a directory; redis: a redis-server of its own; cluster: six of them, three masters and three
                   replicas [default: dir]
   --recipes LIST  comma-separated [default: lossless,q8,q6,q5,q4,q3,q4p,cachegen]
@@ -16,6 +17,7 @@ USAGE
 
 setup=()
 recipes=lossless,q8,q6,q5,q4,q3,q4p,cachegen
+bin=
 keep=false
 kind=dir
 while [ $# -gt 0 ]; do
@@ -24,6 +26,10 @@ while [ $# -gt 0 ]; do
         --keep) keep=true ;;
         --store)
             kind=${2:?--store needs dir, redis or cluster}
+            shift
+            ;;
+        --bin)
+            bin=${2:?--bin needs a directory}
             shift
             ;;
         --recipes)
@@ -49,15 +55,16 @@ case "$kind" in
         exit 2
         ;;
 esac
-scripts/setup.sh ${setup[@]+"${setup[@]}"}
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
+if [ -z "$bin" ]; then
+    scripts/setup.sh ${setup[@]+"${setup[@]}"}
+    if [ -f "$HOME/.cargo/env" ]; then
+        # shellcheck source=/dev/null
+        . "$HOME/.cargo/env"
+    fi
+    echo "demo: building (release; minutes the first time)"
+    KVLANE_BUILD=$(scripts/build-word.sh) cargo build --release --locked --quiet -p dpu-app -p host-ctl
+    bin=${CARGO_TARGET_DIR:-target}/release
 fi
-
-echo "demo: building (release; minutes the first time)"
-cargo build --release --locked --quiet -p dpu-app -p host-ctl
-bin=${CARGO_TARGET_DIR:-target}/release
 
 work=$(mktemp -d)
 card=

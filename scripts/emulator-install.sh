@@ -6,10 +6,11 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/emulator-install.sh --prefix DIR [--role host|dpu] [--debug] [--dry-run]
+Usage: scripts/emulator-install.sh --prefix DIR [--role host|dpu] [--target TRIPLE] [--debug] [--dry-run]
        scripts/emulator-install.sh --prefix DIR --uninstall [--dry-run]
   --prefix DIR   where to: DIR/include, DIR/lib, DIR/lib/pkgconfig
   --role ROLE    the flavour of doca_build_config.h: programs ask it which side they are on (default: host)
+  --target TRIPLE  build for another machine: aarch64-unknown-linux-gnu (scripts/cross-build.sh brings what that needs)
   --debug        build without optimisation
   --uninstall    remove what an earlier run put there, and nothing else
   --dry-run      say what would be done
@@ -23,6 +24,7 @@ die() {
 
 prefix=
 role=host
+triple=
 profile=release
 uninstall=false
 dry=false
@@ -36,6 +38,11 @@ while [ $# -gt 0 ]; do
         --role)
             [ $# -ge 2 ] || die "--role wants host or dpu" 2
             role=$2
+            shift
+            ;;
+        --target)
+            [ $# -ge 2 ] || die "--target wants a triple" 2
+            triple=$2
             shift
             ;;
         --debug) profile=dev ;;
@@ -82,6 +89,11 @@ if $uninstall; then
 fi
 
 cc=${CC:-cc}
+if [ -n "$triple" ]; then
+    cc=${triple/unknown-/}-gcc
+    linker=CARGO_TARGET_${triple//-/_}_LINKER
+    export "${linker^^}=$cc"
+fi
 for tool in cargo "$cc"; do
     command -v "$tool" >/dev/null || die "$tool is not here: scripts/setup.sh installs it"
 done
@@ -98,8 +110,8 @@ trap 'rm -rf "$work"' EXIT
 
 # One archive of everything, for the one library that has the code.
 cargo rustc --manifest-path "$crate/Cargo.toml" --profile "$profile" --lib --crate-type staticlib \
-    --features announce --quiet
-target=${CARGO_TARGET_DIR:-$here/target}
+    --features announce --quiet ${triple:+--target "$triple"}
+target=${CARGO_TARGET_DIR:-$here/target}${triple:+/$triple}
 case "$profile" in dev) archive=$target/debug/libdoca_emulator.a ;; *) archive=$target/release/libdoca_emulator.a ;; esac
 [ -f "$archive" ] || die "cargo left no $archive"
 

@@ -4,20 +4,24 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/setup.sh [--yes] [--test] [--redis]
+Usage: scripts/setup.sh [--yes] [--test] [--arm] [--redis]
   --yes    install without asking
-  --test   also what scripts/test.sh uses beside cargo (shellcheck, prometheus, redis-server)
+  --arm    also what builds for the card's Arm cores and runs the result here (cross compiler, qemu-user)
   --redis  also redis-server and redis-cli, for scripts/demo.sh --store redis
+  --test   also what scripts/test.sh --all uses beside cargo: shellcheck, prometheus, redis-server, and all of --arm
 USAGE
 }
 
 yes=false
 packages=(build-essential pkg-config libclang-dev curl ca-certificates)
+arm_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
+if [ "$(uname --machine)" = aarch64 ]; then arm_packages=(); fi
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) yes=true ;;
-        --test) packages+=(shellcheck prometheus redis-server redis-tools) ;;
+        --arm) packages+=("${arm_packages[@]}") ;;
         --redis) packages+=(redis-server redis-tools) ;;
+        --test) packages+=(shellcheck prometheus redis-server redis-tools "${arm_packages[@]}") ;;
         --help | -h)
             usage
             exit 0

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Passes the tests. With --all also what CI asks beside them: format, lints, docs, scripts, miri where it is installed.
+# Passes the tests. With --all also what CI asks beside them: format, lints, docs, scripts, the Arm build under qemu, packages,
+# miri where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
 Usage: scripts/test.sh [--all] [--yes]
-  --all   also rustfmt, clippy, docs, shellcheck and miri (what .ci/run does)
+  --all   also rustfmt, clippy, docs, shellcheck, the Arm build, packages and miri (what .ci/run does)
   --yes   let setup.sh install what is missing without asking
 USAGE
 }
@@ -41,7 +42,7 @@ if $all; then
     step format
     cargo fmt --all --check
     step scripts
-    shellcheck scripts/*.sh scripts/bring-up/*.sh scripts/tests/run.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
+    shellcheck scripts/*.sh scripts/bring-up/*.sh scripts/debian/*.p* scripts/tests/*.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
     scripts/tests/run.sh
     step lints
     cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -53,6 +54,10 @@ step tests
 cargo test --workspace --locked --no-fail-fast
 
 if $all; then
+    step "tests and demo for the card's Arm cores, under qemu"
+    scripts/test-arm.sh
+    step packages
+    scripts/tests/packages.sh
     step miri
     if cargo +nightly miri --version >/dev/null 2>&1 || rustup +nightly component add miri >/dev/null 2>&1; then
         export MIRIFLAGS="-Zmiri-disable-isolation"

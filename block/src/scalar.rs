@@ -262,6 +262,53 @@ mod tests {
         ]
     }
 
+    /// There and back by the fast kernels and by the oracle: equal codes, scales and elements, to the bit.
+    fn equals_the_oracle(case: &Case, transform: Transform, granularity: Granularity) -> Result<(), TestCaseError> {
+        let Case { geometry, part, order, plain } = case;
+        let granularity = if transform.quantizes() { granularity } else { Granularity::None };
+        let tile = from_canonical(geometry, part, *order, plain);
+        prop_assert_eq!(&to_canonical(geometry, part, *order, &tile), plain);
+
+        let mut codes = vec![0xaa; tile.len()];
+        let mut scales = vec![0xaa; part.scale_bytes(geometry, granularity)];
+        let made =
+            crate::quantize(transform, granularity, geometry, part, *order, &tile, &mut codes, &mut scales).unwrap();
+        codes.truncate(made.codes_bytes);
+        scales.truncate(made.scale_bytes);
+        let oracle = if transform.quantizes() { quantize(transform, granularity, geometry, part, plain) } else { None };
+        let expected = match (oracle, transform) {
+            (Some((oracle_codes, oracle_scales)), _) => {
+                prop_assert_eq!(made.transform, transform);
+                prop_assert_eq!(&codes, &oracle_codes);
+                prop_assert_eq!(&scales, &oracle_scales);
+                dequantize(transform, granularity, geometry, part, &codes, &scales)
+            }
+            (None, Transform::None) => {
+                prop_assert_eq!(&codes, plain);
+                plain.clone()
+            }
+            (None, _) => {
+                prop_assert_eq!(made.transform, Transform::Lossless);
+                prop_assert_eq!(&codes, &split(geometry.element, plain));
+                plain.clone()
+            }
+        };
+
+        let mut header = header(case, made.transform, made.granularity, &codes);
+        let mut out = vec![0x55; tile.len()];
+        restore(&header, &scales, &codes, *order, &mut out).unwrap();
+        prop_assert!(to_canonical(geometry, part, *order, &out) == expected);
+        out.fill(0x55);
+        restore_checked(&header, &scales, &codes, *order, &mut out).unwrap();
+        prop_assert!(to_canonical(geometry, part, *order, &out) == expected);
+        header.codes_crc ^= 1;
+        prop_assert!(restore_checked(&header, &scales, &codes, *order, &mut out).is_err());
+
+        let errors = crate::compare_at(made.transform.into(), made.granularity, geometry, part, plain, &expected);
+        prop_assert_eq!(errors.over_bound, 0, "{:?}", errors);
+        Ok(())
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -271,52 +318,7 @@ mod tests {
             transform in transforms(),
             granularity in prop::sample::select(&Granularity::ALL[..]),
         ) {
-            let Case { geometry, part, order, plain } = &case;
-            let granularity = if transform.quantizes() { granularity } else { Granularity::None };
-            let tile = from_canonical(geometry, part, *order, plain);
-            prop_assert_eq!(&to_canonical(geometry, part, *order, &tile), plain);
-
-            let mut codes = vec![0xaa; tile.len()];
-            let mut scales = vec![0xaa; part.scale_bytes(geometry, granularity)];
-            let made =
-                crate::quantize(transform, granularity, geometry, part, *order, &tile, &mut codes, &mut scales).unwrap();
-            codes.truncate(made.codes_bytes);
-            scales.truncate(made.scale_bytes);
-            let oracle = if transform.quantizes() {
-                quantize(transform, granularity, geometry, part, plain)
-            } else {
-                None
-            };
-            let expected = match (oracle, transform) {
-                (Some((oracle_codes, oracle_scales)), _) => {
-                    prop_assert_eq!(made.transform, transform);
-                    prop_assert_eq!(&codes, &oracle_codes);
-                    prop_assert_eq!(&scales, &oracle_scales);
-                    dequantize(transform, granularity, geometry, part, &codes, &scales)
-                }
-                (None, Transform::None) => {
-                    prop_assert_eq!(&codes, plain);
-                    plain.clone()
-                }
-                (None, _) => {
-                    prop_assert_eq!(made.transform, Transform::Lossless);
-                    prop_assert_eq!(&codes, &split(geometry.element, plain));
-                    plain.clone()
-                }
-            };
-
-            let mut header = header(&case, made.transform, made.granularity, &codes);
-            let mut out = vec![0x55; tile.len()];
-            restore(&header, &scales, &codes, *order, &mut out).unwrap();
-            prop_assert!(to_canonical(geometry, part, *order, &out) == expected);
-            out.fill(0x55);
-            restore_checked(&header, &scales, &codes, *order, &mut out).unwrap();
-            prop_assert!(to_canonical(geometry, part, *order, &out) == expected);
-            header.codes_crc ^= 1;
-            prop_assert!(restore_checked(&header, &scales, &codes, *order, &mut out).is_err());
-
-            let errors = crate::compare_at(made.transform.into(), made.granularity, geometry, part, plain, &expected);
-            prop_assert_eq!(errors.over_bound, 0, "{:?}", errors);
+            equals_the_oracle(&case, transform, granularity)?;
         }
 
         #[test]
@@ -343,6 +345,39 @@ mod tests {
             restore_checked(&header, &scales, &codes, case.order, &mut pieces).unwrap();
             prop_assert!(whole == pieces);
         }
+    }
+
+    /// No draw of the lot: each element type with each transform, granularity and order, on numbers of every style, at
+    /// lengths with and without a remainder of the vector loops.
+    #[test]
+    #[cfg(not(miri))]
+    fn neon_or_avx2_equals_the_oracle_for_every_transform_and_element_type() {
+        println!("kernels of {}: {}", std::env::consts::ARCH, crate::simd::instruction_set());
+        assert!(!cfg!(target_arch = "aarch64") || crate::simd::instruction_set() == "neon");
+        let peaks = [1, 3, 7, 15, 31, 63, 127].map(|peak| Transform::Quant { peak });
+        let packed = [1, 7].map(|peak| Transform::Packed { peak });
+        let others = [Transform::None, Transform::Lossless, Transform::CacheGen];
+        let orders = [TileOrder::TokenMajor, TileOrder::HeadMajor { page_tokens: 3 }];
+        let mut compared = 0;
+        for element in ElementType::ALL {
+            for (head_size, style) in [33, 144].into_iter().flat_map(|size| (0..7).map(move |style| (size, style))) {
+                let geometry = Geometry::new(16, 2, head_size, 40, element).unwrap();
+                let part = Part { kind: Kind::K, first_layer: 5, layers: 2, first_token: 0, tokens: 4 };
+                let plain = values(element, part.elements(&geometry), style, u64::from(style) + 17);
+                for order in orders {
+                    let case = Case { geometry, part, order, plain: plain.clone() };
+                    for transform in peaks.into_iter().chain(packed).chain(others) {
+                        for granularity in Granularity::ALL {
+                            equals_the_oracle(&case, transform, granularity).unwrap_or_else(|what| {
+                                panic!("{element} {transform} {granularity:?} {order:?} {style}: {what}")
+                            });
+                            compared += 1;
+                        }
+                    }
+                }
+            }
+        }
+        println!("compared {compared} combinations");
     }
 
     /// Every f16 and bf16 word there and back, and rounding of values between them, as `half` does it.

@@ -16,6 +16,17 @@ fn avx2() -> bool {
         && std::arch::is_x86_feature_detected!("f16c")
 }
 
+/// What the kernels run on here, for tests to name.
+#[cfg(test)]
+pub(crate) fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    return if avx2() { "avx2" } else { "sse2" };
+    #[cfg(target_arch = "aarch64")]
+    return if std::arch::is_aarch64_feature_detected!("neon") { "neon" } else { "scalar" };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    "scalar"
+}
+
 macro_rules! kernels {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {$(
         $(#[$doc])*

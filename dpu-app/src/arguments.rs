@@ -4,26 +4,30 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use block::Recipe;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dpu_app::config::{Attach, Config};
+use dpu_app::notify;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::scrub;
 
-const VERSION: &str = match cfg!(feature = "sdk") {
-    true => concat!(env!("CARGO_PKG_VERSION"), " (DOCA SDK)"),
-    false => concat!(env!("CARGO_PKG_VERSION"), " (emulator)"),
-};
+/// Version, build (the scripts set it: see scripts/build-word.sh) and flavour.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let flavour = if cfg!(feature = "sdk") { "DOCA SDK" } else { "emulator" };
+    format!("{}{} ({flavour})", env!("CARGO_PKG_VERSION"), option_env!("KVLANE_BUILD").unwrap_or_default())
+});
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
 /// Serves prefix KV to attached hosts through this card's engines.
 #[derive(Debug, Parser)]
-#[command(version = VERSION, max_term_width = 120)]
+#[command(version = VERSION.as_str(), max_term_width = 120)]
 #[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
-    Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.")]
+    Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.\n\
+    Some defaults follow from the machine's cores: `dpu-app limits` prints those of this one.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -39,6 +43,12 @@ enum Command {
     Devices,
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
+    /// Write the manual pages into a directory, as packages have them
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -188,6 +198,7 @@ impl Run {
             busy_poll: self.busy_poll,
             software_crc: self.software_crc,
             allow_software: self.allow_software,
+            supervisor: None,
         }
     }
 }
@@ -236,6 +247,10 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         }
         Command::Devices => devices(),
         Command::Scrub(scrub) => scrub_store(&scrub),
+        Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),
+        },
     }
 }
 
@@ -248,7 +263,11 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Some(path) = run.config.as_ref().filter(|path| !path.is_file()) {
         return fail(EXIT_USAGE, format_args!("config file {}: not found", path.display()));
     }
-    let config = run.config();
+    let mut config = run.config();
+    config.supervisor = match notify::Target::from_environment() {
+        Ok(target) => target,
+        Err(what) => return fail(EXIT_USAGE, what),
+    };
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let stop = match EventFd::from_value_and_flags(0, flags) {
         Ok(stop) => stop,
@@ -257,7 +276,7 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Err(error) = stop_on_signals(&stop) {
         return fail(EXIT_RUNTIME, error);
     }
-    log::info!("dpu-app {} on the {}", env!("CARGO_PKG_VERSION"), flavour());
+    log::info!("dpu-app {} on the {}", *VERSION, flavour());
     let ready = || match config.attach {
         Attach::Socket => log::info!("ready: hosts attach to {}", config.socket.display()),
         Attach::Comch => log::info!("ready: hosts attach by Comch `{}`", config.comch_name),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use block::Recipe;
 use mailbox::COMMANDS;
 
+use crate::notify;
 use crate::slot::{SLOTS_MAX, SlotBytes};
 
 /// Host processes attached at the same time.
@@ -92,6 +93,8 @@ pub struct Config {
     pub software_crc: bool,
     /// Inflate in software where the device cannot.
     pub allow_software: bool,
+    /// Who wants to know whether the engine thread lives.
+    pub supervisor: Option<notify::Target>,
 }
 
 impl Config {
@@ -127,6 +130,7 @@ impl Config {
             busy_poll: false,
             software_crc: false,
             allow_software: false,
+            supervisor: None,
         }
     }
 

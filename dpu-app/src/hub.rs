@@ -32,6 +32,7 @@ use crate::events::{Event, Events};
 use crate::flow::{Flow, SlotTable};
 use crate::health::StoreWatch;
 use crate::job::Seat;
+use crate::notify::Supervisor;
 use crate::probation::Probation;
 use crate::request::Request;
 use crate::selftest;
@@ -219,6 +220,7 @@ pub struct Hub<'a, 's> {
     pub(crate) events: Events,
     pub(crate) store_watch: StoreWatch,
     pub(crate) attach_buffer: Vec<u8>,
+    supervisor: Supervisor,
 }
 
 impl std::fmt::Debug for Hub<'_, '_> {
@@ -266,6 +268,8 @@ impl<'a, 's> Hub<'a, 's> {
         let letters = config.sessions * Lane::ALL.len();
         let mail = Engine::new(Context::dma(&engine, &device, Depth { operations: letters, tasks: letters })?);
         let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
+        let supervisor = Supervisor::new(config.supervisor.as_ref())
+            .map_err(|error| system("socket")(Errno::try_from(error).unwrap_or(Errno::EIO)))?;
         let now = Instant::now();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("epoll_create"))?;
         let watch = |fd: std::os::fd::BorrowedFd<'_>, tag| {
@@ -314,6 +318,7 @@ impl<'a, 's> Hub<'a, 's> {
             events: Events::new(now),
             store_watch: StoreWatch::default(),
             attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
+            supervisor,
             shared,
         })
     }
@@ -361,6 +366,7 @@ impl<'a, 's> Hub<'a, 's> {
     /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed.
     pub fn run(mut self) -> Result<(), HubError> {
         self.become_state(HubState::Steady);
+        self.supervisor.ready();
         while !self.drained_for_good() {
             let busy = self.turn()?;
             if !busy && !self.shared.config.busy_poll {
@@ -374,6 +380,7 @@ impl<'a, 's> Hub<'a, 's> {
     /// One turn; `true` if anything happened.
     fn turn(&mut self) -> Result<bool, HubError> {
         self.now = Instant::now();
+        self.supervisor.alive(self.now);
         let mut busy = false;
         if self.now - self.last_attend >= ATTEND_EVERY {
             busy |= self.attend(EpollTimeout::ZERO)?;
@@ -428,7 +435,8 @@ impl<'a, 's> Hub<'a, 's> {
     /// How long nobody will miss us.
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
-        let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until)).min();
+        let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
+        let next = next.chain(self.supervisor.next_ping()).min();
         let mut engines = self.inflate.iter().chain([&self.bulk, &self.mail]);
         if engines.any(|engine| engine.context.is_waiting()) {
             // No completion has to come before the device takes more.
@@ -476,6 +484,9 @@ impl<'a, 's> Hub<'a, 's> {
         }
         log::info!("draining{}", if leave { ", then leaving" } else { "" });
         self.become_state(next);
+        if leave {
+            self.supervisor.stopping();
+        }
         for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
             session.ring.drain();
             session.wake = crate::session::Wake::Saying;

@@ -32,6 +32,7 @@ pub mod hub;
 pub mod job;
 mod mail;
 pub mod metrics;
+pub mod notify;
 pub mod probation;
 pub mod request;
 pub mod run;

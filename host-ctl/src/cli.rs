@@ -12,8 +12,15 @@ mod status;
 mod store;
 mod store_check;
 
-use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
+
+/// Version and build (the scripts set it: see scripts/build-word.sh).
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}{}", env!("CARGO_PKG_VERSION"), option_env!("KVLANE_BUILD").unwrap_or_default()));
 
 /// How a command ended, errors apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +35,7 @@ pub(crate) enum Verdict {
 /// Exit codes: 0 done (a partial hit, too); 1 it went wrong: nothing found, corrupt, beyond the bound, store or disk
 /// full; 2 bad arguments or input; 3 device; 4 dpu-app absent, gone, refusing or of another version.
 #[derive(Debug, Parser)]
-#[command(name = "host-ctl", version, max_term_width = 120)]
+#[command(name = "host-ctl", version = VERSION.as_str(), max_term_width = 120)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -62,6 +69,12 @@ enum Command {
     /// each head of each layer. It has the sizes of a large model and shrinks about as much as the source does; what
     /// attention would make of it means nothing. Say so where a figure comes from it.
     Generate(generate::Arguments),
+    /// Write the manual pages into a directory, as packages have them
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
@@ -77,13 +90,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Stop(arguments) => control::stop(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Man { directory } => {
+            clap_mangen::generate_to(Arguments::command(), &directory).map_err(|source| Error::System {
+                call: "write",
+                path: directory,
+                source,
+            })?;
+            Ok(Verdict::Good)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_contradict_nowhere() {

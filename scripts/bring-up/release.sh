@@ -209,10 +209,22 @@ take_in() {
 
 # Asks the new binary for its limits with the config that it will get, while the old one still serves.
 rehearse() {
-    local at=$home/releases/$wanted with=$config answer
-    [ -x "$at/bin/dpu-app" ] || return 0
-    if replaces_config "$wanted" || [ ! -e "$config" ]; then with=$at/dpu-app.conf; fi
-    answer=$("$at/bin/dpu-app" limits --config "$with" 2>&1) ||
+    local at=$home/releases/$wanted with=$config answer app package unpacked=
+    app=$at/bin/dpu-app
+    if [ -d "$at/packages" ]; then
+        unpacked=$home/releases/.rehearsal
+        rm --recursive --force "$unpacked"
+        for package in "$at"/packages/*.deb; do dpkg-deb --extract "$package" "$unpacked"; done
+        app=$unpacked/usr/bin/dpu-app
+    fi
+    [ -x "$app" ] || return 0
+    if replaces_config "$wanted"; then
+        with=$at/dpu-app.conf
+    elif [ ! -e "$config" ]; then
+        with=${unpacked:+$unpacked/etc/kvlane}
+        with=${with:-$at}/dpu-app.conf
+    fi
+    answer=$("$app" limits --config "$with" 2>&1) ||
         die "release $wanted does not run here with its config, nothing was changed: $(tail -n 1 <<<"$answer" | sed --regexp-extended 's#://[^[:space:]"]*@#://REDACTED@#g')"
 }
 
@@ -290,7 +302,7 @@ list() {
 mkdir --parents "$home/releases"
 exec 9>"$home/lock"
 flock --nonblock 9 || die "another deploy or rollback is at work here: wait for it"
-trap '[ -z "$staging" ] || rm --recursive --force "${staging:?}"' EXIT
+trap 'rm --recursive --force "$home/releases/.rehearsal"; [ -z "$staging" ] || rm --recursive --force "${staging:?}"' EXIT
 case "$command" in
     install)
         [ -n "$wanted" ] || die "install needs --release"

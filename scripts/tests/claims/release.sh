@@ -225,6 +225,17 @@ if command -v dpkg-deb >/dev/null; then
     holds [ ! -e "$on_card/etc/systemd/system/dpu-app.service" ]
     cp "$cell/card/calls" "$out"
     expect "dpkg --install --force-confold" "packages/arm64.deb"
+    claim "deploy: a package whose program refuses the card's config is found before dpkg runs"
+    : >"$cell/card/calls"
+    mkdir -p "$cell/deb-refuses/DEBIAN" "$cell/deb-refuses/usr/bin"
+    cp "$(build 9 LIVES 'echo "slots: 7 is too few" >&2; exit 2')/dpu-app" "$cell/deb-refuses/usr/bin/"
+    sed 's/^Version: .*/Version: 9/' "$cell/deb-arm64/DEBIAN/control" >"$cell/deb-refuses/DEBIAN/control"
+    dpkg-deb --build "$cell/deb-refuses" "$cell/refuses.deb" >/dev/null
+    run bash "$scripts/deploy.sh" --package "$cell/refuses.deb" --wait 3
+    expect_code 1
+    expect "nothing was changed" "slots: 7 is too few"
+    cp "$cell/card/calls" "$out"
+    refute "dpkg --install" restart
     claim "rollback: from packages to binaries brings unit and drop-in back"
     rollback
     expect_code 0

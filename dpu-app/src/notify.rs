@@ -1,0 +1,99 @@
+//! Tells systemd how the engine thread is: one datagram of text to the socket that the environment names, as sd_notify(3)
+//! says. `READY=1` once hosts can attach, `WATCHDOG=1` from its turns, `STOPPING=1` when it drains to leave.
+//!
+//! Nobody else pings: an engine thread that stands still is silent, and systemd starts a new process. It never blocks and
+//! never fails the data plane: without a supervisor nobody listens, and that is fine.
+
+use std::env;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+/// Pings per watchdog interval: two may be lost.
+const PINGS: u32 = 3;
+
+/// Where a supervisor listens, and how long it waits for a sign of life.
+#[derive(Clone, Debug)]
+pub struct Target {
+    address: SocketAddr,
+    watchdog: Option<Duration>,
+}
+
+impl Target {
+    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens.
+    ///
+    /// # Errors
+    /// A variable that makes no sense, which is named.
+    pub fn from_environment() -> Result<Option<Self>, String> {
+        let text = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let Some(socket) = text("NOTIFY_SOCKET") else { return Ok(None) };
+        let address = match socket.split_at_checked(1) {
+            Some(("@", name)) => SocketAddr::from_abstract_name(name),
+            Some(("/", _)) => SocketAddr::from_pathname(&socket),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let address = address.map_err(|error| format!("NOTIFY_SOCKET {socket}: {error}"))?;
+        let ours = text("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
+        let watchdog = match text("WATCHDOG_USEC").filter(|_| ours) {
+            Some(usec) => match usec.parse() {
+                Ok(usec) if usec > 0 => Some(Duration::from_micros(usec)),
+                _ => return Err(format!("WATCHDOG_USEC {usec}: not a number of microseconds")),
+            },
+            None => None,
+        };
+        Ok(Some(Self { address, watchdog }))
+    }
+}
+
+/// The engine thread's line to its supervisor.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    line: Option<(UnixDatagram, Target)>,
+    last_ping: Option<Instant>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(target: Option<&Target>) -> io::Result<Self> {
+        let line = target.map(|target| -> io::Result<_> {
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            Ok((socket, target.clone()))
+        });
+        Ok(Self { line: line.transpose()?, last_ping: None })
+    }
+
+    pub(crate) fn ready(&self) {
+        self.say("READY=1\nSTATUS=hosts can attach");
+    }
+
+    pub(crate) fn stopping(&self) {
+        self.say("STOPPING=1\nSTATUS=draining");
+    }
+
+    /// Pings if it is time. Called in every turn.
+    pub(crate) fn alive(&mut self, now: Instant) {
+        let Some(every) = self.every() else { return };
+        if self.last_ping.is_none_or(|last| now.saturating_duration_since(last) >= every) {
+            self.say("WATCHDOG=1");
+            self.last_ping = Some(now);
+        }
+    }
+
+    /// When the engine thread has to be awake for the next ping.
+    pub(crate) fn next_ping(&self) -> Option<Instant> {
+        Some(self.last_ping? + self.every()?)
+    }
+
+    fn every(&self) -> Option<Duration> {
+        self.line.as_ref()?.1.watchdog.map(|limit| limit / PINGS)
+    }
+
+    fn say(&self, what: &str) {
+        let Some((socket, target)) = &self.line else { return };
+        if let Err(error) = socket.send_to_addr(what.as_bytes(), &target.address) {
+            // The supervisor will say what it missed, and the next ping tries again.
+            log::debug!("supervisor: {what:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Passes the tests and the demo as the card's Arm cores would run them, under qemu-user, and proves that the kernels are NEON
+# code. Part of scripts/test.sh --all.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/test-arm.sh [--yes] [--demo | --tests] [-- CARGO-TEST-ARGUMENT...]
+  --yes     install what is missing without asking
+  --tests   the tests only
+  --demo    the demo only
+  --        what follows replaces --workspace in `cargo test`: -p block --lib
+USAGE
+}
+
+target=aarch64-unknown-linux-gnu
+setup=(--arm)
+tests=true
+demo=true
+which=(--workspace)
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --yes) setup+=(--yes) ;;
+        --tests) demo=false ;;
+        --demo) tests=false ;;
+        --)
+            shift
+            which=("$@")
+            break
+            ;;
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+    shift
+done
+scripts/setup.sh "${setup[@]}"
+if [ "$(uname --machine)" = aarch64 ]; then
+    echo "test-arm: skipped: this machine is an Arm itself: scripts/test.sh and scripts/demo.sh say it all"
+    exit 0
+fi
+if [ -f "$HOME/.cargo/env" ]; then
+    # shellcheck source=/dev/null
+    . "$HOME/.cargo/env"
+fi
+
+# What cannot be under qemu-user: test and reason. Kept as short as it can be.
+skipped=()
+skip() {
+    echo "test-arm: skipped: $1: $2"
+    skipped+=(--skip "$1")
+}
+
+# Every copy of every kernel (one for each element type, or one for all where the linker sees through) has the vector form
+# of the instruction that its loop cannot do without. FILE has symbols.
+kernels_are_neon() {
+    local kernel instruction copies good=true
+    aarch64-linux-gnu-objdump --disassemble --demangle --no-show-raw-insn "$1" >"$work/code"
+    echo "test-arm: NEON in $1:"
+    while read -r kernel instruction; do
+        copies=$(awk -v kernel="^<block::simd::(chosen::)?$kernel>:\$" -v instruction="[[:space:]]$instruction" '
+            $2 ~ /^<.*>:$/ { if (inside) printf "%d ", count; inside = $2 ~ kernel; count = 0 }
+            inside && $0 ~ instruction { count++ }
+            END { if (inside) printf "%d ", count }' "$work/code")
+        echo "test-arm:   $kernel: $instruction: ${copies:-no such function}"
+        case " ${copies:-0 }" in *" 0 "*) good=false ;; esac
+    done <<'KERNELS'
+dequantize scvtf.v[0-9]+.4s
+dequantize fmul.v[0-9]+.4s
+quantize fmul.v[0-9]+.4s
+quantize umax.v[0-9]+.(8h|4s)
+pack_nibbles (orr|shl).v[0-9]+.16b
+split (usra|ushr|shrn).v[0-9]+.(8h|8b|4s)
+merge (shl|shll|ushll).v[0-9]+.(8h|4s)
+KERNELS
+    $good || {
+        echo "test-arm: FAILED: the compiler left a kernel without NEON: see block/src/kernel.rs" >&2
+        return 1
+    }
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if $tests; then
+    [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || rustup target add "$target"
+    skip debug_mode_ "debug mode asks process_vm_readv whether memory is there, which qemu-user does not have"
+    skip a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory "the resident memory would be qemu's"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    # No debug information: a quarter less to build and to link.
+    export CARGO_PROFILE_DEV_DEBUG=false
+    cargo test --target "$target" --locked --no-run "${which[@]}"
+    scripts/on-arm.sh cargo test --target "$target" --locked --no-fail-fast "${which[@]}" -- "${skipped[@]}"
+    # The very program that has just compared the kernels with the oracle.
+    compared=$(find "${CARGO_TARGET_DIR:-target}/$target/debug/deps" -name 'block-*' -executable -type f -printf '%T@ %p\n' | sort --numeric-sort | tail -n 1)
+    [ -z "$compared" ] || kernels_are_neon "${compared#* }"
+fi
+
+if $demo; then
+    scripts/cross-build.sh "${setup[@]:1}" --target "$target"
+    kernels_are_neon "${CARGO_TARGET_DIR:-target}/$target/release/dpu-app"
+    started=$SECONDS
+    scripts/on-arm.sh scripts/demo.sh --bin "target/cross/$target-emulator"
+    echo "test-arm: demo under qemu: $((SECONDS - started)) s"
+fi
