@@ -160,6 +160,25 @@ impl Sdk {
     fn checked(mut self, headers: &[&str]) -> Result<Self, String> {
         let list =
             |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        if let Some(said) = self.include_paths.iter().find_map(|path| version_of_headers(path)) {
+            if major_minor(&said) != major_minor(&self.version) {
+                return Err(format!(
+                    "the DOCA SDK's headers are of version {said}, its pkg-config files of {}: install one SDK whole",
+                    self.version
+                ));
+            }
+            self.version = said;
+        }
+        match major_minor(&self.version) {
+            None => return Err(format!("the DOCA SDK calls its version `{}`, which is none", self.version)),
+            Some(version) if version < VERSION_MIN => {
+                return Err(format!(
+                    "the DOCA SDK is of version {}, kvlane needs {}.{} or newer",
+                    self.version, VERSION_MIN.0, VERSION_MIN.1
+                ));
+            }
+            Some(_) => {}
+        }
         // Paths that a compiler searches anyway are not among pkg-config's flags.
         if !self.include_paths.is_empty() {
             for header in headers {
@@ -184,23 +203,7 @@ impl Sdk {
                 }
             }
         }
-        if let Some(said) = self.include_paths.iter().find_map(|path| version_of_headers(path)) {
-            if major_minor(&said) != major_minor(&self.version) {
-                return Err(format!(
-                    "the DOCA SDK's headers are of version {said}, its pkg-config files of {}: install one SDK whole",
-                    self.version
-                ));
-            }
-            self.version = said;
-        }
-        match major_minor(&self.version) {
-            None => Err(format!("the DOCA SDK calls its version `{}`, which is none", self.version)),
-            Some(version) if version < VERSION_MIN => Err(format!(
-                "the DOCA SDK is of version {}, kvlane needs {}.{} or newer",
-                self.version, VERSION_MIN.0, VERSION_MIN.1
-            )),
-            Some(_) => Ok(self),
-        }
+        Ok(self)
     }
 }
 

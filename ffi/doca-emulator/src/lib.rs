@@ -76,4 +76,4 @@ mod station;
 mod task;
 mod typed;
 
-pub use config::{Config, ConfigError, PciSlot, Profile, Role, configure, configure_thread};
+pub use config::{Config, ConfigError, PciSlot, Profile, Role, Without, configure, configure_thread};
