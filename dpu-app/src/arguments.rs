@@ -3,24 +3,25 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use block::Recipe;
 use clap::{Args, Parser, Subcommand};
 use dpu_app::config::Config;
+use dpu_app::devices;
 use dpu_app::store::scrub;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-const VERSION: &str = match cfg!(feature = "sdk") {
-    true => concat!(env!("CARGO_PKG_VERSION"), " (DOCA SDK)"),
-    false => concat!(env!("CARGO_PKG_VERSION"), " (emulator)"),
-};
+/// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for()));
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
 /// Serves prefix KV to attached hosts through this card's engines.
 #[derive(Debug, Parser)]
-#[command(version = VERSION, max_term_width = 120)]
+#[command(version = VERSION.as_str(), max_term_width = 120)]
 #[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
     Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.")]
 pub(crate) struct Arguments {
@@ -35,7 +36,7 @@ enum Command {
     /// Print every limit that `run` with these flags would have, and leave
     Limits(Box<Run>),
     /// List the devices that DOCA sees and what their engines can do
-    Devices,
+    Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
 }
@@ -51,7 +52,7 @@ struct Run {
     /// Unix socket that hosts attach to
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
     socket: PathBuf,
-    /// Device by PCI address or IB name; without it the first that can do DMA
+    /// Device by PCI address or IB name; without it the first that can inflate and do DMA, else that can do DMA
     #[arg(long, short, env = "KVLANE_DEVICE", value_name = "NAME")]
     device: Option<String>,
     /// How chunks are stored when a host does not say: lossless, q8, q6, q5, q4, q3, q4p, cachegen, each with +deflate, +lz4 or +raw
@@ -111,6 +112,13 @@ struct Run {
     /// Inflate in software where the device cannot
     #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
     allow_software: bool,
+}
+
+#[derive(Debug, Args)]
+struct Devices {
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -201,7 +209,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Command::Devices => devices(),
+        Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
     }
 }
@@ -224,17 +232,23 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Err(error) = stop_on_signals(&stop) {
         return fail(EXIT_RUNTIME, error);
     }
-    log::info!("dpu-app {} on the {}", env!("CARGO_PKG_VERSION"), flavour());
+    announce_version();
     match dpu_app::run(&config, &stop, || log::info!("ready: hosts attach to {}", config.socket.display())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error.exit_code(), error),
     }
 }
 
-fn flavour() -> &'static str {
-    match doca::FLAVOUR {
-        "emulator" => "EMULATOR: no card is used, engines run in software",
-        _ => "DOCA SDK",
+/// Who runs here, and loudly if it is not a card.
+fn announce_version() {
+    let running = doca::version::running_with();
+    log::info!("dpu-app {}, running with DOCA {running}", *VERSION);
+    if doca::version::is_emulator() {
+        log::warn!(
+            "EMULATOR: there is no card, all engines run in software; a card needs a build with the feature `sdk`"
+        );
+    } else if !VERSION.ends_with(&format!(" {running})")) {
+        log::warn!("built for another DOCA than it runs with: build again if anything is odd");
     }
 }
 
@@ -262,11 +276,14 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), String> {
     Ok(())
 }
 
-fn devices() -> ExitCode {
-    match doca::Device::list() {
+fn list_devices(json: bool) -> ExitCode {
+    match devices::list() {
         Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
         Ok(list) => {
-            list.iter().for_each(|device| println!("{device}"));
+            match json {
+                true => println!("{}", devices::json(&list)),
+                false => list.iter().for_each(|device| println!("{device}")),
+            }
             ExitCode::SUCCESS
         }
         Err(error) => fail(3, format_args!("device: {error}")),

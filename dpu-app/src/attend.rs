@@ -231,6 +231,8 @@ impl Hub<'_, '_> {
             wire_bytes_max(&geometry, part) <= slot.wire
                 && part.tile_bytes(&geometry) <= slot.tile
                 && layout.runs_max(part) <= RUNS_MAX
+                && self.bulk.context.tasks_for(layout.runs_max(part), part.tile_bytes(&geometry))
+                    <= self.bulk.context.tasks_max()
         };
         let mut elements = self.shared.config.block_bytes / geometry.element.bytes();
         let refusal = Refuse::new(Reason::Block, elements as u64, geometry.row_elements() as u64);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
-use doca::Device;
+use doca::{Code, Device, DeviceInfo, Selector};
 use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, UnixListener};
 use nix::sys::eventfd::EventFd;
@@ -18,6 +18,7 @@ use crate::bell::{EngineBell, WorkerBell};
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::crew::{Crew, Hand};
+use crate::fit::{Fit, Unfit};
 use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
 use crate::slot::Ring;
@@ -31,6 +32,8 @@ pub enum RunError {
     Store(store::OpenError),
     Channel { socket: PathBuf, error: ChannelError },
     Device(doca::Error),
+    NoDevice { wanted: Selector, seen: Vec<DeviceInfo> },
+    Unfit(Unfit),
     Encoder(block::codec::CodecError),
     System(io::Error),
     Hub(HubError),
@@ -47,6 +50,18 @@ impl fmt::Display for RunError {
             }
             Self::Channel { error, .. } => write!(f, "{error}"),
             Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
+            Self::NoDevice { wanted, seen } => {
+                match wanted {
+                    Selector::First => write!(f, "device: none can do DMA. ")?,
+                    Selector::Named(name) => write!(f, "device: no {name}. ")?,
+                }
+                let names: Vec<String> = seen.iter().map(DeviceInfo::name).collect();
+                match names.is_empty() {
+                    true => write!(f, "DOCA sees no device: is the driver loaded and the card in DPU mode?"),
+                    false => write!(f, "DOCA sees {}: name one with --device", names.join(", ")),
+                }
+            }
+            Self::Unfit(unfit) => write!(f, "{unfit}"),
             Self::Encoder(error) => write!(f, "encoder: {error}"),
             Self::System(error) => write!(f, "system: {error}"),
             Self::Hub(error) => write!(f, "{error}"),
@@ -62,7 +77,8 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Encoder(_) => 2,
-            Self::Device(_) | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
+            Self::Device(_) | Self::NoDevice { .. } | Self::Unfit(_) => 3,
+            Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
     }
@@ -74,9 +90,20 @@ impl RunError {
 /// See [`RunError`]: the operator's mistakes come before anything is allocated.
 pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
-    let device = Device::open(&config.device).map_err(RunError::Device)?;
+    let device = open(&config.device)?;
     let store = store::open(&config.store, &store_limits(config)).map_err(RunError::Store)?;
     serve(config, device, store.as_ref(), stop, ready)
+}
+
+/// The device that was named, or an error that says which there are.
+fn open(wanted: &Selector) -> Result<Device, RunError> {
+    Device::open(wanted).map_err(|error| match error.code {
+        Code::NOT_FOUND => match Device::list() {
+            Ok(seen) => RunError::NoDevice { wanted: wanted.clone(), seen },
+            Err(error) => RunError::Device(error),
+        },
+        _ => RunError::Device(error),
+    })
 }
 
 /// The same with a device and a store that the caller opened.
@@ -90,6 +117,10 @@ pub fn serve(
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
+    let fit = Fit::of(&device, config).map_err(RunError::Unfit)?;
+    if let Some(what) = fit.in_software() {
+        log::warn!("{}: {what}", device.info().name());
+    }
     let listener = UnixListener::bind(&config.socket)
         .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
     let shared = Shared {
@@ -114,7 +145,7 @@ pub fn serve(
         let dequantizers = start_crew(scope, &shared, "dequantize", &mut dequantize, &mut leaving)?;
         let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
         let crews = Crews { fetchers, dequantizers, encoders };
-        let hub = Hub::new(&shared, device, crews, Box::new(listener)).map_err(RunError::Hub)?;
+        let hub = Hub::new(&shared, device, &fit, crews, Box::new(listener)).map_err(RunError::Hub)?;
         hub.announce();
         ready();
         hub.run().map_err(RunError::Hub)

@@ -11,8 +11,14 @@ mod show;
 mod status;
 mod store;
 
+use std::sync::LazyLock;
+
 use clap::{Parser, Subcommand};
 use host_ctl::Error;
+
+/// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for()));
 
 /// How a command ended, errors apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +33,7 @@ pub(crate) enum Verdict {
 /// Exit codes: 0 done (a partial hit, too); 1 it went wrong: nothing found, corrupt, beyond the bound, store or disk
 /// full; 2 bad arguments or input; 3 device; 4 dpu-app absent, gone, refusing or of another version.
 #[derive(Debug, Parser)]
-#[command(name = "host-ctl", version, max_term_width = 120)]
+#[command(name = "host-ctl", version = VERSION.as_str(), max_term_width = 120)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
