@@ -5,8 +5,9 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/demo.sh [--yes] [--recipes LIST] [--keep]
+Usage: scripts/demo.sh [--yes] [--bin DIR] [--recipes LIST] [--keep]
   --yes           let setup.sh install what is missing without asking
+  --bin DIR       take dpu-app and host-ctl from there instead of building them
   --recipes LIST  comma-separated [default: lossless,q8,q6,q5,q4,q3,q4p,cachegen]
   --keep          leave the working directory (store, fetched files, log) behind and say where it is
 USAGE
@@ -14,11 +15,16 @@ USAGE
 
 setup=()
 recipes=lossless,q8,q6,q5,q4,q3,q4p,cachegen
+bin=
 keep=false
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) setup+=(--yes) ;;
         --keep) keep=true ;;
+        --bin)
+            bin=${2:?--bin needs a directory}
+            shift
+            ;;
         --recipes)
             recipes=${2:?--recipes needs a list}
             shift
@@ -34,15 +40,16 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-scripts/setup.sh ${setup[@]+"${setup[@]}"}
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
+if [ -z "$bin" ]; then
+    scripts/setup.sh ${setup[@]+"${setup[@]}"}
+    if [ -f "$HOME/.cargo/env" ]; then
+        # shellcheck source=/dev/null
+        . "$HOME/.cargo/env"
+    fi
+    echo "demo: building (release; minutes the first time)"
+    cargo build --release --locked --quiet -p dpu-app -p host-ctl
+    bin=${CARGO_TARGET_DIR:-target}/release
 fi
-
-echo "demo: building (release; minutes the first time)"
-cargo build --release --locked --quiet -p dpu-app -p host-ctl
-bin=${CARGO_TARGET_DIR:-target}/release
 
 work=$(mktemp -d)
 card=

@@ -53,6 +53,8 @@ step tests
 cargo test --workspace --locked --no-fail-fast
 
 if $all; then
+    step "SDK flavour"
+    scripts/sdk-flavour.sh --lints
     step miri
     if cargo +nightly miri --version >/dev/null 2>&1 || rustup +nightly component add miri >/dev/null 2>&1; then
         export MIRIFLAGS="-Zmiri-disable-isolation"

@@ -13,9 +13,11 @@ use dpu_app::devices;
 use dpu_app::store::scrub;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
-static VERSION: LazyLock<String> =
-    LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for()));
+/// Version, build (scripts may set it) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let build = option_env!("KVLANE_BUILD").unwrap_or_default();
+    format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
+});
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 

@@ -87,7 +87,7 @@ fn a_start_on_the_emulator_is_loud_and_the_version_says_it() {
         text(&run.stderr).lines().filter(|line| line.contains("EMULATOR")).map(str::to_owned).collect();
     assert!(loud.len() == 1 && loud[0].contains("WARN"), "one warning: {loud:?}");
     let version = text(&dpu_app("", &["--version"]).stdout);
-    assert_eq!(version, format!("dpu-app {} (emulator)\n", env!("CARGO_PKG_VERSION")));
+    assert!(version.starts_with("dpu-app ") && version.ends_with(" (emulator)\n"), "{version}");
 }
 
 /// Stores with one recipe and fetches back; returns how many blocks software inflated.

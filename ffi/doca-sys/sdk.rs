@@ -125,8 +125,10 @@ impl Search {
         if let (Some(own), Some(doca_dir)) = (own, &self.doca_dir) {
             let rest = env::split_paths(&path).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>();
             path = env::join_paths([own.to_path_buf()].into_iter().chain(rest)).map_err(|err| err.to_string())?;
-            // An SDK that was copied still names its old place.
-            command.arg(format!("--define-variable=prefix={}", doca_dir.display()));
+            // An SDK that was copied still names its old place; the new one is whole, so nothing goes in front of it.
+            command
+                .env_remove("PKG_CONFIG_SYSROOT_DIR")
+                .arg(format!("--define-variable=prefix={}", doca_dir.display()));
         }
         command.env("PKG_CONFIG_PATH", path);
         match &self.libdir {

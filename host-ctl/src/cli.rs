@@ -16,9 +16,11 @@ use std::sync::LazyLock;
 use clap::{Parser, Subcommand};
 use host_ctl::Error;
 
-/// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
-static VERSION: LazyLock<String> =
-    LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for()));
+/// Version, build (scripts may set it) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let build = option_env!("KVLANE_BUILD").unwrap_or_default();
+    format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
+});
 
 /// How a command ended, errors apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
