@@ -95,4 +95,6 @@ scripts/demo.sh --bin "$work/bin" --recipes lossless,q5,q5+lz4 >"$work/demo" 2>&
     cat "$work/demo" >&2
     fail "the demo does not run on the SDK flavour"
 }
+# A binary that a card would take, over a library that is none: it has to say so.
+"$work/bin/dpu-app" devices --json | grep --quiet '"emulator":true' || fail "dpu-app takes the emulator's library for a card"
 echo "sdk-flavour: ok: $("$work/bin/dpu-app" --version), built as with a card's SDK, stored and fetched on the emulator's libraries"

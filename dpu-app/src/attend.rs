@@ -257,7 +257,8 @@ impl Hub<'_, '_> {
             .as_ref()
             .map_or(0, |memory| memory.plan.largest(&memory.geometry).elements(&memory.geometry));
         let recipe = heapless::format!(64; "{}", session.recipe).expect("recipes have short names");
-        let card = heapless::format!(64; "dpu-app {} ({})", env!("CARGO_PKG_VERSION"), doca::FLAVOUR).expect("short");
+        let card = heapless::format!(64; "dpu-app {} ({})", env!("CARGO_PKG_VERSION"), doca::version::flavour())
+            .expect("short");
         let welcome = Welcome {
             session: session.id,
             generation: session.generation,

@@ -69,7 +69,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         "{{\"card\":{{\"version\":{},\"flavour\":{},\"doca\":{},\"device\":{},\"state\":{},\"uptime_s\":{:.3},\"recipe\":\"{}\",\
          \"crc\":\"{}\",\"ring_bytes\":{}}},",
         Quoted(env!("CARGO_PKG_VERSION")),
-        Quoted(doca::FLAVOUR),
+        Quoted(doca::version::flavour()),
         Quoted(doca::version::running_with()),
         Quoted(&device.pci_address),
         Quoted(hub.state.name()),

@@ -31,6 +31,12 @@ pub fn is_emulator() -> bool {
     sys::FLAVOUR == "emulator" || running_with().ends_with("-emulator")
 }
 
+/// What stands behind the functions of this process: `emulator` or `sdk`.
+#[must_use]
+pub fn flavour() -> &'static str {
+    if is_emulator() { "emulator" } else { sys::FLAVOUR }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
