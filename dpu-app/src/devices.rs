@@ -55,9 +55,16 @@ impl Listed {
                 format!("{{\"server\":{server},\"client\":{client},\"message_bytes_max\":{bytes}}}")
             },
         );
-        let _ = write!(text, ",\"comch\":{comch}}}");
+        let (exports, imports) = (self.info.exports_memory, self.info.imports_memory);
+        let _ = write!(text, ",\"comch\":{comch},\"exports_memory\":{exports},\"imports_memory\":{imports}}}");
         text
     }
+}
+
+/// Words joined by `and`, or `no`.
+fn words(given: [(&str, bool); 2]) -> String {
+    let words: Vec<&str> = given.into_iter().filter(|(_, is)| *is).map(|(word, _)| word).collect();
+    if words.is_empty() { String::from("no") } else { words.join(" and ") }
 }
 
 impl fmt::Display for Listed {
@@ -75,13 +82,13 @@ impl fmt::Display for Listed {
                 }
             }
         }
+        let memory = words([("export", self.info.exports_memory), ("import", self.info.imports_memory)]);
+        writeln!(f, "  {:<18} {memory}", "memory")?;
         match self.info.comch {
             None => write!(f, "  {:<18} no", "comch"),
             Some(comch) => {
-                let side = |name, can| if can { name } else { "" };
-                let sides = [side("server", comch.server), side("client", comch.client)];
-                let sides: Vec<&str> = sides.into_iter().filter(|side| !side.is_empty()).collect();
-                write!(f, "  {:<18} {}, messages of {} bytes", "comch", sides.join(" and "), comch.message_bytes_max)
+                let sides = words([("server", comch.server), ("client", comch.client)]);
+                write!(f, "  {:<18} {sides}, messages of {} bytes", "comch", comch.message_bytes_max)
             }
         }
     }

@@ -182,6 +182,8 @@ mod tests {
             inflate: caps(2 << 20),
             lz4_block: caps(2 << 20),
             comch: None,
+            exports_memory: true,
+            imports_memory: true,
         }
     }
 

@@ -52,7 +52,7 @@ impl fmt::Display for RunError {
             Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
             Self::NoDevice { wanted, seen } => {
                 match wanted {
-                    Selector::First => write!(f, "device: none can do DMA. ")?,
+                    Selector::First => write!(f, "device: none can do DMA or export memory. ")?,
                     Selector::Named(name) => write!(f, "device: no {name}. ")?,
                 }
                 let names: Vec<String> = seen.iter().map(DeviceInfo::name).collect();
@@ -118,6 +118,9 @@ pub fn serve(
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
     let fit = Fit::of(&device, config).map_err(RunError::Unfit)?;
+    if !device.info().imports_memory {
+        log::warn!("{}: says that it cannot import a host's memory: is this the card's side?", device.info().name());
+    }
     if let Some(what) = fit.in_software() {
         log::warn!("{}: {what}", device.info().name());
     }

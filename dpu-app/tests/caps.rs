@@ -31,6 +31,7 @@ fn devices_are_listed_with_all_that_was_asked() {
         "  dma                2097152 bytes a task, lists of 7, 99 tasks a context\n",
         "  inflate_deflate    134217728 bytes a task, lists of 7, 99 tasks a context\n",
         "  inflate_lz4_block  no\n",
+        "  memory             export and import\n",
         "  comch              server and client, messages of 4080 bytes\n",
     ] {
         assert!(words.contains(line), "expected {line:?} in:\n{words}");
@@ -47,7 +48,7 @@ fn devices_are_listed_for_scripts() {
     assert!(device["dma"].is_null() && device["inflate_deflate"].is_null());
     assert_eq!(device["inflate_lz4_block"]["bytes_max"], 2 << 20);
     assert_eq!(device["inflate_lz4_block"]["tasks_max"], 8192);
-    assert_eq!(device["comch"]["server"], false);
+    assert_eq!((&device["comch"]["server"], &device["exports_memory"]), (&false.into(), &true.into()));
 }
 
 #[test]
@@ -55,7 +56,7 @@ fn what_a_device_lacks_is_refused_with_the_way_out() {
     let cases: [(&str, &[&str], &[&str]); 9] = [
         ("devices=0", &[], &["DOCA sees no device", "DPU mode"]),
         ("", &["--device", "04:00.0"], &["no 04:00.0", "DOCA sees 0000:03:00.0 (mlx5_0)", "--device"]),
-        ("without=dma", &[], &["none can do DMA", "DOCA sees 0000:03:00.0 (mlx5_0)"]),
+        ("without=dma", &[], &["0000:03:00.0 (mlx5_0) has no DMA engine"]),
         ("without=dma", &["--device", "mlx5_0", "--allow-software"], &["(mlx5_0) has no DMA engine", "--device"]),
         ("without=inflate", &[], &["no inflate_deflate engine", "--device", "--allow-software"]),
         ("profile=bf2", &["--recipe", "q5+lz4"], &["no inflate_lz4_block engine", "--allow-software"]),

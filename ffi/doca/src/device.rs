@@ -13,7 +13,8 @@ use crate::error::{Code, Error};
 /// How an operator names a device (`--device`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Selector {
-    /// The first device that can inflate and do DMA, else the first that can do DMA: the usual card has one.
+    /// The first device that can inflate and do DMA, else one that can do DMA, else one that can export memory, which is all
+    /// that a host needs: the usual card has one that fits.
     #[default]
     First,
     /// PCI address (`03:00.0`, `0000:03:00.0`) or IB device name (`mlx5_0`).
@@ -48,6 +49,10 @@ pub struct DeviceInfo {
     pub inflate: Option<Caps>,
     pub lz4_block: Option<Caps>,
     pub comch: Option<Comch>,
+    /// Its memory can be opened to the other side: the host's part.
+    pub exports_memory: bool,
+    /// Memory of the other side can be reached: the card's part.
+    pub imports_memory: bool,
 }
 
 impl DeviceInfo {
@@ -131,7 +136,8 @@ impl Device {
         let first = |fits: &dyn Fn(&DeviceInfo) -> bool| seen.iter().find(|(_, info)| fits(info));
         let chosen = match selector {
             Selector::First => first(&|info| info.dma.is_some() && info.inflate.is_some())
-                .or_else(|| first(&|info| info.dma.is_some())),
+                .or_else(|| first(&|info| info.dma.is_some()))
+                .or_else(|| first(&|info| info.exports_memory)),
             Selector::Named(name) => first(&|info| *name == info.ibdev || same_pci_address(name, &info.pci_address)),
         };
         let (devinfo, info) = chosen.ok_or(Error::new("doca_devinfo_create_list", Code::NOT_FOUND))?;
@@ -231,6 +237,12 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
         false => String::from("?"),
     };
     let pci_address = text(pci_ok, &pci);
+    let (mut exports, mut imports) = (0, 0);
+    // SAFETY: as below; where the question fails the answer stays 0.
+    unsafe {
+        let _ = call!(doca_mmap_cap_is_export_pci_supported(devinfo, &raw mut exports));
+        let _ = call!(doca_mmap_cap_is_create_from_export_pci_supported(devinfo, &raw mut imports));
+    }
     // SAFETY: cap queries read a live devinfo and write the places they are given.
     let (dma, inflate, lz4_block, comch) = unsafe {
         (
@@ -255,7 +267,9 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
             comch(devinfo),
         )
     };
-    DeviceInfo { pci_address, ibdev: text(ibdev_ok, &ibdev), dma, inflate, lz4_block, comch }
+    let (exports_memory, imports_memory) = (exports != 0, imports != 0);
+    let ibdev = text(ibdev_ok, &ibdev);
+    DeviceInfo { pci_address, ibdev, dma, inflate, lz4_block, comch, exports_memory, imports_memory }
 }
 
 /// What a device says of one task type. Only `NOT_SUPPORTED` means that it has none: any other answer is told.
