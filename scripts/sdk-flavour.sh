@@ -53,7 +53,8 @@ fail() {
 flavour=(-p dpu-app -p host-ctl --no-default-features --features "dpu-app/sdk host-ctl/sdk" --locked --quiet)
 
 if [ -n "$sdk" ]; then
-    export DOCA_DIR=$sdk
+    DOCA_DIR=$(cd "$sdk" && pwd) || fail "--sdk $sdk: no such directory"
+    export DOCA_DIR
     cargo check "${flavour[@]}"
     ! $lints || cargo clippy "${flavour[@]}" -- -D warnings
     echo "sdk-flavour: ok: the app type-checks against the SDK in $sdk"

@@ -99,6 +99,12 @@ impl Search {
 
     /// The pkgconfig directory of an SDK that was named: of the target's architecture, or of a layout without one.
     fn pc_directory(&self, doca_dir: &Path) -> Result<PathBuf, String> {
+        if doca_dir.is_relative() {
+            return Err(format!(
+                "DOCA_DIR is {}: make it absolute, cargo builds in another directory",
+                doca_dir.display()
+            ));
+        }
         let mut triplet: Vec<&str> = self.target.split('-').collect();
         if triplet.len() == 4 {
             triplet.remove(1); // x86_64-unknown-linux-gnu -> x86_64-linux-gnu, as distributions spell it

@@ -120,6 +120,12 @@ fn doca_dir_wins_over_pkg_config_and_has_no_stand_in() {
 }
 
 #[test]
+fn a_relative_doca_dir_is_refused() {
+    let search = Search { doca_dir: Some("sdk".into()), ..nothing() };
+    assert_says(search.find(&[]), &["DOCA_DIR is sdk", "make it absolute"]);
+}
+
+#[test]
 fn no_sdk_says_what_to_install_or_set() {
     assert_says(nothing().find(&[]), &["no DOCA SDK module `doca-common`", "DOCA_DIR", "PKG_CONFIG_PATH", "emulator"]);
     let search = Search { pkg_config: "/nowhere/pkg-config".into(), ..nothing() };
