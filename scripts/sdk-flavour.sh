@@ -3,6 +3,7 @@
 # headers installed in the SDK's place, and runs the demo with it. What it proves: that the build finds an SDK and nothing
 # else, says so when it cannot, and that the binaries use only what the SDK's libraries export.
 set -euo pipefail
+from=$PWD
 cd "$(dirname "$0")/.."
 
 usage() {
@@ -23,6 +24,7 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --sdk)
             sdk=${2:?--sdk needs a directory}
+            case "$sdk" in /*) ;; *) sdk=$from/$sdk ;; esac
             shift
             ;;
         --lints) lints=true ;;
@@ -53,8 +55,7 @@ fail() {
 flavour=(-p dpu-app -p host-ctl --no-default-features --features "dpu-app/sdk host-ctl/sdk" --locked --quiet)
 
 if [ -n "$sdk" ]; then
-    DOCA_DIR=$(cd "$sdk" && pwd) || fail "--sdk $sdk: no such directory"
-    export DOCA_DIR
+    export DOCA_DIR=$sdk
     cargo check "${flavour[@]}"
     ! $lints || cargo clippy "${flavour[@]}" -- -D warnings
     echo "sdk-flavour: ok: the app type-checks against the SDK in $sdk"
