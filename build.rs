@@ -4,14 +4,17 @@
 //! |-----------------|--------------------|-----------------------------------------|-------------------------------|
 //! | `doca-emulator` | none               | its own `include`                       | none: it *is* the library     |
 //! | `doca-sys`      | `emulator`         | none: passes on the emulator's bindings | the rlib `doca-emulator`      |
-//! | `doca-sys`      | `sdk`, not default | the installed SDK's, by pkg-config      | `libdoca_*.so`, by pkg-config |
+//! | `doca-sys`      | `sdk`, not default | the installed SDK's: ffi/doca-sys/sdk.rs | `libdoca_*.so`, likewise     |
 //!
-//! It refuses to guess: both flavours, no flavour, or an SDK that pkg-config does not know are one error line and no
+//! It refuses to guess: both flavours, no flavour, or an SDK that is not there or not whole are one error line and no
 //! build. It never falls back from the SDK to the emulator.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process;
+
+#[path = "ffi/doca-sys/sdk.rs"]
+mod sdk;
 
 /// Every header that the project uses; the subset is the same from DOCA 2.10 on.
 const HEADERS: &[&str] = &[
@@ -34,9 +37,6 @@ const HEADERS: &[&str] = &[
 /// What only the emulator's programs see: logs and command lines are the SDK's business to offer, not ours to use.
 const HEADERS_OF_THE_EMULATOR: &[&str] = &["doca_log.h", "doca_argp.h"];
 
-/// The SDK's pkg-config modules that carry those headers' functions.
-const SDK_MODULES: &[&str] = &["doca-common", "doca-compress", "doca-dma", "doca-comch"];
-
 fn main() {
     println!("cargo::rerun-if-changed=../../build.rs");
     match headers() {
@@ -45,7 +45,7 @@ fn main() {
             compile_log(&include);
             generate(&[HEADERS, HEADERS_OF_THE_EMULATOR].concat(), &[include]);
         }
-        Ok(Headers::Sdk) => generate(HEADERS, &sdk_headers().unwrap_or_else(|why| give_up(&why))),
+        Ok(Headers::Sdk) => generate(HEADERS, &installed_sdk().include_paths),
         Ok(Headers::None) => {}
         Err(why) => give_up(why),
     }
@@ -78,24 +78,25 @@ fn our_own_headers() -> PathBuf {
     include
 }
 
-/// Asks pkg-config for headers and libraries; the crate prints the link lines.
-fn sdk_headers() -> Result<Vec<PathBuf>, String> {
-    let mut include_paths = Vec::new();
-    for module in SDK_MODULES {
-        let library = pkg_config::Config::new().probe(module).map_err(|err| match err {
-            pkg_config::Error::Command { command, cause } => format!("`{command}` could not be run: {cause}"),
-            _ => format!(
-                "pkg-config does not find the DOCA SDK module `{module}`: install the SDK, or put its pkgconfig \
-                 directory on PKG_CONFIG_PATH, or build the default feature `emulator`"
-            ),
-        })?;
-        for path in library.include_paths {
-            if !include_paths.contains(&path) {
-                include_paths.push(path);
-            }
-        }
+/// The SDK's headers, with the link lines printed and its version passed to the crate.
+fn installed_sdk() -> sdk::Sdk {
+    println!("cargo::rerun-if-changed=sdk.rs");
+    for variable in sdk::Search::VARIABLES {
+        println!("cargo::rerun-if-env-changed={variable}");
     }
-    Ok(include_paths)
+    let sdk = sdk::Search::from_env().find(HEADERS).unwrap_or_else(|why| give_up(&why));
+    for module in sdk::MODULES {
+        println!("cargo::rerun-if-changed={}", sdk.pc_directory.join(format!("{module}.pc")).display());
+    }
+    for path in &sdk.library_paths {
+        println!("cargo::rustc-link-search=native={}", path.display());
+    }
+    for library in &sdk.libraries {
+        println!("cargo::rustc-link-lib={library}");
+    }
+    println!("cargo::rustc-env=KVLANE_DOCA_SDK={}", sdk.version);
+    println!("cargo::warning=DOCA SDK {}, found in {}", sdk.version, sdk.pc_directory.display());
+    sdk
 }
 
 /// The emulator's one C file: the interface's one variadic function.

@@ -176,7 +176,7 @@ if $json; then
         "$([ "$code" = 0 ] && echo true || echo false)" "$id" "$(word release)" "$(word previous)" "$version" "$(word changed)" "$(word health)" \
         $((SECONDS - started))
 fi
-case "$version" in *emulator*) say "WARNING: this dpu-app is built for the EMULATOR and uses no engine of the card: build it with the sdk feature" ;; esac
+case "$version" in *'(emulator)'*) say "WARNING: this dpu-app is built for the EMULATOR and uses no engine of the card: build it with the sdk feature" ;; esac
 if [ "$code" = 0 ]; then
     say "ok: $(word release) runs on $card (${version:-version unknown}), changed: $(word changed), before it: $(word previous | grep . || echo none)"
     say "next: scripts/smoke.sh --card $card"

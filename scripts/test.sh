@@ -54,6 +54,8 @@ step tests
 cargo test --workspace --locked --no-fail-fast
 
 if $all; then
+    step "SDK flavour"
+    scripts/sdk-flavour.sh --lints
     step "tests and demo for the card's Arm cores, under qemu"
     scripts/test-arm.sh
     step packages

@@ -10,14 +10,15 @@ use std::time::Duration;
 use block::Recipe;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dpu_app::config::{Attach, Config};
-use dpu_app::notify;
+use dpu_app::{devices, notify};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::scrub;
 
-/// Version, build (the scripts set it: see scripts/build-word.sh) and flavour.
+/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
+/// or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let flavour = if cfg!(feature = "sdk") { "DOCA SDK" } else { "emulator" };
-    format!("{}{} ({flavour})", env!("CARGO_PKG_VERSION"), option_env!("KVLANE_BUILD").unwrap_or_default())
+    let build = option_env!("KVLANE_BUILD").unwrap_or_default();
+    format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
 });
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -40,7 +41,7 @@ enum Command {
     /// Print every limit that `run` with these flags would have, and leave
     Limits(Box<Run>),
     /// List the devices that DOCA sees, what their engines can do, and the functions of the host that they stand for
-    Devices,
+    Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
     /// Write the manual pages into a directory, as packages have them
@@ -82,7 +83,7 @@ struct Run {
     /// Unix socket that hosts on this machine attach to
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
     socket: PathBuf,
-    /// Device by PCI address or IB name; without it the first that can do DMA
+    /// Device by PCI address or IB name; without it the first that can inflate and do DMA, else that can do DMA
     #[arg(long, short, env = "KVLANE_DEVICE", value_name = "NAME")]
     device: Option<String>,
     /// How chunks are stored when a host does not say: lossless, q8, q6, q5, q4, q3, q4p, cachegen, each with +deflate, +lz4 or +raw
@@ -146,6 +147,13 @@ struct Run {
     /// Inflate in software where the device cannot
     #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
     allow_software: bool,
+}
+
+#[derive(Debug, Args)]
+struct Devices {
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -245,7 +253,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Command::Devices => devices(),
+        Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
         Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
             Ok(()) => ExitCode::SUCCESS,
@@ -276,7 +284,7 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Err(error) = stop_on_signals(&stop) {
         return fail(EXIT_RUNTIME, error);
     }
-    log::info!("dpu-app {} on the {}", *VERSION, flavour());
+    announce_version();
     let ready = || match config.attach {
         Attach::Socket => log::info!("ready: hosts attach to {}", config.socket.display()),
         Attach::Comch => log::info!("ready: hosts attach by Comch `{}`", config.comch_name),
@@ -290,10 +298,16 @@ fn run_data_plane(run: &Run) -> ExitCode {
     }
 }
 
-fn flavour() -> &'static str {
-    match doca::FLAVOUR {
-        "emulator" => "EMULATOR: no card is used, engines run in software",
-        _ => "DOCA SDK",
+/// Who runs here, and loudly if it is not a card.
+fn announce_version() {
+    let running = doca::version::running_with();
+    log::info!("dpu-app {}, running with DOCA {running}", *VERSION);
+    if doca::version::is_emulator() {
+        log::warn!(
+            "EMULATOR: there is no card, all engines run in software; a card needs a build with the feature `sdk`"
+        );
+    } else if !VERSION.ends_with(&format!(" {running})")) {
+        log::warn!("built for another DOCA than it runs with: build again if anything is odd");
     }
 }
 
@@ -321,13 +335,13 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), String> {
     Ok(())
 }
 
-fn devices() -> ExitCode {
-    match doca::Device::list() {
+fn list_devices(json: bool) -> ExitCode {
+    match devices::list() {
         Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
         Ok(list) => {
-            for device in &list {
-                println!("{device}");
-                representors(device).iter().for_each(|line| println!("  {line}"));
+            match json {
+                true => println!("{}", devices::json(&list)),
+                false => list.iter().for_each(|device| println!("{device}")),
             }
             ExitCode::SUCCESS
         }

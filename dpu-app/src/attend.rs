@@ -293,6 +293,8 @@ impl Hub<'_, '_> {
             wire_bytes_max(&geometry, part) <= slot.wire
                 && part.tile_bytes(&geometry) <= slot.tile
                 && layout.runs_max(part) <= RUNS_MAX
+                && self.bulk.context.tasks_for(layout.runs_max(part), part.tile_bytes(&geometry))
+                    <= self.bulk.context.tasks_max()
         };
         let mut elements = self.shared.config.block_bytes / geometry.element.bytes();
         let refusal = Refuse::new(Reason::Block, elements as u64, geometry.row_elements() as u64);
@@ -317,7 +319,8 @@ impl Hub<'_, '_> {
             .as_ref()
             .map_or(0, |memory| memory.plan.largest(&memory.geometry).elements(&memory.geometry));
         let recipe = heapless::format!(64; "{}", session.recipe).expect("recipes have short names");
-        let card = heapless::format!(64; "dpu-app {} ({})", env!("CARGO_PKG_VERSION"), doca::FLAVOUR).expect("short");
+        let card = heapless::format!(64; "dpu-app {} ({})", env!("CARGO_PKG_VERSION"), doca::version::flavour())
+            .expect("short");
         let welcome = Welcome {
             session: session.id,
             generation: session.generation,

@@ -17,7 +17,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use doca::{Codec, Context, ContextState, Depth, Device, ProgressEngine, Region};
+use doca::{Codec, Context, ContextState, Device, ProgressEngine, Region};
 use heapless::Deque;
 use mailbox::channel::Listener;
 use nix::errno::Errno;
@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::counters::{Occupancy, add};
 use crate::crew::Crew;
 use crate::events::{Event, Events};
+use crate::fit::{Fit, InflateFit};
 use crate::flow::{Flow, SlotTable};
 use crate::health::StoreWatch;
 use crate::job::Seat;
@@ -36,7 +37,7 @@ use crate::notify::Supervisor;
 use crate::probation::Probation;
 use crate::request::Request;
 use crate::selftest;
-use crate::session::{Desk, Lane, Session};
+use crate::session::{Desk, Session};
 use crate::slot::{SLOTS_MAX, Ticket};
 use crate::worker::Shared;
 
@@ -256,17 +257,15 @@ impl<'a, 's> Hub<'a, 's> {
     pub fn new(
         shared: &'a Shared<'s>,
         device: Device,
+        fit: &Fit,
         crews: Crews<'a>,
         mut listeners: Vec<Box<dyn Listener>>,
     ) -> Result<Self, HubError> {
         let config = shared.config;
         let engine = ProgressEngine::new()?;
-        let (inflate, crc_trusted, lz4_supported) = Self::inflate_engine(&engine, &device, config)?;
-        // A transfer of a strided layout is many tasks; the depth counts transfers.
-        let depth = Depth { operations: config.dma_depth, tasks: config.dma_depth * 4 + 64 };
-        let bulk = Engine::new(Context::dma(&engine, &device, depth)?);
-        let letters = config.sessions * Lane::ALL.len();
-        let mail = Engine::new(Context::dma(&engine, &device, Depth { operations: letters, tasks: letters })?);
+        let (inflate, crc_trusted) = Self::inflate_engine(&engine, &device, config, fit.inflate)?;
+        let bulk = Engine::new(Context::dma(&engine, &device, fit.bulk)?);
+        let mail = Engine::new(Context::dma(&engine, &device, fit.mail)?);
         let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
         let supervisor = Supervisor::new(config.supervisor.as_ref())
             .map_err(|error| system("socket")(Errno::try_from(error).unwrap_or(Errno::EIO)))?;
@@ -296,7 +295,7 @@ impl<'a, 's> Hub<'a, 's> {
             bulk,
             mail,
             crc_trusted,
-            lz4_supported,
+            lz4_supported: fit.inflate.is_some_and(|inflate| inflate.lz4),
             slots: SlotTable::new(config.slots),
             flows: (0..config.chunks).map(|_| None).collect(),
             order: heapless::Vec::new(),
@@ -323,35 +322,21 @@ impl<'a, 's> Hub<'a, 's> {
         })
     }
 
+    /// The inflate engine, if it is to be used, and whether its CRC-32 can stand for ours.
     fn inflate_engine(
         engine: &ProgressEngine,
         device: &Device,
         config: &Config,
-    ) -> Result<(Option<Engine>, bool, bool), HubError> {
-        let info = device.info();
-        let fits = |caps: Option<doca::Caps>| caps.is_some_and(|caps| caps.bytes_max >= config.block_bytes as u64);
-        let lz4 = fits(info.lz4_block);
-        if !fits(info.inflate) {
-            if config.allow_software {
-                log::warn!("{info} cannot inflate blocks of {} bytes: software does", config.block_bytes);
-                return Ok((None, false, false));
-            }
-            let unsupported = doca::Code::NOT_SUPPORTED;
-            let call = "doca_compress_cap_task_decompress_deflate_is_supported";
-            log::error!(
-                "{info} cannot inflate blocks of {} bytes: allow software or choose another device or block size",
-                config.block_bytes
-            );
-            return Err(HubError::Device(doca::Error { call, code: unsupported }));
-        }
+        fit: Option<InflateFit>,
+    ) -> Result<(Option<Engine>, bool), HubError> {
+        let Some(InflateFit { lz4, depth }) = fit else { return Ok((None, false)) };
         let codecs: &[Codec] = if lz4 { &[Codec::Deflate, Codec::Lz4Block] } else { &[Codec::Deflate] };
-        let depth = Depth { operations: config.inflate_depth, tasks: config.inflate_depth };
         let mut context = Context::decompress(engine, device, codecs, depth)?;
         let trusted = selftest::inflates_a_known_block(engine, device, &mut context)?;
         if !trusted {
             log::warn!("the engine's CRC-32 is not the one of docs/formats.md: codes are checked in software");
         }
-        Ok((Some(Engine::new(context)), trusted && !config.software_crc, lz4))
+        Ok((Some(Engine::new(context)), trusted && !config.software_crc))
     }
 
     pub(crate) fn become_state(&mut self, next: HubState) {

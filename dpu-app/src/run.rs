@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use block::codec::{Compressor, Decompressor};
-use doca::{Area, Device};
+use doca::{Area, Code, Device, DeviceInfo, Selector};
 use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::sys::eventfd::EventFd;
@@ -21,6 +21,7 @@ use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
 use crate::crew::{Crew, Hand};
 use crate::fetcher::Fetcher;
+use crate::fit::{Fit, Unfit};
 use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
 use crate::metrics;
@@ -36,6 +37,8 @@ pub enum RunError {
     Channel { socket: PathBuf, error: ChannelError },
     Metrics { address: SocketAddr, error: io::Error },
     Device(doca::Error),
+    NoDevice { wanted: Selector, seen: Vec<DeviceInfo> },
+    Unfit(Unfit),
     Encoder(block::codec::CodecError),
     System(io::Error),
     Hub(HubError),
@@ -55,6 +58,18 @@ impl fmt::Display for RunError {
                 write!(f, "metrics: {address}: {error}: choose another address or port with --metrics, or leave it out")
             }
             Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
+            Self::NoDevice { wanted, seen } => {
+                match wanted {
+                    Selector::First => write!(f, "device: none can do DMA or export memory. ")?,
+                    Selector::Named(name) => write!(f, "device: no {name}. ")?,
+                }
+                let names: Vec<String> = seen.iter().map(DeviceInfo::name).collect();
+                match names.is_empty() {
+                    true => write!(f, "DOCA sees no device: is the driver loaded and the card in DPU mode?"),
+                    false => write!(f, "DOCA sees {}: name one with --device", names.join(", ")),
+                }
+            }
+            Self::Unfit(unfit) => write!(f, "{unfit}"),
             Self::Encoder(error) => write!(f, "encoder: {error}"),
             Self::System(error) => write!(f, "system: {error}"),
             Self::Hub(error) => write!(f, "{error}"),
@@ -71,9 +86,8 @@ impl RunError {
         match self {
             Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Metrics { .. } | Self::Encoder(_) => 2,
             Self::Hub(HubError::Comch(error)) if !error.is_of_the_device() => 2,
-            Self::Device(_)
-            | Self::Hub(HubError::Comch(_))
-            | Self::Hub(HubError::Device(_) | HubError::EngineStuck(_)) => 3,
+            Self::Device(_) | Self::NoDevice { .. } | Self::Unfit(_) => 3,
+            Self::Hub(HubError::Comch(_) | HubError::Device(_) | HubError::EngineStuck(_)) => 3,
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
     }
@@ -85,9 +99,20 @@ impl RunError {
 /// See [`RunError`]: the operator's mistakes come before anything is allocated.
 pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
-    let device = Device::open(&config.device).map_err(RunError::Device)?;
+    let device = open(&config.device)?;
     let store = store::open(&config.store, &store_limits(config)).map_err(RunError::Store)?;
     serve(config, device, store.as_ref(), stop, ready)
+}
+
+/// The device that was named, or an error that says which there are.
+fn open(wanted: &Selector) -> Result<Device, RunError> {
+    Device::open(wanted).map_err(|error| match error.code {
+        Code::NOT_FOUND => match Device::list() {
+            Ok(seen) => RunError::NoDevice { wanted: wanted.clone(), seen },
+            Err(error) => RunError::Device(error),
+        },
+        _ => RunError::Device(error),
+    })
 }
 
 /// The same with a device and a store that the caller opened.
@@ -101,6 +126,13 @@ pub fn serve(
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
+    let fit = Fit::of(&device, config).map_err(RunError::Unfit)?;
+    if !device.info().imports_memory {
+        log::warn!("{}: says that it cannot import a host's memory: is this the card's side?", device.info().name());
+    }
+    if let Some(what) = fit.in_software() {
+        log::warn!("{}: {what}", device.info().name());
+    }
     let bind = |address| metrics::Server::bind(address).map_err(|error| RunError::Metrics { address, error });
     let metrics = config.metrics.map(bind).transpose()?;
     let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
@@ -135,7 +167,7 @@ pub fn serve(
         let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
         let crews = Crews { fetchers, dequantizers, encoders };
         let info = device.info().to_string();
-        let hub = Hub::new(&shared, device, crews, listeners).map_err(RunError::Hub)?;
+        let hub = Hub::new(&shared, device, &fit, crews, listeners).map_err(RunError::Hub)?;
         hub.announce();
         let _metrics = match &metrics {
             Some(server) => Some(server.start(scope, &shared, info).map_err(RunError::System)?),

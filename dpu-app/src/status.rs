@@ -121,10 +121,11 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     let device = &hub.device.info();
     write!(
         text,
-        "{{\"card\":{{\"version\":{},\"flavour\":{},\"device\":{},\"state\":{},\"uptime_s\":{:.3},\"recipe\":\"{}\",\
+        "{{\"card\":{{\"version\":{},\"flavour\":{},\"doca\":{},\"device\":{},\"state\":{},\"uptime_s\":{:.3},\"recipe\":\"{}\",\
          \"crc\":\"{}\",\"ring_bytes\":{}}},",
         Quoted(env!("CARGO_PKG_VERSION")),
-        Quoted(doca::FLAVOUR),
+        Quoted(doca::version::flavour()),
+        Quoted(doca::version::running_with()),
         Quoted(&device.pci_address),
         Quoted(hub.state.name()),
         hub.started.elapsed().as_secs_f64(),

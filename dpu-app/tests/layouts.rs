@@ -170,3 +170,17 @@ fn odd_shapes_and_block_sizes_come_back() {
         }
     }
 }
+
+#[test]
+fn a_card_with_short_lists_and_few_tasks_moves_every_layout() {
+    for (list_max, tasks_max) in [(1, 8192), (1, 88), (3, 40), (128, 32)] {
+        let emulator = doca_emulator::Config { list_max, tasks_max, ..doca_emulator::Config::default() };
+        let card = Card::start_with(emulator, |_| ());
+        let geometry = Geometry::new(3, 2, 16, CHUNK_TOKENS.into(), ElementType::F32).unwrap();
+        for (salt, to) in Arrangement::ALL.into_iter().enumerate() {
+            let source = memory(Arrangement::HeadMajor, geometry, 1, 5);
+            let trip = Trip::store(&card, "lossless", salt as u8, source, 5);
+            trip.fetch(&memory(to, geometry, 1, 9), 11, Tokens::ALL, &format!("{to:?} {list_max} {tasks_max}"));
+        }
+    }
+}

@@ -18,9 +18,12 @@ use std::sync::LazyLock;
 use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
 
-/// Version and build (the scripts set it: see scripts/build-word.sh).
-static VERSION: LazyLock<String> =
-    LazyLock::new(|| format!("{}{}", env!("CARGO_PKG_VERSION"), option_env!("KVLANE_BUILD").unwrap_or_default()));
+/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
+/// or `0.1.0 (emulator)`.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let build = option_env!("KVLANE_BUILD").unwrap_or_default();
+    format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
+});
 
 /// How a command ended, errors apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

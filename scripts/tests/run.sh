@@ -160,7 +160,7 @@ begin() {
     out=$work/out-$part
 }
 # The parts run side by side, each with cases and an output of its own.
-parts=(preflight hugepages release smoke collect house)
+parts=(preflight hugepages release smoke collect headers house)
 for part in "${parts[@]}"; do
     (
         trap - EXIT

@@ -4,7 +4,7 @@ use std::ptr;
 
 use crate::abi::*;
 use crate::ctx::{self, Ctx, Face, Library};
-use crate::dev::{Dev, TASKS_MAX};
+use crate::dev::Dev;
 use crate::door::{Enter, Handle, Out, exports};
 use crate::error::{Fault, complain};
 use crate::typed::{Of, task_functions};
@@ -41,8 +41,7 @@ exports! {
         compress: *mut doca_compress => Compress,
         max_num_tasks: *mut u32 => Out<u32>,
     ) {
-        let _ = compress.0;
-        max_num_tasks.put(TASKS_MAX);
+        max_num_tasks.put(compress.0.dev.config().tasks_max);
         Ok(())
     }
 }

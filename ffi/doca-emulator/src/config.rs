@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::dev::{LIST_MAX, TASKS_MAX};
 use crate::pci::PciAddress;
 
 /// The environment variable that is read at each device list.
@@ -24,6 +25,32 @@ pub enum Profile {
     Bf3,
     /// Compresses and decompresses deflate, knows no LZ4.
     Bf2,
+}
+
+/// Engines that a card lacks although its model has them: other models, or ones that an operator has no right to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Without {
+    pub inflate: bool,
+    pub lz4: bool,
+    pub dma: bool,
+}
+
+impl FromStr for Without {
+    type Err = ();
+
+    /// `inflate`, `lz4`, `dma`, joined by `+`.
+    fn from_str(text: &str) -> Result<Without, ()> {
+        let mut without = Without::default();
+        for name in text.split('+') {
+            match name {
+                "inflate" => without.inflate = true,
+                "lz4" => without.lz4 = true,
+                "dma" => without.dma = true,
+                _ => return Err(()),
+            }
+        }
+        Ok(without)
+    }
 }
 
 /// Which side of the card the process believes to be on.
@@ -60,6 +87,13 @@ impl Representors {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub profile: Profile,
+    pub without: Without,
+    /// Smaller than the profile's largest source or destination of a task; 0: the profile's.
+    pub buf_bytes_max: u64,
+    /// Buffers in one list of a task of the engines.
+    pub list_max: u32,
+    /// Tasks of one context of the engines, all types together.
+    pub tasks_max: u32,
     /// Functions of the card, 0 to 8.
     pub devices: u32,
     pub role: Role,
@@ -111,6 +145,10 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             profile: Profile::Bf3,
+            without: Without::default(),
+            buf_bytes_max: 0,
+            list_max: LIST_MAX,
+            tasks_max: TASKS_MAX,
             devices: 1,
             role: Role::Any,
             pci: PciAddress::FIRST,
@@ -188,6 +226,12 @@ impl Config {
                     _ => return Err(bad("profile", value, "bf2 or bf3")),
                 }
             }
+            "without" => {
+                self.without = value.parse().map_err(|()| bad("without", value, "inflate, lz4, dma, joined by +"))?;
+            }
+            "buf_bytes_max" => self.buf_bytes_max = number("buf_bytes_max", value, 64..=u64::MAX, "64 or more")?,
+            "list_max" => self.list_max = number("list_max", value, 1..=LIST_MAX, "1 to 128")?,
+            "tasks_max" => self.tasks_max = number("tasks_max", value, 1..=TASKS_MAX, "1 to 8192")?,
             "devices" => self.devices = number("devices", value, 0..=DEVICES_MAX, "0 to 8")?,
             "role" => {
                 self.role = match value {
@@ -351,11 +395,15 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "profile=bf2, devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,queue=9,window=0,seed=42,fail=0.5,again=0.25,\
+        let text = "profile=bf2, without=lz4+dma,buf_bytes_max=4096,list_max=2,tasks_max=99,devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,queue=9,window=0,seed=42,fail=0.5,again=0.25,\
                     corrupt=1,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
                     gigabytes_per_s=2.5,depth=3,quiet=1,debug=1,";
         let wanted = Config {
             profile: Profile::Bf2,
+            without: Without { inflate: false, lz4: true, dma: true },
+            buf_bytes_max: 4096,
+            list_max: 2,
+            tasks_max: 99,
             devices: 2,
             role: Role::Host,
             pci: PciAddress { domain: 0, bus: 0xb1, devfn: 2 },
@@ -439,5 +487,6 @@ mod tests {
         assert_eq!(message("rep=0"), "rep=0: wanted 1 to 64, or PCI addresses with + between them");
         assert_eq!(message("rep=b1:00.0+"), "rep=: wanted a PCI address such as 03:00.0");
         assert_eq!(message("profile=bf4"), "profile=bf4: wanted bf2 or bf3");
+        assert_eq!(message("without=flow"), "without=flow: wanted inflate, lz4, dma, joined by +");
     }
 }

@@ -165,12 +165,14 @@ impl Ctx {
     pub(crate) fn configure(&self, kind: Kind, done: Option<Callback>, failed: Option<Callback>, count: u32) -> Answer {
         self.check_idle()?;
         let (Some(done), Some(failed)) = (done, failed) else { return Err(Fault::DOCA_ERROR_INVALID_VALUE) };
+        let mut tasks_max = TASKS_MAX;
         if kind.is_of_an_engine() {
             self.dev.info.buf_bytes_max(kind)?;
+            tasks_max = self.dev.config().tasks_max;
         }
         let count_of = |conf: &Cell<Option<Conf>>| conf.get().map_or(0, |conf| u64::from(conf.count));
         let others = self.confs.iter().map(count_of).sum::<u64>() - count_of(&self.confs[kind as usize]);
-        if count == 0 || others + u64::from(count) > u64::from(TASKS_MAX) {
+        if count == 0 || others + u64::from(count) > u64::from(tasks_max) {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
         self.confs[kind as usize].set(Some(Conf { done, failed, count }));

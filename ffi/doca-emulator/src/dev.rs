@@ -24,7 +24,19 @@ const BF2_BUF_BYTES_MAX: u64 = 128 << 20;
 const DMA_BUF_BYTES_MAX: u64 = 2 << 20;
 
 /// What a task kind may be given, or None where the card cannot do it.
-pub(crate) fn buf_bytes_max(profile: Profile, kind: Kind) -> Option<u64> {
+pub(crate) fn buf_bytes_max(config: &Config, kind: Kind) -> Option<u64> {
+    let without = config.without;
+    let lacks = match kind {
+        Kind::Memcpy => without.dma,
+        Kind::Inflate => without.inflate,
+        Kind::Lz4Stream | Kind::Lz4Block => without.lz4,
+        _ => false,
+    };
+    let bytes = if lacks { None } else { buf_bytes_of(config.profile, kind) }?;
+    Some(if config.buf_bytes_max == 0 { bytes } else { bytes.min(config.buf_bytes_max) })
+}
+
+fn buf_bytes_of(profile: Profile, kind: Kind) -> Option<u64> {
     match (profile, kind) {
         (_, Kind::Memcpy) => Some(DMA_BUF_BYTES_MAX),
         (Profile::Bf3, Kind::Inflate | Kind::Lz4Stream | Kind::Lz4Block) => Some(BF3_BUF_BYTES_MAX),
@@ -62,7 +74,7 @@ impl DevInfo {
     }
 
     pub(crate) fn buf_bytes_max(&self, kind: Kind) -> Result<u64, Fault> {
-        buf_bytes_max(self.config.profile, kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)
+        buf_bytes_max(&self.config, kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)
     }
 }
 

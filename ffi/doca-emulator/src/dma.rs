@@ -4,7 +4,7 @@ use std::ptr;
 
 use crate::abi::{doca_ctx, doca_dev, doca_dma};
 use crate::ctx::{self, Ctx, Face, Library};
-use crate::dev::{Dev, TASKS_MAX};
+use crate::dev::Dev;
 use crate::door::{Enter, Handle, Out, exports};
 use crate::error::Fault;
 use crate::typed::task_functions;
@@ -35,8 +35,7 @@ exports! {
     }
 
     fn doca_dma_cap_get_max_num_tasks(dma: *mut doca_dma => Dma, max_num_tasks: *mut u32 => Out<u32>) {
-        let _ = dma.0;
-        max_num_tasks.put(TASKS_MAX);
+        max_num_tasks.put(dma.0.dev.config().tasks_max);
         Ok(())
     }
 }

@@ -190,7 +190,7 @@ unsafe impl Send for Worker {}
 
 impl Worker {
     fn new(is_compress: bool, config: &Config) -> Worker {
-        let room = |kind: Kind| buf_bytes_max(config.profile, kind).unwrap_or(0) as usize;
+        let room = |kind: Kind| buf_bytes_max(config, kind).unwrap_or(0) as usize;
         let deflates = room(Kind::Deflate) > 0;
         let staging = if is_compress { room(Kind::Inflate) } else { room(Kind::Memcpy) };
         Worker {

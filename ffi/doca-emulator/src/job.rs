@@ -164,6 +164,11 @@ impl Job {
         if bytes == 0 || bytes > bytes_max { Err(Fault::DOCA_ERROR_INVALID_VALUE) } else { Ok(()) }
     }
 
+    /// Of both lists of an engine's task; `load_list` has counted up to what any card takes.
+    pub(crate) fn check_lengths(&self, list_max: usize) -> Answer {
+        if self.sources.max(self.destinations) > list_max { Err(Fault::DOCA_ERROR_TOO_BIG) } else { Ok(()) }
+    }
+
     pub(crate) fn check_sizes(&self, kind: Kind, bytes_max: usize) -> Answer {
         let (sources, destinations) = self.lists();
         let sum = |list: &[Segment]| list.iter().map(|segment| segment.len).sum::<usize>();

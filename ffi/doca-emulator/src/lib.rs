@@ -80,5 +80,5 @@ mod station;
 mod task;
 mod typed;
 
-pub use config::{Config, ConfigError, Profile, Representors, Role, configure, configure_thread};
+pub use config::{Config, ConfigError, Profile, Representors, Role, Without, configure, configure_thread};
 pub use pci::PciAddress;

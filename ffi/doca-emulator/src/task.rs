@@ -149,9 +149,10 @@ fn load(task: Handle<Task>) -> Answer {
     // SAFETY: null, or a buf that the application keeps for the task's flight.
     let (src, dst) = unsafe { (Handle::from_c(task.src.get())?, Handle::from_c(task.dst.get().cast_const())?) };
     let config = task.ctx.dev.config();
-    let bytes_max = buf_bytes_max(config.profile, task.kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)?;
+    let bytes_max = buf_bytes_max(config, task.kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)?;
     job.load_list(src, task.line.device, Use::Source)?;
     job.load_list(dst, task.line.device, Use::Destination)?;
+    job.check_lengths(config.list_max as usize)?;
     job.check_sizes(task.kind, bytes_max as usize)?;
     src.hold();
     dst.hold();

@@ -75,7 +75,7 @@ macro_rules! task_functions {
                 elements: *mut u32 => $crate::door::Out<u32>,
             ) {
                 devinfo.buf_bytes_max($crate::task::Kind::$kind)?;
-                elements.put($crate::dev::LIST_MAX);
+                elements.put(devinfo.config.list_max);
                 Ok(())
             }
 

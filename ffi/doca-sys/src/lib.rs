@@ -9,6 +9,9 @@
 /// What stands behind the functions of this build: `"emulator"` or `"sdk"`.
 pub const FLAVOUR: &str = if cfg!(feature = "emulator") { "emulator" } else { "sdk" };
 
+/// The installed SDK that this build was made against, e.g. `2.10.0087`; `None` for the emulator.
+pub const SDK_VERSION: Option<&str> = if cfg!(feature = "emulator") { None } else { option_env!("KVLANE_DOCA_SDK") };
+
 // The emulator has bindings of its own headers already, and defines its functions with these very types.
 #[cfg(feature = "emulator")]
 pub use doca_emulator::abi::*;

@@ -284,6 +284,19 @@ impl Context {
         !self.operations_free.is_empty() && !self.places_free.is_empty()
     }
 
+    /// Tasks that a transfer of this many runs and bytes may take; it has to be at most [`Self::tasks_max`], or it never fits.
+    #[must_use]
+    pub fn tasks_for(&self, runs: usize, bytes: usize) -> usize {
+        // A task ends where its list is full or its bytes are; of the latter any two neighbours are more than one's worth.
+        runs.div_ceil(self.caps.list_max as usize) + 2 * (bytes as u64 / self.caps.bytes_max) as usize
+    }
+
+    /// Tasks in flight at most.
+    #[must_use]
+    pub fn tasks_max(&self) -> usize {
+        self.places.len()
+    }
+
     /// Whether the device had no room for a task: it is offered again by [`Self::poll`], so do not sleep for long.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

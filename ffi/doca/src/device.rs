@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use doca_sys as sys;
 
+use crate::context::Kind;
 use crate::error::{Code, Error};
 
 /// How an operator names a device (`--device`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Selector {
-    /// The first device whose engines fit: the usual card has one.
+    /// The first device that can inflate and do DMA, else one that can do DMA, else one that can export memory, which is all
+    /// that a host needs: the usual card has one that fits.
     #[default]
     First,
     /// PCI address (`03:00.0`, `0000:03:00.0`) or IB device name (`mlx5_0`).
@@ -28,6 +30,16 @@ pub struct Caps {
     pub list_max: u32,
 }
 
+/// What a device can do for the channel that hosts attach through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comch {
+    /// The card's part.
+    pub server: bool,
+    /// The host's part.
+    pub client: bool,
+    pub message_bytes_max: u32,
+}
+
 /// One line of the device list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -36,12 +48,35 @@ pub struct DeviceInfo {
     pub dma: Option<Caps>,
     pub inflate: Option<Caps>,
     pub lz4_block: Option<Caps>,
+    pub comch: Option<Comch>,
+    /// Its memory can be opened to the other side: the host's part.
+    pub exports_memory: bool,
+    /// Memory of the other side can be reached: the card's part.
+    pub imports_memory: bool,
+}
+
+impl DeviceInfo {
+    /// Address and name, as messages name a device.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{} ({})", self.pci_address, self.ibdev)
+    }
+
+    /// The task types that the data plane asks for, by the words that it uses for them.
+    #[must_use]
+    pub fn engines(&self) -> [(&'static str, Kind, Option<Caps>); 3] {
+        [
+            ("dma", Kind::Dma, self.dma),
+            ("inflate_deflate", Kind::Decompress, self.inflate),
+            ("inflate_lz4_block", Kind::Decompress, self.lz4_block),
+        ]
+    }
 }
 
 impl fmt::Display for DeviceInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.pci_address, self.ibdev)?;
-        for (name, caps) in [("dma", self.dma), ("deflate", self.inflate), ("lz4", self.lz4_block)] {
+        write!(f, "{}", self.name())?;
+        for (name, _, caps) in self.engines() {
             match caps {
                 Some(caps) => write!(f, ", {name} {} bytes x{}", caps.bytes_max, caps.list_max)?,
                 None => write!(f, ", no {name}")?,
@@ -97,22 +132,46 @@ impl Device {
     /// `NOT_FOUND` if no device fits, else what the DOCA call answered.
     pub fn open(selector: &Selector) -> Result<Self, Error> {
         let list = List::create()?;
-        for devinfo in list.iter() {
-            let info = describe(devinfo);
-            let fits = match selector {
-                Selector::First => info.dma.is_some(),
-                Selector::Named(name) => *name == info.ibdev || same_pci_address(name, &info.pci_address),
-            };
-            if !fits {
-                continue;
+        let seen: Vec<_> = list.iter().map(|devinfo| (devinfo, describe(devinfo))).collect();
+        let first = |fits: &dyn Fn(&DeviceInfo) -> bool| seen.iter().find(|(_, info)| fits(info));
+        let chosen = match selector {
+            Selector::First => first(&|info| info.dma.is_some() && info.inflate.is_some())
+                .or_else(|| first(&|info| info.dma.is_some()))
+                .or_else(|| first(&|info| info.exports_memory)),
+            Selector::Named(name) => first(&|info| *name == info.ibdev || same_pci_address(name, &info.pci_address)),
+        };
+        let (devinfo, info) = chosen.ok_or(Error::new("doca_devinfo_create_list", Code::NOT_FOUND))?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: `devinfo` is an element of the live list; `raw` is a valid place for the handle.
+        unsafe { call!(doca_dev_open(*devinfo, &raw mut raw)) }?;
+        let raw = NonNull::new(raw).ok_or(Error::new("doca_dev_open", Code::UNEXPECTED))?;
+        Ok(Self(Arc::new(Inner { raw, info: info.clone() })))
+    }
+
+    /// Tasks of all types together that one context of this kind takes. DOCA tells it to a context only.
+    ///
+    /// # Errors
+    /// What the DOCA call answered: `NOT_SUPPORTED` where the device has no such engine.
+    pub fn tasks_max(&self, kind: Kind) -> Result<u32, Error> {
+        let mut tasks = 0;
+        // SAFETY: the device is open; each context is made, asked and destroyed here, idle all the time; the places are valid.
+        unsafe {
+            match kind {
+                Kind::Decompress => {
+                    let mut raw = ptr::null_mut();
+                    call!(doca_compress_create(self.raw(), &raw mut raw))?;
+                    let asked = call!(doca_compress_cap_get_max_num_tasks(raw, &raw mut tasks));
+                    call!(doca_compress_destroy(raw)).and(asked)?;
+                }
+                Kind::Dma => {
+                    let mut raw = ptr::null_mut();
+                    call!(doca_dma_create(self.raw(), &raw mut raw))?;
+                    let asked = call!(doca_dma_cap_get_max_num_tasks(raw, &raw mut tasks));
+                    call!(doca_dma_destroy(raw)).and(asked)?;
+                }
             }
-            let mut raw = ptr::null_mut();
-            // SAFETY: `devinfo` is an element of the live list; `raw` is a valid place for the handle.
-            unsafe { call!(doca_dev_open(devinfo, &raw mut raw)) }?;
-            let raw = NonNull::new(raw).ok_or(Error::new("doca_dev_open", Code::UNEXPECTED))?;
-            return Ok(Self(Arc::new(Inner { raw, info })));
         }
-        Err(Error::new("doca_devinfo_create_list", Code::NOT_FOUND))
+        Ok(tasks)
     }
 
     #[must_use]
@@ -178,27 +237,40 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
             call!(doca_devinfo_get_ibdev_name(devinfo, ibdev.as_mut_ptr(), ibdev.len() as u32)).is_ok(),
         )
     };
+    let pci_address = text(pci_ok, &pci);
+    let (mut exports, mut imports) = (0, 0);
+    // SAFETY: as below; where the question fails the answer stays 0.
+    unsafe {
+        let _ = call!(doca_mmap_cap_is_export_pci_supported(devinfo, &raw mut exports));
+        let _ = call!(doca_mmap_cap_is_create_from_export_pci_supported(devinfo, &raw mut imports));
+    }
     // SAFETY: cap queries read a live devinfo and write the places they are given.
-    let (dma, inflate, lz4_block) = unsafe {
+    let (dma, inflate, lz4_block, comch) = unsafe {
         (
             caps(
-                call!(doca_dma_cap_task_memcpy_is_supported(devinfo)).is_ok(),
-                |v| call!(doca_dma_cap_task_memcpy_get_max_buf_size(devinfo, v)).is_ok(),
-                |v| call!(doca_dma_cap_task_memcpy_get_max_buf_list_len(devinfo, v)).is_ok(),
+                &pci_address,
+                call!(doca_dma_cap_task_memcpy_is_supported(devinfo)),
+                |bytes| call!(doca_dma_cap_task_memcpy_get_max_buf_size(devinfo, bytes)),
+                |list| call!(doca_dma_cap_task_memcpy_get_max_buf_list_len(devinfo, list)),
             ),
             caps(
-                call!(doca_compress_cap_task_decompress_deflate_is_supported(devinfo)).is_ok(),
-                |v| call!(doca_compress_cap_task_decompress_deflate_get_max_buf_size(devinfo, v)).is_ok(),
-                |v| call!(doca_compress_cap_task_decompress_deflate_get_max_buf_list_len(devinfo, v)).is_ok(),
+                &pci_address,
+                call!(doca_compress_cap_task_decompress_deflate_is_supported(devinfo)),
+                |bytes| call!(doca_compress_cap_task_decompress_deflate_get_max_buf_size(devinfo, bytes)),
+                |list| call!(doca_compress_cap_task_decompress_deflate_get_max_buf_list_len(devinfo, list)),
             ),
             caps(
-                call!(doca_compress_cap_task_decompress_lz4_block_is_supported(devinfo)).is_ok(),
-                |v| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_size(devinfo, v)).is_ok(),
-                |v| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_list_len(devinfo, v)).is_ok(),
+                &pci_address,
+                call!(doca_compress_cap_task_decompress_lz4_block_is_supported(devinfo)),
+                |bytes| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_size(devinfo, bytes)),
+                |list| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_list_len(devinfo, list)),
             ),
+            comch(devinfo),
         )
     };
-    DeviceInfo { pci_address: text(pci_ok, &pci), ibdev: text(ibdev_ok, &ibdev), dma, inflate, lz4_block }
+    let (exports_memory, imports_memory) = (exports != 0, imports != 0);
+    let ibdev = text(ibdev_ok, &ibdev);
+    DeviceInfo { pci_address, ibdev, dma, inflate, lz4_block, comch, exports_memory, imports_memory }
 }
 
 /// What DOCA wrote, or a question mark where it knows no name.
@@ -209,10 +281,36 @@ pub(crate) fn text(known: bool, chars: &[c_char]) -> String {
     }
 }
 
-fn caps(supported: bool, bytes: impl FnOnce(*mut u64) -> bool, list: impl FnOnce(*mut u32) -> bool) -> Option<Caps> {
+/// What a device says of one task type. Only `NOT_SUPPORTED` means that it has none: any other answer is told.
+fn caps(
+    device: &str,
+    supported: Result<(), Error>,
+    bytes: impl FnOnce(*mut u64) -> Result<(), Error>,
+    list: impl FnOnce(*mut u32) -> Result<(), Error>,
+) -> Option<Caps> {
     let (mut bytes_max, mut list_max) = (0, 0);
-    let answered = supported && bytes(&raw mut bytes_max) && list(&raw mut list_max);
-    answered.then_some(Caps { bytes_max, list_max: list_max.max(1) })
+    match supported.and_then(|()| bytes(&raw mut bytes_max)).and_then(|()| list(&raw mut list_max)) {
+        // A card without lists takes single buffers.
+        Ok(()) => Some(Caps { bytes_max, list_max: list_max.max(1) }),
+        Err(error) if error.code == Code::NOT_SUPPORTED => None,
+        Err(error) => {
+            log::warn!("{device}: {error}: counted as not supported");
+            None
+        }
+    }
+}
+
+/// # Safety
+/// `devinfo` is an element of a live list.
+unsafe fn comch(devinfo: *mut sys::doca_devinfo) -> Option<Comch> {
+    let mut message_bytes_max = 0;
+    // SAFETY: cap queries read a live devinfo (the caller's duty) and write the place they are given.
+    unsafe {
+        let server = call!(doca_comch_cap_server_is_supported(devinfo)).is_ok();
+        let client = call!(doca_comch_cap_client_is_supported(devinfo)).is_ok();
+        let known = call!(doca_comch_cap_get_max_msg_size(devinfo, &raw mut message_bytes_max)).is_ok();
+        (known && (server || client)).then_some(Comch { server, client, message_bytes_max })
+    }
 }
 
 #[cfg(test)]

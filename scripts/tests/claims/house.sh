@@ -19,6 +19,6 @@ holds [ "$(grep -cE '^(PrivateDevices=yes|ProtectClock=yes)' "$out")" = 0 ]
 if command -v shellcheck >/dev/null; then
     claim "shellcheck has nothing to say"
     code=0
-    shellcheck "$scripts"/{preflight,hugepages,deploy,smoke,rollback,collect}.sh "$scripts"/bring-up/*.sh "$here"/run.sh "$here"/claims/* "$here"/fakes/* >"$out" 2>&1 || code=$?
+    shellcheck "$scripts"/{preflight,hugepages,deploy,smoke,rollback,collect,check-headers}.sh "$scripts"/bring-up/*.sh "$here"/run.sh "$here"/claims/* "$here"/fakes/* >"$out" 2>&1 || code=$?
     expect_code 0
 fi
