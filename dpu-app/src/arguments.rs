@@ -349,14 +349,6 @@ fn list_devices(json: bool) -> ExitCode {
     }
 }
 
-/// The functions of the host that a device can serve by Comch, as `--representor` names them; none on the host's side.
-fn representors(device: &doca::DeviceInfo) -> Vec<String> {
-    let opened = doca::Device::open(&doca::Selector::Named(device.pci_address.clone()));
-    let list = opened.and_then(|device| doca::Representor::list(&device)).unwrap_or_default();
-    let kind = |info: &doca::RepresentorInfo| if info.is_physical { "physical" } else { "virtual" };
-    list.iter().map(|info| format!("representor {info}, {}", kind(info))).collect()
-}
-
 fn scrub_store(scrub: &Scrub) -> ExitCode {
     let Some(path) = scrub.store.strip_prefix("dir:").map(|path| path.split('?').next().unwrap_or(path)) else {
         return fail(EXIT_USAGE, format_args!("{}: only dir:PATH stores can be scrubbed", scrub.store));

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write};
 
-use doca::{Caps, Device, DeviceInfo, Kind, Selector};
+use doca::{Caps, Device, DeviceInfo, Kind, Representor, RepresentorInfo, Selector, comch};
 
 /// One device and its answers.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct Listed {
     /// Tasks of one context, all types together; `Err` says why it is not known.
     pub copy_tasks: Result<u32, doca::Error>,
     pub decompress_tasks: Result<u32, doca::Error>,
+    /// Functions of the host that it can serve by Comch, as `--representor` names them; none on the host's side.
+    pub representors: Vec<RepresentorInfo>,
 }
 
 /// All of them, in DOCA's order.
@@ -24,7 +26,10 @@ pub fn list() -> Result<Vec<Listed>, doca::Error> {
     let listed = |info: DeviceInfo| {
         let device = Device::open(&Selector::Named(info.pci_address.clone()));
         let tasks = |kind| device.as_ref().map_err(|error| *error).and_then(|device| device.tasks_max(kind));
-        Listed { copy_tasks: tasks(Kind::Dma), decompress_tasks: tasks(Kind::Decompress), info }
+        let (copy_tasks, decompress_tasks) = (tasks(Kind::Dma), tasks(Kind::Decompress));
+        let representors =
+            device.as_ref().map_or_else(|_| Vec::new(), |device| Representor::list(device).unwrap_or_default());
+        Listed { info, copy_tasks, decompress_tasks, representors }
     };
     Ok(Device::list()?.into_iter().map(listed).collect())
 }
@@ -48,15 +53,16 @@ impl Listed {
             let caps = caps.map_or_else(|| String::from("null"), |caps| self.caps_json(kind, caps));
             let _ = write!(text, ",\"{name}\":{caps}");
         }
-        let comch = self.info.comch.map_or_else(
-            || String::from("null"),
-            |c| {
-                let (server, client, bytes) = (c.server, c.client, c.message_bytes_max);
-                format!("{{\"server\":{server},\"client\":{client},\"message_bytes_max\":{bytes}}}")
-            },
-        );
+        let comch::Caps { can_serve, can_connect, message_bytes_max, .. } = self.info.comch;
+        let representors = self.representors.iter().map(|function| {
+            let RepresentorInfo { pci_address, interface, is_physical } = function;
+            format!("{{\"pci_address\":{pci_address:?},\"interface\":{interface:?},\"physical\":{is_physical}}}")
+        });
+        let representors = representors.collect::<Vec<_>>().join(",");
         let (exports, imports) = (self.info.exports_memory, self.info.imports_memory);
-        let _ = write!(text, ",\"comch\":{comch},\"exports_memory\":{exports},\"imports_memory\":{imports}}}");
+        let _ = write!(text, ",\"comch\":{{\"server\":{can_serve},\"client\":{can_connect}");
+        let _ = write!(text, ",\"message_bytes_max\":{message_bytes_max}}},\"representors\":[{representors}]");
+        let _ = write!(text, ",\"exports_memory\":{exports},\"imports_memory\":{imports}}}");
         text
     }
 }
@@ -84,13 +90,13 @@ impl fmt::Display for Listed {
         }
         let memory = words([("export", self.info.exports_memory), ("import", self.info.imports_memory)]);
         writeln!(f, "  {:<18} {memory}", "memory")?;
-        match self.info.comch {
-            None => write!(f, "  {:<18} no", "comch"),
-            Some(comch) => {
-                let sides = words([("server", comch.server), ("client", comch.client)]);
-                write!(f, "  {:<18} {sides}, messages of {} bytes", "comch", comch.message_bytes_max)
-            }
+        let sides = words([("server", self.info.comch.can_serve), ("client", self.info.comch.can_connect)]);
+        write!(f, "  {:<18} {sides}, messages of {} bytes", "comch", self.info.comch.message_bytes_max)?;
+        for function in &self.representors {
+            let kind = if function.is_physical { "physical" } else { "virtual" };
+            write!(f, "\n  {:<18} {function}, {kind}", "representor")?;
         }
+        Ok(())
     }
 }
 

@@ -181,7 +181,7 @@ mod tests {
             dma: caps(2 << 20),
             inflate: caps(2 << 20),
             lz4_block: caps(2 << 20),
-            comch: None,
+            comch: doca::comch::Caps::default(),
             exports_memory: true,
             imports_memory: true,
         }

@@ -51,7 +51,7 @@ pub struct Limits {
 }
 
 /// What a device says about Comch; asked, never assumed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caps {
     pub can_serve: bool,
     pub can_connect: bool,
@@ -63,13 +63,20 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// Asks the device. What it does not answer is 0.
+    /// What an open device says.
     #[must_use]
     pub fn of(device: &Device) -> Self {
-        let info = device.raw_info();
+        device.info().comch
+    }
+
+    /// Asks a device. What it does not answer is 0.
+    ///
+    /// # Safety
+    /// `info` is an element of a live list.
+    pub(crate) unsafe fn ask(info: *mut sys::doca_devinfo) -> Self {
         let number = |ask: unsafe extern "C" fn(*const sys::doca_devinfo, *mut u32) -> sys::doca_error_t| {
             let mut number = 0;
-            // SAFETY: cap queries read a live devinfo (`device` is open) and write the place that they are given.
+            // SAFETY: cap queries read a live devinfo (the caller's duty) and write the place that they are given.
             let answer = unsafe { ask(info, &raw mut number) };
             if answer == sys::doca_error::DOCA_SUCCESS { number } else { 0 }
         };

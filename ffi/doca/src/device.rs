@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use doca_sys as sys;
 
+use crate::comch;
 use crate::context::Kind;
 use crate::error::{Code, Error};
 
@@ -30,16 +31,6 @@ pub struct Caps {
     pub list_max: u32,
 }
 
-/// What a device can do for the channel that hosts attach through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Comch {
-    /// The card's part.
-    pub server: bool,
-    /// The host's part.
-    pub client: bool,
-    pub message_bytes_max: u32,
-}
-
 /// One line of the device list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -48,7 +39,7 @@ pub struct DeviceInfo {
     pub dma: Option<Caps>,
     pub inflate: Option<Caps>,
     pub lz4_block: Option<Caps>,
-    pub comch: Option<Comch>,
+    pub comch: comch::Caps,
     /// Its memory can be opened to the other side: the host's part.
     pub exports_memory: bool,
     /// Memory of the other side can be reached: the card's part.
@@ -182,11 +173,6 @@ impl Device {
     pub(crate) fn raw(&self) -> *mut sys::doca_dev {
         self.0.raw.as_ptr()
     }
-
-    pub(crate) fn raw_info(&self) -> *mut sys::doca_devinfo {
-        // SAFETY: the device is open, and its devinfo lives as long as it.
-        unsafe { sys::doca_dev_as_devinfo(self.raw()) }
-    }
 }
 
 /// `0000:03:00.0` and `03:00.0` name the same function.
@@ -265,7 +251,7 @@ fn describe(devinfo: *mut sys::doca_devinfo) -> DeviceInfo {
                 |bytes| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_size(devinfo, bytes)),
                 |list| call!(doca_compress_cap_task_decompress_lz4_block_get_max_buf_list_len(devinfo, list)),
             ),
-            comch(devinfo),
+            comch::Caps::ask(devinfo),
         )
     };
     let (exports_memory, imports_memory) = (exports != 0, imports != 0);
@@ -297,19 +283,6 @@ fn caps(
             log::warn!("{device}: {error}: counted as not supported");
             None
         }
-    }
-}
-
-/// # Safety
-/// `devinfo` is an element of a live list.
-unsafe fn comch(devinfo: *mut sys::doca_devinfo) -> Option<Comch> {
-    let mut message_bytes_max = 0;
-    // SAFETY: cap queries read a live devinfo (the caller's duty) and write the place they are given.
-    unsafe {
-        let server = call!(doca_comch_cap_server_is_supported(devinfo)).is_ok();
-        let client = call!(doca_comch_cap_client_is_supported(devinfo)).is_ok();
-        let known = call!(doca_comch_cap_get_max_msg_size(devinfo, &raw mut message_bytes_max)).is_ok();
-        (known && (server || client)).then_some(Comch { server, client, message_bytes_max })
     }
 }
 

@@ -27,7 +27,7 @@ pub mod version;
 
 pub use area::{AREA_ALIGNMENT, Area, Region};
 pub use context::{Codec, Completion, Context, ContextState, Depth, Kind, Outcome, Refused};
-pub use device::{Caps, Comch, Device, DeviceInfo, Selector};
+pub use device::{Caps, Device, DeviceInfo, Selector};
 pub use doca_sys::FLAVOUR;
 pub use engine::ProgressEngine;
 pub use error::{Code, Error};
