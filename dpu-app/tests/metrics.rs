@@ -62,6 +62,10 @@ fn the_text_is_what_prometheus_takes_and_holds_every_family_and_no_other() {
     for family in families() {
         let end = if family.kind == Kind::Histogram { "_bucket" } else { "" };
         let mine = |name: &&String| name.split('{').next() == Some(&format!("{}{end}", family.name));
+        if family.labels.contains(&"node") {
+            assert_eq!(series.keys().find(mine), None, "a directory has no servers");
+            continue;
+        }
         let first = series.keys().find(mine).unwrap_or_else(|| panic!("{} has no series", family.name));
         assert!(family.labels.iter().all(|label| first.contains(&format!("{label}=\""))), "{first}");
     }

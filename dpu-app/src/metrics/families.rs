@@ -239,9 +239,15 @@ const FAMILIES: &[Family] = &[
         "Sessions that ended because of what their host did or because its memory was gone",
         |view, out| out.put(&[], get(&view.shared.counters.sessions_lost)),
     ),
-    counter("kvlane_doorbells_total", &[], "Doorbells rung for hosts that slept", |view, out| {
-        out.put(&[], get(&view.shared.counters.doorbells_rung))
-    }),
+    counter(
+        "kvlane_doorbells_total",
+        &["direction"],
+        "Doorbells: rung for hosts that slept, heard from hosts while this side slept",
+        |view, out| {
+            out.put(&["rung"], get(&view.shared.counters.doorbells_rung))?;
+            out.put(&["heard"], get(&view.shared.counters.doorbells_heard))
+        },
+    ),
     counter("kvlane_sleeps_total", &[], "Times that the engine thread went to sleep", |view, out| {
         out.put(&[], get(&view.shared.counters.sleeps))
     }),
@@ -315,7 +321,7 @@ fn stages<T: Display>(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: fn(T
 }
 
 /// A duration in seconds, to the nanosecond, without the noise of floating point.
-struct Seconds(Duration);
+pub(super) struct Seconds(pub(super) Duration);
 
 impl Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

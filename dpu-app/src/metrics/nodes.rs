@@ -1,10 +1,89 @@
-//! Families with a `node` label: one row for each server of the store.
-//!
-//! This is the place for them and there are none yet: `dir:` is one directory. A distributed store lists here what it
-//! counts by server (names `kvlane_store_node_*`, labels `["node"]` first), and nothing else changes: they are written,
-//! documented and tested with the others. The label's values are the store's own list of servers, `host:port`, of a fixed
-//! size; [`super::REPLY_BYTES`] is to hold them all.
+//! Families with a `node` label: one row for each server of the store, as it counts them (`store::NodeFacts`). A store that
+//! has no servers (`dir:`) has no series here. The label's values are the store's own list of servers, `host:port`, of a
+//! fixed size; [`super::REPLY_BYTES`] holds them all.
 
-use super::families::Family;
+use std::fmt;
 
-pub(super) const NODE_FAMILIES: &[Family] = &[];
+use store::{NodeFacts, NodeState};
+
+use super::clerk::View;
+use super::families::{Family, Seconds, Series, counter, gauge};
+
+/// One value for each server.
+fn each(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: impl Fn(&NodeFacts<'_>) -> u64) -> fmt::Result {
+    rows(view, out, |node, out| out.put(&[node.address], value(node)))
+}
+
+fn rows(
+    view: &View<'_, '_>,
+    out: &mut Series<'_, '_>,
+    mut write: impl FnMut(&NodeFacts<'_>, &mut Series<'_, '_>) -> fmt::Result,
+) -> fmt::Result {
+    let mut result = Ok(());
+    view.shared.store.nodes(&mut |node| {
+        if result.is_ok() {
+            result = write(node, out);
+        }
+    });
+    result
+}
+
+pub(super) const NODE_FAMILIES: &[Family] = &[
+    gauge(
+        "kvlane_store_node_usable",
+        &["node", "role"],
+        "1: requests go to this server; 0: it failed too often of late",
+        |view, out| {
+            rows(view, out, |node, out| {
+                out.put(&[node.address, node.role.name()], u8::from(node.state == NodeState::Closed))
+            })
+        },
+    ),
+    gauge("kvlane_store_node_connections", &["node"], "Connections that are up", |view, out| {
+        each(view, out, |node| node.connections)
+    }),
+    gauge("kvlane_store_node_in_flight", &["node"], "Requests sent and not yet answered", |view, out| {
+        each(view, out, |node| node.in_flight)
+    }),
+    counter("kvlane_store_node_requests_total", &["node"], "Requests", |view, out| {
+        each(view, out, |node| node.requests)
+    }),
+    counter("kvlane_store_node_read_bytes_total", &["node"], "Bytes of blocks received", |view, out| {
+        each(view, out, |node| node.bytes_read)
+    }),
+    counter("kvlane_store_node_put_bytes_total", &["node"], "Bytes of blocks sent", |view, out| {
+        each(view, out, |node| node.bytes_put)
+    }),
+    counter(
+        "kvlane_store_node_errors_total",
+        &["node"],
+        "Connections that failed or were given up, and replies that were errors",
+        |view, out| each(view, out, |node| node.errors),
+    ),
+    counter("kvlane_store_node_retries_total", &["node"], "Requests that were sent again", |view, out| {
+        each(view, out, |node| node.retries)
+    }),
+    counter(
+        "kvlane_store_node_reconnects_total",
+        &["node"],
+        "Connections made after the first of their place",
+        |view, out| each(view, out, |node| node.reconnects),
+    ),
+    counter("kvlane_store_node_redirects_total", &["node"], "MOVED and ASK", |view, out| {
+        each(view, out, |node| node.redirects)
+    }),
+    gauge(
+        "kvlane_store_node_latency_seconds",
+        &["node", "quantile"],
+        "From a request's queueing to the end of its reply, quantiles since the start",
+        |view, out| {
+            rows(view, out, |node, out| {
+                let latency = &node.latency;
+                let quantiles = [("0.5", latency.p50_us), ("0.9", latency.p90_us), ("0.99", latency.p99_us)];
+                quantiles.iter().try_for_each(|(quantile, us)| {
+                    out.put(&[node.address, quantile], Seconds(std::time::Duration::from_micros(*us)))
+                })
+            })
+        },
+    ),
+];

@@ -91,9 +91,13 @@ pub fn until<T: std::fmt::Debug>(mut ask: impl FnMut() -> T, wanted: impl Fn(&T)
 
 /// `dpu-app run` on a store and a socket in `home`, with small limits.
 pub fn dpu_app(home: &Path) -> Command {
+    dpu_app_on(&format!("dir:{}", home.join("store").display()), home)
+}
+
+pub fn dpu_app_on(store: &str, home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
     command.args(["run", "--attach", "socket", "--slots", "6", "--block-bytes", "16384", "--store"]);
-    command.arg(format!("dir:{}", home.join("store").display())).arg("--socket").arg(home.join("card.sock"));
+    command.arg(store).arg("--socket").arg(home.join("card.sock"));
     command.env_remove("DOCA_EMULATOR").env_remove("KVLANE_METRICS").stdin(Stdio::null()).stderr(Stdio::piped());
     command
 }
