@@ -144,7 +144,9 @@ fn every_expression_gives_numbers_in_a_real_prometheus() {
         let expression = written.replace("$__rate_interval", RATE_INTERVAL).replace("$instance", ".*");
         match evaluate(address, &expression) {
             Ok(values) if values.iter().any(|value| value.is_finite()) => {}
-            Ok(values) if server.is_none() && written.contains("kvlane_store_node_") => assert!(values.is_empty(), "{values:?}"),
+            Ok(values) if server.is_none() && written.contains("kvlane_store_node_") => {
+                assert!(values.is_empty(), "{values:?}")
+            }
             result => wrong.push(format!("{panel}: {written}: {result:?}")),
         }
     }

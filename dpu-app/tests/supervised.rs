@@ -45,7 +45,7 @@ impl Drop for Dpu {
 
 fn command(home: &Path, notify: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
-    command.args(["run", "--slots", "4", "--block-bytes", "16384", "--store"]);
+    command.args(["run", "--attach", "socket", "--slots", "4", "--block-bytes", "16384", "--store"]);
     command.arg(format!("dir:{}", home.join("store").display())).arg("--socket").arg(home.join("card.sock"));
     command.env("NOTIFY_SOCKET", notify).env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
     command.env_remove("WATCHDOG_PID").env_remove("DOCA_EMULATOR").stdin(Stdio::null());
