@@ -128,6 +128,10 @@ fn a_relative_doca_dir_is_refused() {
 #[test]
 fn no_sdk_says_what_to_install_or_set() {
     assert_says(nothing().find(&[]), &["no DOCA SDK module `doca-common`", "DOCA_DIR", "PKG_CONFIG_PATH", "emulator"]);
+}
+
+#[test]
+fn a_pkg_config_that_cannot_be_run_is_named() {
     let search = Search { pkg_config: "/nowhere/pkg-config".into(), ..nothing() };
     assert_says(search.find(&[]), &["`/nowhere/pkg-config` could not be run"]);
 }
