@@ -110,6 +110,15 @@ struct Run {
     /// Threads that quantize, compress and write to the store
     #[arg(long, env = "KVLANE_ENCODE_WORKERS", value_name = "N", default_value_t = defaults().encode_workers)]
     encode_workers: usize,
+    /// Cores of the fetch workers, given out in turn [default: any]
+    #[arg(long, env = "KVLANE_FETCH_CPUS", value_name = "N,...", value_delimiter = ',')]
+    fetch_cpus: Vec<usize>,
+    /// Cores of the dequantize workers, given out in turn [default: any]
+    #[arg(long, env = "KVLANE_DEQUANTIZE_CPUS", value_name = "N,...", value_delimiter = ',')]
+    dequantize_cpus: Vec<usize>,
+    /// Cores of the encode workers, given out in turn [default: any]
+    #[arg(long, env = "KVLANE_ENCODE_CPUS", value_name = "N,...", value_delimiter = ',')]
+    encode_cpus: Vec<usize>,
     /// Tasks in flight on the decompress engine [default: the slots]
     #[arg(long, env = "KVLANE_INFLATE_DEPTH", value_name = "N")]
     inflate_depth: Option<usize>,
@@ -194,6 +203,9 @@ impl Run {
             fetch_workers: self.fetch_workers,
             dequantize_workers: self.dequantize_workers,
             encode_workers: self.encode_workers,
+            fetch_cpus: self.fetch_cpus.clone(),
+            dequantize_cpus: self.dequantize_cpus.clone(),
+            encode_cpus: self.encode_cpus.clone(),
             inflate_depth: self.inflate_depth.unwrap_or(slots),
             dma_depth: self.dma_depth.unwrap_or(slots),
             sessions: self.sessions,

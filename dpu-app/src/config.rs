@@ -69,6 +69,10 @@ pub struct Config {
     pub fetch_workers: usize,
     pub dequantize_workers: usize,
     pub encode_workers: usize,
+    /// Cores of the workers, given out in turn; empty: where the kernel likes.
+    pub fetch_cpus: Vec<usize>,
+    pub dequantize_cpus: Vec<usize>,
+    pub encode_cpus: Vec<usize>,
     /// Tasks in flight on the decompress engine.
     pub inflate_depth: usize,
     /// Block transfers in flight on the DMA engine.
@@ -118,6 +122,9 @@ impl Config {
             fetch_workers: if card { 5 } else { 1 },
             dequantize_workers: if card { 7 } else { 1 },
             encode_workers: if card { 3 } else { 2 },
+            fetch_cpus: Vec::new(),
+            dequantize_cpus: Vec::new(),
+            encode_cpus: Vec::new(),
             inflate_depth: slots,
             dma_depth: slots,
             sessions: 8,
@@ -181,6 +188,9 @@ impl Config {
             ("fetch workers", self.fetch_workers.to_string()),
             ("dequantize workers", self.dequantize_workers.to_string()),
             ("encode workers", self.encode_workers.to_string()),
+            ("cpus of fetch workers", cpus(&self.fetch_cpus)),
+            ("cpus of dequantize workers", cpus(&self.dequantize_cpus)),
+            ("cpus of encode workers", cpus(&self.encode_cpus)),
             ("inflate depth", self.inflate_depth.to_string()),
             ("dma depth", self.dma_depth.to_string()),
             ("sessions", self.sessions.to_string()),
@@ -195,6 +205,13 @@ impl Config {
             ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
             ("deadline", format!("{} ms", self.deadline.as_millis())),
         ]
+    }
+}
+
+fn cpus(list: &[usize]) -> String {
+    match list {
+        [] => String::from("any"),
+        list => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
 }
 

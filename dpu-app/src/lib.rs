@@ -13,6 +13,7 @@
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
 #![forbid(unsafe_code)]
 
+pub mod affinity;
 pub mod answers;
 mod attend;
 pub mod bell;

@@ -15,6 +15,7 @@ use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::sys::eventfd::EventFd;
 
+use crate::affinity;
 use crate::bell::{Bell, EventBell, WorkerBell};
 use crate::board::Board;
 use crate::config::{Config, ConfigError};
@@ -33,6 +34,7 @@ use store::Readable;
 #[derive(Debug)]
 pub enum RunError {
     Config(ConfigError),
+    Cpu { name: &'static str, cpu: usize },
     Store(store::OpenError),
     Channel { socket: PathBuf, error: ChannelError },
     Metrics { address: SocketAddr, error: io::Error },
@@ -48,6 +50,12 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(error) => write!(f, "{error}"),
+            Self::Cpu { name, cpu } => {
+                write!(
+                    f,
+                    "{name}: this process may not use core {cpu}: see `nproc`, the unit's CPUAffinity, or taskset"
+                )
+            }
             Self::Store(error) => write!(f, "{error}"),
             // Its other errors name the path themselves.
             Self::Channel { socket, error: error @ ChannelError::System { .. } } => {
@@ -84,7 +92,12 @@ impl RunError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Store(_) | Self::Channel { .. } | Self::Metrics { .. } | Self::Encoder(_) => 2,
+            Self::Config(_)
+            | Self::Cpu { .. }
+            | Self::Store(_)
+            | Self::Channel { .. }
+            | Self::Metrics { .. }
+            | Self::Encoder(_) => 2,
             Self::Hub(HubError::Comch(error)) if !error.is_of_the_device() => 2,
             Self::Device(_) | Self::NoDevice { .. } | Self::Unfit(_) => 3,
             Self::Hub(HubError::Comch(_) | HubError::Device(_) | HubError::EngineStuck(_)) => 3,
@@ -99,6 +112,7 @@ impl RunError {
 /// See [`RunError`]: the operator's mistakes come before anything is allocated.
 pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), RunError> {
     config.check().map_err(RunError::Config)?;
+    check_cpus(config)?;
     let device = open(&config.device)?;
     let store = store::open(&config.store, &store_limits(config)).map_err(RunError::Store)?;
     serve(config, device, store.as_ref(), stop, ready)
@@ -178,6 +192,27 @@ pub fn serve(
     })
 }
 
+fn check_cpus(config: &Config) -> Result<(), RunError> {
+    for (name, cpus) in [
+        ("--fetch-cpus", &config.fetch_cpus),
+        ("--dequantize-cpus", &config.dequantize_cpus),
+        ("--encode-cpus", &config.encode_cpus),
+    ] {
+        if let Some(cpu) = affinity::unusable(cpus).map_err(|errno| RunError::System(errno.into()))? {
+            return Err(RunError::Cpu { name, cpu });
+        }
+    }
+    Ok(())
+}
+
+/// The body of a worker thread, on its core.
+fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
+    if let Err(errno) = affinity::pin(cpus, index) {
+        log::warn!("worker {index} stays on no core of its own: {}", errno.desc());
+    }
+    work();
+}
+
 /// What lies between the engine thread and one worker.
 #[derive(Default)]
 struct Line {
@@ -213,7 +248,8 @@ fn start_fetchers<'scope, 'env, 's: 'env>(
         let reader = shared.store.reader(bell.as_fd()).map_err(RunError::System)?;
         let fetcher = Fetcher::new(shared, bell, jobs, answers, reader);
         let name = format!("fetch-{index}");
-        thread::Builder::new().name(name).spawn_scoped(scope, || fetcher.run()).map_err(RunError::System)?;
+        let body = move || on_core(&shared.config.fetch_cpus, index, || fetcher.run());
+        thread::Builder::new().name(name).spawn_scoped(scope, body).map_err(RunError::System)?;
         leaving.bells.push(bell);
         hands.push(Hand { jobs: to_worker, answers: from_worker, bell, outstanding: 0 });
     }
@@ -241,7 +277,9 @@ fn start_crew<'scope, 'env, 's: 'env>(
         let manifest = vec![0; block::MANIFEST_BYTES_MAX];
         let worker = Worker { shared, bell, jobs, answers, compressor, decompressor: Decompressor::new(), manifest };
         let name = format!("{kind}-{index}");
-        thread::Builder::new().name(name).spawn_scoped(scope, || worker.run()).map_err(RunError::System)?;
+        let cpus = if kind == "encode" { &config.encode_cpus } else { &config.dequantize_cpus };
+        let body = move || on_core(cpus, index, || worker.run());
+        thread::Builder::new().name(name).spawn_scoped(scope, body).map_err(RunError::System)?;
         leaving.bells.push(bell);
         hands.push(Hand { jobs: to_worker, answers: from_worker, bell, outstanding: 0 });
     }
