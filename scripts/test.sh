@@ -55,7 +55,7 @@ cargo test --workspace --locked --no-fail-fast
 
 if $all; then
     step "SDK flavour"
-    scripts/sdk-flavour.sh --lints
+    scripts/sdk-flavour.sh
     step "tests and demo for the card's Arm cores, under qemu"
     scripts/test-arm.sh
     step packages
