@@ -43,6 +43,7 @@ pub mod run;
 pub mod scheduler;
 pub mod selftest;
 pub mod session;
+pub mod simulate;
 pub mod slot;
 mod status;
 pub mod worker;
