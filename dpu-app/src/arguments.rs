@@ -234,13 +234,20 @@ pub(crate) fn with_file(arguments: impl Iterator<Item = OsString>) -> Vec<OsStri
     if let Some(lines) = path.and_then(|path| std::fs::read_to_string(path).ok()) {
         let named =
             |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
-        let flags = lines.lines().filter_map(flag_of_line).filter(|(flag, _)| !named(flag));
+        let in_environment = |flag: &str| std::env::var_os(variable_of(flag)).is_some();
+        let flags = lines.lines().filter_map(flag_of_line);
+        let flags = flags.filter(|(flag, _)| !named(flag) && !in_environment(flag));
         let flags: Vec<OsString> =
             flags.flat_map(|(flag, value)| [Some(flag), value]).flatten().map(Into::into).collect();
         let at = arguments.len().min(2);
         arguments.splice(at..at, flags);
     }
     arguments
+}
+
+/// `--block-bytes` -> `KVLANE_BLOCK_BYTES`. What the environment says wins over a file, so its lines are left out.
+fn variable_of(flag: &str) -> String {
+    format!("KVLANE_{}", flag.trim_start_matches("--").replace('-', "_").to_uppercase())
 }
 
 /// `slots = 32` -> `--slots 32`; `busy-poll = true` -> `--busy-poll`.
