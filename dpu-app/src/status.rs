@@ -130,7 +130,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         Quoted(hub.state.name()),
         hub.started.elapsed().as_secs_f64(),
         shared.config.recipe,
-        if hub.crc_trusted { "engine" } else { "software" },
+        if hub.crc_trusted() { "engine" } else { "software" },
         shared.ring.total_bytes(),
     )?;
     let config = shared.config;
@@ -155,7 +155,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     let mut comma = Comma(false);
     for state in SlotState::ALL {
         comma.put(text)?;
-        write!(text, "\"{}\":{}", state.name(), hub.slots.count(state))?;
+        write!(text, "\"{}\":{}", state.name(), hub.pipeline.slots.count(state))?;
     }
     text.write_str("},\"stages\":{")?;
     let counters = &shared.counters;

@@ -7,6 +7,9 @@
 //! process is made in the other and copied out from there). The areas are zero pages until used.
 //!
 //! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before sleeping.
+//!
+//! Copies of a few bytes are made by submit itself (`inline_bytes`): a card is done with them before a thread could have
+//! been woken. Their callbacks run in progress like all others.
 
 use std::process;
 use std::sync::atomic::Ordering;
@@ -38,6 +41,13 @@ pub(crate) struct Engine {
     queue: Arc<Queue>,
     clock: Mutex<Option<Arc<Clock>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Tools of whoever submits a small copy. None: everything goes through the queue.
+    inline: Mutex<Option<Inline>>,
+}
+
+struct Inline {
+    worker: Worker,
+    bytes_max: usize,
 }
 
 struct Queue {
@@ -81,7 +91,14 @@ impl Engine {
     pub(crate) fn new(name: &'static str, width: u32, reorder: bool, seed: u64) -> Engine {
         let inner = Mutex::new(Waiting { tasks: Fifo::new(), sleepers: 0, is_closing: false });
         let queue = Queue { inner, ready: Condvar::new(), shuffle: reorder.then(|| Chance::new(seed)) };
-        Engine { name, width, queue: Arc::new(queue), clock: Mutex::new(None), threads: Mutex::new(Vec::new()) }
+        Engine {
+            name,
+            width,
+            queue: Arc::new(queue),
+            clock: Mutex::new(None),
+            threads: Mutex::new(Vec::new()),
+            inline: Mutex::new(None),
+        }
     }
 
     /// Starts the threads if they do not run yet.
@@ -103,11 +120,17 @@ impl Engine {
                 .map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?;
             threads.push(thread);
         }
+        let bytes_max = config.inline_bytes_max();
+        if self.name == "dma" && bytes_max > 0 {
+            let mut inline = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
+            inline.get_or_insert_with(|| Inline { worker: Worker::new(false, config, None), bytes_max });
+        }
         Ok(())
     }
 
-    /// Queues tasks, in order.
+    /// Makes small copies at once and queues the other tasks, in order.
     pub(crate) fn take_in(&self, tasks: Fifo) {
+        let tasks = self.run_inline(tasks);
         let count = tasks.len();
         let sleepers = {
             let mut waiting = self.queue.lock();
@@ -119,6 +142,28 @@ impl Engine {
             1 => self.queue.ready.notify_one(),
             _ => self.queue.ready.notify_all(),
         }
+    }
+}
+
+impl Engine {
+    /// Gives back what is not to be done here.
+    fn run_inline(&self, mut tasks: Fifo) -> Fifo {
+        // Taken by another thread that submits: the engine's own threads are there, too.
+        let Ok(mut inline) = self.inline.try_lock() else { return tasks };
+        let Some(Inline { worker, bytes_max }) = &mut *inline else { return tasks };
+        let mut queued = Fifo::new();
+        while let Some(task) = tasks.pop() {
+            // SAFETY: a submitted task that is in no queue, so the job is this thread's until `finish`.
+            let job = unsafe { task.job() };
+            if job.lists().0.iter().map(|source| source.len).sum::<usize>() > *bytes_max {
+                queued.push(task);
+            } else {
+                let _guard = AbortOnPanic;
+                run(worker, task);
+                finish(task);
+            }
+        }
+        queued
     }
 }
 
@@ -149,24 +194,33 @@ fn work(queue: &Queue, mut worker: Worker, clock: Option<&Clock>) {
     let _guard = AbortOnPanic;
     while let Some(task) = queue.next() {
         let taken = Instant::now();
-        // SAFETY: the task came out of the queue, so the job is this thread's until `post`.
-        let job = unsafe { task.job() };
-        let done = worker.run(task.kind, job, &task.line);
-        job.unload();
-        job.outcome = done.map(|made| made.bytes);
-        job.sums = done.map_or(Sums::default(), |made| made.sums);
-        if job.outcome.is_err() {
-            // Read by tasks that start later; those already running finish.
-            task.line.broken.store(true, Ordering::Release);
+        let made = run(&mut worker, task);
+        match (clock, made) {
+            (Some(clock), Some(bytes)) => clock.complete(task, taken, bytes),
+            _ => finish(task),
         }
-        if let (Some(clock), Ok(made)) = (clock, done) {
-            clock.complete(task, taken, made.bytes);
-            continue;
-        }
-        // After `post` the application may free the task and all that hangs on it.
-        let port = Arc::clone(&task.line.port);
-        port.post(task);
     }
+}
+
+/// Does a task that is in no queue any more; how many bytes it made, or None if it failed.
+fn run(worker: &mut Worker, task: Handle<Task>) -> Option<usize> {
+    // SAFETY: the task came out of a queue, so the job is this thread's until `finish`.
+    let job = unsafe { task.job() };
+    let done = worker.run(task.kind, job, &task.line);
+    job.unload();
+    job.outcome = done.map(|made| made.bytes);
+    job.sums = done.map_or(Sums::default(), |made| made.sums);
+    if job.outcome.is_err() {
+        // Read by tasks that start later; those already running finish.
+        task.line.broken.store(true, Ordering::Release);
+    }
+    job.outcome.ok()
+}
+
+/// After this the application may free the task and all that hangs on it.
+fn finish(task: Handle<Task>) {
+    let port = Arc::clone(&task.line.port);
+    port.post(task);
 }
 
 /// What a task came to.

@@ -373,6 +373,29 @@ fn dma_copies_between_lists_of_different_cuts() {
 }
 
 #[test]
+fn a_small_copy_is_made_by_submit_and_told_by_progress() {
+    let bench = dma_bench("quiet=1,inline_bytes=64");
+    for len in [64, 65] {
+        let bytes = sample(len, 5);
+        let from = Memory::new(&bench.device, &bytes);
+        let into = Memory::zeroed(&bench.device, len);
+        let (src, dst) = (bench.list(&from, &[len], true), bench.list(&into, &[len], false));
+        let task = bench.context.memcpy(9, src, dst).expect("a task");
+        ok(unsafe { doca_task_submit(task) });
+        if len == 64 {
+            assert_eq!(into.bytes(), bytes, "made by submit");
+        }
+        assert_eq!((bench.context.completed(), bench.context.inflight(), room_used(dst)), (0, 1, 0));
+        bench.engine.progress_until(|| bench.context.completed() == 1);
+        assert_eq!((room_used(dst), into.bytes() == bytes), (len, true));
+        unsafe { doca_task_free(task) };
+        bench.context.completions();
+        give_back(src);
+        give_back(dst);
+    }
+}
+
+#[test]
 fn dma_appends_behind_the_destinations_data() {
     let bench = dma_bench("");
     let source = Memory::new(&bench.device, b"world");
