@@ -56,9 +56,19 @@ pub(crate) struct Card {
 
 impl Card {
     pub(crate) fn start(store: &str, recipe: &str) -> Self {
+        Self::start_with(store, recipe, &[], "")
+    }
+
+    /// With flags of `dpu-app run`, and an emulator of its own (a value of `DOCA_EMULATOR`) unless that is empty.
+    pub(crate) fn start_with(store: &str, recipe: &str, flags: &[&str], emulator: &str) -> Self {
         let name = format!("bench-{}", std::process::id());
-        let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
+        if !emulator.is_empty() {
+            command.env("DOCA_EMULATOR", emulator);
+        }
+        let process = command
             .args(["run", "--store", store, "--attach", "comch", "--comch-name", &name])
+            .args(flags)
             .env("RUST_LOG", "warn")
             .spawn()
             .expect("dpu-app starts");
