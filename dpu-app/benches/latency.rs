@@ -20,7 +20,7 @@ use mailbox::Tokens;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix};
+use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, Setup};
 
 mod rig;
 
@@ -77,8 +77,8 @@ fn empty(rounds: usize, bars: &mut Vec<Series>) -> Table {
     let dir = std::env::temp_dir().join(format!("kvlane-bench-latency-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("the working directory");
     let store = format!("dir:{}?sync=never", dir.join("store").display());
-    let cpus = two.then_some("1");
-    let busy = Card::start_with(&store, "q5", &["--busy-poll"], cpus);
+    let cpus = if two { "1" } else { "" };
+    let busy = Card::start_as(&Setup { flags: &["--busy-poll"], cpus, ..Setup::default() }, &store, "q5");
     pin(two.then_some(0));
     let spinning = Options { spin: SPIN, ..busy.options().clone() };
     let mut client = Client::attach(&spinning, None).expect("it attached before");
@@ -87,7 +87,7 @@ fn empty(rounds: usize, bars: &mut Vec<Series>) -> Table {
     let lookup_busy = times(rounds, Duration::ZERO, || answered(&mut client, |client| client.post_lookup(&keys)));
     client.close(WAIT).expect("nothing is in flight");
     drop(busy);
-    let asleep = Card::start_by(Some(dir.join("card.sock")), &store, "q5", &[], cpus);
+    let asleep = Card::start_as(&Setup { socket: Some(dir.join("card.sock")), cpus, ..Setup::default() }, &store, "q5");
     let mut client = Client::attach(asleep.options(), None).expect("it attached before");
     let ping_asleep = times(rounds / 5, NAP, || answered(&mut client, Client::post_ping));
     client.close(WAIT).expect("nothing is in flight");
@@ -132,7 +132,7 @@ fn fetches(quick: bool) -> Table {
             for way in ["busy", "asleep"] {
                 let flags: &[&str] = if way == "busy" { &["--busy-poll"] } else { &[] };
                 let store = format!("dir:{}?sync=never", dir.join(format!("store-{layers}-{recipe}")).display());
-                let mut card = Card::start_with(&store, recipe, flags, None);
+                let mut card = Card::start_as(&Setup { flags, ..Setup::default() }, &store, recipe);
                 card.store(&prefix);
                 let sample = fetch(&card, &prefix, rounds, way == "busy");
                 let [p50, p99, rare] = cells(&sample, 1e3);
@@ -199,18 +199,14 @@ struct Echo {
 }
 
 impl Echo {
-    fn start(spin: bool, cpus: Option<&str>) -> Self {
+    fn start(spin: bool, cpus: &str) -> Self {
         let (stream, other) = UnixStream::pair().expect("a socket pair");
         stream.set_nonblocking(true).expect("a flag");
         let program = std::env::current_exe().expect("a path");
-        let mut command = match cpus {
-            None => Command::new(program),
-            Some(cpus) => {
-                let mut command = Command::new("taskset");
-                command.args(["--cpu-list", cpus]).arg(program);
-                command
-            }
-        };
+        let mut command = Command::new(if cpus.is_empty() { program.as_os_str() } else { "taskset".as_ref() });
+        if !cpus.is_empty() {
+            command.args(["--cpu-list", cpus]).arg(&program);
+        }
         let process = command
             .env(ECHO, if spin { "spin" } else { "sleep" })
             .stdin(Stdio::from(OwnedFd::from(other)))

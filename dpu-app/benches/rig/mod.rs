@@ -51,6 +51,19 @@ impl Drop for Prefix {
     }
 }
 
+/// How a card of a bench differs from one as it comes.
+#[derive(Debug, Default)]
+pub(crate) struct Setup<'a> {
+    /// Met by this Unix socket instead of Comch.
+    pub(crate) socket: Option<PathBuf>,
+    /// Of `dpu-app run`.
+    pub(crate) flags: &'a [&'a str],
+    /// A list as `taskset` reads it; empty: all.
+    pub(crate) cpus: &'a str,
+    /// A value of `DOCA_EMULATOR`; empty: that of the bench.
+    pub(crate) emulator: &'a str,
+}
+
 /// A dpu-app process of its own.
 #[derive(Debug)]
 pub(crate) struct Card {
@@ -60,44 +73,27 @@ pub(crate) struct Card {
 
 impl Card {
     pub(crate) fn start(store: &str, recipe: &str) -> Self {
-        Self::start_with(store, recipe, &[], None)
+        Self::start_as(&Setup::default(), store, recipe)
     }
 
-    /// With these flags more, and on these CPUs only.
-    pub(crate) fn start_with(store: &str, recipe: &str, flags: &[&str], cpus: Option<&str>) -> Self {
-        Self::start_by(None, store, recipe, flags, cpus)
-    }
-
-    /// Met by a Unix socket, or else by Comch.
-    pub(crate) fn start_by(
-        socket: Option<PathBuf>,
-        store: &str,
-        recipe: &str,
-        flags: &[&str],
-        cpus: Option<&str>,
-    ) -> Self {
+    pub(crate) fn start_as(setup: &Setup<'_>, store: &str, recipe: &str) -> Self {
         let name = format!("bench-{}", std::process::id());
         let program = env!("CARGO_BIN_EXE_dpu-app");
-        let mut command = match cpus {
-            None => Command::new(program),
-            Some(cpus) => {
-                let mut command = Command::new("taskset");
-                command.args(["--cpu-list", cpus, program]);
-                command
-            }
+        let mut command = Command::new(if setup.cpus.is_empty() { program } else { "taskset" });
+        if !setup.cpus.is_empty() {
+            command.args(["--cpu-list", setup.cpus, program]);
+        }
+        if !setup.emulator.is_empty() {
+            command.env("DOCA_EMULATOR", setup.emulator);
+        }
+        command.args(["run", "--store", store, "--comch-name", &name]).args(setup.flags);
+        match &setup.socket {
+            Some(path) => command.args(["--attach", "socket", "--socket"]).arg(path),
+            None => command.args(["--attach", "comch"]),
         };
-        let mut process =
-            command
-                .args(["run", "--store", store, "--comch-name", &name, "--attach"])
-                .args(socket.as_ref().map_or(vec!["comch".as_ref()], |path| {
-                    vec!["socket".as_ref(), "--socket".as_ref(), path.as_os_str()]
-                }))
-                .args(flags)
-                .env("RUST_LOG", "warn")
-                .spawn()
-                .expect("dpu-app starts");
+        let mut process = command.env("RUST_LOG", "warn").spawn().expect("dpu-app starts");
         let options = Options {
-            route: socket.map_or(Route::Comch { name }, Route::Socket),
+            route: setup.socket.clone().map_or(Route::Comch { name }, Route::Socket),
             client: String::from("bench"),
             recipe: Some(recipe.parse().expect("a recipe")),
             ..Options::default()
