@@ -386,11 +386,11 @@ impl Worth {
         let own = usize::from(chunk.namespace);
         loop {
             let over_quota = self.spaces[own].bytes + bytes > self.spaces[own].quota.most;
-            let over_probation = class == Class::Probation && self.probation_bytes + bytes > self.probation_max();
             let full = self.bytes + bytes > self.limits.bytes_max || self.free == NONE;
-            if !(over_quota || over_probation || full) {
+            if !(over_quota || full) {
                 return Ok(());
             }
+            let over_probation = class == Class::Probation && self.probation_bytes + bytes > self.probation_max();
             let from = |class| self.least(class, over_quota.then_some(own), own);
             let probation_is_large = self.probation_bytes > self.probation_max();
             let victim = match class {
