@@ -54,6 +54,7 @@ mod direct;
 mod node;
 pub mod redis;
 pub mod scrub;
+pub mod tiers;
 mod url;
 
 pub use caller::Caller;
@@ -104,6 +105,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Shows every server behind the store; none for a local one. Does not wait, does not allocate.
     fn nodes(&self, _each: &mut dyn FnMut(&NodeFacts<'_>)) {}
+
+    /// Shows every tier in front of the store, fastest first; none where there is none. Does not wait for I/O.
+    fn tiers(&self, _each: &mut dyn FnMut(&tiers::TierFacts)) {}
 
     /// What it is and its limits, for the lines that start-up prints. Init only: allocates.
     fn describe(&self) -> String;
