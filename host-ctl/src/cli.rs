@@ -61,7 +61,7 @@ enum Command {
     Status(status::Arguments),
     /// Look at a Redis store from end to end, without a card: permissions, speed, settings, and what to change
     StoreCheck(store_check::Arguments),
-    /// Size the card's tiers: what memory and disk of a size would serve of a trace
+    /// Show a card's tiers, or simulate what tiers of a size would serve of a trace
     Tiers(tiers::Arguments),
     /// Measure the time from a command to its completion
     Ping(control::PingArguments),

@@ -46,8 +46,8 @@ const HALF_LIFE_MS: u64 = 60_000;
 const PROBATION_SHARE: f64 = 0.1;
 /// What of a disk tier the policy gives away: the rest is for the quarantine, a chunk on its way in, and tails of files.
 const DISK_SHARE: f64 = 15.0 / 16.0;
-/// What a byte costs from T1 and from T2, in microseconds for each MiB: only their relation within a tier matters.
-const COST_US_PER_MIB: f32 = 1000.0;
+/// Buckets of scores: the first below 2^-7, each of the others twice the one before it.
+pub const SCORE_BUCKETS: usize = 16;
 
 /// One tier, as it is now; counters since the store was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub struct TierFacts {
     /// Chunks that left for others, and their bytes.
     pub evicted: u64,
     pub bytes_evicted: u64,
+    /// Chunks by score, where it was asked for. A score of 1 is one use just now of a chunk of neutral importance.
+    pub scores: [u32; SCORE_BUCKETS],
 }
 
 /// What came into a tier and what did not.
@@ -269,8 +271,19 @@ impl Disk {
 
 /// What the policies are told of a chunk. Namespace and importance come with later sessions' `store`.
 fn chunk(key: &ChunkKey, bytes: u32) -> Chunk {
-    let cost_us = COST_US_PER_MIB * bytes as f32 / (1 << 20) as f32;
-    Chunk { key: *key, bytes, namespace: 0, importance: 1.0, cost_us }
+    // All bytes of a tier come from the same place: a microsecond for each is as good a cost as any.
+    Chunk { key: *key, bytes, namespace: 0, importance: 1.0, cost_us: bytes as f32 }
+}
+
+/// Chunks by score.
+fn scores(policy: &Worth, now_ms: u64) -> [u32; SCORE_BUCKETS] {
+    let mut buckets = [0; SCORE_BUCKETS];
+    let (now, middle) = (policy.time(now_ms), (SCORE_BUCKETS / 2) as f64);
+    policy.each(|view| {
+        let bucket = (view.priority - now).floor() + middle;
+        buckets[bucket.clamp(0.0, (SCORE_BUCKETS - 1) as f64) as usize] += 1;
+    });
+    buckets
 }
 
 impl Tiers {
@@ -392,7 +405,8 @@ impl Store for TierStore {
         self.tiers.bottom.store().nodes(each);
     }
 
-    fn tiers(&self, each: &mut dyn FnMut(&TierFacts)) {
+    fn tiers(&self, with_scores: bool, each: &mut dyn FnMut(&TierFacts)) {
+        let now_ms = self.tiers.now_ms();
         let facts = |name, moves: &Moves, (chunks, bytes, bytes_max)| TierFacts {
             name,
             chunks,
@@ -406,6 +420,7 @@ impl Store for TierStore {
             bytes_promoted: moves.bytes_promoted.load(Relaxed),
             evicted: 0,
             bytes_evicted: 0,
+            scores: [0; SCORE_BUCKETS],
         };
         if let Some(dram) = &self.tiers.dram {
             each(&TierFacts {
@@ -413,6 +428,7 @@ impl Store for TierStore {
                 bytes_read: dram.bytes_read.load(Relaxed),
                 evicted: dram.evicted.load(Relaxed),
                 bytes_evicted: dram.bytes_evicted.load(Relaxed),
+                scores: if with_scores { dram.scores(now_ms) } else { [0; SCORE_BUCKETS] },
                 ..facts("dram", &self.tiers.moves[0], dram.occupancy())
             });
         }
@@ -423,6 +439,11 @@ impl Store for TierStore {
                 bytes_read: stats.bytes_read,
                 evicted: stats.evicted,
                 bytes_evicted: stats.bytes_evicted,
+                scores: if with_scores {
+                    scores(&disk.policy.lock().expect(POISONED), now_ms)
+                } else {
+                    [0; SCORE_BUCKETS]
+                },
                 ..facts("dir", &self.tiers.moves[1], (stats.chunks, stats.bytes, stats.bytes_max))
             });
         }

@@ -111,11 +111,11 @@ fn a_hit_in_a_tier_allocates_nothing() {
         memory = Some(back);
         store.close(0);
         store.stats();
-        store.tiers(&mut |_| {});
+        store.tiers(true, &mut |_| {});
     };
     let dram_hits = || {
         let mut hits = 0;
-        store.tiers(&mut |tier| hits += if tier.name == "dram" { tier.promoted } else { 0 });
+        store.tiers(true, &mut |tier| hits += if tier.name == "dram" { tier.promoted } else { 0 });
         hits
     };
     while dram_hits() == 0 {

@@ -50,7 +50,7 @@ fn open(dir: &Path, tiers: &str, bottom: &str) -> Box<Any> {
 /// Chunks that were promoted into and hits of a tier.
 fn facts(store: &Any, name: &str) -> (u64, u64) {
     let mut found = None;
-    store.tiers(&mut |tier| {
+    store.tiers(true, &mut |tier| {
         if tier.name == name {
             found = Some((tier.promoted, tier.hits));
         }
@@ -99,6 +99,7 @@ fn what_was_used_is_served_from_memory_then() {
             chunk.fetched(&*store).expect("from memory");
         }
         assert_eq!((facts(&*store, "dram").1, facts(&*store, "dir").1), (3, 0));
+        store.tiers(true, &mut |tier| assert_eq!(tier.scores.iter().sum::<u32>(), 3, "{}", tier.name));
         assert!(store.stats().bytes_copied > 0, "a hit in memory is a copy, and says so");
     });
 }
@@ -184,7 +185,7 @@ fn a_disk_tier_that_is_gone_costs_hits_only() {
         warm(&*store, &prompt[1..2], "dram");
         let failed = || {
             let mut failed = 0;
-            store.tiers(&mut |tier| failed += tier.failed);
+            store.tiers(true, &mut |tier| failed += tier.failed);
             failed
         };
         assert!(failed() > 0);
@@ -199,7 +200,7 @@ fn a_full_memory_keeps_prefixes_whole() {
         store.touch(&keys(prompt));
         std::thread::sleep(Duration::from_millis(200));
         let mut held = (0, 0);
-        store.tiers(&mut |tier| held = (tier.bytes, tier.bytes_max));
+        store.tiers(true, &mut |tier| held = (tier.bytes, tier.bytes_max));
         assert!(held.0 <= held.1, "{held:?}");
         prompt.iter().for_each(|chunk| chunk.fetched(&*store).expect("fetch"));
     });

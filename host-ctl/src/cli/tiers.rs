@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use host_ctl::Error;
 use host_ctl::svg::{Line, plot};
 use host_ctl::tiers::{
     Curve, PolicyKind, Replayed, Scenario, Served, Sizes, TierSize, Trace, bytes_for, replay, synthetic,
 };
+use host_ctl::{CardStatus, Client, Error};
 use serde_json::{Value, json};
 
 use super::Verdict;
-use super::given::{Output, bad};
-use super::show::Show;
+use super::given::{Card, Output, bad};
+use super::show::{Show, mb};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -24,8 +24,21 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the tiers of a card: what they hold, serve, take and give up, and how worth is spread over their chunks
+    Show(ShowTiers),
     /// Replay a trace of requests against tiers of any size and policy, to size a card; nothing is stored
     Simulate(Simulate),
+}
+
+#[derive(Debug, Args)]
+struct ShowTiers {
+    /// Draw the share of each tier's chunks over their score into this SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    card: Card,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -68,7 +81,64 @@ struct Simulate {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
-    let Command::Simulate(arguments) = &arguments.command;
+    match &arguments.command {
+        Command::Show(arguments) => show_tiers(arguments),
+        Command::Simulate(arguments) => simulate(arguments),
+    }
+}
+
+fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
+    let show = Show::new(&arguments.output);
+    let mut client = Client::attach(&arguments.card.options(None), None)?;
+    let id = client.post_status()?;
+    let answer = client.wait(id, arguments.card.patience())?.ok()?.answer;
+    client.close(arguments.card.patience())?;
+    let status = CardStatus::parse(&answer)?;
+    let tiers = status.value().get("tiers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let number = |tier: &Value, name: &str| tier.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let name = |tier: &Value| tier.get("tier").and_then(Value::as_str).unwrap_or("?").to_owned();
+    for tier in &tiers {
+        let of = |name| number(tier, name);
+        show.line(&name(tier));
+        show.table(&[
+            ("  holds", format!("{} chunks, {} of {}", of("chunks"), mb(of("bytes")), mb(of("bytes_max")))),
+            ("  served", format!("{} chunks, {}", of("hits"), mb(of("bytes_read")))),
+            ("  promoted", format!("{} chunks, {}", of("promoted"), mb(of("bytes_promoted")))),
+            ("  refused, failed", format!("{}, {}", of("refused"), of("failed"))),
+            ("  evicted", format!("{} chunks, {}", of("evicted"), mb(of("bytes_evicted")))),
+        ]);
+        for (score, count) in scores(tier).into_iter().filter(|(_, count)| *count > 0) {
+            show.line(&format!("  score from {score:<9} {count} chunks"));
+        }
+    }
+    if let Some(path) = &arguments.plot {
+        let line = |tier: &Value| {
+            let scores = scores(tier);
+            let all = scores.iter().map(|(_, count)| count).sum::<u64>().max(1);
+            let points = scores.iter().map(|&(score, count)| (score, count as f64 / all as f64)).collect();
+            Line { name: name(tier), points }
+        };
+        let lines: Vec<_> = tiers.iter().map(line).collect();
+        write(path, plot("Share of chunks by score", "score: uses of late x importance", &lines))?;
+    }
+    let verdict = if tiers.is_empty() { "this card's store has no tiers" } else { "tiers shown" };
+    show.end(verdict, &json!({ "command": "tiers show", "ok": true, "tiers": tiers }));
+    Ok(Verdict::Good)
+}
+
+/// Lower bounds of the buckets of a tier's scores, and chunks in them; the first has none, and is named by half its upper.
+fn scores(tier: &Value) -> Vec<(f64, u64)> {
+    let counts = tier.get("scores").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let middle = (counts.len() / 2) as f64;
+    let bucket = |(index, count): (usize, &Value)| ((index as f64 - middle).exp2(), count.as_u64().unwrap_or(0));
+    counts.iter().enumerate().map(bucket).collect()
+}
+
+fn write(path: &std::path::Path, svg: String) -> Result<(), Error> {
+    std::fs::write(path, svg).map_err(|source| Error::System { call: "write", path: path.into(), source })
+}
+
+fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
     let sizes = arguments.sizes()?;
     let trace = match (&arguments.trace, arguments.synthetic) {
         (Some(path), _) => Trace::read(path)?,
@@ -196,7 +266,7 @@ fn draw(path: &std::path::Path, trace: &Trace, first: u64, kinds: &[PolicyKind],
     };
     let lines: Vec<_> = kinds.iter().map(line).collect();
     let svg = plot(&format!("Hit rate of one tier, {}", trace.name), "GiB of the tier", &lines);
-    std::fs::write(path, svg).map_err(|source| Error::System { call: "write", path: path.into(), source })
+    write(path, svg)
 }
 
 fn parse_tier(text: &str) -> Result<TierSize, String> {

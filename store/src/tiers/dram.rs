@@ -137,6 +137,10 @@ impl Dram {
         (state.map.len() as u64, state.policy.bytes(), state.policy.limits().bytes_max)
     }
 
+    pub(super) fn scores(&self, now_ms: u64) -> [u32; super::SCORE_BUCKETS] {
+        super::scores(&self.state().policy, now_ms)
+    }
+
     pub(super) fn memory_bytes(&self) -> u64 {
         let state = self.state();
         let books = Worth::memory_bytes(state.policy.limits().chunks_max)
