@@ -49,7 +49,7 @@ fn main() {
 
 fn tier_bytes(trace: &Trace, sizes: Sizes) -> Vec<u64> {
     let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
-    [64, 32, 16, 8, 4].map(|part| all / part).to_vec()
+    [128, 64, 32, 16, 8].map(|part| all / part).to_vec()
 }
 
 fn curves(trace: &Trace, sizes: Sizes, report: &mut Report) {
@@ -59,7 +59,7 @@ fn curves(trace: &Trace, sizes: Sizes, report: &mut Report) {
     columns.extend(KINDS.iter().map(|kind| kind.name()));
     let mut table = Table::new(&format!("Hit rate, {}", trace.name), &columns);
     for (row, &size) in bytes.iter().enumerate() {
-        let mut cells = vec![format!("{:.1}", size as f64 / GIB), format!("1/{}", 64 >> row)];
+        let mut cells = vec![format!("{:.1}", size as f64 / GIB), format!("1/{}", 128 >> row)];
         cells.extend(curves.iter().map(|curve| format!("{:.3}", curve.points[row].1)));
         table.rows.push(cells);
     }
@@ -83,7 +83,7 @@ fn curves(trace: &Trace, sizes: Sizes, report: &mut Report) {
 
 fn equal_hits(trace: &Trace, sizes: Sizes, table: &mut Table) {
     let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
-    let bytes = all / 32;
+    let bytes = all / 128;
     let rate = Curve::of(trace, PolicyKind::Ours, &[bytes], sizes).points[0].1;
     let raw = Sizes { chunk_bytes: RAW_CHUNK_BYTES, ..sizes };
     let lru = bytes_for(trace, PolicyKind::Lru, rate, 2 * all, sizes);

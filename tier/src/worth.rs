@@ -3,13 +3,15 @@
 //! **Score** = frequency x importance x cost to get it back / bytes, so that a byte of the tier saves as much time as it
 //! can. The frequency halves every half-life: the sum over a chunk's uses of 2^(-age). Told forwards (2^time of each use,
 //! in logarithms) it needs no sweep, and the order of two chunks changes only when one of them is used: that is what lets
-//! heaps keep it. A long half-life is LFU, a short one LRU.
+//! heaps keep it. A long half-life is LFU, a short one LRU. It never counts more than four uses at once.
 //!
 //! **Prefixes.** Only chunks without children here are in a heap. A chunk comes in after its parent and leaves before it.
 //!
 //! **Scans.** A chunk that is remembered for no earlier use comes in on probation. Those on probation have a share of the
 //! bytes; above it they push out each other, and never one that was used again. A second use ends probation; a chunk with
-//! a remembered use comes in without, if its score beats that of whoever would leave.
+//! a remembered use comes in without, if its score beats that of whoever would leave. The share learns, as ARC's does: a
+//! chunk that comes back and was used once before left probation too early, which grows the share; one that had been
+//! used more often left the rest too early, which shrinks it. What a scan brings does not come back and teaches nothing.
 //!
 //! **Quotas.** A namespace never holds more than its `most`, and what it holds up to its `least` no other can take.
 //!
@@ -26,6 +28,15 @@ use crate::{Chunk, Policy};
 
 /// Namespaces of one tier.
 pub const NAMESPACES_MAX: usize = 32;
+/// Uses that a frequency counts at most, as a power of two: what was popular is given up some half-lives after it ceased,
+/// however popular it was.
+const USES_LOG2_MAX: f64 = 2.0;
+/// Bounds of the share that probation has of the bytes.
+const SHARE_LEAST: f64 = 0.05;
+const SHARE_MOST: f64 = 1.0;
+/// A chunk that comes back and had this frequency before, or less, had been used once.
+const ONCE_USES: f64 = 1.1;
+
 /// A frequency from here on, in uses, ends probation: two uses, the first of them up to 1.3 half-lives ago.
 const PROVEN_USES: f64 = 1.4;
 
@@ -36,7 +47,7 @@ pub struct Limits {
     /// Entries of the tables: chunks held at most.
     pub chunks_max: usize,
     pub half_life_ms: u64,
-    /// Of the bytes, for chunks that were used once.
+    /// Of the bytes, for chunks that were used once: where learning begins.
     pub probation_share: f64,
 }
 
@@ -126,6 +137,8 @@ pub struct Worth {
     chunks: usize,
     bytes: u64,
     probation_bytes: u64,
+    /// What probation may have of the bytes now.
+    share: f64,
 }
 
 impl Worth {
@@ -174,6 +187,7 @@ impl Worth {
             chunks: 0,
             bytes: 0,
             probation_bytes: 0,
+            share: probation_share.clamp(SHARE_LEAST, SHARE_MOST),
         }
     }
 
@@ -219,7 +233,7 @@ impl Worth {
                 self.link(at, before);
             }
             let entry = &mut self.entries[at as usize];
-            entry.frequency = log2_sum(entry.frequency, time);
+            entry.frequency = log2_sum(entry.frequency, time).min(time + USES_LOG2_MAX);
             if entry.class == Class::Probation {
                 entry.class = Class::Proven;
                 self.probation_bytes -= u64::from(entry.bytes);
@@ -251,8 +265,11 @@ impl Worth {
             None => NONE,
         };
         let weight = weight(chunk, chunk.importance).ok_or(Refusal::Large)?;
-        let frequency = self.sketch.frequency_log2(hash, time).unwrap_or(time);
+        let frequency = self.sketch.frequency_log2(hash, time).unwrap_or(time).min(time + USES_LOG2_MAX);
         let class = if frequency - time >= PROVEN_USES.log2() { Class::Proven } else { Class::Probation };
+        if class == Class::Proven {
+            self.learn(chunk.bytes, (frequency - time).exp2() - 1.0);
+        }
         if u64::from(chunk.bytes) > self.spaces[usize::from(chunk.namespace)].quota.most.min(self.limits.bytes_max)
             || (class == Class::Probation && u64::from(chunk.bytes) > self.probation_max())
         {
@@ -357,8 +374,15 @@ impl Worth {
         now_ms as f64 / self.limits.half_life_ms as f64
     }
 
+    /// A chunk came back that had been used so often before.
+    fn learn(&mut self, bytes: u32, uses: f64) {
+        let step = f64::from(bytes) / self.limits.bytes_max as f64;
+        let step = if uses <= ONCE_USES { step } else { -step };
+        self.share = (self.share + step).clamp(SHARE_LEAST, SHARE_MOST);
+    }
+
     fn probation_max(&self) -> u64 {
-        (self.limits.bytes_max as f64 * self.limits.probation_share) as u64
+        (self.limits.bytes_max as f64 * self.share) as u64
     }
 
     fn hash(&self, key: &ChunkKey) -> u64 {
@@ -393,16 +417,15 @@ impl Worth {
             let over_probation = class == Class::Probation && self.probation_bytes + bytes > self.probation_max();
             let from = |class| self.least(class, over_quota.then_some(own), own);
             let probation_is_large = self.probation_bytes > self.probation_max();
-            let victim = match class {
-                // Newcomers push out each other; below their share they take from the rest, whatever that is worth.
-                Class::Probation if over_probation => from(Class::Probation),
-                Class::Probation => from(Class::Proven).or_else(|| from(Class::Probation)),
-                Class::Proven if probation_is_large => from(Class::Probation).or_else(|| from(Class::Proven)),
-                Class::Proven => from(Class::Proven).or_else(|| from(Class::Probation)),
+            let victim = if over_probation {
+                from(Class::Probation)
+            } else if probation_is_large {
+                from(Class::Probation).or_else(|| from(Class::Proven))
+            } else {
+                self.worse(from(Class::Probation), from(Class::Proven))
             };
             let victim = victim.ok_or(Refusal::Worse)?;
-            let same_class = self.entries[victim as usize].class == class;
-            if same_class && self.heaps.priority(victim) >= priority {
+            if self.heaps.priority(victim) >= priority {
                 return Err(Refusal::Worse);
             }
             self.evict(victim, time, leaves);
@@ -418,6 +441,14 @@ impl Worth {
         };
         let roots = spaces.filter(may).map(|(_, space)| space.roots[class as usize]).filter(|root| *root != NONE);
         roots.reduce(|a, b| if self.heaps.priority(b) < self.heaps.priority(a) { b } else { a })
+    }
+
+    /// The one of less priority.
+    fn worse(&self, a: Option<u32>, b: Option<u32>) -> Option<u32> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(if self.heaps.priority(b) < self.heaps.priority(a) { b } else { a }),
+            _ => a.or(b),
+        }
     }
 
     fn evict(&mut self, at: u32, time: f64, leaves: &mut dyn FnMut(&ChunkKey, u32)) {

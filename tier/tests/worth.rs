@@ -69,7 +69,7 @@ fn what_is_dear_or_important_stays_longer_than_what_is_large() {
         settle(&mut worth, &[plain], 0);
         let mut n = 10;
         while worth.holds(&plain.key) {
-            settle(&mut worth, &[chunk(n)], 100);
+            settle(&mut worth, &[chunk(n)], 2000);
             n += 1;
         }
         assert!(worth.holds(&better.key));
@@ -91,7 +91,7 @@ fn importance_may_come_later_and_nonsense_is_refused() {
         if !worth.holds(&key(1)) {
             break;
         }
-        settle(&mut worth, &[chunk(n)], 100);
+        settle(&mut worth, &[chunk(n)], 2000);
     }
     assert!(worth.holds(&key(0)));
 }
@@ -162,9 +162,8 @@ fn what_an_earlier_life_held_is_adopted_and_linked_when_it_is_used() {
 #[derive(Clone, Debug)]
 struct Known {
     parent: Option<u16>,
-    /// log2 of the frequency at time 0 of the scale, as the policy had it when the chunk came in.
-    start: f64,
-    uses: Vec<u64>,
+    /// Sum over its uses of 2^(their time in half-lives), of which four that are new are the most.
+    frequency: f64,
     weight: f64,
     class: Class,
     namespace: u8,
@@ -172,8 +171,7 @@ struct Known {
 
 impl Known {
     fn priority(&self) -> f64 {
-        let sum: f64 = self.start.exp2() + self.uses.iter().map(|at| (*at as f64 / 1000.0).exp2()).sum::<f64>();
-        sum.log2() + self.weight
+        self.frequency.log2() + self.weight
     }
 }
 
@@ -208,7 +206,8 @@ proptest! {
             worth.used(&keys, now);
             for n in &path {
                 if let Some(known) = known.get_mut(n) {
-                    known.uses.push(now);
+                    let use_now = (now as f64 / 1000.0).exp2();
+                    known.frequency = (known.frequency + use_now).min(4.0 * use_now);
                     known.class = Class::Proven;
                 }
             }
@@ -236,8 +235,8 @@ proptest! {
                     Ok(()) => {
                         let weight = (f64::from(cost) * 500.0 / f64::from(offered.bytes)).log2();
                         let (priority, class, _) = seen[&n];
-                        let start = priority - weight;
-                        known.insert(n, Known { parent, start, uses: vec![], weight, class, namespace });
+                        let frequency = (priority - weight).exp2();
+                        known.insert(n, Known { parent, frequency, weight, class, namespace });
                     }
                     Err(Refusal::Held) => prop_assert!(known.contains_key(&n)),
                     Err(Refusal::Orphan) => prop_assert!(!known.contains_key(&parent.unwrap())),
