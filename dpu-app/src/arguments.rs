@@ -14,6 +14,8 @@ use dpu_app::{devices, notify};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::scrub;
 
+use crate::forecast::{Calibrate, Simulate};
+
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
 /// or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -44,6 +46,10 @@ enum Command {
     Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
+    /// Measure the stages on this machine, search the best configuration with the simulator, write it as a config file
+    Calibrate(Box<Calibrate>),
+    /// What a BlueField-3 would do by the model: the scheduler of `run` in virtual time
+    Simulate(Simulate),
     /// Write the manual pages into a directory, as packages have them
     #[command(hide = true)]
     Man {
@@ -274,6 +280,12 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         }
         Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
+        Command::Calibrate(calibrate) => {
+            calibrate.run().map_or_else(|error| fail(EXIT_RUNTIME, error), |()| ExitCode::SUCCESS)
+        }
+        Command::Simulate(simulate) => {
+            simulate.run().map_or_else(|error| fail(EXIT_USAGE, error), |()| ExitCode::SUCCESS)
+        }
         Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),

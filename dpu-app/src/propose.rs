@@ -1,5 +1,6 @@
 //! The best configuration that the simulator finds for a machine: every block size that was profiled, every split of the
-//! cores, slots and depths. Among those within a hundredth of the best the one with the least memory and fewest workers.
+//! cores, slots and depths. Among those within a hundredth of the best the one nearest to the defaults: what the model cannot
+//! tell apart it does not change.
 
 use crate::config::Config;
 use crate::profile::{BlockProfile, Profile, engine_model};
@@ -98,8 +99,8 @@ pub fn propose(profile: &Profile, geometry: Geometry, link: Option<Link>) -> Pro
     let gb_per_s = simulate::fetch(&of_default, &defaults, CHUNKS).map_or(0.0, |prediction| prediction.gb_per_s());
     let default = Candidate { config: defaults, gb_per_s };
     let sizes = profile.blocks.iter().map(|block| block.block_bytes);
-    let by_block = sizes.filter_map(|bytes| cheapest_of_best(all.iter().filter(|c| c.config.block_bytes == bytes)));
-    let chosen = cheapest_of_best(all.iter()).unwrap_or_else(|| default.clone());
+    let by_block = sizes.filter_map(|bytes| nearest_of_best(all.iter().filter(|c| c.config.block_bytes == bytes), &default.config));
+    let chosen = nearest_of_best(all.iter(), &default.config).unwrap_or_else(|| default.clone());
     Proposal { chosen, by_block: by_block.collect(), simulated: all.len() + 1, default }
 }
 
@@ -112,11 +113,15 @@ fn splits(cores: usize) -> Vec<(usize, usize)> {
     (1..workers).map(|fetch| (fetch, workers - fetch)).collect()
 }
 
-fn cheapest_of_best<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone) -> Option<Candidate> {
+fn nearest_of_best<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone, to: &Config) -> Option<Candidate> {
     let best = candidates.clone().map(|candidate| candidate.gb_per_s).fold(0.0, f64::max);
     let near = candidates.filter(|candidate| candidate.gb_per_s >= NEAR * best);
-    near.min_by_key(|Candidate { config, .. }| (config.slots * config.slot_bytes().total(), config.block_bytes))
-        .cloned()
+    let steps = |a: usize, b: usize| a.max(1).ilog2().abs_diff(b.max(1).ilog2());
+    let distance = |config: &Config| {
+        let workers = config.fetch_workers.abs_diff(to.fetch_workers);
+        (steps(config.block_bytes, to.block_bytes) + steps(config.slots, to.slots), workers)
+    };
+    near.min_by_key(|candidate| distance(&candidate.config)).cloned()
 }
 
 /// The lines of a `--config` file.
