@@ -99,7 +99,8 @@ pub fn propose(profile: &Profile, geometry: Geometry, link: Option<Link>) -> Pro
     let gb_per_s = simulate::fetch(&of_default, &defaults, CHUNKS).map_or(0.0, |prediction| prediction.gb_per_s());
     let default = Candidate { config: defaults, gb_per_s };
     let sizes = profile.blocks.iter().map(|block| block.block_bytes);
-    let by_block = sizes.filter_map(|bytes| nearest_of_best(all.iter().filter(|c| c.config.block_bytes == bytes), &default.config));
+    let by_block = sizes
+        .filter_map(|bytes| nearest_of_best(all.iter().filter(|c| c.config.block_bytes == bytes), &default.config));
     let chosen = nearest_of_best(all.iter(), &default.config).unwrap_or_else(|| default.clone());
     Proposal { chosen, by_block: by_block.collect(), simulated: all.len() + 1, default }
 }
