@@ -88,6 +88,7 @@ class Scheduler:
         self._orders = Orders()
         self._loading: dict[int, Load] = {}
         self._saving: dict[int, Save] = {}
+        self._saving_until = 0.0
         self._holds: dict[int, Hold] = {}
         self._held = 0
         self._recent: OrderedDict[bytes, None] = OrderedDict()
@@ -176,8 +177,9 @@ class Scheduler:
 
     @property
     def saving(self) -> bool:
-        """Saves are in flight: the engine has to go on stepping for their pages to come back."""
-        return bool(self._saving)
+        """Saves are in flight: the engine has to go on stepping for their pages to come back. A card that does not answer
+        in twice its time does not keep it awake."""
+        return bool(self._saving) and time.monotonic() < self._saving_until
 
     # What the workers say
 
@@ -335,6 +337,7 @@ class Scheduler:
         )
         self._hold(save.job, pages, self.ranks)
         self._saving[save.job] = save
+        self._saving_until = time.monotonic() + 2 * save.deadline
         self._orders.saves.append(save)
         for name in names:
             self._recent[name] = None
