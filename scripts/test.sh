@@ -54,6 +54,8 @@ step tests
 cargo test --workspace --locked --no-fail-fast
 
 if $all; then
+    step "the Python package, against a real dpu-app"
+    scripts/test-python.sh
     step "SDK flavour"
     scripts/sdk-flavour.sh
     step "tests and demo for the card's Arm cores, under qemu"
