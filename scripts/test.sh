@@ -42,7 +42,7 @@ if $all; then
     step format
     cargo fmt --all --check
     step scripts
-    shellcheck scripts/*.sh scripts/bring-up/*.sh scripts/debian/*.p* scripts/tests/*.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
+    shellcheck scripts/*.sh scripts/vllm/*.sh scripts/bring-up/*.sh scripts/debian/*.p* scripts/tests/*.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
     scripts/tests/run.sh
     step lints
     cargo clippy --workspace --all-targets --locked -- -D warnings

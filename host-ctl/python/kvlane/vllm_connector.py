@@ -32,7 +32,7 @@ from .engine.link import Link
 from .engine.options import Options
 from .engine.scheduler import Scheduler
 from .engine.stats import SECONDS, Prom, Stats
-from .engine.words import Orders, Report
+from .engine.words import Orders, Report, Save
 from .engine.worker import Worker
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         self._ranks = vllm_config.parallel_config.tensor_parallel_size
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
+        self._fenced: list[tuple[Any, list[Save]]] = []
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._make_scheduler()
 
@@ -223,15 +224,24 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
     def wait_for_save(self) -> None:
         """After the forward: what it computed is posted for saving."""
-        orders = self._orders()
-        if self._worker is None or not orders.saves:
+        if self._worker is None:
             return
-        if not self._cpu:
-            import torch
+        if saves := self._orders().saves:
+            self._fenced.append((self._fence(), saves))
+        # In order, and without waiting: pages are held, so a save may be posted a step later.
+        while self._fenced and (self._fenced[0][0] is None or self._fenced[0][0].query()):
+            for save in self._fenced.pop(0)[1]:
+                self._worker.save(save)
 
-            torch.cuda.current_stream().synchronize()
-        for save in orders.saves:
-            self._worker.save(save)
+    def _fence(self) -> Any:
+        """What says that a GPU has computed this step; None where the forward is over when it returns."""
+        if self._cpu:
+            return None
+        import torch
+
+        event = torch.cuda.Event()
+        event.record()
+        return event
 
     def _orders(self) -> Orders:
         metadata = self._get_connector_metadata()
