@@ -5,6 +5,7 @@
               vLLM and loaded by another, whole prefills and chunked ones, 16 at a time
     kill      requests while dpu-app is killed at random and started again
     freeze    requests while dpu-app stands still: each is answered within its deadline, and again after it wakes
+    quality   a table for lossy recipes: greedy tokens that stay equal, and the loss on text that continues a fetched prefix
 
 Run it in the environment of scripts/demo-vllm.sh. Each vLLM is a process of its own (this file with --engine).
 """
@@ -106,6 +107,7 @@ def engine(order: dict[str, Any]) -> None:
         tensor_parallel_size=order.get("ranks", 1),
         num_gpu_blocks_override=order.get("blocks"),
         enable_prefix_caching=order["prefix_caching"],
+        max_logprobs=256,
         disable_log_stats=False,
         seed=0,
         kv_transfer_config=transfer,
@@ -113,6 +115,8 @@ def engine(order: dict[str, Any]) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=OUTPUT, detokenize=False, ignore_eos=True)
     for at, batch in enumerate(order["batches"]):
         say({"begin": at})
+        if order.get("forget") and at:
+            llm.reset_prefix_cache()
         began = time.monotonic()
         answers = llm.generate([{"prompt_token_ids": each} for each in batch], sampling, use_tqdm=False)
         say(
@@ -123,12 +127,27 @@ def engine(order: dict[str, Any]) -> None:
                 "seconds": time.monotonic() - began,
             }
         )
-        if order.get("forget"):
-            llm.reset_prefix_cache()
+    if "forced" in order:
+        say({"losses": forced(llm, order["forced"])})
     # The counters of the last step come with the next one.
     llm.generate([{"prompt_token_ids": [10]}], SamplingParams(max_tokens=8, detokenize=False), use_tqdm=False)
     found = {metric.name: metric for metric in llm.get_metrics() if "kvlane" in metric.name}
     say({"metrics": {name: getattr(each, "value", None) or getattr(each, "count", 0) for name, each in found.items()}})
+
+
+def forced(llm: Any, texts: list[dict[str, Any]]) -> list[float]:
+    """Nats of each byte that continues a prefix, one request a byte: what vLLM computes is the last token, the rest comes
+    from its cache, and so from the store."""
+    from vllm import SamplingParams
+
+    one = SamplingParams(temperature=0, max_tokens=1, logprobs=256, detokenize=False)
+    losses = []
+    for text in texts:
+        prefix, rest = text["prefix"], text["rest"]
+        for at, byte in enumerate(rest):
+            (answer,) = llm.generate([{"prompt_token_ids": prefix + rest[:at]}], one, use_tqdm=False)
+            losses.append(-answer.outputs[0].logprobs[0][byte].logprob)
+    return losses
 
 
 def say(what: dict[str, Any]) -> None:
@@ -157,6 +176,8 @@ def run(order: dict[str, Any], log: Path, begins: Any = None) -> dict[str, Any]:
                 rest["cached"] += said["cached"]
                 rest["reasons"] += said["reasons"]
                 rest["seconds"].append(said["seconds"])
+            elif "losses" in said:
+                rest["losses"] = said["losses"]
             elif "metrics" in said:
                 rest["metrics"] = said["metrics"]
         if child.wait() != 0:
@@ -268,14 +289,44 @@ class Proof:
         self.check("freeze", differing(result["answers"], truth["answers"]), 3 * len(made), f"rounds took {seconds} s")
 
 
+    def quality(self) -> None:
+        """Each recipe saves exact KV, forgets it, loads it back, and goes on from there."""
+        texts = [self.text[2500 * index :][:1100] for index in range(self.given.texts)]
+        prefixes = [list(text[: 4 * CHUNK + 1]) for text in texts]
+        rest = [{"prefix": list(text[:1024]), "rest": list(text[1024:1088])} for text in texts]
+        truth = self.engine("quality-exact", self.order([prefixes] * 2, prefix_caching=True, forced=rest))
+        exact = sum(truth["losses"]) / len(truth["losses"])
+        print(f"\n{len(texts)} prefixes of 1024 tokens, {OUTPUT} greedy tokens and {len(truth['losses'])} bytes of loss")
+        print("| recipe | tokens loaded | wire bytes, of KV | equal greedy tokens | nats per byte | change |\n|---|---|---|---|---|---|")
+        print(f"| recomputed | 0 | | | {exact:.4f} | |", flush=True)
+        for recipe in self.given.recipes.split(","):
+            card = Card(self.given.dpu_app, self.directory / f"card-{recipe}", recipe)
+            card.start()
+            order = self.order([prefixes] * 2, socket=card.socket, prefix_caching=True, forget=True, forced=rest)
+            result = self.engine(f"quality-{recipe}", order)
+            card.kill()
+            metrics, half = result["metrics"], len(prefixes)
+            pairs = [pair for one, other in zip(result["answers"][half:], truth["answers"]) for pair in zip(one, other)]
+            equal = sum(one == other for one, other in pairs) / len(pairs)
+            loss = sum(result["losses"]) / len(result["losses"])
+            wire = metrics["vllm:kvlane_fetch_wire_bytes"] / max(1, metrics["vllm:kvlane_fetched_bytes"])
+            hits = metrics["vllm:kvlane_hit_tokens"]
+            print(f"| {recipe} | {hits:.0f} | {wire:.3f} | {equal:.1%} | {loss:.4f} | {loss - exact:+.4f} |", flush=True)
+            if not hits:
+                self.failed = True
+                print("FAIL nothing was loaded")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["identity", "kill", "freeze"], help="identity, kill, freeze; all by default")
+    parser.add_argument("parts", nargs="*", default=["identity", "kill", "freeze"], help="identity, kill, freeze (these by default), quality")
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
     parser.add_argument("--model", type=Path, default=ROOT / "testdata/decoder")
     parser.add_argument("--text", default=str(ROOT / "testdata/heldout.txt"))
     parser.add_argument("--recipe", default="lossless")
     parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--recipes", default="lossless,q8,q5,q4,q3,cachegen", help="of quality")
+    parser.add_argument("--texts", type=int, default=16, help="of quality")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=1, help="tensor parallel size")
     parser.add_argument("--blocks", type=int, help="pages of the KV cache: few of them make vLLM preempt")
