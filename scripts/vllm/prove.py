@@ -5,6 +5,7 @@
               vLLM and loaded by another, whole prefills and chunked ones, 16 at a time
     kill      requests while dpu-app is killed at random and started again
     freeze    requests while dpu-app stands still: each is answered within its deadline, and again after it wakes
+    corrupt   every stored chunk is damaged on disk before it is loaded: recomputed with one policy, refused with the other
     quality   a table for lossy recipes: greedy tokens that stay equal, and the loss on text that continues a fetched prefix
 
 Run it in the environment of scripts/demo-vllm.sh. Each vLLM is a process of its own (this file with --engine).
@@ -289,6 +290,36 @@ class Proof:
         self.check("freeze", differing(result["answers"], truth["answers"]), 3 * len(made), f"rounds took {seconds} s")
 
 
+    def corrupt(self) -> None:
+        """Damages the store between saving and loading."""
+        made = prompts(self.text, 16)
+        truth = self.engine("corrupt-recompute", self.order([made] * 2))
+        for policy in ("recompute", "fail"):
+            card = Card(self.given.dpu_app, self.directory / f"card-corrupt-{policy}", "lossless")
+            card.start()
+
+            def begins(batch: int, store: Path = Path(card.socket).parent / "store") -> None:
+                if batch == 0:
+                    return
+                for file in store.rglob("*"):
+                    if file.is_file() and file.stat().st_size > 4096:
+                        data = bytearray(file.read_bytes())
+                        data[len(data) // 2] ^= 0x10
+                        file.write_bytes(data)
+
+            order = self.order([made] * 2, socket=card.socket, prefix_caching=True, forget=True, policy=policy)
+            result = self.engine(f"corrupt-{policy}", order, begins)
+            card.kill()
+            half, errors = len(made), result["metrics"].get("vllm:kvlane_errors", 0)
+            reasons = result["reasons"][half:]
+            refused = {index for index, reason in enumerate(reasons) if reason == "error"}
+            differ = [i for i in differing(result["answers"][half:], truth["answers"][half:]) if i not in refused]
+            note = f"{errors:.0f} errors counted, {len(refused)} requests refused"
+            self.check(f"corrupt, policy {policy}", differ, half, note)
+            if not errors or bool(refused) != (policy == "fail"):
+                self.failed = True
+                print("FAIL the damage was not noticed, or the policy not kept")
+
     def quality(self) -> None:
         """Each recipe saves exact KV, forgets it, loads it back, and goes on from there."""
         texts = [self.text[2500 * index :][:1100] for index in range(self.given.texts)]
@@ -319,7 +350,7 @@ class Proof:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["identity", "kill", "freeze"], help="identity, kill, freeze (these by default), quality")
+    parser.add_argument("parts", nargs="*", default=["identity", "kill", "freeze", "corrupt"], help="identity, kill, freeze, corrupt (these by default), quality")
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
     parser.add_argument("--model", type=Path, default=ROOT / "testdata/decoder")
     parser.add_argument("--text", default=str(ROOT / "testdata/heldout.txt"))
