@@ -168,6 +168,7 @@ def run(order: dict[str, Any], log: Path, begins: Any = None) -> dict[str, Any]:
         child.stdin.close()
         for line in child.stdout:
             if not line.startswith("@"):
+                errors.write(line)
                 continue
             said = json.loads(line[1:])
             if "begin" in said and begins:
