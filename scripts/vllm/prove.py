@@ -63,8 +63,9 @@ class Card:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
+            began = log.tell()
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        while not self._log.read_text().rstrip().endswith(f"hosts attach to {self.socket}"):
+        while f"hosts attach to {self.socket}" not in self._log.read_text()[began:]:
             if self._process.poll() is not None:
                 sys.exit(f"dpu-app did not start:\n{self._log.read_text()}")
             time.sleep(0.01)

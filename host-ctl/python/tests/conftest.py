@@ -26,9 +26,10 @@ class Card:
     def start(self) -> None:
         command = [PROGRAM, "run", "--attach", "socket", "--socket", self.socket, "--recipe", self.recipe]
         with self._log.open("ab") as log:
+            began = log.tell()
             self._process = subprocess.Popen([*command, "--store", f"dir:{self._store}"], stdout=log, stderr=log)
         until = time.monotonic() + 20
-        while not self._log.read_text().rstrip().endswith(f"hosts attach to {self.socket}"):
+        while f"hosts attach to {self.socket}" not in self._log.read_text()[began:]:
             assert time.monotonic() < until and self._process.poll() is None, self._log.read_text()
             time.sleep(0.01)
 
