@@ -338,7 +338,7 @@ class Proof:
             # The first half saved, and was compared by `identity`.
             differ = differing(result, truth, set(range(half)) | {half + index for index in refused})
             note = f"{errors:.0f} errors counted, {len(refused)} requests refused"
-            self.check(f"corrupt, policy {policy}", differ, half, note)
+            self.check(f"corrupt, policy {policy}", differ, half - len(refused), note)
             if not errors or bool(refused) != (policy == "fail"):
                 self.failed = True
                 print("FAIL the damage was not noticed, or the policy not kept")
