@@ -15,6 +15,7 @@ WAYS = {
     "kvlane lossless, remembered": _way("kvlane", "Kvlane", "lossless", True),
     "LMCache, naive": _way("lmcache_engine", "LMCache", "naive"),
     "LMCache, cachegen": _way("lmcache_engine", "LMCache", "cachegen"),
+    "LMCache, naive, resp client": _way("lmcache_engine", "LMCache", "naive", "resp"),
     "redis-py": _way("redis_get", "RedisGet", "python"),
     "redis-py + hiredis": _way("redis_get", "RedisGet", "hiredis"),
     "redis-py, zlib": _way("redis_codec", "RedisCodec", "zlib"),

@@ -9,7 +9,6 @@ from pathlib import Path
 from place import DPU_APP, HOST_CTL
 from ways.way import Way
 
-REPEAT = 3
 # Engines that copy what they inflated before: measures all but inflating. Absent in builds of the emulator without it.
 REMEMBER = "KVLANE_EMULATOR_REMEMBER"
 
@@ -18,8 +17,10 @@ class Kvlane(Way):
     def __init__(self, place, recipe, remember=False):
         super().__init__(place)
         self.recipe, self.remember = recipe, remember
-        self.socket = f"{place.directory}/{os.getpid()}.sock"
+        self.socket = f"{place.directory}/{os.getpid()}-{recipe}.sock"
         self.app = None
+        # Fetches of one host-ctl, which attaches once.
+        self.repeat = 3
 
     def start(self):
         if self.remember and REMEMBER.encode() not in DPU_APP.read_bytes():
@@ -51,10 +52,10 @@ class Kvlane(Way):
         self.start()
 
     def fetch(self):
-        told = self.command("fetch", "--like", self.place.file, "--anonymous", "--repeat", str(REPEAT))
+        told = self.command("fetch", "--like", self.place.file, "--anonymous", "--repeat", str(self.repeat))
         if not told["whole"]:
             raise RuntimeError(f"only {told['chunks_fetched']} of {self.place.chunks} chunks came back")
-        return told["amounts"]["seconds"], REPEAT
+        return told["amounts"]["seconds"], self.repeat
 
     def check(self):
         back = f"{self.place.directory}/{os.getpid()}.safetensors"
