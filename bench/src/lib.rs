@@ -3,8 +3,10 @@
 //! `scripts/bench.sh` makes one page, plots and one JSON file of those. Python benchmarks write the same JSON.
 
 mod machine;
+pub mod page;
 mod report;
 mod sample;
+pub mod svg;
 
 pub use machine::Machine;
 pub use report::{Plot, PlotKind, Report, Series, Table};

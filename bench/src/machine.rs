@@ -1,11 +1,11 @@
 //! The machine that a figure came from, as far as the kernel tells.
 
-use std::fs;
+use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
 /// What a reader has to know to compare figures.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Model name of the processor.
     pub cpu: String,
@@ -36,5 +36,12 @@ impl Machine {
             memory_gib: (memory_kib / (1 << 20) as f64 * 10.0).round() / 10.0,
             kernel: read("/proc/sys/kernel/osrelease").trim().into(),
         }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpu, cpus, arch, memory_gib, kernel } = self;
+        write!(f, "{cpu}, {cpus} CPUs ({arch}), {memory_gib} GiB, Linux {kernel}")
     }
 }

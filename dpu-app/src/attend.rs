@@ -24,7 +24,7 @@ use crate::counters::add;
 use crate::engines::RUNS_MAX;
 use crate::events::Event;
 use crate::hub::{Hub, HubError, HubState, tag};
-use crate::job::Failure;
+use crate::scheduler::Scheduler;
 use crate::session::{Memory, Session, SessionState, Staged, Wake};
 
 /// Sockets that one look handles.
@@ -418,13 +418,7 @@ impl Hub<'_, '_> {
         session.staged.clear();
         session.answers.clear();
         session.texts.clear();
-        for place in 0..self.flows.len() {
-            let Some(flow) = self.flows[place].as_mut() else { continue };
-            if flow.session == index && !flow.concluded {
-                flow.failure.get_or_insert(Failure::Gone);
-                self.nudge(crate::job::Seat(place as u16));
-            }
-        }
+        self.abort_session(index);
     }
 
     /// Frees sessions of which nothing is in flight any more.

@@ -146,8 +146,8 @@ impl Hub<'_, '_> {
         let worst = engines.iter().flatten().max_by_key(|engine| engine.restarts).expect("there are two at least");
         face.shown = Shown {
             state: self.state,
-            slots: SlotState::ALL.map(|state| self.slots.count(state)),
-            chunks_in_progress: self.order.len(),
+            slots: SlotState::ALL.map(|state| self.pipeline.slots.count(state)),
+            chunks_in_progress: self.pipeline.order.len(),
             sessions: self.sessions.iter().flatten().count(),
             refused: self.events.refused(),
             in_flight: engines.map(|engine| engine.map_or(0, |engine| engine.context.in_flight())),

@@ -1,4 +1,4 @@
-//! Requests become chunks in seats, chunks become blocks in slots, blocks become jobs; and back.
+//! Requests become chunks in seats, and chunks that ended become answers. What lies between is scheduler.rs.
 
 use mailbox::{Answer, Operation, Status, Tokens};
 
@@ -6,18 +6,13 @@ use crate::counters::add;
 use crate::events::Event;
 use crate::flow::{Direction, Flow, Pages, Phase};
 use crate::hub::Hub;
-use crate::job::{Done, Failure, Job, Restored, Seat};
-use crate::probation::BLAMES_MAX;
+use crate::job::{Done, Failure, Job, Seat};
+use crate::pipeline::World;
 use crate::request::Request;
+use crate::scheduler::Scheduler;
 use crate::session::Session;
-use crate::slot::{SlotState, Ticket};
 
 impl Hub<'_, '_> {
-    /// The chunk in a seat that a slot or a job names.
-    pub(crate) fn flow(&mut self, seat: Seat) -> &mut Flow {
-        self.flows[usize::from(seat.0)].as_mut().expect("a seat stays taken while anything of it is in flight")
-    }
-
     /// Takes the answers of all workers; `true` if there were any.
     pub(crate) fn collect(&mut self) -> bool {
         let mut busy = false;
@@ -39,151 +34,21 @@ impl Hub<'_, '_> {
                 self.shared.prefixes[index].lock().expect("panic is abort").clear();
                 self.sessions[index].as_mut().expect("a session lives as long as its jobs").touching = false;
             }
-            Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
-                let flow = self.flow(seat);
-                (flow.plan, flow.blocks) = (plan, blocks);
-                flow.become_phase(Phase::Flowing);
-                self.nudge(seat);
-            }
-            Done::Began { seat, started: Ok(true) } => {
-                self.flow(seat).become_phase(Phase::Flowing);
-                self.nudge(seat);
-            }
-            Done::Began { seat, started: Ok(false) } => {
-                add(&self.shared.counters.chunks_known, 1);
-                self.conclude(seat, Ok(()));
-                self.vacate(seat);
-            }
-            Done::Opened { seat, blocks: Err(failure) } | Done::Began { seat, started: Err(failure) } => {
-                self.conclude(seat, Err(failure));
-                self.vacate(seat);
-            }
-            Done::Read { slot, facts: Ok(facts) } => {
-                self.slots.at(slot).facts = facts;
-                if self.abandoned(slot) {
-                    return;
-                }
-                if facts.codec == block::Codec::Raw {
-                    self.dequantize(slot, true, true);
-                } else {
-                    self.slots.set(slot, SlotState::Inflating);
-                    self.to_inflate.push_back(slot).expect("a place per slot");
-                }
-            }
-            Done::Inflated { slot, result: Ok(()) } => {
-                add(&self.shared.counters.blocks_in_software, 1);
-                self.dequantize(slot, false, false);
-            }
-            Done::Inflated { slot, result: Err(Failure::Corrupt) } => {
-                // The engine was right to refuse it: however many bad blocks come in a row, it is not the one that fails.
-                if let Some(engine) = &mut self.inflate {
+            done => {
+                if let (Done::Inflated { result: Err(Failure::Corrupt), .. }, Some(engine)) = (done, &mut self.inflate)
+                {
+                    // The engine was right to refuse it: however many bad blocks come in a row, it is not the one that
+                    // fails.
                     engine.restarts = 0;
                 }
-                self.block_failed(slot, Failure::Corrupt);
+                self.answered(done);
             }
-            Done::Restored { slot, from: Err(Failure::Corrupt) } if self.engine_takes(slot) => {
-                // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
-                if !self.abandoned(slot) {
-                    self.slots.at(slot).blames = BLAMES_MAX;
-                    self.slots.set(slot, SlotState::Inflating);
-                    self.to_inflate.push_back(slot).expect("a place per slot");
-                }
-            }
-            Done::Restored { slot, from: Ok(from) } => {
-                self.slots.at(slot).from = from;
-                if !self.abandoned(slot) {
-                    self.slots.set(slot, SlotState::Writing);
-                    self.to_transfer.push_back(slot).expect("a place per slot");
-                }
-            }
-            Done::Encoded { slot, wire_bytes: Ok(bytes) } => {
-                let seat = self.slots.at(slot).seat;
-                self.flow(seat).wire_bytes += u64::from(bytes);
-                self.block_done(slot);
-            }
-            Done::Read { slot, facts: Err(failure) }
-            | Done::Inflated { slot, result: Err(failure) }
-            | Done::Restored { slot, from: Err(failure) }
-            | Done::Encoded { slot, wire_bytes: Err(failure) } => self.block_failed(slot, failure),
-            Done::Committed { seat, result } => {
-                if result.is_ok() {
-                    add(&self.shared.counters.chunks_stored, 1);
-                }
-                self.conclude(seat, result);
-                self.vacate(seat);
-            }
-            Done::Aborted { seat } => {
-                let failure = self.flow(seat).failure.unwrap_or(Failure::Gone);
-                self.conclude(seat, Err(failure));
-                self.vacate(seat);
-            }
-            Done::Closed { seat } => {
-                let failure = self.flow(seat).failure;
-                self.conclude(seat, failure.map_or(Ok(()), Err));
-                self.vacate(seat);
-            }
-        }
-    }
-
-    /// A block has gone all its way.
-    pub(crate) fn block_done(&mut self, ticket: Ticket) {
-        let (seat, wire) = {
-            let work = self.slots.at(ticket);
-            (work.seat, work.facts.payload_start + work.facts.payload_bytes)
-        };
-        let flow = self.flow(seat);
-        flow.done += 1;
-        if flow.direction == Direction::Fetch {
-            flow.wire_bytes += wire as u64;
-        }
-        self.release(ticket);
-    }
-
-    /// A block cannot go on; its chunk ends when its neighbours have left their slots.
-    pub(crate) fn block_failed(&mut self, ticket: Ticket, failure: Failure) {
-        let seat = self.slots.at(ticket).seat;
-        if failure == Failure::Corrupt {
-            add(&self.shared.counters.blocks_corrupt, 1);
-        }
-        self.flow(seat).failure.get_or_insert(failure);
-        self.release(ticket);
-    }
-
-    pub(crate) fn release(&mut self, ticket: Ticket) {
-        let seat = self.slots.at(ticket).seat;
-        self.slots.set(ticket, SlotState::Free);
-        self.flow(seat).in_flight -= 1;
-        self.nudge(seat);
-    }
-
-    /// Ends a chunk that has nothing left to do.
-    pub(crate) fn nudge(&mut self, seat: Seat) {
-        let flow = self.flow(seat);
-        if !flow.drained() {
-            return;
-        }
-        flow.become_phase(Phase::Closing);
-        let (direction, failure) = (flow.direction, flow.failure);
-        match (direction, failure) {
-            (Direction::Fetch, failure) => {
-                self.fetchers.give(Job::Close { seat, corrupt: failure == Some(Failure::Corrupt) });
-                // The data is in place: no need to wait for the seat. A host that is told of a bad chunk may store it
-                // again at once: by then it must have left the store.
-                if failure != Some(Failure::Corrupt) {
-                    self.conclude(seat, failure.map_or(Ok(()), Err));
-                }
-            }
-            (Direction::Store, None) => self.encoders.give(Job::Commit { seat }),
-            (Direction::Store, Some(_)) => self.encoders.give(Job::Abort { seat }),
         }
     }
 
     /// Tells the request how its chunk ended.
-    fn conclude(&mut self, seat: Seat, result: Result<(), Failure>) {
-        let flow = self.flow(seat);
-        if std::mem::replace(&mut flow.concluded, true) {
-            return;
-        }
+    pub(crate) fn tell_request(&mut self, seat: Seat, result: Result<(), Failure>) {
+        let flow = self.pipeline.flow(seat);
         let (index, session_index, request_index) = (flow.index, flow.session, flow.request);
         let (direction, wire_bytes, tokens) = (flow.direction, flow.wire_bytes, flow.tokens);
         let counters = &self.shared.counters;
@@ -221,42 +86,8 @@ impl Hub<'_, '_> {
         self.settle(session_index, request_index);
     }
 
-    /// Chunks of a request from `limit` on are of no use any more.
-    pub(crate) fn abort_from(&mut self, session: usize, request: usize, limit: u32, failure: Failure) {
-        for place in 0..self.flows.len() {
-            let Some(flow) = self.flows[place].as_mut() else { continue };
-            let concerned = flow.session == session && flow.request == request && !flow.concluded;
-            if concerned && flow.index >= limit && flow.failure.is_none() {
-                // Not proven to be bad itself.
-                flow.failure = Some(if failure == Failure::Corrupt { Failure::Miss } else { failure });
-                self.nudge(Seat(place as u16));
-            }
-        }
-    }
-
-    /// Frees a seat whose chunk is over for the store too.
-    fn vacate(&mut self, seat: Seat) {
-        debug_assert!(self.flow(seat).concluded && self.flow(seat).in_flight == 0);
-        self.flows[usize::from(seat.0)] = None;
-        self.order.retain(|other| *other != seat);
-    }
-
-    /// Starts what can start; `true` if anything did.
-    pub(crate) fn schedule(&mut self) -> bool {
-        let mut busy = false;
-        let sessions = self.sessions.len();
-        for turn in 0..sessions {
-            busy |= self.start_chunks((self.first_session + turn) % sessions);
-        }
-        self.first_session = (self.first_session + 1) % sessions;
-        busy |= self.give_slots(Direction::Fetch);
-        busy |= self.give_slots(Direction::Store);
-        busy |= self.submit();
-        busy
-    }
-
     /// Moves the oldest unfinished request of a session on: reads records, starts look-ups and chunks.
-    fn start_chunks(&mut self, index: usize) -> bool {
+    pub(crate) fn start_oldest(&mut self, index: usize) -> bool {
         let mut busy = false;
         loop {
             let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { return busy };
@@ -301,7 +132,7 @@ impl Hub<'_, '_> {
         let started = !self.shared.prefixes[index].lock().expect("panic is abort").is_empty();
         if let Some(session) = self.sessions[index].as_mut().filter(|_| started) {
             session.touching = true;
-            self.fetchers.give(Job::Touch { session: index as u16 });
+            self.give(Job::Touch { session: index as u16 });
         }
     }
 
@@ -322,7 +153,7 @@ impl Hub<'_, '_> {
         session.staged.clear();
         if !request.wants_more() {
             session.looking = Some(place);
-            self.fetchers.give(Job::Lookup { session: index as u16 });
+            self.give(Job::Lookup { session: index as u16 });
         }
     }
 
@@ -342,19 +173,8 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// Seats that chunks of this direction may take: the store path leaves most of them to fetches.
-    fn seats(&self, direction: Direction) -> usize {
-        match direction {
-            Direction::Fetch => self.flows.len(),
-            Direction::Store => (self.flows.len() / 4).max(1),
-        }
-    }
-
     fn start_chunk(&mut self, index: usize, place: usize, direction: Direction) -> bool {
-        let taken = self.flows.iter().flatten().filter(|flow| flow.direction == direction).count();
-        let free = self.flows.iter().position(Option::is_none);
-        let (Some(free), true) = (free, taken < self.seats(direction)) else { return false };
-        let seat = Seat(free as u16);
+        let Some(seat) = self.pipeline.free_seat(direction) else { return false };
         let session = self.sessions[index].as_mut().expect("the caller looked");
         let Session { requests, staged, memory, recipe, .. } = session;
         let request = requests[place].as_mut().expect("the caller looked");
@@ -373,6 +193,7 @@ impl Hub<'_, '_> {
             direction,
             pages: Pages::from_slice(pages).expect("a record's pages fit"),
             tokens,
+            geometry: memory.geometry,
             order: memory.order,
             phase: Phase::Opening,
             plan: memory.plan,
@@ -404,64 +225,12 @@ impl Hub<'_, '_> {
         request.next += 1;
         request.active += 1;
         session.flows += 1;
-        self.flows[free] = Some(flow);
-        self.order.push(seat).expect("a place per seat");
-        match direction {
-            Direction::Fetch => self.fetchers.give(Job::Open { seat }),
-            Direction::Store => self.encoders.give(Job::Begin { seat }),
-        }
+        self.pipeline.sit(seat, flow);
+        self.give(match direction {
+            Direction::Fetch => Job::Open { seat },
+            Direction::Store => Job::Begin { seat },
+        });
         true
-    }
-
-    /// Gives free slots to the oldest chunks of a direction.
-    fn give_slots(&mut self, direction: Direction) -> bool {
-        let mut busy = false;
-        for place in 0..self.order.len() {
-            let seat = self.order[place];
-            while self.slots.free() > 0 {
-                if direction == Direction::Store && self.slots.storing() >= self.shared.config.store_slots {
-                    return busy;
-                }
-                let flow = self.flow(seat);
-                if flow.direction != direction || !flow.wants_slot() {
-                    break;
-                }
-                let block = flow.next;
-                flow.next += 1;
-                busy = true;
-                match direction {
-                    Direction::Fetch if self.is_clipped(seat, block) => {
-                        self.flow(seat).done += 1;
-                        self.nudge(seat);
-                        // The seat may have gone to its end, and `order` with it only at its answer.
-                        break;
-                    }
-                    Direction::Fetch => {
-                        let slot = self.slots.take(seat, block, SlotState::Fetching).expect("one is free");
-                        self.flow(seat).in_flight += 1;
-                        self.fetchers.give(Job::Read { slot, seat, block });
-                    }
-                    Direction::Store => {
-                        let slot = self.slots.take(seat, block, SlotState::Gathering).expect("one is free");
-                        self.slots.at(slot).from = Restored::Tile;
-                        self.flow(seat).in_flight += 1;
-                        self.to_transfer.push_back(slot).expect("a place per slot");
-                    }
-                }
-            }
-        }
-        busy
-    }
-
-    /// Whether no token of a block is wanted.
-    fn is_clipped(&mut self, seat: Seat, block: u16) -> bool {
-        let flow = self.flow(seat);
-        let (plan, tokens, session) = (flow.plan, flow.tokens, flow.session);
-        let memory = self.sessions[session].as_ref().and_then(|session| session.memory.as_ref());
-        let geometry = &memory.expect("chunks belong to sessions with memory").geometry;
-        let part = plan.part(geometry, usize::from(block)).expect("blocks are counted by the plan");
-        let (first, end) = (u32::from(part.first_token), u32::from(part.first_token + part.tokens));
-        tokens.end <= first || tokens.start >= end
     }
 
     /// Requests whose time is over get what is in place; `true` if there were any.

@@ -5,6 +5,14 @@ use heapless::spsc::{Consumer, Producer};
 use crate::bell::Bell;
 use crate::job::{Done, Job};
 
+/// Who does a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CrewKind {
+    Fetch,
+    Dequantize,
+    Encode,
+}
+
 /// One worker, as the engine thread sees it.
 pub struct Hand<'a> {
     pub jobs: Producer<'a, Job>,

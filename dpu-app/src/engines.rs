@@ -1,33 +1,23 @@
-//! Submissions to the inflate and bulk DMA engines, and what comes of them.
-//!
-//! A failure stops a whole context (DOCA), so whatever fails is submitted again; who fails alone is to blame
-//! (probation.rs). A block that the inflate engine cannot take alone is judged by software: if that can inflate it, the
-//! block goes on and the engine was wrong; if not, the stored bytes are proven bad. Host memory that the DMA engine
-//! cannot reach alone belongs to a host that is gone: its session ends.
+//! The hub's side of the inflate and bulk DMA engines: how operations are submitted and how their completions read. What
+//! is submitted and what comes of it is decided in scheduler.rs; a failure stops a whole context (DOCA), so contexts are
+//! revived here.
 
 use block::Codec;
 use doca::{Completion, RemoteRun};
 use mailbox::attach::Farewell;
 
-use crate::counters::add;
+use crate::counters::{Counters, add};
+use crate::crew::CrewKind;
 use crate::events::Event;
 use crate::flow::Direction;
 use crate::hub::{Engine, Hub, HubError};
-use crate::job::{Failure, Job, Restored};
-use crate::probation::{BLAMES_MAX, UNREACHABLE_MIN};
+use crate::job::{Failure, Job, Restored, Seat};
+use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
+use crate::scheduler::Scheduler;
 use crate::slot::{SlotState, Ticket};
 
 /// Runs of one block at most: what a transfer's list is sized for. A layout that needs more is refused at attach.
 pub(crate) const RUNS_MAX: usize = 2048;
-
-/// What became of a transfer that was to start.
-enum Launch {
-    Started,
-    /// All of the block's tokens are clipped away.
-    Nothing,
-    NoRoom,
-    Failed(Failure),
-}
 
 /// DOCA user data of a slot's operation.
 fn word(ticket: Ticket) -> u64 {
@@ -36,6 +26,13 @@ fn word(ticket: Ticket) -> u64 {
 
 fn ticket(word: u64) -> Ticket {
     Ticket { index: word as u16, generation: (word >> 16) as u32 }
+}
+
+fn refusal(error: doca::Error) -> Launch {
+    match error.is_back_pressure() {
+        true => Launch::NoRoom,
+        false => Launch::Failed(Failure::Device(error)),
+    }
 }
 
 impl Hub<'_, '_> {
@@ -49,11 +46,11 @@ impl Hub<'_, '_> {
             self.attend_progressed();
         }
         while let Some(completion) = self.inflate.as_mut().and_then(|engine| engine.context.poll()) {
-            self.inflated(completion);
+            self.take_inflated(completion);
             busy = true;
         }
         while let Some(completion) = self.bulk.context.poll() {
-            self.transferred(completion);
+            self.take_transferred(completion);
             busy = true;
         }
         for engine in self.inflate.iter_mut().chain([&mut self.bulk]) {
@@ -71,63 +68,10 @@ impl Hub<'_, '_> {
         self.events.add(Event::EngineRestarted(kind), 0);
     }
 
-    /// Gives the engines what waits for them; `true` if anything was submitted.
-    pub(crate) fn submit(&mut self) -> bool {
-        let mut busy = false;
-        while let Some(ticket) = self.to_inflate.pop_front() {
-            if self.engine_takes(ticket) && !self.inflate.as_ref().is_some_and(Engine::admits) {
-                self.to_inflate.push_front(ticket).expect("just popped");
-                break;
-            }
-            busy = true;
-            if self.abandoned(ticket) {
-                continue;
-            }
-            if self.engine_takes(ticket) {
-                if !self.submit_inflate(ticket) {
-                    break;
-                }
-            } else {
-                self.dequantizers.give(Job::Inflate { slot: ticket });
-            }
-        }
-        while self.bulk.admits() {
-            let Some(ticket) = self.to_transfer.pop_front() else { break };
-            busy = true;
-            if !self.abandoned(ticket) && !self.submit_transfer(ticket) {
-                break;
-            }
-        }
-        busy
-    }
-
-    /// A block whose chunk has failed meanwhile gives its slot back instead of going on.
-    pub(crate) fn abandoned(&mut self, ticket: Ticket) -> bool {
-        let seat = self.slots.at(ticket).seat;
-        let failed = self.flow(seat).failure.is_some();
-        if failed {
-            self.release(ticket);
-        }
-        failed
-    }
-
-    /// Whether the engine is the one to inflate this block: it can, and is not in doubt.
-    pub(crate) fn engine_takes(&mut self, ticket: Ticket) -> bool {
-        let work = self.slots.at(ticket);
-        let blamed = work.blames >= BLAMES_MAX;
-        let known = match work.facts.codec {
-            Codec::Deflate => true,
-            Codec::Lz4 => self.lz4_supported,
-            Codec::Raw => false,
-        };
-        self.inflate.is_some() && !blamed && known
-    }
-
-    /// `false`: no room, the ticket waits in front.
-    fn submit_inflate(&mut self, ticket: Ticket) -> bool {
-        let facts = self.slots.at(ticket).facts;
+    fn launch_inflate(&mut self, ticket: Ticket) -> Launch {
+        let facts = self.pipeline.slots.at(ticket).facts;
         let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
-        let engine = self.inflate.as_mut().expect("engine_takes looked");
+        let engine = self.inflate.as_mut().expect("asked only where there is one");
         let mut memory = self.shared.ring.memory(ticket);
         let held = "no one holds a slot that waits for the engine";
         let (wire, codes) = (memory.wire.take().expect(held), memory.codes.take().expect(held));
@@ -136,22 +80,16 @@ impl Hub<'_, '_> {
             Ok(()) => {
                 engine.submitted();
                 engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
-                true
+                Launch::Started
             }
             Err(refused) => {
                 (memory.wire, memory.codes) = (refused.source, refused.destination);
-                drop(memory);
-                if !refused.error.is_back_pressure() {
-                    // The engine will not take it: let software decide.
-                    self.slots.at(ticket).blames = BLAMES_MAX;
-                }
-                self.to_inflate.push_front(ticket).expect("just popped");
-                !refused.error.is_back_pressure()
+                refusal(refused.error)
             }
         }
     }
 
-    fn inflated(&mut self, completion: Completion) {
+    fn take_inflated(&mut self, completion: Completion) {
         let ticket = ticket(completion.ticket);
         let depth = self.shared.config.inflate_depth;
         let engine = self.inflate.as_mut().expect("it completed something");
@@ -161,57 +99,26 @@ impl Hub<'_, '_> {
             let mut memory = self.shared.ring.memory(ticket);
             (memory.wire, memory.codes) = (completion.source, completion.destination);
         }
-        let work = self.slots.at(ticket);
-        let facts = work.facts;
-        match completion.outcome {
+        let facts = self.pipeline.slots.at(ticket).facts;
+        let outcome = match completion.outcome {
             Ok(outcome) => {
-                let right =
-                    outcome.bytes == facts.codes_bytes && (!self.crc_trusted || outcome.crc == Some(facts.codes_crc));
-                if right {
-                    self.shared.counters.inflate.tally(facts.payload_bytes, facts.codes_bytes);
-                    self.dequantize(ticket, false, !self.crc_trusted);
-                } else {
-                    // Wrong bytes, of the store or of the engine: software decides.
-                    work.blames = BLAMES_MAX;
-                    self.to_inflate.push_front(ticket).expect("a place per slot");
+                let crc_right = !self.crc_trusted() || outcome.crc == Some(facts.codes_crc);
+                match outcome.bytes == facts.codes_bytes && crc_right {
+                    true => {
+                        self.shared.counters.inflate.tally(facts.payload_bytes, facts.codes_bytes);
+                        Inflated::Right
+                    }
+                    false => Inflated::Wrong,
                 }
             }
-            Err(_) => {
-                work.blames += u8::from(to_blame);
-                add(&self.shared.counters.blocks_resubmitted, 1);
-                self.to_inflate.push_front(ticket).expect("a place per slot");
-            }
-        }
-    }
-
-    /// Next stage of a block whose codes are there (or whose payload is the codes).
-    pub(crate) fn dequantize(&mut self, ticket: Ticket, from_wire: bool, check: bool) {
-        if self.abandoned(ticket) {
-            return;
-        }
-        let seat = self.slots.at(ticket).seat;
-        let order = self.flow(seat).order;
-        self.slots.set(ticket, SlotState::Restoring);
-        self.dequantizers.give(Job::Restore { slot: ticket, order, from_wire, check });
-    }
-
-    /// `false`: no room, the ticket waits in front.
-    fn submit_transfer(&mut self, ticket: Ticket) -> bool {
-        match self.launch_transfer(ticket) {
-            Launch::Started => {}
-            Launch::Nothing => self.block_done(ticket),
-            Launch::Failed(failure) => self.block_failed(ticket, failure),
-            Launch::NoRoom => {
-                self.to_transfer.push_front(ticket).expect("just popped");
-                return false;
-            }
-        }
-        true
+            Err(_) => Inflated::Failed { to_blame },
+        };
+        self.inflated(ticket, outcome);
     }
 
     fn launch_transfer(&mut self, ticket: Ticket) -> Launch {
-        let work = *self.slots.at(ticket);
-        let flow = self.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
+        let work = *self.pipeline.slots.at(ticket);
+        let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
         let memory = self.sessions[flow.session].as_ref().and_then(|session| session.memory.as_ref());
         let memory = memory.expect("a session lives as long as its chunks, and only one with memory has any");
         let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
@@ -253,19 +160,16 @@ impl Hub<'_, '_> {
                     Restored::Wire { .. } => slot.wire = area,
                     Restored::Tile => slot.tile = area,
                 }
-                match refused.error.is_back_pressure() {
-                    true => Launch::NoRoom,
-                    false => Launch::Failed(Failure::Device(refused.error)),
-                }
+                refusal(refused.error)
             }
         }
     }
 
-    fn transferred(&mut self, completion: Completion) {
+    fn take_transferred(&mut self, completion: Completion) {
         let ticket = ticket(completion.ticket);
         let to_blame = self.bulk.ended(completion.outcome.is_ok(), self.shared.config.dma_depth);
-        let work = self.slots.at(ticket);
-        let (seat, from, state) = (work.seat, work.from, work.state);
+        let work = self.pipeline.slots.at(ticket);
+        let (from, state) = (work.from, work.state);
         let stage = match state {
             SlotState::Gathering => &self.shared.counters.gather,
             _ => &self.shared.counters.write,
@@ -279,32 +183,57 @@ impl Hub<'_, '_> {
                 Restored::Tile => memory.tile = area,
             }
         }
-        match completion.outcome {
-            Ok(outcome) => {
-                stage.tally(outcome.bytes, outcome.bytes);
-                match state {
-                    SlotState::Gathering => {
-                        if !self.abandoned(ticket) {
-                            self.slots.set(ticket, SlotState::Encoding);
-                            let block = self.slots.at(ticket).block;
-                            self.encoders.give(Job::Encode { slot: ticket, seat, block });
-                        }
-                    }
-                    _ => self.block_done(ticket),
-                }
-            }
-            Err(error) => {
-                work.blames += u8::from(to_blame);
-                if work.blames < UNREACHABLE_MIN {
-                    add(&self.shared.counters.blocks_resubmitted, 1);
-                    self.to_transfer.push_front(ticket).expect("a place per slot");
-                    return;
-                }
-                let session = self.flow(seat).session;
-                self.block_failed(ticket, Failure::Device(error));
-                log::warn!("session {session}: host memory cannot be reached ({error}): the session ends");
-                self.lose(session, Farewell::DeviceError);
-            }
+        if let Ok(outcome) = completion.outcome {
+            stage.tally(outcome.bytes, outcome.bytes);
         }
+        self.transferred(ticket, completion.outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
+    }
+}
+
+impl World for Hub<'_, '_> {
+    fn pipeline(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    fn give(&mut self, job: Job) {
+        let crew = match job.crew() {
+            CrewKind::Fetch => &mut self.fetchers,
+            CrewKind::Dequantize => &mut self.dequantizers,
+            CrewKind::Encode => &mut self.encoders,
+        };
+        crew.give(job);
+    }
+
+    fn inflate_has_room(&self) -> bool {
+        self.inflate.as_ref().is_some_and(Engine::admits)
+    }
+
+    fn inflate(&mut self, slot: Ticket) -> Launch {
+        self.launch_inflate(slot)
+    }
+
+    fn transfer_has_room(&self) -> bool {
+        self.bulk.admits()
+    }
+
+    fn transfer(&mut self, slot: Ticket) -> Launch {
+        self.launch_transfer(slot)
+    }
+
+    fn start_chunks(&mut self, session: usize) -> bool {
+        self.start_oldest(session)
+    }
+
+    fn concluded(&mut self, seat: Seat, result: Result<(), Failure>) {
+        self.tell_request(seat, result);
+    }
+
+    fn unreachable(&mut self, session: usize, error: doca::Error) {
+        log::warn!("session {session}: host memory cannot be reached ({error}): the session ends");
+        self.lose(session, Farewell::DeviceError);
     }
 }

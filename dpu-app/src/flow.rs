@@ -5,7 +5,7 @@
 //!        manifest   blocks     seat back                       begin put   blocks     commit or abort
 //! ```
 
-use block::{Plan, TileOrder};
+use block::{Geometry, Plan, TileOrder};
 use mailbox::{PAGES_PER_CHUNK_MAX, Tokens};
 
 use crate::job::{BlockFacts, Failure, Restored, Seat};
@@ -48,6 +48,7 @@ pub struct Flow {
     pub pages: Pages,
     /// Tokens of this chunk that move.
     pub tokens: Tokens,
+    pub geometry: Geometry,
     pub order: TileOrder,
     pub phase: Phase,
     pub plan: Plan,
@@ -71,6 +72,14 @@ impl Flow {
     #[must_use]
     pub fn wants_slot(&self) -> bool {
         self.phase == Phase::Flowing && self.failure.is_none() && self.next < self.blocks
+    }
+
+    /// Whether no token of a block is wanted.
+    #[must_use]
+    pub fn is_clipped(&self, block: u16) -> bool {
+        let part = self.plan.part(&self.geometry, usize::from(block)).expect("blocks are counted by the plan");
+        let (first, end) = (u32::from(part.first_token), u32::from(part.first_token + part.tokens));
+        self.tokens.end <= first || self.tokens.start >= end
     }
 
     /// No block is in flight and none will be started.

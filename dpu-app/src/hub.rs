@@ -1,7 +1,7 @@
-//! The engine thread: the one place where the data plane decides anything.
+//! The engine thread: the one thread that decides anything in the data plane.
 //!
-//! It owns the progress engine and its three contexts (inflate, bulk DMA, mailbox DMA), the sessions, the chunks in
-//! progress and the states of the slots. Each turn it takes what has completed, gives out what can start, and sleeps
+//! It owns the progress engine and its three contexts (inflate, bulk DMA, mailbox DMA), the sessions, and the pipeline:
+//! the chunks in progress and the states of the slots, whose decisions (scheduler.rs) the simulator runs too. Each turn it takes what has completed, gives out what can start, and sleeps
 //! when there was nothing to do. Bytes are touched by workers and engines only.
 //!
 //! ```text
@@ -10,7 +10,7 @@
 //!   engines ->| progress  completions of the three contexts      (engines.rs) |
 //!   workers ->| collect   answers of the crews                     (chunks.rs) |
 //!             | mail      mailbox reads and writes by DMA            (mail.rs) |
-//!             | schedule  requests -> seats -> slots -> jobs       (chunks.rs) |
+//!             | schedule  requests -> seats -> slots -> jobs    (scheduler.rs) |
 //!             +--------------------------------------------------------------+
 //! ```
 
@@ -18,7 +18,6 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use doca::{Codec, Context, ContextState, Device, ProgressEngine, Region};
-use heapless::Deque;
 use mailbox::channel::Listener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -30,15 +29,14 @@ use crate::counters::{Occupancy, add};
 use crate::crew::Crew;
 use crate::events::{Event, Events};
 use crate::fit::{Fit, InflateFit};
-use crate::flow::{Flow, SlotTable};
 use crate::health::StoreWatch;
-use crate::job::Seat;
 use crate::notify::Supervisor;
+use crate::pipeline::{Inflater, Pipeline};
 use crate::probation::Probation;
 use crate::request::Request;
+use crate::scheduler::Scheduler;
 use crate::selftest;
 use crate::session::{Desk, Session};
-use crate::slot::{SLOTS_MAX, Ticket};
 use crate::worker::Shared;
 
 /// How often sockets are looked at while there is other work.
@@ -194,15 +192,8 @@ pub struct Hub<'a, 's> {
     pub(crate) inflate: Option<Engine>,
     pub(crate) bulk: Engine,
     pub(crate) mail: Engine,
-    /// The engine's CRC-32 is what we think it is.
-    pub(crate) crc_trusted: bool,
-    pub(crate) lz4_supported: bool,
-    pub(crate) slots: SlotTable,
-    pub(crate) flows: Vec<Option<Flow>>,
-    /// Seats in the order in which their chunks were started.
-    pub(crate) order: heapless::Vec<Seat, { crate::config::CHUNKS_ACTIVE_MAX }>,
-    pub(crate) to_inflate: Deque<Ticket, SLOTS_MAX>,
-    pub(crate) to_transfer: Deque<Ticket, SLOTS_MAX>,
+    /// What is in progress.
+    pub(crate) pipeline: Pipeline,
     pub(crate) sessions: Vec<Option<Session>>,
     pub(crate) desks: Vec<Desk>,
     pub(crate) visitors: Vec<Visitor>,
@@ -216,8 +207,6 @@ pub struct Hub<'a, 's> {
     pub(crate) last_attend: Instant,
     pub(crate) last_deadline: Instant,
     pub(crate) sessions_seen: u32,
-    /// Where the next turn begins to look for requests, so that sessions take turns.
-    pub(crate) first_session: usize,
     pub(crate) events: Events,
     pub(crate) store_watch: StoreWatch,
     pub(crate) attach_buffer: Vec<u8>,
@@ -226,7 +215,7 @@ pub struct Hub<'a, 's> {
 
 impl std::fmt::Debug for Hub<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub").field("state", &self.state).field("slots", &self.slots).finish_non_exhaustive()
+        f.debug_struct("Hub").field("state", &self.state).field("slots", &self.pipeline.slots).finish_non_exhaustive()
     }
 }
 
@@ -264,6 +253,8 @@ impl<'a, 's> Hub<'a, 's> {
         let config = shared.config;
         let engine = ProgressEngine::new()?;
         let (inflate, crc_trusted) = Self::inflate_engine(&engine, &device, config, fit.inflate)?;
+        let lz4 = fit.inflate.is_some_and(|inflate| inflate.lz4);
+        let inflater = inflate.is_some().then_some(Inflater { lz4, crc_trusted });
         let bulk = Engine::new(Context::dma(&engine, &device, fit.bulk)?);
         let mail = Engine::new(Context::dma(&engine, &device, fit.mail)?);
         let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
@@ -294,13 +285,7 @@ impl<'a, 's> Hub<'a, 's> {
             inflate,
             bulk,
             mail,
-            crc_trusted,
-            lz4_supported: fit.inflate.is_some_and(|inflate| inflate.lz4),
-            slots: SlotTable::new(config.slots),
-            flows: (0..config.chunks).map(|_| None).collect(),
-            order: heapless::Vec::new(),
-            to_inflate: Deque::new(),
-            to_transfer: Deque::new(),
+            pipeline: Pipeline::new(config, inflater),
             sessions: (0..config.sessions).map(|_| None).collect(),
             desks: (0..config.sessions).map(|_| Desk::carve(&mut region)).collect(),
             visitors: Vec::with_capacity(config.sessions + REFUSED_MAX),
@@ -313,7 +298,6 @@ impl<'a, 's> Hub<'a, 's> {
             last_attend: now,
             last_deadline: now,
             sessions_seen: 0,
-            first_session: 0,
             events: Events::new(now),
             store_watch: StoreWatch::default(),
             attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
@@ -337,6 +321,11 @@ impl<'a, 's> Hub<'a, 's> {
             log::warn!("the engine's CRC-32 is not the one of docs/formats.md: codes are checked in software");
         }
         Ok((Some(Engine::new(context)), trusted && !config.software_crc))
+    }
+
+    /// The engine's CRC-32 is what we think it is.
+    pub(crate) fn crc_trusted(&self) -> bool {
+        self.pipeline.inflater.is_some_and(|inflater| inflater.crc_trusted)
     }
 
     pub(crate) fn become_state(&mut self, next: HubState) {
@@ -457,7 +446,7 @@ impl<'a, 's> Hub<'a, 's> {
                 || !session.is_idle()
         };
         self.state == HubState::Draining { leave: true }
-            && self.order.is_empty()
+            && self.pipeline.order.is_empty()
             && !self.sessions.iter().flatten().any(waiting)
     }
 

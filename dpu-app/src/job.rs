@@ -6,6 +6,7 @@ use std::time::Instant;
 use block::{ChunkKey, Geometry, Header, Manifest, Part, Plan, Recipe, TileOrder};
 use mailbox::Status;
 
+use crate::crew::CrewKind;
 use crate::slot::Ticket;
 use store::{Blame, StoreError};
 
@@ -38,6 +39,20 @@ pub enum Job {
     Commit { seat: Seat },
     /// Gives the put up. For encode workers.
     Abort { seat: Seat },
+}
+
+impl Job {
+    /// Whose work it is.
+    #[must_use]
+    pub fn crew(&self) -> CrewKind {
+        match self {
+            Self::Lookup { .. } | Self::Touch { .. } | Self::Open { .. } | Self::Read { .. } | Self::Close { .. } => {
+                CrewKind::Fetch
+            }
+            Self::Inflate { .. } | Self::Restore { .. } => CrewKind::Dequantize,
+            Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
+        }
+    }
 }
 
 /// What the engine thread needs to know of a block that was read.

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Reading order: `config` (every limit), `slot` (the ring), `job`, `fetcher` and `worker` (what touches bytes), `flow` and
-//! `request` (what is in progress), `hub` (who decides), then its parts `attend` (with `comch`), `mail`, `chunks`, `engines`,
+//! `request` (what is in progress), `pipeline` and `scheduler` (who decides), `hub` (where it runs), then its parts `attend` (with `comch`), `mail`, `chunks`, `engines`,
 //! `status`; `board`, `health` and `metrics` are what monitoring sees.
 //! docs/architecture.md says why it is built so.
 //!
@@ -36,9 +36,11 @@ pub mod job;
 mod mail;
 pub mod metrics;
 pub mod notify;
+pub mod pipeline;
 pub mod probation;
 pub mod request;
 pub mod run;
+pub mod scheduler;
 pub mod selftest;
 pub mod session;
 pub mod slot;

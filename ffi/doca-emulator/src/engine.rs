@@ -7,6 +7,9 @@
 //! process is made in the other and copied out from there). The areas are zero pages until used.
 //!
 //! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before sleeping.
+//!
+//! Copies of a few bytes are made by submit itself (`inline_bytes`): a card is done with them before a thread could have
+//! been woken. Their callbacks run in progress like all others.
 
 use std::process;
 use std::sync::atomic::Ordering;
@@ -24,6 +27,7 @@ use crate::dev::{LIST_MAX, buf_bytes_max};
 use crate::door::Handle;
 use crate::error::{Answer, FLUSHED, Fault, complain};
 use crate::job::{Job, Segment, Sums};
+use crate::memo::{Key, Memo};
 use crate::pool::Fifo;
 use crate::region::Reach;
 use crate::task::{Kind, Line, Task};
@@ -37,6 +41,13 @@ pub(crate) struct Engine {
     queue: Arc<Queue>,
     clock: Mutex<Option<Arc<Clock>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Tools of whoever submits a small copy. None: everything goes through the queue.
+    inline: Mutex<Option<Inline>>,
+}
+
+struct Inline {
+    worker: Worker,
+    bytes_max: usize,
 }
 
 struct Queue {
@@ -80,7 +91,14 @@ impl Engine {
     pub(crate) fn new(name: &'static str, width: u32, reorder: bool, seed: u64) -> Engine {
         let inner = Mutex::new(Waiting { tasks: Fifo::new(), sleepers: 0, is_closing: false });
         let queue = Queue { inner, ready: Condvar::new(), shuffle: reorder.then(|| Chance::new(seed)) };
-        Engine { name, width, queue: Arc::new(queue), clock: Mutex::new(None), threads: Mutex::new(Vec::new()) }
+        Engine {
+            name,
+            width,
+            queue: Arc::new(queue),
+            clock: Mutex::new(None),
+            threads: Mutex::new(Vec::new()),
+            inline: Mutex::new(None),
+        }
     }
 
     /// Starts the threads if they do not run yet.
@@ -90,21 +108,29 @@ impl Engine {
         if threads.is_empty() {
             *clock = Clock::new(config);
         }
+        let is_compress = self.name == "compress";
+        let memo = if is_compress && threads.is_empty() { Memo::new(config.remember) } else { None };
         while threads.len() < self.width as usize {
             let queue = Arc::clone(&self.queue);
             let clock = clock.clone();
-            let worker = Worker::new(self.name == "compress", config);
+            let worker = Worker::new(is_compress, config, memo.clone());
             let thread = thread::Builder::new().name(format!("{}-{}", self.name, threads.len()));
             let thread = thread
                 .spawn(move || work(&queue, worker, clock.as_deref()))
                 .map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?;
             threads.push(thread);
         }
+        let bytes_max = config.inline_bytes_max();
+        if self.name == "dma" && bytes_max > 0 {
+            let mut inline = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
+            inline.get_or_insert_with(|| Inline { worker: Worker::new(false, config, None), bytes_max });
+        }
         Ok(())
     }
 
-    /// Queues tasks, in order.
+    /// Makes small copies at once and queues the other tasks, in order.
     pub(crate) fn take_in(&self, tasks: Fifo) {
+        let tasks = self.run_inline(tasks);
         let count = tasks.len();
         let sleepers = {
             let mut waiting = self.queue.lock();
@@ -116,6 +142,28 @@ impl Engine {
             1 => self.queue.ready.notify_one(),
             _ => self.queue.ready.notify_all(),
         }
+    }
+}
+
+impl Engine {
+    /// Gives back what is not to be done here.
+    fn run_inline(&self, mut tasks: Fifo) -> Fifo {
+        // Taken by another thread that submits: the engine's own threads are there, too.
+        let Ok(mut inline) = self.inline.try_lock() else { return tasks };
+        let Some(Inline { worker, bytes_max }) = &mut *inline else { return tasks };
+        let mut queued = Fifo::new();
+        while let Some(task) = tasks.pop() {
+            // SAFETY: a submitted task that is in no queue, so the job is this thread's until `finish`.
+            let job = unsafe { task.job() };
+            if job.lists().0.iter().map(|source| source.len).sum::<usize>() > *bytes_max {
+                queued.push(task);
+            } else {
+                let _guard = AbortOnPanic;
+                run(worker, task);
+                finish(task);
+            }
+        }
+        queued
     }
 }
 
@@ -146,24 +194,33 @@ fn work(queue: &Queue, mut worker: Worker, clock: Option<&Clock>) {
     let _guard = AbortOnPanic;
     while let Some(task) = queue.next() {
         let taken = Instant::now();
-        // SAFETY: the task came out of the queue, so the job is this thread's until `post`.
-        let job = unsafe { task.job() };
-        let done = worker.run(task.kind, job, &task.line);
-        job.unload();
-        job.outcome = done.map(|made| made.bytes);
-        job.sums = done.map_or(Sums::default(), |made| made.sums);
-        if job.outcome.is_err() {
-            // Read by tasks that start later; those already running finish.
-            task.line.broken.store(true, Ordering::Release);
+        let made = run(&mut worker, task);
+        match (clock, made) {
+            (Some(clock), Some(bytes)) => clock.complete(task, taken, bytes),
+            _ => finish(task),
         }
-        if let (Some(clock), Ok(made)) = (clock, done) {
-            clock.complete(task, taken, made.bytes);
-            continue;
-        }
-        // After `post` the application may free the task and all that hangs on it.
-        let port = Arc::clone(&task.line.port);
-        port.post(task);
     }
+}
+
+/// Does a task that is in no queue any more; how many bytes it made, or None if it failed.
+fn run(worker: &mut Worker, task: Handle<Task>) -> Option<usize> {
+    // SAFETY: the task came out of a queue, so the job is this thread's until `finish`.
+    let job = unsafe { task.job() };
+    let done = worker.run(task.kind, job, &task.line);
+    job.unload();
+    job.outcome = done.map(|made| made.bytes);
+    job.sums = done.map_or(Sums::default(), |made| made.sums);
+    if job.outcome.is_err() {
+        // Read by tasks that start later; those already running finish.
+        task.line.broken.store(true, Ordering::Release);
+    }
+    job.outcome.ok()
+}
+
+/// After this the application may free the task and all that hangs on it.
+fn finish(task: Handle<Task>) {
+    let port = Arc::clone(&task.line.port);
+    port.post(task);
 }
 
 /// What a task came to.
@@ -176,6 +233,7 @@ struct Made {
 /// One engine thread's tools.
 struct Worker {
     codec: Option<Codec>,
+    memo: Option<Arc<Memo>>,
     copier: Copier,
     sources: Vec<Piece>,
     destinations: Vec<Piece>,
@@ -189,12 +247,13 @@ struct Worker {
 unsafe impl Send for Worker {}
 
 impl Worker {
-    fn new(is_compress: bool, config: &Config) -> Worker {
+    fn new(is_compress: bool, config: &Config, memo: Option<Arc<Memo>>) -> Worker {
         let room = |kind: Kind| buf_bytes_max(config, kind).unwrap_or(0) as usize;
         let deflates = room(Kind::Deflate) > 0;
         let staging = if is_compress { room(Kind::Inflate) } else { room(Kind::Memcpy) };
         Worker {
             codec: is_compress.then(|| Codec::new(deflates)),
+            memo,
             copier: Copier::new(),
             sources: Vec::with_capacity(LIST_MAX as usize),
             destinations: Vec::with_capacity(LIST_MAX as usize),
@@ -248,7 +307,7 @@ impl Worker {
     }
 
     fn transform(&mut self, kind: Kind, job: &Job) -> Result<Made, Fault> {
-        let Worker { codec, copier, sources, destinations, input, output } = self;
+        let Worker { codec, memo, copier, sources, destinations, input, output } = self;
         let codec = codec.as_mut().ok_or(Fault::DOCA_ERROR_UNEXPECTED)?;
         let overlap = sources.iter().any(|s| destinations.iter().any(|d| s.overlaps(d)));
 
@@ -280,25 +339,22 @@ impl Worker {
             None => output.get_mut(..room).ok_or(Fault::DOCA_ERROR_TOO_BIG)?,
         };
 
-        let produced = match kind {
-            Kind::Inflate => codec.inflate(source, made),
-            Kind::Deflate => codec.deflate(source, made),
-            Kind::Lz4Block => codec::lz4_block(source, made),
-            Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
-            Kind::Memcpy | Kind::MessageSend | Kind::DataSend | Kind::PostReceive => Err(Unusable),
+        let key = memo
+            .as_ref()
+            .filter(|_| kind != Kind::Deflate)
+            .map(|memo| (memo, Key::of(kind, [job.has_block_checksum, job.are_blocks_independent], source)));
+        let recalled = key.as_ref().and_then(|(memo, key)| memo.recall(key, made));
+        let (produced, sums) = match recalled {
+            Some(recalled) if job.fate.corrupt.is_none() => recalled,
+            _ => {
+                let (produced, sums) = decode(codec, kind, job, source, made)?;
+                if let (Some((memo, key)), None) = (key, job.fate.corrupt) {
+                    memo.remember(key, &made[..produced], sums);
+                }
+                (produced, sums)
+            }
         };
-        let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
         let made = &mut made[..produced];
-        if let (Some(bit), false) = (job.fate.corrupt, made.is_empty()) {
-            let bit = (bit % (made.len() as u64 * 8)) as usize;
-            made[bit / 8] ^= 1 << (bit % 8);
-        }
-        let plain: &[u8] = if kind == Kind::Deflate { source } else { made };
-        let second = match kind {
-            Kind::Inflate | Kind::Deflate => codec::adler32(plain),
-            _ => codec::xxh32(plain).swap_bytes(),
-        };
-        let sums = Sums { crc: crc32fast::hash(plain), second };
         if !is_direct {
             let made = [Piece::here(made)];
             // SAFETY: `run` keeps the pieces reachable. `made` lives in `output`, so there is no bounce area, and none
@@ -307,6 +363,29 @@ impl Worker {
         }
         Ok(Made { bytes: produced, sums })
     }
+}
+
+/// Makes one output, with its checksums; chance may flip a bit of it first.
+fn decode(codec: &mut Codec, kind: Kind, job: &Job, source: &[u8], made: &mut [u8]) -> Result<(usize, Sums), Fault> {
+    let produced = match kind {
+        Kind::Inflate => codec.inflate(source, made),
+        Kind::Deflate => codec.deflate(source, made),
+        Kind::Lz4Block => codec::lz4_block(source, made),
+        Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
+        Kind::Memcpy | Kind::MessageSend | Kind::DataSend | Kind::PostReceive => Err(Unusable),
+    };
+    let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
+    let made = &mut made[..produced];
+    if let (Some(bit), false) = (job.fate.corrupt, made.is_empty()) {
+        let bit = (bit % (made.len() as u64 * 8)) as usize;
+        made[bit / 8] ^= 1 << (bit % 8);
+    }
+    let plain: &[u8] = if kind == Kind::Deflate { source } else { made };
+    let second = match kind {
+        Kind::Inflate | Kind::Deflate => codec::adler32(plain),
+        _ => codec::xxh32(plain).swap_bytes(),
+    };
+    Ok((produced, Sums { crc: crc32fast::hash(plain), second }))
 }
 
 /// Debug mode: fills a destination of this process's memory, whose bytes nobody has a right to expect anything of.

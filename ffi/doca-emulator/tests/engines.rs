@@ -373,6 +373,29 @@ fn dma_copies_between_lists_of_different_cuts() {
 }
 
 #[test]
+fn a_small_copy_is_made_by_submit_and_told_by_progress() {
+    let bench = dma_bench("quiet=1,inline_bytes=64");
+    for len in [64, 65] {
+        let bytes = sample(len, 5);
+        let from = Memory::new(&bench.device, &bytes);
+        let into = Memory::zeroed(&bench.device, len);
+        let (src, dst) = (bench.list(&from, &[len], true), bench.list(&into, &[len], false));
+        let task = bench.context.memcpy(9, src, dst).expect("a task");
+        ok(unsafe { doca_task_submit(task) });
+        if len == 64 {
+            assert_eq!(into.bytes(), bytes, "made by submit");
+        }
+        assert_eq!((bench.context.completed(), bench.context.inflight(), room_used(dst)), (0, 1, 0));
+        bench.engine.progress_until(|| bench.context.completed() == 1);
+        assert_eq!((room_used(dst), into.bytes() == bytes), (len, true));
+        unsafe { doca_task_free(task) };
+        bench.context.completions();
+        give_back(src);
+        give_back(dst);
+    }
+}
+
+#[test]
 fn dma_appends_behind_the_destinations_data() {
     let bench = dma_bench("");
     let source = Memory::new(&bench.device, b"world");
@@ -482,5 +505,31 @@ fn a_deep_queue_on_four_threads_mixes_up_nothing() {
         for (block, target) in blocks.iter().zip(&targets) {
             assert!(target.bytes() == *block);
         }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
+fn a_remembering_engine_gives_the_same_bytes_and_sums_says_so_and_believes_no_other_source() {
+    let bench = compress_bench("remember=1000000");
+    let version = unsafe { std::ffi::CStr::from_ptr(doca_version_runtime()) };
+    assert_eq!(version.to_str(), Ok("3.0.0-remembering-emulator"));
+    let plain = sample(BLOCK, 1);
+    let mut packed = deflated(&plain);
+    let source = Memory::new(&bench.device, &packed);
+    for _ in 0..3 {
+        let into = Memory::zeroed(&bench.device, BLOCK);
+        assert_eq!(bench.inflate(&source, &[source.len], &into, &[BLOCK]), Ok(BLOCK));
+        assert_eq!(into.bytes(), plain);
+    }
+    let into = Memory::zeroed(&bench.device, BLOCK);
+    bench.inflate(&source, &[source.len], &into, &[BLOCK - 1]).expect_err("known, and one byte short all the same");
+    // A damaged source is never taken for the good one, wherever the damage is.
+    for at in [0, packed.len() / 2, packed.len() - 1] {
+        packed[at] ^= 0xff;
+        let damaged = Memory::new(&bench.device, &packed);
+        let made = bench.inflate(&damaged, &[damaged.len], &into, &[BLOCK]);
+        assert!(made.is_err() || into.bytes() != plain, "byte {at}");
+        packed[at] ^= 0xff;
     }
 }

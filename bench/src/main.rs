@@ -1,0 +1,23 @@
+//! `bench DIR NAME...`: makes `summary.md`, `results.json` and the plots of the reports `DIR/NAME.json`, in this order.
+//! Exit code 1 if one of them is missing.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use bench::page::{self, Outcome};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [directory, names @ ..] = arguments.as_slice() else {
+        eprintln!("usage: bench DIR NAME...   (scripts/bench.sh calls it)");
+        return ExitCode::from(2);
+    };
+    let directory = Path::new(directory);
+    let outcomes: Vec<_> = names.iter().map(|name| Outcome::read(directory, name)).collect();
+    if let Err(error) = page::write(&outcomes, "", directory) {
+        eprintln!("bench: {}: {error}", directory.display());
+        return ExitCode::FAILURE;
+    }
+    let failed = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed { .. }));
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,273 @@
+//! Draws a [`Plot`] as one SVG, in colours that read on white and on black.
+
+use std::fmt::Write as _;
+
+use crate::{Plot, PlotKind};
+
+const WIDTH: f64 = 760.0;
+const LEFT: f64 = 72.0;
+const RIGHT: f64 = 20.0;
+const TITLE: f64 = 34.0;
+const LEGEND_LINE: f64 = 18.0;
+const DRAWING: f64 = 300.0;
+const BOTTOM: f64 = 58.0;
+/// About as many marks on an axis.
+const TICKS: f64 = 6.0;
+/// Share of a group's width that its bars take.
+const BARS: f64 = 0.8;
+/// Of equal lightness, told apart also without colour vision.
+const COLOURS: [&str; 8] = ["#3b82c4", "#d9822b", "#3f9b6b", "#b0568f", "#8a7a2f", "#6b6ecf", "#c2514b", "#5f8f9b"];
+const STYLE: &str = "text{font:12px sans-serif;fill:#333}.t{font-size:15px;font-weight:600}.g{stroke:#8884;stroke-width:1}\
+.a{stroke:#888;stroke-width:1}polyline{fill:none;stroke-width:2}@media(prefers-color-scheme:dark){text{fill:#ddd}}";
+
+/// A number line: from values to pixels.
+struct Axis {
+    low: f64,
+    high: f64,
+    log: bool,
+    from: f64,
+    to: f64,
+}
+
+impl Axis {
+    fn at(&self, value: f64) -> f64 {
+        let place = |value: f64| if self.log { value.max(f64::MIN_POSITIVE).log10() } else { value };
+        let share = (place(value) - place(self.low)) / (place(self.high) - place(self.low));
+        self.from + share.clamp(0.0, 1.0) * (self.to - self.from)
+    }
+
+    fn ticks(&self) -> Vec<f64> {
+        if self.log {
+            let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
+            let few = decades.clone().count() > 3;
+            let steps: &[f64] = if few { &[1.0] } else { &[1.0, 2.0, 5.0] };
+            let all = decades.flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
+            return all.filter(|tick| (self.low..=self.high).contains(tick)).collect();
+        }
+        let step = step(self.high - self.low);
+        let first = (self.low / step).ceil() as i64;
+        let last = (self.high / step + 1e-9).floor() as i64;
+        (first..=last).map(|index| index as f64 * step).collect()
+    }
+}
+
+/// 1, 2 or 5 times a power of ten that divides `range` into about [`TICKS`] parts.
+fn step(range: f64) -> f64 {
+    let rough = range / TICKS;
+    let decade = 10f64.powf(rough.log10().floor());
+    [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * decade).find(|step| *step >= rough).unwrap_or(rough)
+}
+
+/// The axis of these values: from 0 up to a round number, or of whole decades' parts where it is logarithmic.
+fn axis(values: impl Iterator<Item = f64>, log: bool, zero: bool, from: f64, to: f64) -> Axis {
+    let usable = |value: &f64| value.is_finite() && (!log || *value > 0.0);
+    let (low, high) =
+        values.filter(usable).fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), value| (l.min(value), h.max(value)));
+    let (low, high) = if low > high { (if log { 1.0 } else { 0.0 }, 10.0) } else { (low, high) };
+    if log {
+        let low = if zero { 10f64.powf(low.log10().floor()) } else { low };
+        return Axis { low, high: if high > low { high } else { low * 10.0 }, log, from, to };
+    }
+    let low = if zero { low.min(0.0) } else { low };
+    let high = if high > low { high } else { low + 1.0 };
+    let step = step(high - low);
+    let high = if zero { (high / step).ceil() * step } else { high };
+    Axis { low, high, log, from, to }
+}
+
+/// Short, without trailing zeros.
+fn label(value: f64) -> String {
+    let magnitude = value.abs();
+    if magnitude >= 10_000.0 {
+        return format!("{:.0}k", value / 1000.0);
+    }
+    let text = format!("{value:.*}", if magnitude >= 10.0 || value == 0.0 { 0 } else { 3 });
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+/// The plot as a document of its own.
+pub fn draw(plot: &Plot) -> String {
+    let lines = legend(plot);
+    let top = TITLE + lines.len() as f64 * LEGEND_LINE;
+    let bottom = top + DRAWING;
+    let height = bottom + BOTTOM;
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
+         <title>{0}</title>\n<style>{STYLE}</style>\n<text class=\"t\" x=\"{LEFT}\" y=\"22\">{0}</text>\n",
+        escape(&plot.title)
+    );
+    lines.iter().for_each(|line| out.push_str(line));
+    let values =
+        |side: fn(&(f64, f64)) -> f64| plot.series.iter().flat_map(move |series| series.points.iter().map(side));
+    let y = axis(values(|point| point.1), plot.log_y, true, bottom, top + 8.0);
+    for tick in y.ticks() {
+        let at = y.at(tick);
+        let _ = writeln!(
+            out,
+            "<line class=\"g\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
+            WIDTH - RIGHT,
+            LEFT - 6.0,
+            at + 4.0,
+            label(tick)
+        );
+    }
+    match plot.kind {
+        PlotKind::Lines => {
+            let x = axis(values(|point| point.0), plot.log_x, false, LEFT, WIDTH - RIGHT - 8.0);
+            draw_lines(plot, &x, &y, &mut out);
+        }
+        PlotKind::Bars => draw_bars(plot, &y, &mut out),
+    }
+    let (middle, side) = (f64::midpoint(LEFT, WIDTH - RIGHT), f64::midpoint(top, bottom));
+    let _ = write!(
+        out,
+        "<line class=\"a\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\n\
+         <text text-anchor=\"middle\" x=\"{middle}\" y=\"{}\">{}</text>\n\
+         <text text-anchor=\"middle\" transform=\"translate(16 {side}) rotate(-90)\">{}</text>\n</svg>\n",
+        WIDTH - RIGHT,
+        height - 12.0,
+        escape(&plot.x),
+        escape(&plot.y)
+    );
+    out
+}
+
+/// Names of the series, with as many to a line as fit.
+fn legend(plot: &Plot) -> Vec<String> {
+    let (mut lines, mut x) = (Vec::new(), f64::INFINITY);
+    for (index, series) in plot.series.iter().enumerate() {
+        let width = 26.0 + series.name.chars().count() as f64 * 7.0;
+        if x + width > WIDTH - RIGHT {
+            lines.push(String::new());
+            x = LEFT;
+        }
+        let y = TITLE + (lines.len() - 1) as f64 * LEGEND_LINE;
+        let line = lines.last_mut().expect("one was pushed");
+        let _ = writeln!(
+            line,
+            "<rect x=\"{x:.0}\" y=\"{y:.0}\" width=\"12\" height=\"12\" rx=\"2\" fill=\"{}\"/><text x=\"{:.0}\" y=\"{:.0}\">{}</text>",
+            COLOURS[index % COLOURS.len()],
+            x + 17.0,
+            y + 11.0,
+            escape(&series.name)
+        );
+        x += width;
+    }
+    lines
+}
+
+fn draw_lines(plot: &Plot, x: &Axis, y: &Axis, out: &mut String) {
+    for tick in x.ticks() {
+        let _ = writeln!(
+            out,
+            "<text text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            x.at(tick),
+            y.from + 18.0,
+            label(tick)
+        );
+    }
+    for (index, series) in plot.series.iter().enumerate() {
+        let colour = COLOURS[index % COLOURS.len()];
+        let points: Vec<_> = series.points.iter().map(|point| (x.at(point.0), y.at(point.1))).collect();
+        let joined: Vec<_> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let _ = writeln!(out, "<polyline stroke=\"{colour}\" points=\"{}\"/>", joined.join(" "));
+        if points.len() <= 40 {
+            for (x, y) in points {
+                let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>");
+            }
+        }
+    }
+}
+
+fn draw_bars(plot: &Plot, y: &Axis, out: &mut String) {
+    let labels = plot.series.first().map_or(&[][..], |series| &series.labels);
+    let furthest = plot.series.iter().flat_map(|series| &series.points).map(|point| point.0 as usize + 1).max();
+    let groups = labels.len().max(furthest.unwrap_or(0)).max(1);
+    let group = (WIDTH - LEFT - RIGHT) / groups as f64;
+    let bar = group * BARS / plot.series.len().max(1) as f64;
+    let foot = y.at(if y.log { y.low } else { 0.0 });
+    for (index, series) in plot.series.iter().enumerate() {
+        for &(place, value) in &series.points {
+            let x = LEFT + place * group + group * (1.0 - BARS) / 2.0 + index as f64 * bar;
+            let end = y.at(value);
+            let (top, height) = (end.min(foot), (end - foot).abs());
+            let _ = writeln!(
+                out,
+                "<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"{}\"><title>{}: {}</title></rect>",
+                (bar - 1.0).max(1.0),
+                COLOURS[index % COLOURS.len()],
+                escape(&series.name),
+                label(value)
+            );
+        }
+    }
+    let slanted = labels.iter().any(|label| label.chars().count() as f64 * 7.0 > group);
+    for (index, text) in labels.iter().enumerate() {
+        let (x, y) = (LEFT + (index as f64 + 0.5) * group, y.from + 16.0);
+        let turn = if slanted { " rotate(-20)" } else { "" };
+        let anchor = if slanted { "end" } else { "middle" };
+        let _ = writeln!(
+            out,
+            "<text text-anchor=\"{anchor}\" transform=\"translate({x:.1} {y:.1}){turn}\">{}</text>",
+            escape(text)
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Axis, axis, draw, label};
+    use crate::{Plot, PlotKind, Series};
+
+    fn plot(kind: PlotKind) -> Plot {
+        let series = |name: &str, points: &[(f64, f64)]| Series {
+            name: name.into(),
+            points: points.to_vec(),
+            labels: vec!["1 Gbit/s".into(), "10 <Gbit/s>".into()],
+        };
+        Plot {
+            name: "p".into(),
+            title: "A & B".into(),
+            x: "x".into(),
+            y: "MB/s".into(),
+            log_x: false,
+            log_y: false,
+            kind,
+            series: vec![series("ours", &[(0.0, 3.0), (1.0, 9.0)]), series("theirs", &[(0.0, 1.0), (1.0, 2.0)])],
+        }
+    }
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        let linear = Axis { low: 0.0, high: 9.3, log: false, from: 0.0, to: 1.0 };
+        assert_eq!(linear.ticks(), [0.0, 2.0, 4.0, 6.0, 8.0]);
+        let log = Axis { low: 0.5, high: 40.0, log: true, from: 0.0, to: 1.0 };
+        assert_eq!(log.ticks(), [1.0, 10.0], "only decades where there are many");
+    }
+
+    #[test]
+    fn a_higher_value_is_drawn_higher_and_all_values_inside() {
+        let y = axis([3.0, 9.0].into_iter(), false, true, 300.0, 0.0);
+        assert!(y.at(9.0) < y.at(3.0) && y.at(9.0) >= 0.0 && y.at(0.0) == 300.0);
+        let nothing = axis(std::iter::empty(), true, true, 0.0, 1.0);
+        assert!(nothing.at(f64::NAN).is_finite() || nothing.low < nothing.high);
+    }
+
+    #[test]
+    fn every_point_is_drawn_and_text_is_escaped() {
+        let bars = draw(&plot(PlotKind::Bars));
+        assert_eq!(bars.matches("</title></rect>").count(), 4);
+        assert!(bars.contains("A &amp; B") && bars.contains("10 &lt;Gbit/s&gt;"));
+        let lines = draw(&plot(PlotKind::Lines));
+        assert_eq!((lines.matches("<polyline").count(), lines.matches("<circle").count()), (2, 4));
+    }
+
+    #[test]
+    fn labels_are_short() {
+        assert_eq!([0.0, 0.25, 2.0, 150.0, 20_000.0].map(label), ["0", "0.25", "2", "150", "20k"]);
+    }
+}

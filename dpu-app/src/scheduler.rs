@@ -1,0 +1,387 @@
+//! The decisions: blocks become jobs, answers become next stages, chunks end. Generic over the [`World`], so that the data
+//! plane and the simulator run the same code.
+//!
+//! A failure stops a whole context (DOCA), so whatever fails is submitted again; who fails alone is to blame
+//! (probation.rs). A block that the inflate engine cannot take alone is judged by software: if that can inflate it, the
+//! block goes on and the engine was wrong; if not, the stored bytes are proven bad. Host memory that the DMA engine
+//! cannot reach alone belongs to a host that is gone: its session ends.
+
+use block::Codec;
+
+use crate::counters::add;
+use crate::flow::{Direction, Phase};
+use crate::job::{Done, Failure, Job, Restored, Seat};
+use crate::pipeline::{Inflated, Launch, Unreached, World};
+use crate::probation::{BLAMES_MAX, UNREACHABLE_MIN};
+use crate::slot::{SlotState, Ticket};
+
+/// See the module's head. Implemented for every [`World`].
+pub trait Scheduler: World {
+    /// Starts what can start; `true` if anything did.
+    fn schedule(&mut self) -> bool {
+        let mut busy = false;
+        for session in self.pipeline().sessions_in_turn() {
+            busy |= self.start_chunks(session);
+        }
+        busy |= self.give_slots(Direction::Fetch);
+        busy |= self.give_slots(Direction::Store);
+        busy |= self.submit();
+        busy
+    }
+
+    /// Gives free slots to the oldest chunks of a direction.
+    fn give_slots(&mut self, direction: Direction) -> bool {
+        let mut busy = false;
+        for place in 0..self.pipeline().order.len() {
+            let seat = self.pipeline().order[place];
+            while self.pipeline().slots.free() > 0 {
+                if direction == Direction::Store && self.pipeline().stores_are_full() {
+                    return busy;
+                }
+                let flow = self.pipeline().flow(seat);
+                if flow.direction != direction || !flow.wants_slot() {
+                    break;
+                }
+                let block = flow.next;
+                flow.next += 1;
+                busy = true;
+                if direction == Direction::Fetch && flow.is_clipped(block) {
+                    flow.done += 1;
+                    self.nudge(seat);
+                    // The seat may have gone to its end, and `order` with it only at its answer.
+                    break;
+                }
+                flow.in_flight += 1;
+                self.start_block(direction, seat, block);
+            }
+        }
+        busy
+    }
+
+    /// First stage of a block. A slot is free.
+    fn start_block(&mut self, direction: Direction, seat: Seat, block: u16) {
+        let pipeline = self.pipeline();
+        match direction {
+            Direction::Fetch => {
+                let slot = pipeline.slots.take(seat, block, SlotState::Fetching).expect("one is free");
+                self.give(Job::Read { slot, seat, block });
+            }
+            Direction::Store => {
+                let slot = pipeline.slots.take(seat, block, SlotState::Gathering).expect("one is free");
+                pipeline.slots.at(slot).from = Restored::Tile;
+                pipeline.to_transfer.push_back(slot).expect("a place per slot");
+            }
+        }
+    }
+
+    /// Gives the engines what waits for them; `true` if anything was submitted.
+    fn submit(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(&slot) = self.pipeline().to_inflate.front() {
+            let by_engine = self.engine_takes(slot);
+            if by_engine && !self.inflate_has_room() {
+                break;
+            }
+            self.pipeline().to_inflate.pop_front();
+            busy = true;
+            if self.abandoned(slot) {
+                continue;
+            }
+            if !by_engine {
+                self.give(Job::Inflate { slot });
+            } else if !self.submit_inflate(slot) {
+                break;
+            }
+        }
+        while self.transfer_has_room() {
+            let Some(slot) = self.pipeline().to_transfer.pop_front() else { break };
+            busy = true;
+            if !self.abandoned(slot) && !self.submit_transfer(slot) {
+                break;
+            }
+        }
+        busy
+    }
+
+    /// Whether the engine is the one to inflate this block: it can, and is not in doubt.
+    fn engine_takes(&mut self, slot: Ticket) -> bool {
+        let pipeline = self.pipeline();
+        let work = pipeline.slots.at(slot);
+        let knows = |lz4| match work.facts.codec {
+            Codec::Deflate => true,
+            Codec::Lz4 => lz4,
+            Codec::Raw => false,
+        };
+        work.blames < BLAMES_MAX && pipeline.inflater.is_some_and(|inflater| knows(inflater.lz4))
+    }
+
+    /// `false`: no room, the ticket waits in front.
+    fn submit_inflate(&mut self, slot: Ticket) -> bool {
+        let launch = self.inflate(slot);
+        if launch == Launch::Started {
+            return true;
+        }
+        if launch != Launch::NoRoom {
+            // The engine will not take it: let software decide.
+            self.pipeline().slots.at(slot).blames = BLAMES_MAX;
+        }
+        self.pipeline().to_inflate.push_front(slot).expect("just popped");
+        launch != Launch::NoRoom
+    }
+
+    /// `false`: no room, the ticket waits in front.
+    fn submit_transfer(&mut self, slot: Ticket) -> bool {
+        match self.transfer(slot) {
+            Launch::Started => {}
+            Launch::Nothing => self.block_done(slot),
+            Launch::Failed(failure) => self.block_failed(slot, failure),
+            Launch::NoRoom => {
+                self.pipeline().to_transfer.push_front(slot).expect("just popped");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A worker's answer. Those about look-ups and prefixes concern no chunk and do not come here.
+    fn answered(&mut self, done: Done) {
+        match done {
+            Done::Looked { .. } | Done::Touched { .. } => unreachable!("{done:?} is for the session"),
+            Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
+                let flow = self.pipeline().flow(seat);
+                (flow.plan, flow.blocks) = (plan, blocks);
+                flow.become_phase(Phase::Flowing);
+                self.nudge(seat);
+            }
+            Done::Began { seat, started: Ok(true) } => {
+                self.pipeline().flow(seat).become_phase(Phase::Flowing);
+                self.nudge(seat);
+            }
+            Done::Began { seat, started: Ok(false) } => {
+                add(&self.counters().chunks_known, 1);
+                self.leave(seat, Ok(()));
+            }
+            Done::Opened { seat, blocks: Err(failure) } | Done::Began { seat, started: Err(failure) } => {
+                self.leave(seat, Err(failure));
+            }
+            Done::Read { slot, facts: Ok(facts) } => {
+                self.pipeline().slots.at(slot).facts = facts;
+                if self.abandoned(slot) {
+                    return;
+                }
+                match facts.codec {
+                    Codec::Raw => self.dequantize(slot, true, true),
+                    Codec::Deflate | Codec::Lz4 => self.queue_inflate(slot),
+                }
+            }
+            Done::Inflated { slot, result: Ok(()) } => {
+                add(&self.counters().blocks_in_software, 1);
+                self.dequantize(slot, false, false);
+            }
+            Done::Restored { slot, from: Err(Failure::Corrupt) } if self.engine_takes(slot) => {
+                // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
+                if !self.abandoned(slot) {
+                    self.pipeline().slots.at(slot).blames = BLAMES_MAX;
+                    self.queue_inflate(slot);
+                }
+            }
+            Done::Restored { slot, from: Ok(from) } => {
+                self.pipeline().slots.at(slot).from = from;
+                if !self.abandoned(slot) {
+                    let pipeline = self.pipeline();
+                    pipeline.slots.set(slot, SlotState::Writing);
+                    pipeline.to_transfer.push_back(slot).expect("a place per slot");
+                }
+            }
+            Done::Encoded { slot, wire_bytes: Ok(bytes) } => {
+                let pipeline = self.pipeline();
+                let seat = pipeline.slots.at(slot).seat;
+                pipeline.flow(seat).wire_bytes += u64::from(bytes);
+                self.block_done(slot);
+            }
+            Done::Read { slot, facts: Err(failure) }
+            | Done::Inflated { slot, result: Err(failure) }
+            | Done::Restored { slot, from: Err(failure) }
+            | Done::Encoded { slot, wire_bytes: Err(failure) } => self.block_failed(slot, failure),
+            Done::Committed { seat, result } => {
+                if result.is_ok() {
+                    add(&self.counters().chunks_stored, 1);
+                }
+                self.leave(seat, result);
+            }
+            Done::Aborted { seat } => {
+                let failure = self.pipeline().flow(seat).failure.unwrap_or(Failure::Gone);
+                self.leave(seat, Err(failure));
+            }
+            Done::Closed { seat } => {
+                let failure = self.pipeline().flow(seat).failure;
+                self.leave(seat, failure.map_or(Ok(()), Err));
+            }
+        }
+    }
+
+    fn queue_inflate(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        pipeline.slots.set(slot, SlotState::Inflating);
+        pipeline.to_inflate.push_back(slot).expect("a place per slot");
+    }
+
+    /// An operation of the inflate engine ended, and the slot has its memory back.
+    fn inflated(&mut self, slot: Ticket, outcome: Inflated) {
+        match outcome {
+            Inflated::Right => {
+                let check = !self.pipeline().inflater.is_some_and(|inflater| inflater.crc_trusted);
+                return self.dequantize(slot, false, check);
+            }
+            // Wrong bytes, of the store or of the engine: software decides.
+            Inflated::Wrong => self.pipeline().slots.at(slot).blames = BLAMES_MAX,
+            Inflated::Failed { to_blame } => {
+                self.pipeline().slots.at(slot).blames += u8::from(to_blame);
+                add(&self.counters().blocks_resubmitted, 1);
+            }
+        }
+        self.pipeline().to_inflate.push_front(slot).expect("a place per slot");
+    }
+
+    /// Next stage of a block whose codes are there (or whose payload is the codes).
+    fn dequantize(&mut self, slot: Ticket, from_wire: bool, check: bool) {
+        if self.abandoned(slot) {
+            return;
+        }
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        let order = pipeline.flow(seat).order;
+        pipeline.slots.set(slot, SlotState::Restoring);
+        self.give(Job::Restore { slot, order, from_wire, check });
+    }
+
+    /// An operation of the DMA engine ended, and the slot has its memory back.
+    fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
+        let work = self.pipeline().slots.at(slot);
+        match outcome {
+            Ok(()) if work.state == SlotState::Gathering => {
+                let (seat, block) = (work.seat, work.block);
+                if !self.abandoned(slot) {
+                    self.pipeline().slots.set(slot, SlotState::Encoding);
+                    self.give(Job::Encode { slot, seat, block });
+                }
+            }
+            Ok(()) => self.block_done(slot),
+            Err(Unreached { error, to_blame }) => {
+                work.blames += u8::from(to_blame);
+                let (seat, blames) = (work.seat, work.blames);
+                if blames < UNREACHABLE_MIN {
+                    add(&self.counters().blocks_resubmitted, 1);
+                    self.pipeline().to_transfer.push_front(slot).expect("a place per slot");
+                    return;
+                }
+                let session = self.pipeline().flow(seat).session;
+                self.block_failed(slot, Failure::Device(error));
+                self.unreachable(session, error);
+            }
+        }
+    }
+
+    /// A block whose chunk has failed meanwhile gives its slot back instead of going on.
+    fn abandoned(&mut self, slot: Ticket) -> bool {
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        let failed = pipeline.flow(seat).failure.is_some();
+        if failed {
+            self.release(slot);
+        }
+        failed
+    }
+
+    /// A block has gone all its way.
+    fn block_done(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        let work = *pipeline.slots.at(slot);
+        let flow = pipeline.flow(work.seat);
+        flow.done += 1;
+        if flow.direction == Direction::Fetch {
+            flow.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
+        }
+        self.release(slot);
+    }
+
+    /// A block cannot go on; its chunk ends when its neighbours have left their slots.
+    fn block_failed(&mut self, slot: Ticket, failure: Failure) {
+        if failure == Failure::Corrupt {
+            add(&self.counters().blocks_corrupt, 1);
+        }
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        pipeline.flow(seat).failure.get_or_insert(failure);
+        self.release(slot);
+    }
+
+    fn release(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        pipeline.slots.set(slot, SlotState::Free);
+        pipeline.flow(seat).in_flight -= 1;
+        self.nudge(seat);
+    }
+
+    /// Ends a chunk that has nothing left to do.
+    fn nudge(&mut self, seat: Seat) {
+        let flow = self.pipeline().flow(seat);
+        if !flow.drained() {
+            return;
+        }
+        flow.become_phase(Phase::Closing);
+        match (flow.direction, flow.failure) {
+            (Direction::Fetch, failure) => {
+                let corrupt = failure == Some(Failure::Corrupt);
+                self.give(Job::Close { seat, corrupt });
+                // The data is in place: no need to wait for the seat. A host that is told of a bad chunk may store it
+                // again at once: by then it must have left the store.
+                if !corrupt {
+                    self.conclude(seat, failure.map_or(Ok(()), Err));
+                }
+            }
+            (Direction::Store, None) => self.give(Job::Commit { seat }),
+            (Direction::Store, Some(_)) => self.give(Job::Abort { seat }),
+        }
+    }
+
+    /// Tells the request, once, how its chunk ended.
+    fn conclude(&mut self, seat: Seat, result: Result<(), Failure>) {
+        if !std::mem::replace(&mut self.pipeline().flow(seat).concluded, true) {
+            self.concluded(seat, result);
+        }
+    }
+
+    /// A chunk is over, for its request and for the store.
+    fn leave(&mut self, seat: Seat, result: Result<(), Failure>) {
+        self.conclude(seat, result);
+        self.pipeline().vacate(seat);
+    }
+
+    /// Chunks of a request from `limit` on are of no use any more.
+    fn abort_from(&mut self, session: usize, request: usize, limit: u32, failure: Failure) {
+        for place in 0..self.pipeline().flows.len() {
+            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
+            let concerned = flow.session == session && flow.request == request && !flow.concluded;
+            if concerned && flow.index >= limit && flow.failure.is_none() {
+                // Not proven to be bad itself.
+                flow.failure = Some(if failure == Failure::Corrupt { Failure::Miss } else { failure });
+                self.nudge(Seat(place as u16));
+            }
+        }
+    }
+
+    /// Chunks of a session that has ended are of no use any more.
+    fn abort_session(&mut self, session: usize) {
+        for place in 0..self.pipeline().flows.len() {
+            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
+            if flow.session == session && !flow.concluded {
+                flow.failure.get_or_insert(Failure::Gone);
+                self.nudge(Seat(place as u16));
+            }
+        }
+    }
+}
+
+impl<W: World> Scheduler for W {}
