@@ -119,7 +119,7 @@ def opened(place, options):
         try:
             # A process of its own stores, so that this one starts clean.
             client = subprocess.run([sys.executable, Path(__file__).with_name("client.py"), key, place.text()], input="store\nend\n",
-                                    capture_output=True, text=True)
+                                    capture_output=True, text=True, timeout=180)
             if '"error"' in client.stdout or not client.stdout:
                 raise RuntimeError(client.stdout or client.stderr[-300:])
             way = WAYS[key](place)
@@ -186,6 +186,10 @@ def arguments():
 
 def main():
     options = arguments()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # LMCache's keys depend on it, and another process stores.
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("two cores are needed: one for the loop, one for the card")
     report = Report("interference", "What restoring costs a decode loop",
@@ -224,6 +228,8 @@ def main():
         "so a card would disturb it less than this; and its engines are faster than core 1, so a prefix would be there sooner.",
     ]
     report.publish()
+    sys.stdout.flush()
+    os._exit(0)  # LMCache's threads do not end
 
 
 if __name__ == "__main__":

@@ -29,5 +29,5 @@ WAYS = {
     "Mooncake TE (tcp)": _way("mooncake_tcp", "MooncakeTcp"),
 }
 
-# From files or only between processes of one machine: no link to limit.
-LOCAL = {"safetensors, page cache", "safetensors, cold", "NIXL POSIX"}
+# From files, or slower than any link: not measured over links.
+LOCAL = {"LMCache, cachegen", "safetensors, page cache", "safetensors, cold", "NIXL POSIX"}

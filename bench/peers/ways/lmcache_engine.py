@@ -1,10 +1,12 @@
 """LMCache's engine as its vLLM connector drives it: chunks of 256 tokens in Redis, CPU tensors, no local tier.
+The engine is never destroyed: closing its remote backend waits without end here (0.5.6), so processes that used it end by os._exit.
 
 Its own connectors to a serving engine's memory need a GPU; `Connector` does on this machine's pages what they do on a GPU's.
 """
 
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,6 +58,9 @@ class Connector(GPUConnectorInterface):
 
 class LMCache(Way):
     def __init__(self, place, serde, scheme="redis"):
+        # CacheGen's decoder is torch on a CPU, some MB/s: one chunk of the prefix stands for all.
+        self.share = 1 / place.chunks if serde == "cachegen" else 1
+        place = replace(place, chunks=round(place.chunks * self.share))
         super().__init__(place)
         self.serde, self.tokens = serde, list(range(place.chunks * CHUNK_TOKENS))
         # Its allocator takes what it is given at once: the prefix and one chunk of headroom for each in flight.
@@ -66,7 +71,6 @@ class LMCache(Way):
                                    kv_dtype=torch.bfloat16, kv_shape=(LAYERS, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE), chunk_size=CHUNK_TOKENS)
         self.engine = LMCacheEngineBuilder.get_or_create(f"{serde}-{scheme}", config, metadata, Connector(self), lambda *_: None, lambda *_: None)
         self.engine.post_init()
-        self.id = f"{serde}-{scheme}"
         # Keys carry nothing of the serde: each has a token of its own in front.
         self.tokens[0] = {"naive": 1, "cachegen": 2}[serde] * 1000 + len(scheme)
 
@@ -80,12 +84,14 @@ class LMCache(Way):
             if time.monotonic() > end:
                 raise TimeoutError(f"LMCache's look-up finds {self.engine.lookup(self.tokens)} of {wanted * CHUNK_TOKENS} tokens after 120 s")
             time.sleep(0.2)
-        return client.info("memory")["used_memory_dataset"] - before
+        return (client.info("memory")["used_memory_dataset"] - before) / self.share
 
     def fetch(self):
+        start = time.perf_counter()
         mask = self.engine.retrieve(torch.tensor(self.tokens), kvcaches=None)
         if int(mask.sum()) != len(self.tokens):
             raise RuntimeError(f"LMCache restored {int(mask.sum())} of {len(self.tokens)} tokens")
+        return (time.perf_counter() - start) / self.share, self.share
 
     def compare(self, index, expected, restored):
         if self.serde == "naive":
@@ -95,6 +101,3 @@ class LMCache(Way):
         self.promise = f"lossy: RMS error {error:.1%}"
         if not error < 0.3:
             raise ValueError(f"chunk {index}: RMS error {error:.1%}")
-
-    def close(self):
-        LMCacheEngineBuilder.destroy(self.id)

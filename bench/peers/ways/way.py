@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prefix import Pages, Source
+from prefix import CHUNK_BYTES, Pages, Source
 
 
 class Way:
@@ -25,7 +25,7 @@ class Way:
         """Before each fetch, outside of the measured time."""
 
     def fetch(self):
-        """Restores the prefix into the pages. None, or (seconds, fetches) if the way times itself."""
+        """Restores the prefix into the pages. None, or (seconds of one fetch, fetches done) if the way times itself."""
         raise NotImplementedError
 
     def check(self):
@@ -33,7 +33,7 @@ class Way:
         source = self.source()
         self.pages.wipe()
         self.fetch()
-        for index in range(source.chunks):
+        for index in range(self.place.chunks):
             self.compare(index, source.chunk(index), self.pages.chunk(index))
         return self.promise
 
@@ -42,6 +42,10 @@ class Way:
     def compare(self, index, expected, restored):
         if not np.array_equal(expected, restored):
             raise ValueError(f"chunk {index}: {np.mean(expected != restored):.1%} of the elements differ")
+
+    def pages_bytes(self):
+        """What the pages take of this process's memory, or of its child's."""
+        return self.pages.memory.nbytes if self.pages else self.place.chunks * CHUNK_BYTES
 
     def helpers(self):
         """Processes beside this one that belong to the client."""
