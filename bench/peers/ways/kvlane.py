@@ -7,10 +7,8 @@ import time
 from pathlib import Path
 
 from place import DPU_APP, HOST_CTL
+from prefix import CHUNK_BYTES
 from ways.way import Way
-
-# Engines that copy what they inflated before: measures all but inflating. Absent in builds of the emulator without it.
-REMEMBER = "KVLANE_EMULATOR_REMEMBER"
 
 
 class Kvlane(Way):
@@ -23,9 +21,9 @@ class Kvlane(Way):
         self.repeat = 3
 
     def start(self):
-        if self.remember and REMEMBER.encode() not in DPU_APP.read_bytes():
-            raise NotImplementedError("this build's emulator has no mode that remembers what it inflated")
-        environment = dict(os.environ, **({REMEMBER: "1"} if self.remember else {}))
+        # Engines that copy what they inflated before (docs/emulator.md, "Measurement only"): all but inflating is measured.
+        emulator = f"remember={2 * self.place.chunks * CHUNK_BYTES}" if self.remember else ""
+        environment = dict(os.environ, DOCA_EMULATOR=emulator)
         log = open(f"{self.place.directory}/dpu-app.{os.getpid()}.log", "w")
         self.app = subprocess.Popen(self.place.pinned([DPU_APP, "run", "--attach", "socket", "--socket", self.socket, "--store",
                                     f"redis://{self.place.host}:{self.place.port}"]), stderr=log, stdout=log, env=environment)
@@ -34,13 +32,18 @@ class Kvlane(Way):
             if self.app.poll() is not None or time.monotonic() > end:
                 raise RuntimeError("dpu-app does not start: " + Path(log.name).read_text().splitlines()[-1])
             time.sleep(0.05)
+        doca = self.run("status")["card"]["doca"]
+        if self.remember != ("remembering" in doca):
+            raise RuntimeError(f"dpu-app runs on DOCA {doca}, not on an emulator that remembers")
 
-    def command(self, verb, *words):
-        run = subprocess.run([HOST_CTL, verb, *words, "--model", "peers", "--recipe", self.recipe, "--socket", self.socket, "--json"],
-                             capture_output=True, text=True)
+    def run(self, verb, *words):
+        run = subprocess.run([HOST_CTL, verb, *words, "--socket", self.socket, "--json"], capture_output=True, text=True)
         if run.returncode != 0:
             raise RuntimeError(run.stderr.strip() or run.stdout.strip())
         return json.loads(run.stdout)
+
+    def command(self, verb, *words):
+        return self.run(verb, *words, "--model", "peers", "--recipe", self.recipe)
 
     def store(self):
         self.start()
