@@ -11,7 +11,7 @@ from pathlib import Path
 from place import Bench, limit, say
 from prefix import CHUNK_BYTES
 from report import Report, Table, median, spread
-from ways import LOCAL, WAYS
+from ways import LINKED, WAYS
 
 PACKAGES = ("lmcache", "torch", "redis", "hiredis", "lz4", "zstandard", "safetensors", "nixl", "mooncake-transfer-engine-non-cuda", "numpy")
 
@@ -79,6 +79,8 @@ def leg(bench, place, names, rates, runs, warm):
             say(f"{rate}: turn {turn + 1} of {warm + runs}")
             for name, client in clients.items():
                 reply = client.ask("fetch")
+                if reply:
+                    say(f"  {name}: {reply['seconds']:.2f} s")
                 if reply and turn >= warm:
                     samples[name].append(reply)
         measured[rate] = samples
@@ -163,7 +165,7 @@ def main():
             report.plot("peers-loopback", "Restored bf16 on loopback", "", "MB/s", [("MB/s", list(enumerate(speed)), good)], kind="bars")
         if links:
             place = bench.place(over_link=True)
-            far = [name for name in names if name not in LOCAL]
+            far = [name for name in names if name in LINKED]
             told, measured, _, errors = leg(bench, place, far, links, max(options.runs - 2, 1), 0)
             report.tables.append(link_table(measured, told, errors, raw_bytes))
             for name in (name for name in told if name not in errors):

@@ -22,7 +22,8 @@ SPACE, LINK = "kvlane-peers", "kvl-peers"
 
 
 def say(text):
-    print(text, file=sys.stderr, flush=True)
+    """Progress, with the time."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def stop_on_signals():

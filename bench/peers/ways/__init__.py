@@ -29,5 +29,6 @@ WAYS = {
     "Mooncake TE (tcp)": _way("mooncake_tcp", "MooncakeTcp"),
 }
 
-# From files, or slower than any link: not measured over links.
-LOCAL = {"LMCache, cachegen", "safetensors, page cache", "safetensors, cold", "NIXL POSIX"}
+# What is measured over links, too: not files, not what is slower than any link, one of each kind.
+LINKED = {"kvlane q5", "kvlane lossless", "kvlane q8+raw", "kvlane q5, remembered", "LMCache, naive", "LMCache, naive, resp client",
+          "redis-py + hiredis", "redis-py, zstd", "redis-py, zlib of q5 codes", "NIXL UCX (tcp)", "Mooncake TE (tcp)"}

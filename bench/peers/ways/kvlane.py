@@ -17,8 +17,8 @@ class Kvlane(Way):
         self.recipe, self.remember = recipe, remember
         self.socket = f"{place.directory}/{os.getpid()}-{recipe}.sock"
         self.app = None
-        # Fetches of one host-ctl, which attaches once.
-        self.repeat = 3
+        # Fetches of one host-ctl, which attaches once; over a link its start weighs nothing.
+        self.repeat = 1 if place.far else 3
 
     def start(self):
         # Engines that copy what they inflated before (docs/emulator.md, "Measurement only"): all but inflating is measured.
