@@ -41,9 +41,6 @@ mod dram;
 mod mover;
 mod reader;
 
-/// How fast frequencies fade, and the share of a tier for chunks that were used once: chosen in docs/tiers.md.
-const HALF_LIFE_MS: u64 = 60_000;
-const PROBATION_SHARE: f64 = 0.1;
 /// What of a disk tier the policy gives away: the rest is for the quarantine, a chunk on its way in, and tails of files.
 const DISK_SHARE: f64 = 15.0 / 16.0;
 /// Buckets of scores: the first below 2^-7, each of the others twice the one before it.
@@ -229,13 +226,8 @@ impl Disk {
         // A tier that loses what was written last before a power cut loses nothing: bad bytes are found, T2 has the rest.
         let options = Options { bytes_max: Some(bytes_max), chunks_max: limits.chunks_max, sync: false };
         let store = DirStore::open(std::path::Path::new(path), limits, options)?;
-        let sizes = Sizes {
-            bytes_max: ((store.bytes_max() as f64 * DISK_SHARE) as u64).max(1),
-            chunks_max: limits.chunks_max,
-            half_life_ms: HALF_LIFE_MS,
-            probation_share: PROBATION_SHARE,
-        };
-        let mut policy = Worth::new(sizes, seed);
+        let bytes_max = ((store.bytes_max() as f64 * DISK_SHARE) as u64).max(1);
+        let mut policy = Worth::new(Sizes::of(bytes_max, limits.chunks_max), seed);
         let mut excess = Vec::new();
         store.each(|key, bytes| {
             // Of what an earlier life left only the order is known: all of it is as old as this start.

@@ -51,6 +51,19 @@ pub struct Limits {
     pub probation_share: f64,
 }
 
+impl Limits {
+    /// What a card's tiers have: chosen on the synthetic traces of docs/tiers.md.
+    pub const HALF_LIFE_MS: u64 = 60_000;
+    pub const PROBATION_SHARE: f64 = 0.1;
+
+    /// With those.
+    #[must_use]
+    pub const fn of(bytes_max: u64, chunks_max: usize) -> Self {
+        let (half_life_ms, probation_share) = (Self::HALF_LIFE_MS, Self::PROBATION_SHARE);
+        Self { bytes_max, chunks_max, half_life_ms, probation_share }
+    }
+}
+
 /// What one namespace may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {

@@ -9,6 +9,7 @@ use host_ctl::tiers::{
 };
 use host_ctl::{CardStatus, Client, Error};
 use serde_json::{Value, json};
+use tier::Limits;
 
 use super::Verdict;
 use super::given::{Card, Output, bad};
@@ -68,10 +69,10 @@ struct Simulate {
     #[arg(long, default_value_t = 3.5, value_name = "RATIO")]
     ratio: f64,
     /// Half-life of frequencies, of the policy `ours`
-    #[arg(long, default_value_t = Sizes::HALF_LIFE_S, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = (Limits::HALF_LIFE_MS / 1000) as u32, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     half_life_s: u32,
     /// Share of a tier for chunks that were used once, of the policy `ours`
-    #[arg(long, default_value_t = Sizes::PROBATION_SHARE, value_name = "SHARE")]
+    #[arg(long, default_value_t = Limits::PROBATION_SHARE, value_name = "SHARE")]
     probation: f64,
     /// Draw the hit rate of the first tier over its size into this SVG file
     #[arg(long, value_name = "FILE")]

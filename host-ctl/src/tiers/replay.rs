@@ -75,13 +75,9 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Chosen on the synthetic traces (docs/tiers.md).
-    pub const HALF_LIFE_S: u32 = 60;
-    pub const PROBATION_SHARE: f64 = 0.1;
-
+    /// With what a card's tiers have.
     pub fn of(chunk_bytes: u32) -> Sizes {
-        let half_life_ms = u64::from(Self::HALF_LIFE_S) * 1000;
-        Sizes { chunk_bytes, half_life_ms, probation_share: Self::PROBATION_SHARE }
+        Sizes { chunk_bytes, half_life_ms: Limits::HALF_LIFE_MS, probation_share: Limits::PROBATION_SHARE }
     }
 }
 

@@ -5,8 +5,8 @@
 //! A hit is **copied**, once, from the pages to where the block is wanted. Who reads holds a place in its chunk's record:
 //! a chunk that has to leave meanwhile is found by nobody any more, and its pages are free when the last reader closes.
 //!
-//! Locks: `state` is never held while bytes are copied. A page's lock is for the compiler's sake: nobody writes a page
-//! that others read.
+//! Locks: `state` is never held while bytes are copied. Blocks of one seat are read side by side. A page's lock is for the
+//! compiler's sake: nobody writes a page that others read.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,7 +15,6 @@ use std::sync::{Mutex, MutexGuard, RwLock};
 use block::ChunkKey;
 use tier::{Chunk, Limits as Sizes, Policy, Worth};
 
-use super::{HALF_LIFE_MS, PROBATION_SHARE};
 use crate::{Limits, POISONED, StoreError};
 
 /// Bytes of a page: small beside a chunk, large beside the 4 bytes that link it.
@@ -37,16 +36,22 @@ struct Record {
     next_free: u32,
 }
 
+/// Who has which pages.
 #[derive(Debug)]
-struct State {
-    policy: Worth,
-    map: HashMap<ChunkKey, u32>,
+struct Slab {
     records: Box<[Record]>,
     free_record: u32,
     /// The page after each page of a chain.
     next: Box<[u32]>,
     free_page: u32,
     free_pages: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    policy: Worth,
+    map: HashMap<ChunkKey, u32>,
+    slab: Slab,
 }
 
 /// One seat for reading.
@@ -74,7 +79,7 @@ pub(super) struct Incoming {
 pub(super) struct Dram {
     pages: Box<[RwLock<Box<[u8]>>]>,
     state: Mutex<State>,
-    seats: Box<[Mutex<Seat>]>,
+    seats: Box<[RwLock<Seat>]>,
     pub(super) hits: AtomicU64,
     pub(super) bytes_read: AtomicU64,
     pub(super) evicted: AtomicU64,
@@ -87,7 +92,6 @@ impl Dram {
         let count = usize::try_from(bytes_max / PAGE_BYTES as u64).ok().filter(|n| (1..NONE as usize).contains(n))?;
         let bytes_max = (count * PAGE_BYTES) as u64;
         let chunks_max = (bytes_max / CHUNK_BYTES_LEAST).max(16) as usize;
-        let sizes = Sizes { bytes_max, chunks_max, half_life_ms: HALF_LIFE_MS, probation_share: PROBATION_SHARE };
         let link = |at: usize, count: usize| if at + 1 < count { at as u32 + 1 } else { NONE };
         let record = |at| Record { first: NONE, pages: 0, users: 0, gone: false, next_free: link(at, 2 * chunks_max) };
         let seat = || Seat {
@@ -97,21 +101,23 @@ impl Dram {
             manifest_at: 0,
         };
         let state = State {
-            policy: Worth::new(sizes, seed),
+            policy: Worth::new(Sizes::of(bytes_max, chunks_max), seed),
             // Twice as many as there can be: then it never grows.
             map: HashMap::with_capacity(2 * chunks_max),
-            // Those that are gone and still read have records, too.
-            records: (0..2 * chunks_max).map(record).collect(),
-            free_record: 0,
-            next: (0..count).map(|at| link(at, count)).collect(),
-            free_page: 0,
-            free_pages: count,
+            slab: Slab {
+                // Those that are gone and still read have records, too.
+                records: (0..2 * chunks_max).map(record).collect(),
+                free_record: 0,
+                next: (0..count).map(|at| link(at, count)).collect(),
+                free_page: 0,
+                free_pages: count,
+            },
         };
         Some(Self {
             // Written to, so that the memory is there before anybody waits for it.
             pages: (0..count).map(|_| RwLock::new(vec![0xff; PAGE_BYTES].into())).collect(),
             state: Mutex::new(state),
-            seats: (0..limits.chunks_open_max).map(|_| Mutex::new(seat())).collect(),
+            seats: (0..limits.chunks_open_max).map(|_| RwLock::new(seat())).collect(),
             hits: 0.into(),
             bytes_read: 0.into(),
             evicted: 0.into(),
@@ -144,7 +150,7 @@ impl Dram {
     pub(super) fn memory_bytes(&self) -> u64 {
         let state = self.state();
         let books = Worth::memory_bytes(state.policy.limits().chunks_max)
-            + state.records.len() * size_of::<Record>()
+            + state.slab.records.len() * size_of::<Record>()
             + state.map.capacity() * (size_of::<(ChunkKey, u32)>() + 1);
         (self.pages.len() * (PAGE_BYTES + size_of::<u32>()) + books) as u64
     }
@@ -157,32 +163,22 @@ impl Dram {
             return None;
         }
         let mut state = self.state();
-        let State { policy, map, records, next, free_page, free_pages, free_record } = &mut *state;
+        let State { policy, map, slab } = &mut *state;
         let rounded = Chunk { bytes: (pages * PAGE_BYTES) as u32, ..*chunk };
         let offered = policy.offer(&rounded, parent, now_ms, &mut |key, bytes| {
             self.evicted.fetch_add(1, Relaxed);
             self.bytes_evicted.fetch_add(bytes.into(), Relaxed);
-            let Some(record) = map.remove(key) else { return };
-            records[record as usize].gone = true;
-            if records[record as usize].users == 0 {
-                free(records, next, free_page, free_pages, free_record, record);
+            if let Some(record) = map.remove(key) {
+                slab.leave(record);
             }
         });
         offered.ok()?;
         // Those that left may still be read.
-        if *free_pages < pages || *free_record == NONE {
+        let Some((record, page)) = slab.take(pages) else {
             policy.remove(&chunk.key);
             return None;
-        }
-        let record = *free_record;
-        *free_record = records[record as usize].next_free;
-        let first = *free_page;
-        let mut last = first;
-        (1..pages).for_each(|_| last = next[last as usize]);
-        *free_page = std::mem::replace(&mut next[last as usize], NONE);
-        *free_pages -= pages;
-        records[record as usize] = Record { first, pages: pages as u32, users: 0, gone: true, next_free: NONE };
-        Some(Incoming { key: chunk.key, record, page: first, offset: 0, left })
+        };
+        Some(Incoming { key: chunk.key, record, page, offset: 0, left })
     }
 
     /// The next bytes of a chunk.
@@ -191,7 +187,7 @@ impl Dram {
         incoming.left -= bytes.len();
         while !bytes.is_empty() {
             if incoming.offset == PAGE_BYTES {
-                incoming.page = self.state().next[incoming.page as usize];
+                incoming.page = self.state().slab.next[incoming.page as usize];
                 incoming.offset = 0;
             }
             let (now, later) = bytes.split_at(bytes.len().min(PAGE_BYTES - incoming.offset));
@@ -208,9 +204,9 @@ impl Dram {
         let mut state = self.state();
         // Removed while it came in: it was put anew.
         if !state.policy.holds(&incoming.key) {
-            return release(&mut state, incoming.record);
+            return state.slab.release(incoming.record);
         }
-        state.records[incoming.record as usize].gone = false;
+        state.slab.records[incoming.record as usize].gone = false;
         let old = state.map.insert(incoming.key, incoming.record);
         assert!(old.is_none(), "publish: the policy takes no chunk twice");
     }
@@ -218,7 +214,7 @@ impl Dram {
     pub(super) fn give_up(&self, incoming: Incoming) {
         let mut state = self.state();
         state.policy.remove(&incoming.key);
-        release(&mut state, incoming.record);
+        state.slab.release(incoming.record);
     }
 
     /// Takes a chunk out.
@@ -226,24 +222,24 @@ impl Dram {
         let mut state = self.state();
         state.policy.remove(key);
         if let Some(record) = state.map.remove(key) {
-            state.records[record as usize].gone = true;
-            release(&mut state, record);
+            state.slab.leave(record);
         }
     }
 
     /// Opens a chunk in a free seat and copies its manifest; returns its bytes. `None`: it is not here.
     pub(super) fn open(&self, at: usize, key: &ChunkKey, manifest: &mut [u8]) -> Option<Result<usize, StoreError>> {
-        let mut seat = self.seats[at].lock().expect(POISONED);
+        let mut seat = self.seats[at].write().expect(POISONED);
         assert!(seat.open.is_none(), "open: seat {at} is occupied");
         let record = {
             let mut state = self.state();
             let record = *state.map.get(key)?;
-            state.records[record as usize].users += 1;
+            let slab = &mut state.slab;
+            slab.records[record as usize].users += 1;
             seat.pages.clear();
-            let mut page = state.records[record as usize].first;
+            let mut page = slab.records[record as usize].first;
             while page != NONE {
                 seat.pages.push(page);
-                page = state.next[page as usize];
+                page = slab.next[page as usize];
             }
             record
         };
@@ -263,7 +259,7 @@ impl Dram {
         }
         let max = manifest.len();
         let Some(out) = manifest.get_mut(..manifest_bytes) else {
-            release_user(&mut self.state(), record);
+            self.state().slab.close(record);
             return Some(Err(StoreError::Large { what: "manifest", value: manifest_bytes, max }));
         };
         self.copy(&seat.pages, seat.manifest_at, out);
@@ -274,91 +270,89 @@ impl Dram {
 
     /// Fills `into` with a whole block.
     pub(super) fn read(&self, at: usize, index: usize, into: &mut [u8]) -> Result<(), StoreError> {
-        // Many threads read blocks of one seat: its lock is not held while they copy.
-        let (from, until) = {
-            let seat = self.seats[at].lock().expect(POISONED);
-            assert!(seat.open.is_some(), "read_block: seat {at} is empty");
-            let place = |index: usize| seat.starts.get(index).copied();
-            match (place(index), index.checked_add(1).and_then(place)) {
-                (Some(from), Some(until)) => (from, until),
-                _ => return Err(StoreError::Corrupt { what: "no such block", value: index as u64 }),
-            }
+        let seat = self.seats[at].read().expect(POISONED);
+        assert!(seat.open.is_some(), "read_block: seat {at} is empty");
+        let place = |index: usize| seat.starts.get(index).copied();
+        let (Some(from), Some(until)) = (place(index), index.checked_add(1).and_then(place)) else {
+            return Err(StoreError::Corrupt { what: "no such block", value: index as u64 });
         };
         if until - from != into.len() as u64 {
             return Err(StoreError::Corrupt { what: "block of another length, bytes", value: until - from });
         }
-        let mut done = 0;
-        while done < into.len() {
-            let position = from + done as u64;
-            let page = {
-                let seat = self.seats[at].lock().expect(POISONED);
-                seat.pages[(position / PAGE_BYTES as u64) as usize]
-            };
-            done += self.copy_page(page, position, &mut into[done..]);
-        }
+        self.copy(&seat.pages, from, into);
         self.bytes_read.fetch_add(into.len() as u64, Relaxed);
         Ok(())
     }
 
     /// The chunk in a seat.
     pub(super) fn key_of(&self, at: usize) -> ChunkKey {
-        let seat = self.seats[at].lock().expect(POISONED);
+        let seat = self.seats[at].read().expect(POISONED);
         seat.open.unwrap_or_else(|| panic!("discard: seat {at} is empty")).0
     }
 
     pub(super) fn close(&self, at: usize) {
-        let open = self.seats[at].lock().expect(POISONED).open.take();
+        let open = self.seats[at].write().expect(POISONED).open.take();
         let (_, record) = open.unwrap_or_else(|| panic!("close: seat {at} is empty"));
-        release_user(&mut self.state(), record);
+        self.state().slab.close(record);
     }
 
+    /// What lies at byte `at` of a chain of pages and behind it.
     fn copy(&self, pages: &[u32], at: u64, into: &mut [u8]) {
         let mut done = 0;
         while done < into.len() {
             let position = at + done as u64;
-            done += self.copy_page(pages[(position / PAGE_BYTES as u64) as usize], position, &mut into[done..]);
+            let from = (position % PAGE_BYTES as u64) as usize;
+            let bytes = (into.len() - done).min(PAGE_BYTES - from);
+            let page = pages[(position / PAGE_BYTES as u64) as usize];
+            let page = self.pages[page as usize].read().expect(POISONED);
+            into[done..done + bytes].copy_from_slice(&page[from..from + bytes]);
+            done += bytes;
         }
     }
-
-    /// What of `into` lies on the page that `position` is on.
-    fn copy_page(&self, page: u32, position: u64, into: &mut [u8]) -> usize {
-        let from = (position % PAGE_BYTES as u64) as usize;
-        let bytes = into.len().min(PAGE_BYTES - from);
-        let page = self.pages[page as usize].read().expect(POISONED);
-        into[..bytes].copy_from_slice(&page[from..from + bytes]);
-        bytes
-    }
 }
 
-fn release_user(state: &mut State, record: u32) {
-    state.records[record as usize].users -= 1;
-    release(state, record);
-}
-
-/// Frees the pages of a record that is gone and that nobody reads.
-fn release(state: &mut State, record: u32) {
-    let State { records, next, free_page, free_pages, free_record, .. } = state;
-    if records[record as usize].gone && records[record as usize].users == 0 {
-        free(records, next, free_page, free_pages, free_record, record);
+impl Slab {
+    /// A record with a chain of so many pages, and the first of them; found by nobody yet.
+    fn take(&mut self, pages: usize) -> Option<(u32, u32)> {
+        if self.free_pages < pages || self.free_record == NONE {
+            return None;
+        }
+        let (record, first) = (self.free_record, self.free_page);
+        self.free_record = self.records[record as usize].next_free;
+        let mut last = first;
+        (1..pages).for_each(|_| last = self.next[last as usize]);
+        self.free_page = std::mem::replace(&mut self.next[last as usize], NONE);
+        self.free_pages -= pages;
+        self.records[record as usize] = Record { first, pages: pages as u32, users: 0, gone: true, next_free: NONE };
+        Some((record, first))
     }
-}
 
-fn free(
-    records: &mut [Record],
-    next: &mut [u32],
-    free_page: &mut u32,
-    free_pages: &mut usize,
-    free_record: &mut u32,
-    record: u32,
-) {
-    let Record { first, pages, .. } = records[record as usize];
-    let mut last = first;
-    while next[last as usize] != NONE {
-        last = next[last as usize];
+    /// Nobody finds it any more.
+    fn leave(&mut self, record: u32) {
+        self.records[record as usize].gone = true;
+        self.release(record);
     }
-    next[last as usize] = std::mem::replace(free_page, first);
-    *free_pages += pages as usize;
-    records[record as usize].next_free = std::mem::replace(free_record, record);
+
+    /// One reader less.
+    fn close(&mut self, record: u32) {
+        self.records[record as usize].users -= 1;
+        self.release(record);
+    }
+
+    /// Frees the pages of a record that is gone and that nobody reads.
+    fn release(&mut self, record: u32) {
+        let Record { first, pages, users, gone, .. } = self.records[record as usize];
+        if !gone || users > 0 {
+            return;
+        }
+        let mut last = first;
+        while self.next[last as usize] != NONE {
+            last = self.next[last as usize];
+        }
+        self.next[last as usize] = std::mem::replace(&mut self.free_page, first);
+        self.free_pages += pages as usize;
+        self.records[record as usize].next_free = std::mem::replace(&mut self.free_record, record);
+    }
 }
 
 #[cfg(test)]
@@ -428,8 +422,8 @@ mod tests {
         check(&dram, 1, 3, size(3));
         dram.close(1);
         let state = dram.state();
-        let held: usize = state.map.values().map(|&record| state.records[record as usize].pages as usize).sum();
-        assert_eq!(held + state.free_pages, pages);
+        let held: usize = state.map.values().map(|&record| state.slab.records[record as usize].pages as usize).sum();
+        assert_eq!(held + state.slab.free_pages, pages);
         assert_eq!(state.policy.bytes(), (held * PAGE_BYTES) as u64);
         assert_eq!(state.policy.len(), state.map.len());
     }
@@ -448,7 +442,7 @@ mod tests {
                 dram.give_up(incoming);
             }
             assert!(!dram.holds(&key(1)));
-            assert_eq!(dram.state().free_pages, 32);
+            assert_eq!(dram.state().slab.free_pages, 32);
         }
         assert!(Dram::new(100, &Limits::default(), 1).is_none());
     }
