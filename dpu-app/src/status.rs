@@ -121,9 +121,7 @@ fn tiers(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::R
     text.write_str("\"tiers\":[")?;
     let (mut comma, mut result) = (Comma(false), Ok(()));
     store.tiers(true, &mut |tier| {
-        if result.is_ok() {
-            result = comma.put(text).and_then(|()| write_tier(tier, text));
-        }
+        result = result.and_then(|()| comma.put(text)).and_then(|()| write_tier(tier, text));
     });
     result?;
     text.write_str("],")

@@ -20,11 +20,7 @@ fn rows(
     mut write: impl FnMut(&NodeFacts<'_>, &mut Series<'_, '_>) -> fmt::Result,
 ) -> fmt::Result {
     let mut result = Ok(());
-    view.shared.store.nodes(&mut |node| {
-        if result.is_ok() {
-            result = write(node, out);
-        }
-    });
+    view.shared.store.nodes(&mut |node| result = result.and_then(|()| write(node, out)));
     result
 }
 

@@ -19,11 +19,7 @@ fn rows(
     mut write: impl FnMut(&TierFacts, &mut Series<'_, '_>) -> fmt::Result,
 ) -> fmt::Result {
     let mut result = Ok(());
-    view.shared.store.tiers(false, &mut |tier| {
-        if result.is_ok() {
-            result = write(tier, out);
-        }
-    });
+    view.shared.store.tiers(false, &mut |tier| result = result.and_then(|()| write(tier, out)));
     result
 }
 
