@@ -11,7 +11,7 @@ use dpu_app::models::Ratio;
 use dpu_app::profile::{self, Profile};
 use dpu_app::simulate::{self, EngineModel, Model};
 use dpu_app::{Config, propose};
-use rig::{Card, HEAD_SIZE, HEADS, LAYERS, Prefix, Setup};
+use rig::{Card, LAYERS, Prefix, Setup};
 
 mod rig;
 
@@ -68,7 +68,7 @@ fn main() {
     for case in cases {
         let store = format!("dir:{}?sync=never", dir.join(format!("{}-{}", case.recipe, case.block_bytes)).display());
         let (measured, ratio) = measure(case, &store, &prefix, runs);
-        let predicted = predict(case, ratio, (tokens / rig::CHUNK_TOKENS) as u32, &dir);
+        let predicted = predict(case, ratio, &prefix, &dir);
         let error = predicted / measured.median() - 1.0;
         errors.push(error.abs());
         table.row(&[
@@ -108,10 +108,10 @@ fn measure(case: &Case, store: &str, prefix: &Prefix, runs: usize) -> (Sample, f
     (report.runs[1..].iter().map(|run| run.raw_mb_s()).collect(), ratio)
 }
 
-fn predict(case: &Case, stored_ratio: f64, chunks: u32, dir: &std::path::Path) -> f64 {
+fn predict(case: &Case, stored_ratio: f64, prefix: &Prefix, dir: &std::path::Path) -> f64 {
+    let geometry = prefix.geometry();
+    let chunks = (prefix.shape.tokens / rig::CHUNK_TOKENS) as u32;
     let known = Ratio::of(case.recipe).expect("a recipe of the table");
-    let geometry = block::Geometry::new(LAYERS, HEADS, HEAD_SIZE, rig::CHUNK_TOKENS, block::ElementType::Bf16)
-        .expect("an 8B-class geometry");
     let profile: Profile = profile::measure(&profile::Order {
         selector: &doca::Selector::First,
         geometry,
@@ -139,15 +139,11 @@ fn predict(case: &Case, stored_ratio: f64, chunks: u32, dir: &std::path::Path) -
         tile_per_codes: known.tile_per_codes,
         ..propose::model(&profile, block, geometry, None)
     };
-    let defaults = Config::for_cores(profile.cores);
     let config = Config {
         block_bytes: case.block_bytes,
-        slots: case.slots,
-        store_slots: case.slots / 2,
-        chunks: case.slots,
         inflate_depth: case.depth,
         dma_depth: case.depth,
-        ..defaults
+        ..Config::for_cores(profile.cores).with_slots(case.slots)
     };
     1e3 * simulate::fetch(&model, &config, chunks).expect("a plan").gb_per_s()
 }

@@ -90,8 +90,7 @@ const BLOCK_BYTES: [usize; 5] = [128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 
 /// The ring has the same bytes with each.
 fn with_block(config: &Config, block_bytes: usize) -> Config {
     let slots = (config.slots * config.block_bytes / block_bytes).clamp(4, 64);
-    let (inflate_depth, dma_depth, chunks) = (slots, slots, slots);
-    Config { block_bytes, slots, store_slots: slots / 2, inflate_depth, dma_depth, chunks, ..config.clone() }
+    Config { block_bytes, ..config.clone().with_slots(slots) }
 }
 
 fn blocks(preset: &Preset, config: &Config, chunks: u32) -> Table {
@@ -120,15 +119,15 @@ fn straight(preset: &Preset, config: &Config, chunks: u32) -> Table {
     for link in [20.0, 100.0, 200.0] {
         for memory in MEMORY {
             let through = models::card(preset, &plain, link, memory);
-            // Three passes of the stored bytes, one read by the engine; the rest of the stages is gone. The budget that is
-            // left counts passes of the whole way, so it is scaled by them.
-            let passes = |tile: f64| 4.0 / plain.ratio + tile;
+            // Only the stored bytes cross the memory, for the fetch and for the engine. The budget that is left counts what
+            // the whole way needs, so it is scaled by that.
+            let stored = through.traffic()[0] + 1.0 / plain.ratio;
             let free =
                 EngineModel { task_ns: 0.0, ns_per_byte: 0.0, depth: 1.0, software_ns_per_byte: 0.0, threads: 0 };
             let straight = Model {
                 dequantize_ns_per_byte: 0.0,
                 dma: free,
-                memory_ns_per_byte: through.memory_ns_per_byte * passes(0.0) / passes(4.0),
+                memory_ns_per_byte: through.memory_ns_per_byte * stored / through.traffic().iter().sum::<f64>(),
                 ..through
             };
             let cell = |model| format!("{:.1}", gb_s(model, config, chunks));

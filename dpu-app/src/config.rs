@@ -106,7 +106,6 @@ impl Config {
     #[must_use]
     pub fn for_cores(cores: usize) -> Self {
         let card = cores >= CARD_CORES;
-        let slots = if card { 32 } else { 16 };
         Self {
             attach: Attach::Both,
             comch_name: String::from(mailbox::attach::SERVICE_NAME),
@@ -117,18 +116,18 @@ impl Config {
             recipe: "q5".parse().expect("a recipe of our own"),
             deflate_level: block::codec::DEFLATE_LEVEL_DEFAULT,
             block_bytes: 512 << 10,
-            slots,
-            store_slots: slots / 2,
+            slots: 0,
+            store_slots: 0,
             fetch_workers: if card { 5 } else { 1 },
             dequantize_workers: if card { 7 } else { 1 },
             encode_workers: if card { 3 } else { 2 },
             fetch_cpus: Vec::new(),
             dequantize_cpus: Vec::new(),
             encode_cpus: Vec::new(),
-            inflate_depth: slots,
-            dma_depth: slots,
+            inflate_depth: 0,
+            dma_depth: 0,
             sessions: 8,
-            chunks: slots,
+            chunks: 0,
             deadline: Duration::from_secs(30),
             attach_timeout: Duration::from_secs(5),
             metrics: None,
@@ -139,6 +138,15 @@ impl Config {
             allow_software: false,
             supervisor: None,
         }
+        .with_slots(if card { 32 } else { 16 })
+    }
+
+    /// With so many slots, and what follows from them unless somebody says otherwise: stores hold half of them, engines and
+    /// chunks have one each.
+    #[must_use]
+    pub fn with_slots(self, slots: usize) -> Self {
+        let (store_slots, chunks) = ((slots / 2).max(1), slots.min(CHUNKS_ACTIVE_MAX));
+        Self { slots, store_slots, inflate_depth: slots, dma_depth: slots, chunks, ..self }
     }
 
     /// Sizes of the areas of one slot.

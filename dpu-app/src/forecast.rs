@@ -259,14 +259,9 @@ impl Simulate {
         let (fetch_workers, dequantize_workers) = self.workers;
         let config = Config {
             block_bytes: self.block_bytes,
-            slots: self.slots,
-            store_slots: (self.slots / 2).max(1),
             fetch_workers,
             dequantize_workers,
-            inflate_depth: self.slots,
-            dma_depth: self.slots,
-            chunks: self.slots.min(dpu_app::config::CHUNKS_ACTIVE_MAX),
-            ..card()
+            ..card().with_slots(self.slots)
         };
         config.check().map_err(|error| error.to_string())?;
         let model = models::card(self.model, self.recipe, self.link_gbps, self.memory_gb_s);
@@ -289,7 +284,7 @@ impl Simulate {
         }
         println!("A model of a BlueField-3, measured on no card:");
         println!(
-            "  {} cores; inflate 5 us a task and 25 GB/s, 8 tasks under way (measured by others, docs/emulator.md)",
+            "  {} cores; inflate engine: 5 us a task and 25 GB/s, 8 tasks under way (measured by others, docs/emulator.md)",
             models::CARD_CORES
         );
         println!(

@@ -110,8 +110,7 @@ pub fn card(preset: &Preset, ratio: &Ratio, link_gbps: f64, memory_gb_s: f64) ->
 pub fn bounds(model: &Model, config: &crate::Config) -> Vec<(&'static str, f64)> {
     let block = config.block_bytes as f64;
     let engine = |engine: &EngineModel, per_tile: f64| block / (engine.task_ns + block / per_tile * engine.ns_per_byte);
-    // In: written by the network, copied by the kernel; inflated; dequantized; out.
-    let traffic = 4.0 / model.ratio + 2.0 / model.tile_per_codes + 2.0;
+    let traffic: f64 = model.traffic().iter().sum();
     let mut bounds = vec![
         ("link", model.ratio / model.link_ns_per_byte),
         ("fetch workers", config.fetch_workers as f64 * model.ratio / model.fetch_ns_per_byte),

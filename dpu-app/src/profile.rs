@@ -15,6 +15,7 @@ use block::codec::Compressor;
 use block::{ChunkKey, Codec, Geometry, Header, Plan, Recipe, TileOrder};
 use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine, Region, Remote, RemoteRun};
 
+use crate::models::CARD_EVENT_NS;
 use crate::simulate::EngineModel;
 use crate::slot::SlotBytes;
 
@@ -375,18 +376,21 @@ fn memory_ns_per_byte(cores: usize, time: Duration) -> f64 {
     1.0 / rates.sum::<f64>()
 }
 
-/// What a task costs the thread that submits and completes it, seen with the smallest copies.
+/// What a task costs the thread that submits and completes it, seen with the smallest copies; assumed where the device
+/// writes to no memory of its own side.
 fn event_ns(device: &Device, time: Duration) -> Result<f64, doca::Error> {
     let engine = ProgressEngine::new()?;
     let mut region = Region::allocate(device, 4096)?;
     let mut area = Some(region.carve(64).expect("sized for it"));
-    let Ok(mut context) = Context::dma(&engine, device, Depth { operations: 1, tasks: 1 }) else { return Ok(1000.0) };
+    let Ok(mut context) = Context::dma(&engine, device, Depth { operations: 1, tasks: 1 }) else {
+        return Ok(CARD_EVENT_NS);
+    };
     let imported = Mapping::anonymous(4096).and_then(|mapping| {
         let export = Export::new(device, Arc::new(mapping), Access::ReadWrite)?;
         let remote = Remote::import(device, export.blob())?;
         Ok((export, remote))
     });
-    let Ok((_export, remote)) = imported else { return Ok(1000.0) };
+    let Ok((_export, remote)) = imported else { return Ok(CARD_EVENT_NS) };
     let mut result = Ok(());
     let ns = timed(time / 4, || {
         let Some(source) = area.take() else { return };

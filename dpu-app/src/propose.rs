@@ -78,14 +78,9 @@ pub fn propose(profile: &Profile, geometry: Geometry, link: Option<Link>) -> Pro
             for (fetch_workers, dequantize_workers) in splits(profile.cores) {
                 let config = Config {
                     block_bytes: block.block_bytes,
-                    slots,
-                    store_slots: slots / 2,
                     fetch_workers,
                     dequantize_workers,
-                    inflate_depth: slots,
-                    dma_depth: slots,
-                    chunks: slots,
-                    ..defaults.clone()
+                    ..defaults.clone().with_slots(slots)
                 };
                 let fits = config.slots * config.slot_bytes().total() <= RING_BYTES_MAX;
                 if let (true, Ok(prediction)) = (fits, simulate::fetch(&model, &config, CHUNKS)) {

@@ -60,6 +60,17 @@ pub struct Model {
     pub tile_per_codes: f64,
 }
 
+impl Model {
+    /// Bytes that fetch, inflate, dequantize and DMA read and write of the shared memory for each restored byte: the network
+    /// writes what comes and the kernel's copy reads and writes it; each stage then reads what the one before made. What the
+    /// DMA engine writes is the host's memory.
+    #[must_use]
+    pub fn traffic(&self) -> [f64; 4] {
+        let (wire, codes) = (1.0 / self.ratio, 1.0 / self.tile_per_codes);
+        [3.0 * wire, wire + codes, codes + 1.0, 1.0]
+    }
+}
+
 /// What one request of `chunks` chunks came to.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Prediction {
@@ -327,10 +338,9 @@ impl World for Simulation<'_> {
                     codes_bytes: codes as usize,
                     codes_crc: 0,
                 };
-                // The card's network writes it, the kernel's copy reads and writes it.
                 let work = Work {
                     core_ns: wire * model.fetch_ns_per_byte,
-                    memory_bytes: 3.0 * wire,
+                    memory_bytes: tile * model.traffic()[0],
                     not_before: 0.0,
                     then: Outcome::Answer(Done::Read { slot, facts: Ok(facts) }),
                 };
@@ -341,7 +351,7 @@ impl World for Simulation<'_> {
                 let tile = self.tile_bytes(slot);
                 let work = Work {
                     core_ns: tile * model.dequantize_ns_per_byte,
-                    memory_bytes: tile / model.tile_per_codes + tile,
+                    memory_bytes: tile * model.traffic()[2],
                     not_before: 0.0,
                     then: Outcome::Answer(Done::Restored { slot, from: Ok(Restored::Tile) }),
                 };
@@ -359,7 +369,7 @@ impl World for Simulation<'_> {
     fn inflate(&mut self, slot: Ticket) -> Launch {
         let tile = self.tile_bytes(slot);
         let codes = tile / self.model.tile_per_codes;
-        self.submit_to(0, codes, tile / self.model.ratio + codes, Outcome::Inflated(slot))
+        self.submit_to(0, codes, tile * self.model.traffic()[1], Outcome::Inflated(slot))
     }
 
     fn transfer_has_room(&self) -> bool {
@@ -368,8 +378,7 @@ impl World for Simulation<'_> {
 
     fn transfer(&mut self, slot: Ticket) -> Launch {
         let tile = self.tile_bytes(slot);
-        // The write is to the host's memory.
-        self.submit_to(1, tile, tile, Outcome::Transferred(slot))
+        self.submit_to(1, tile, tile * self.model.traffic()[3], Outcome::Transferred(slot))
     }
 
     fn start_chunks(&mut self, session: usize) -> bool {
