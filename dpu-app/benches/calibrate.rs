@@ -8,7 +8,7 @@ use std::time::Duration;
 use bench::{Report, Sample, Table};
 use dpu_app::profile;
 use dpu_app::propose::propose;
-use rig::{Card, HEAD_SIZE, HEADS, LAYERS, Prefix, Setup, warm};
+use rig::{Card, LAYERS, Prefix, Setup, warm};
 
 mod rig;
 
@@ -21,8 +21,7 @@ fn main() {
     let slots = if quick { &SLOTS[2..] } else { &SLOTS[..] };
     let dir = std::env::temp_dir().join(format!("kvlane-bench-calibrate-{}", std::process::id()));
     let prefix = Prefix::of(&dir, LAYERS, tokens);
-    let geometry = block::Geometry::new(LAYERS, HEADS, HEAD_SIZE, rig::CHUNK_TOKENS, block::ElementType::Bf16)
-        .expect("an 8B-class geometry");
+    let geometry = prefix.geometry();
     let profile = profile::measure(&profile::Order {
         selector: &doca::Selector::First,
         geometry,

@@ -10,24 +10,20 @@
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bench::{Report, Sample, Table};
-use block::Geometry;
 use doca::{Access, Mapping};
-use host_ctl::{Arrangement, Client, Completion, Memory, PageOrder, Transfer};
-use mailbox::Tokens;
+use host_ctl::Memory;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{ProtFlags, mprotect};
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::ftruncate;
-use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix};
+use rig::{Card, Fetching, LAYERS, Prefix};
 
 mod rig;
 
-const WAIT: Duration = Duration::from_secs(600);
 const RECIPES: [&str; 3] = ["lossless", "q5", "q8+raw"];
 
 fn main() {
@@ -60,21 +56,10 @@ fn main() {
 
 /// CPU ms and sleeps for each GB, and GB of one fetch.
 fn fetches(card: &Card, prefix: &Prefix, rounds: usize) -> (Sample, Sample, f64) {
-    let shape = prefix.shape;
-    let geometry = Geometry::new(shape.layers, HEADS, HEAD_SIZE, CHUNK_TOKENS, shape.element).expect("a geometry");
-    let keys = card.keys(prefix, geometry);
-    let page_count = (shape.tokens / usize::from(PAGE_TOKENS)) as u32;
-    let mut memory = Arrangement::Vllm.allocate(geometry, PAGE_TOKENS, page_count).expect("room");
+    let mut memory = prefix.memory();
     memory.regions.iter_mut().for_each(|region| region.mapping = sealed(region.mapping.bytes()));
-    let pages = PageOrder::Shuffled { seed: 3 }.table(page_count);
-    let mut client = Client::attach(card.options(), Some(memory.clone())).expect("it attached before");
-    let transfer = Transfer { keys: &keys, pages: &pages, tokens: Tokens::ALL, deadline: Some(WAIT) };
-    let mut once = || {
-        let id = client.post_fetch(&transfer).expect("room");
-        let completion = client.wait(id, WAIT).and_then(Completion::ok).expect("an answer");
-        assert_eq!(completion.chunks_done, keys.len(), "all of it");
-        completion.restored_bytes as f64 / 1e9
-    };
+    let mut fetching = Fetching::open(card, prefix, memory.clone(), card.options().spin);
+    let mut once = || fetching.once().restored_bytes as f64 / 1e9;
     // The card's way to the pages is there after this.
     let gb = once();
     protect(&memory, ProtFlags::PROT_NONE);
@@ -87,7 +72,7 @@ fn fetches(card: &Card, prefix: &Prefix, rounds: usize) -> (Sample, Sample, f64)
         sleeps.push((after.voluntary_context_switches() - before.voluntary_context_switches()) as f64 / gb);
     }
     protect(&memory, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
-    client.close(WAIT).expect("nothing is in flight");
+    fetching.close();
     (cpu, sleeps, gb)
 }
 

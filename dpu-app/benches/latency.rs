@@ -14,13 +14,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bench::{Plot, PlotKind, Report, Sample, Series, Table};
-use block::{ChunkKey, Geometry};
-use host_ctl::{Arrangement, Client, Completion, Options, PageOrder, RequestId, Transfer};
-use mailbox::Tokens;
+use block::ChunkKey;
+use host_ctl::{Client, Completion, Options};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, Setup};
+use rig::{CHUNK_TOKENS, Card, Fetching, LAYERS, Prefix, Setup, answered};
 
 mod rig;
 
@@ -147,29 +146,12 @@ fn fetches(quick: bool) -> Table {
 }
 
 fn fetch(card: &Card, prefix: &Prefix, rounds: usize, spin: bool) -> Sample {
-    let element = prefix.shape.element;
-    let geometry = Geometry::new(prefix.shape.layers, HEADS, HEAD_SIZE, CHUNK_TOKENS, element).expect("a geometry");
-    let keys = card.keys(prefix, geometry);
-    let page_count = (prefix.shape.tokens / usize::from(PAGE_TOKENS)) as u32;
-    let memory = Arrangement::Vllm.allocate(geometry, PAGE_TOKENS, page_count).expect("room");
-    let pages = PageOrder::Shuffled { seed: 3 }.table(page_count);
-    let options = Options { spin: if spin { SPIN } else { Options::default().spin }, ..card.options().clone() };
-    let mut client = Client::attach(&options, Some(memory)).expect("it attached before");
-    let transfer = Transfer { keys: &keys, pages: &pages, tokens: Tokens::ALL, deadline: Some(WAIT) };
-    let mut once = || {
-        let completion = answered(&mut client, |client| client.post_fetch(&transfer));
-        assert_eq!(completion.chunks_done, keys.len(), "all of it");
-        completion
-    };
-    (0..2).for_each(|_| drop(once()));
-    let sample = times(rounds, if spin { Duration::ZERO } else { NAP }, once);
-    client.close(WAIT).expect("nothing is in flight");
+    let looks = if spin { SPIN } else { card.options().spin };
+    let mut fetching = Fetching::open(card, prefix, prefix.memory(), looks);
+    (0..2).for_each(|_| drop(fetching.once()));
+    let sample = times(rounds, if spin { Duration::ZERO } else { NAP }, || fetching.once());
+    fetching.close();
     sample
-}
-
-fn answered(client: &mut Client, post: impl FnOnce(&mut Client) -> Result<RequestId, host_ctl::Error>) -> Completion {
-    let id = post(client).expect("room");
-    client.wait(id, WAIT).and_then(Completion::ok).expect("an answer")
 }
 
 /// us of each round after a tenth of them for warming up.

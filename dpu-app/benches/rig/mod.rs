@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry, Namespace};
 use host_ctl::{
-    Amounts, Arrangement, Client, FetchOrder, FetchReport, Identity, KvFile, Options, PageOrder, Route, StoreOrder,
-    StoreReport, Synthetic, Target, TensorShape, fetch, generate, store,
+    Amounts, Arrangement, Client, Completion, FetchOrder, FetchReport, Identity, KvFile, Memory, Options, PageOrder,
+    RequestId, Route, StoreOrder, StoreReport, Synthetic, Target, TensorShape, Transfer, fetch, generate, store,
 };
+use mailbox::Tokens;
 
 pub(crate) const PAGE_TOKENS: u16 = 16;
 pub(crate) const CHUNK_TOKENS: usize = 256;
@@ -42,6 +43,21 @@ impl Prefix {
         let kv = source.kv("kv", None).expect("testdata holds kv");
         generate((&source, &kv), &Synthetic { shape, seed: 1 }, &path, &mut |_, _| ()).expect("room for the data");
         Self { path, shape }
+    }
+}
+
+impl Prefix {
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry::new(self.shape.layers, HEADS, HEAD_SIZE, CHUNK_TOKENS, self.shape.element).expect("a geometry")
+    }
+
+    fn page_count(&self) -> u32 {
+        (self.shape.tokens / usize::from(PAGE_TOKENS)) as u32
+    }
+
+    /// Room for all of it, as a serving engine allocates it.
+    pub(crate) fn memory(&self) -> Memory {
+        Arrangement::Vllm.allocate(self.geometry(), PAGE_TOKENS, self.page_count()).expect("room")
     }
 }
 
@@ -151,18 +167,52 @@ impl Card {
         &self.options
     }
 
-    /// Names of all chunks of the prefix.
-    pub(crate) fn keys(&self, prefix: &Prefix, geometry: Geometry) -> Vec<ChunkKey> {
-        let file = KvFile::open(&prefix.path).expect("just written");
-        let tokens = file.token_ids("tokens", None).expect("just written");
-        let recipe = self.options.recipe.expect("start names one");
-        let Identity { model, salt, rank, ranks } = IDENTITY;
-        host_ctl::Prefix::new(&Namespace { model, geometry, recipe, salt, rank, ranks }, &tokens).keys().to_vec()
-    }
-
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
+}
+
+/// A session that fetches a whole prefix into shuffled pages, as often as it is asked.
+#[derive(Debug)]
+pub(crate) struct Fetching {
+    client: Client,
+    keys: Vec<ChunkKey>,
+    pages: Vec<u32>,
+}
+
+impl Fetching {
+    /// `memory` is that of the prefix; the host looks at its page for `spin` before it sleeps.
+    pub(crate) fn open(card: &Card, prefix: &Prefix, memory: Memory, spin: Duration) -> Self {
+        let file = KvFile::open(&prefix.path).expect("just written");
+        let tokens = file.token_ids("tokens", None).expect("just written");
+        let recipe = card.options.recipe.expect("start names one");
+        let Identity { model, salt, rank, ranks } = IDENTITY;
+        let namespace = Namespace { model, geometry: prefix.geometry(), recipe, salt, rank, ranks };
+        let keys = host_ctl::Prefix::new(&namespace, &tokens).keys().to_vec();
+        let pages = PageOrder::Shuffled { seed: 3 }.table(prefix.page_count());
+        let options = Options { spin, ..card.options.clone() };
+        Self { client: Client::attach(&options, Some(memory)).expect("it attached before"), keys, pages }
+    }
+
+    pub(crate) fn once(&mut self) -> Completion {
+        let transfer = Transfer { keys: &self.keys, pages: &self.pages, tokens: Tokens::ALL, deadline: Some(PATIENCE) };
+        let completion = answered(&mut self.client, |client| client.post_fetch(&transfer));
+        assert_eq!(completion.chunks_done, self.keys.len(), "all of it");
+        completion
+    }
+
+    pub(crate) fn close(self) {
+        self.client.close(PATIENCE).expect("nothing is in flight");
+    }
+}
+
+/// Posts a request and waits for its answer, which is a good one.
+pub(crate) fn answered(
+    client: &mut Client,
+    post: impl FnOnce(&mut Client) -> Result<RequestId, host_ctl::Error>,
+) -> Completion {
+    let id = post(client).expect("room");
+    client.wait(id, PATIENCE).and_then(Completion::ok).expect("an answer")
 }
 
 impl Drop for Card {
