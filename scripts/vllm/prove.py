@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "host-ctl/python/tests"))
+
+from card import Card  # noqa: E402
+
 CHUNK, BLOCK, LONGEST = 256, 32, 2048
 OUTPUT = 32
 
@@ -51,33 +54,12 @@ def prompts(text: bytes, count: int) -> list[list[int]]:
     return [list(each) for each in made]
 
 
-class Card:
-    def __init__(self, program: str, directory: Path, recipe: str) -> None:
-        directory.mkdir()
-        self.socket = str(directory / "socket")
-        self._command = [program, "run", "--attach", "socket", "--socket", self.socket, "--recipe", recipe]
-        self._command += ["--store", f"dir:{directory / 'store'}"]
-        (directory / "store").mkdir()
-        self._log = directory / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            began = log.tell()
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        while f"hosts attach to {self.socket}" not in self._log.read_text()[began:]:
-            if self._process.poll() is not None:
-                sys.exit(f"dpu-app did not start:\n{self._log.read_text()}")
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-    def signal(self, number: int) -> None:
-        assert self._process
-        self._process.send_signal(number)
+def new_card(program: str, directory: Path, recipe: str) -> Card:
+    """One that runs, with its files in a new directory."""
+    directory.mkdir()
+    card = Card(program, directory, recipe)
+    card.start()
+    return card
 
 
 def engine(order: dict[str, Any]) -> None:
@@ -240,8 +222,7 @@ class Proof:
         """Recompute, save, load, in whole and in chunked prefill."""
         made = prompts(self.text, self.given.prompts)
         for batched, name in ((4096, "whole"), (256, "chunked")):
-            card = Card(self.given.dpu_app, self.directory / f"card-{name}", self.given.recipe)
-            card.start()
+            card = new_card(self.given.dpu_app, self.directory / f"card-{name}", self.given.recipe)
             order = {"batched_tokens": batched, "ranks": self.given.ranks, "blocks": self.given.blocks}
             batches = in_batches(made, 16)
             truth = self.engine(f"{name}-recompute", self.order(batches, **order))
@@ -262,8 +243,7 @@ class Proof:
         made = prompts(self.text, 50) * 4
         batches = in_batches(made, len(made) // self.given.kills)
         truth = self.engine("kill-recompute", self.order(batches))
-        card = Card(self.given.dpu_app, self.directory / "card-kill", "lossless")
-        card.start()
+        card = new_card(self.given.dpu_app, self.directory / "card-kill", "lossless")
         dice, length = random.Random(20), sum(truth["seconds"]) / len(batches)
         killers: list[threading.Thread] = []
 
@@ -292,17 +272,16 @@ class Proof:
         """Stops dpu-app before the second of three rounds and wakes it after."""
         made = prompts(self.text, 16)
         truth = self.engine("freeze-recompute", self.order([made] * 3))
-        card = Card(self.given.dpu_app, self.directory / "card-freeze", "lossless")
-        card.start()
+        card = new_card(self.given.dpu_app, self.directory / "card-freeze", "lossless")
         waker: list[threading.Timer] = []
 
         def begins(batch: int) -> None:
             if batch == 1:
                 # In the middle of the batch's look-ups and loads.
-                waker.append(threading.Timer(0.02, card.signal, [signal.SIGSTOP]))
+                waker.append(threading.Timer(0.02, card.freeze))
                 waker[-1].start()
             if batch == 2:
-                card.signal(signal.SIGCONT)
+                card.thaw()
 
         extra = {"load_deadline_s": 1.0, "load_grace_s": 0.5}
         order = self.order([made] * 3, socket=card.socket, prefix_caching=True, forget=True, extra=extra)
@@ -317,8 +296,7 @@ class Proof:
         made = prompts(self.text, 16)
         truth = self.engine("corrupt-recompute", self.order([made] * 2))
         for policy in ("recompute", "fail"):
-            card = Card(self.given.dpu_app, self.directory / f"card-corrupt-{policy}", "lossless")
-            card.start()
+            card = new_card(self.given.dpu_app, self.directory / f"card-corrupt-{policy}", "lossless")
 
             def begins(batch: int, store: Path = Path(card.socket).parent / "store") -> None:
                 if batch == 0:
@@ -354,8 +332,7 @@ class Proof:
         print("| recipe | tokens loaded | wire bytes, of KV | equal greedy tokens | nats per byte | change |\n|---|---|---|---|---|---|")
         print(f"| recomputed | 0 | | | {exact:.4f} | |", flush=True)
         for recipe in self.given.recipes.split(","):
-            card = Card(self.given.dpu_app, self.directory / f"card-{recipe}", recipe)
-            card.start()
+            card = new_card(self.given.dpu_app, self.directory / f"card-{recipe}", recipe)
             order = self.order([prefixes] * 2, socket=card.socket, prefix_caching=True, forget=True, forced=rest)
             result = self.engine(f"quality-{recipe}", order)
             card.kill()

@@ -26,7 +26,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from . import Session, attach
+from . import InputError, Session, attach
 from .engine.layout import Shape, memory
 from .engine.link import Link
 from .engine.options import Options
@@ -321,8 +321,6 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _refusal(what: str) -> Exception:
-    from . import InputError
-
     return InputError(f"kvlane: {what}")
 
 

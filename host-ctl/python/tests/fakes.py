@@ -51,7 +51,7 @@ class FakeSession:
         return self._post("store", keys, pages)
 
     def complete(self, number: int, chunks: int | None = None, status: str = "ok") -> None:
-        asked = len(self.posted[number][1]) // 32
+        asked = len(self.posted[number][1]) // kvlane.KEY_BYTES
         self.completed.append(Done(number, asked if chunks is None else chunks, asked, status))
 
     def poll(self) -> Done | None:

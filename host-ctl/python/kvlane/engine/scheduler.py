@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import KEY_BYTES
 from .._kvlane import CardGone, Geometry, KvlaneError, chunk_keys
 from .link import Link
 from .options import Options
 from .words import Load, Orders, Report, Save
 
-KEY_BYTES = 32
 RECENT_MAX = 1 << 16
 """Names of chunks that were saved lately and need no second save."""
 

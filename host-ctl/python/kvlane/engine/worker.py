@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import KEY_BYTES
 from .._kvlane import CardGone, KvlaneError
 from .link import Link
 from .options import Options
@@ -146,7 +147,7 @@ class Worker:
 
     def _end_save(self, save: Save, chunks_done: int) -> None:
         self._results.report.saved[save.job] += 1
-        if chunks_done < len(save.keys[self.rank]) // 32:
+        if chunks_done < len(save.keys[self.rank]) // KEY_BYTES:
             self._results.report.unsaved[save.job] = chunks_done
 
     def _lost(self, session: Any, error: Exception) -> None:
