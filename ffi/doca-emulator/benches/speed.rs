@@ -2,8 +2,6 @@
 //! say what a pipeline on the emulator can be fed with, and are not a card's. The last two columns count processor time
 //! of all threads of this process, so they mean something on a busy machine too.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
 #[path = "../tests/rig/mod.rs"]
 mod rig;
 
@@ -45,12 +43,15 @@ fn main() {
 
 fn cpu_seconds() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the one timespec that it is given; nothing else has it.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Keeps all tasks in flight for a while and prints the rate.
 fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_task, *mut doca_buf)], bytes: usize) {
+    // SAFETY: tasks and bufs are of the caller's context and inventory, which outlive this function; a task is submitted
+    // again only after it has completed, so nobody else has it.
     let submit = |task: usize| unsafe {
         let mut buf = tasks[task].1;
         while !buf.is_null() {
@@ -61,13 +62,17 @@ fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_t
     };
     (0..tasks.len()).for_each(submit);
     let mut done = 0u64;
+    // SAFETY: the engine is open, and the descriptor is written to the place that `out` gives.
     let fd = out(|fd| unsafe { doca_pe_get_notification_handle(engine.0, fd) }).expect("a descriptor");
     let (start, cpu) = (Instant::now(), cpu_seconds());
     while start.elapsed() < TIME {
         if !engine.progress() {
             // asleep, so that the engines have the cores
+            // SAFETY: the engine is open and used by this thread only; poll reads and writes the one pollfd of this line.
             ok(unsafe { doca_pe_request_notification(engine.0) });
+            // SAFETY: as above.
             unsafe { libc::poll(&mut libc::pollfd { fd, events: libc::POLLIN, revents: 0 }, 1, 1000) };
+            // SAFETY: as above.
             ok(unsafe { doca_pe_clear_notification(engine.0, 0) });
         }
         while engine.progress() {}
@@ -84,6 +89,7 @@ fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_t
     let (giga, tasks) = (done as f64 * bytes as f64 / 1e9, done as f64);
     let [rate, each] = [giga / seconds, seconds * 1e6 / tasks];
     println!("{name:<58} {rate:>9.3} {each:>9.2} {:>9.2} {:>11.3}", cpu * 1e6 / tasks, giga / cpu);
+    // SAFETY: each completion is of a task that is out of flight, and nobody uses it after this.
     context.completions().iter().for_each(|completion| unsafe { doca_task_free(completion.task) });
 }
 
@@ -120,10 +126,12 @@ fn lz4(block: usize) {
     let source = Memory::new(&device, &lz4_flex::block::compress(&plain));
     let target = Memory::zeroed(&device, block);
     let (src, dst) = (inventory.source(&source, 0, source.len), inventory.destination(&target, 0, block));
+    // SAFETY: context and bufs are open, and the task is written to the place that `out` gives.
     let task = out(|task| unsafe {
         doca_compress_task_decompress_lz4_block_alloc_init(context.compress_raw(), src, dst, number(0), task)
     })
     .expect("a task");
+    // SAFETY: the task was just made.
     let task = unsafe { doca_compress_task_decompress_lz4_block_as_task(task) };
     let name = format!("lz4 block {} KiB, {:.2}:1, 1 thread, depth 1", block >> 10, block as f64 / source.len as f64);
     measure(&name, &engine, &context, &[(task, dst)], block);
@@ -185,6 +193,7 @@ fn export(kind: &str) {
     let first = if kind == "private" {
         Box::leak(vec![1u8; REGION].into_boxed_slice()).as_mut_ptr()
     } else {
+        // SAFETY: a new file, and a new mapping of it at an address of the kernel's choice: neither aliases anything.
         unsafe {
             let fd = libc::memfd_create(c"kvlane-bench".as_ptr(), libc::MFD_ALLOW_SEALING);
             assert_eq!(libc::ftruncate(fd, REGION as i64), 0);
