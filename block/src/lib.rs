@@ -43,4 +43,5 @@ pub use plan::{BLOCK_ELEMENTS_MAX, BLOCKS_PER_CHUNK_MAX, Kind, Part, Plan, PlanE
 pub use recipe::{Codec, Granularity, PEAK_MAX, PEAK_PACKED_MAX, Recipe, RecipeError, Transform};
 pub use restore::{RestoreError, restore, restore_checked};
 pub use shape::TileOrder;
+pub use simd::instruction_set;
 pub use words::align64;

@@ -16,9 +16,8 @@ fn avx2() -> bool {
         && std::arch::is_x86_feature_detected!("f16c")
 }
 
-/// What the kernels run on here, for tests to name.
-#[cfg(test)]
-pub(crate) fn instruction_set() -> &'static str {
+/// What the kernels run on here, for tests and benchmarks to name.
+pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     return if avx2() { "avx2" } else { "sse2" };
     #[cfg(target_arch = "aarch64")]
