@@ -65,13 +65,14 @@ kernels_are_neon() {
     aarch64-linux-gnu-objdump --disassemble --demangle --no-show-raw-insn "$1" >"$work/code"
     echo "test-arm: NEON in $1:"
     while read -r kernel instruction; do
-        copies=$(awk -v kernel="^<block::simd::(chosen::)?$kernel>:\$" -v instruction="[[:space:]]$instruction" '
+        copies=$(awk -v kernel="^<block::simd::$kernel::(run|neon)>:\$" -v instruction="[[:space:]]$instruction" '
             $2 ~ /^<.*>:$/ { if (inside) printf "%d ", count; inside = $2 ~ kernel; count = 0 }
             inside && $0 ~ instruction { count++ }
             END { if (inside) printf "%d ", count }' "$work/code")
         echo "test-arm:   $kernel: $instruction: ${copies:-no such function}"
         case " ${copies:-0 }" in *" 0 "*) good=false ;; esac
     done <<'KERNELS'
+dequantize tbl.v[0-9]+.16b
 dequantize scvtf.v[0-9]+.4s
 dequantize fmul.v[0-9]+.4s
 quantize fmul.v[0-9]+.4s

@@ -18,11 +18,13 @@ mod geometry;
 mod header;
 mod kernel;
 mod key;
+mod lanes;
 mod manifest;
 mod number;
 mod plan;
 mod recipe;
 mod restore;
+mod run;
 #[cfg(test)]
 mod scalar;
 

@@ -170,6 +170,7 @@ mod tests {
     use crate::key::ChunkKey;
     use crate::recipe::Codec;
     use crate::restore::{restore, restore_checked};
+    use crate::simd::on_each_instruction_set;
     use proptest::prelude::*;
 
     const CASES: u32 = if cfg!(miri) { 4 } else { 400 };
@@ -262,8 +263,15 @@ mod tests {
         ]
     }
 
-    /// There and back by the fast kernels and by the oracle: equal codes, scales and elements, to the bit.
+    /// There and back by the kernels of every instruction set here and by the oracle: equal codes, scales and elements,
+    /// to the bit.
     fn equals_the_oracle(case: &Case, transform: Transform, granularity: Granularity) -> Result<(), TestCaseError> {
+        on_each_instruction_set(|set| {
+            equal(case, transform, granularity).map_err(|e| TestCaseError::fail(format!("{set}: {e}")))
+        })
+    }
+
+    fn equal(case: &Case, transform: Transform, granularity: Granularity) -> Result<(), TestCaseError> {
         let Case { geometry, part, order, plain } = case;
         let granularity = if transform.quantizes() { granularity } else { Granularity::None };
         let tile = from_canonical(geometry, part, *order, plain);
@@ -351,9 +359,10 @@ mod tests {
     /// lengths with and without a remainder of the vector loops.
     #[test]
     #[cfg(not(miri))]
-    fn neon_or_avx2_equals_the_oracle_for_every_transform_and_element_type() {
-        println!("kernels of {}: {}", std::env::consts::ARCH, crate::simd::instruction_set());
-        assert!(!cfg!(target_arch = "aarch64") || crate::simd::instruction_set() == "neon");
+    fn every_instruction_set_equals_the_oracle_for_every_transform_and_element_type() {
+        let sets = crate::simd::instruction_sets();
+        println!("kernels of {}: {sets:?}", std::env::consts::ARCH);
+        assert!(!cfg!(target_arch = "aarch64") || sets == ["neon", "plain"]);
         let peaks = [1, 3, 7, 15, 31, 63, 127].map(|peak| Transform::Quant { peak });
         let packed = [1, 7].map(|peak| Transform::Packed { peak });
         let others = [Transform::None, Transform::Lossless, Transform::CacheGen];

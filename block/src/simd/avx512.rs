@@ -1,0 +1,202 @@
+//! AVX-512 as Zen 4 and Sapphire Rapids have it, with bf16 conversions.
+
+use crate::geometry::ElementType;
+use crate::lanes::{Lanes, UNIT};
+use crate::number::Element;
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+/// Proof that the processor has the features that the kernels of `avx512` are compiled for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+
+// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof; memory is
+// read and written by the functions at the end of this file alone, which take safe references.
+impl Lanes for Avx512 {
+    type Floats = [__m512; 2];
+    /// 32 elements.
+    type Table = __m512i;
+
+    #[inline(always)]
+    fn read<E: Element>(self, elements: &[u8]) -> [__m512; 2] {
+        let [low, high] = halves(elements);
+        // SAFETY: see above.
+        unsafe {
+            match E::TYPE {
+                ElementType::Bf16 => [from_bf16(load_256(low)), from_bf16(load_256(high))],
+                ElementType::F16 => [_mm512_cvtph_ps(load_256(low)), _mm512_cvtph_ps(load_256(high))],
+                ElementType::F32 => [_mm512_castsi512_ps(load_512(low)), _mm512_castsi512_ps(load_512(high))],
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn write<E: Element>(self, [low, high]: [__m512; 2], elements: &mut [u8]) {
+        // SAFETY: see above.
+        unsafe {
+            match E::TYPE {
+                // The conversion takes subnormal numbers for zeros; a quantizer's values are none.
+                ElementType::Bf16 => {
+                    store_512(elements, transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)))
+                }
+                ElementType::F16 => {
+                    let [low_half, high_half] = halves_mut(elements);
+                    store_256(low_half, _mm512_cvtps_ph::<NEAREST>(low));
+                    store_256(high_half, _mm512_cvtps_ph::<NEAREST>(high));
+                }
+                ElementType::F32 => {
+                    let [low_half, high_half] = halves_mut(elements);
+                    store_512(low_half, _mm512_castps_si512(low));
+                    store_512(high_half, _mm512_castps_si512(high));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; UNIT]) -> [__m512; 2] {
+        // SAFETY: an array of 32 f32 has the bits of two vectors of 16.
+        unsafe { transmute::<[f32; UNIT], [__m512; 2]>(*values) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> [__m512; 2] {
+        // SAFETY: see above.
+        unsafe { [_mm512_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn times(self, a: [__m512; 2], b: [__m512; 2]) -> [__m512; 2] {
+        // SAFETY: see above.
+        unsafe { [_mm512_mul_ps(a[0], b[0]), _mm512_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn signed(self, codes: &[u8; UNIT], peak: u8) -> [__m512; 2] {
+        // SAFETY: see above.
+        unsafe {
+            let signed = _mm256_sub_epi8(load_256(codes), _mm256_set1_epi8(peak as i8));
+            [from_bytes(_mm256_castsi256_si128(signed)), from_bytes(_mm256_extracti128_si256::<1>(signed))]
+        }
+    }
+
+    #[inline(always)]
+    fn coded(self, [low, high]: [__m512; 2], peak: u8, codes: &mut [u8; UNIT]) {
+        // SAFETY: see above.
+        unsafe {
+            let signed = _mm256_set_m128i(to_bytes(high), to_bytes(low));
+            store_256(codes, _mm256_add_epi8(signed, _mm256_set1_epi8(peak as i8)));
+        }
+    }
+
+    #[inline(always)]
+    fn table<E: Element>(self, peak: u8, step: f32) -> __m512i {
+        const ALL: [u8; UNIT] = {
+            let mut codes = [0; UNIT];
+            let mut code = 0;
+            while code < UNIT {
+                codes[code] = code as u8;
+                code += 1;
+            }
+            codes
+        };
+        let mut elements = [0; 2 * UNIT];
+        self.write::<E>(self.times(self.signed(&ALL, peak), self.splat(step)), &mut elements);
+        load_512(&elements)
+    }
+
+    #[inline(always)]
+    fn look_up(self, codes: &[u8; UNIT], table: &__m512i, elements: &mut [u8]) {
+        // SAFETY: see above.
+        unsafe { store_512(elements, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(load_256(codes)), *table)) }
+    }
+
+    #[inline(always)]
+    fn unpack(self, pairs: &[u8; UNIT / 2]) -> [u8; UNIT] {
+        // SAFETY: see above; an array of bytes has the bits of a vector.
+        unsafe {
+            let pairs = _mm256_cvtepu8_epi16(transmute::<[u8; UNIT / 2], __m128i>(*pairs));
+            let codes = _mm256_or_si256(pairs, _mm256_slli_epi16::<4>(pairs));
+            transmute::<__m256i, [u8; UNIT]>(_mm256_and_si256(codes, _mm256_set1_epi8(15)))
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn from_bf16(elements: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(elements)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn from_bytes(signed: __m128i) -> __m512 {
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(signed))
+}
+
+/// Rounds to nearest even.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn to_bytes(values: __m512) -> __m128i {
+    _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(values))
+}
+
+/// The two halves of a unit.
+#[inline(always)]
+fn halves(bytes: &[u8]) -> [&[u8]; 2] {
+    let (low, high) = bytes.split_at(bytes.len() / 2);
+    [low, high]
+}
+
+#[inline(always)]
+fn halves_mut(bytes: &mut [u8]) -> [&mut [u8]; 2] {
+    let (low, high) = bytes.split_at_mut(bytes.len() / 2);
+    [low, high]
+}
+
+/// Panics unless there are 32 bytes.
+#[inline(always)]
+fn load_256(bytes: &[u8]) -> __m256i {
+    let bytes: [u8; 32] = bytes.try_into().expect("32 bytes");
+    // SAFETY: an array of bytes has the bits of a vector; it is a copy, so nothing aliases it.
+    unsafe { transmute(bytes) }
+}
+
+/// Panics unless there are 64 bytes.
+#[inline(always)]
+fn load_512(bytes: &[u8]) -> __m512i {
+    let bytes: [u8; 64] = bytes.try_into().expect("64 bytes");
+    // SAFETY: as for `load_256`.
+    unsafe { transmute(bytes) }
+}
+
+/// Panics unless there are 32 bytes.
+#[inline(always)]
+fn store_256(bytes: &mut [u8], vector: __m256i) {
+    // SAFETY: a vector has the bits of an array of bytes; it is a copy, so nothing aliases it.
+    bytes.copy_from_slice(&unsafe { transmute::<__m256i, [u8; 32]>(vector) });
+}
+
+/// Panics unless there are 64 bytes.
+#[inline(always)]
+fn store_512(bytes: &mut [u8], vector: __m512i) {
+    // SAFETY: as for `store_256`.
+    bytes.copy_from_slice(&unsafe { transmute::<__m512i, [u8; 64]>(vector) });
+}
