@@ -6,10 +6,10 @@
 use crate::codec::Compressor;
 use crate::geometry::{Geometry, GeometryError};
 use crate::header::{HEADER_BYTES, Header};
-use crate::kernel::Rows;
 use crate::key::ChunkKey;
 use crate::plan::{BLOCKS_PER_CHUNK_MAX, Part, wire_bytes_max};
 use crate::recipe::{Codec, Granularity, Recipe, Transform};
+use crate::rows::Rows;
 use crate::shape::{Shape, TileOrder};
 use crate::simd;
 use crate::words::align64;

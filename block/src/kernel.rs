@@ -1,149 +1,21 @@
-//! The bodies of the fast kernels: they walk runs that are contiguous in codes and in the tile, in the order in which the
-//! tile's memory lies, and leave each run to `run`. `simd` compiles them for the instruction sets it knows; results are bit
-//! for bit those of `scalar`, on every machine.
+//! The bodies of the fast kernels: they walk rows run by run and leave each run to `run`. `simd` compiles them for the
+//! instruction sets it knows; results are bit for bit those of `scalar`, on every machine.
 
-use crate::lanes::Lanes;
+use crate::geometry::ElementType;
+use crate::lanes::{Lanes, TABLE_PEAK_MAX};
 use crate::number::{Element, SMALLEST_PEAK_VALUE, inverse, step};
 use crate::recipe::Granularity;
-use crate::run::{self, Levels};
-use crate::shape::{Shape, TileOrder};
-use std::ops::Range;
+use crate::rows::{Rows, TOKENS};
+use crate::run::{self, Levels, Step, Table};
 
 /// Channels whose steps are kept on the stack at a time.
 const CHANNELS: usize = 1024;
-/// Tokens whose levels are kept on the stack at a time.
-const TOKENS: usize = 16;
 /// Codes that are packed at a time.
 const PACKED: usize = 256;
 
-/// Some rows of one layer of a block, and how they are coded.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows {
-    pub(crate) shape: Shape,
-    pub(crate) granularity: Granularity,
-    /// Two codes a byte.
-    pub(crate) packed: bool,
-    pub(crate) peak: u8,
-    pub(crate) layer: usize,
-    pub(crate) first_token: usize,
-    pub(crate) tokens: usize,
-}
-
-impl Rows {
-    /// All rows of one layer, for the kernels that have no scales.
-    pub(crate) fn plain(shape: Shape, layer: usize) -> Self {
-        let (granularity, tokens) = (Granularity::None, shape.tokens);
-        Self { shape, granularity, packed: false, peak: 0, layer, first_token: 0, tokens }
-    }
-
-    #[inline(always)]
-    fn tokens(&self) -> Range<usize> {
-        self.first_token..self.first_token + self.tokens
-    }
-
-    /// How a row falls into runs: (runs in a row, elements in a run).
-    #[inline(always)]
-    fn runs(&self) -> (usize, usize) {
-        let Shape { heads, head_size, order, .. } = self.shape;
-        let whole_row = order == TileOrder::TokenMajor && self.granularity != Granularity::TokenHead;
-        if whole_row { (1, heads * head_size) } else { (heads, head_size) }
-    }
-
-    /// The rows in groups that are walked run by run: in head-major order, where a run's tokens are neighbours, up to
-    /// [`TOKENS`] of one page.
-    #[inline(always)]
-    fn groups(&self) -> impl Iterator<Item = Group> {
-        let Self { shape, granularity, layer, .. } = *self;
-        let mut left = self.tokens();
-        std::iter::from_fn(move || {
-            let first = left.start;
-            let most = match shape.order {
-                TileOrder::TokenMajor if granularity == Granularity::None => left.len(),
-                TileOrder::TokenMajor => 1,
-                TileOrder::HeadMajor { page_tokens } => TOKENS.min(page_tokens as usize - first % page_tokens as usize),
-            };
-            left.start = left.end.min(first + most);
-            let (tile, run_stride) = shape.place(first);
-            let layer = layer * shape.layer();
-            (first < left.start).then_some(Group {
-                tokens: first..left.start,
-                code: layer + first * shape.row(),
-                tile: layer + tile,
-                run_stride,
-            })
-        })
-    }
-
-    /// One run of a group's tokens. Without scales, and in the same order in codes and in the tile, it is one long run.
-    #[inline(always)]
-    fn stripe(&self, group: &Group, run: usize) -> Stripe {
-        let (row, elements) = (self.shape.row(), self.runs().1);
-        let token_major = self.shape.order == TileOrder::TokenMajor;
-        let joined = token_major && self.granularity == Granularity::None;
-        let tokens = group.tokens.len();
-        Stripe {
-            count: if joined { 1 } else { tokens },
-            elements: if joined { tokens * elements } else { elements },
-            code: group.code + run * elements,
-            code_stride: row,
-            tile: group.tile + run * group.run_stride,
-            tile_stride: if token_major { row } else { elements },
-        }
-    }
-
-    /// All rows in the order in which they are walked.
-    #[inline(always)]
-    fn stripes(&self) -> impl Iterator<Item = Stripe> {
-        let (rows, runs) = (*self, self.runs().0);
-        self.groups().flat_map(move |group| (0..runs).map(move |run| rows.stripe(&group, run)))
-    }
-
-    /// The parts of all rows that lie in some channels of their row, each with the first of these channels that it has.
-    #[inline(always)]
-    fn stripes_of(&self, channels: Range<usize>) -> impl Iterator<Item = (usize, Stripe)> {
-        let (rows, elements) = (*self, self.runs().1);
-        let runs = channels.start / elements..channels.end.div_ceil(elements);
-        self.groups().flat_map(move |group| {
-            let channels = channels.clone();
-            runs.clone().map(move |run| {
-                let stripe = rows.stripe(&group, run);
-                let start = channels.start.max(run * elements);
-                let end = channels.end.min((run + 1) * elements);
-                let skipped = start - run * elements;
-                let (code, tile) = (stripe.code + skipped, stripe.tile + skipped);
-                (start - channels.start, Stripe { elements: end - start, code, tile, ..stripe })
-            })
-        })
-    }
-}
-
-/// Some tokens, the indices of the first element of the first of them, and the distance of runs in the tile.
-struct Group {
-    tokens: Range<usize>,
-    code: usize,
-    tile: usize,
-    run_stride: usize,
-}
-
-/// The same run of some tokens: `count` times `elements` elements, and the indices of the first of them in the block's codes
-/// and in its tile.
-struct Stripe {
-    count: usize,
-    elements: usize,
-    code: usize,
-    code_stride: usize,
-    tile: usize,
-    tile_stride: usize,
-}
-
-impl Stripe {
-    /// The indices in codes and in the tile, token by token.
-    #[inline(always)]
-    fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let &Self { code, code_stride, tile, tile_stride, .. } = self;
-        (0..self.count).map(move |i| (code + i * code_stride, tile + i * tile_stride))
-    }
-}
+/// A number for each channel, at an address that vector loads like.
+#[repr(align(64))]
+struct Channels([f32; CHANNELS]);
 
 /// The bytes of `count` elements from element `first` on.
 #[inline(always)]
@@ -224,14 +96,14 @@ fn quantize_channels<E: Element, L: Lanes>(
                 raise::<E>(most, elements_at::<E>(tile, from, stripe.elements));
             }
         }
-        let mut inverses = [0.0; CHANNELS];
-        for ((to_code, scale), &m) in inverses.iter_mut().zip(scales).zip(&most) {
+        let mut inverses = Channels([0.0; CHANNELS]);
+        for ((to_code, scale), &m) in inverses.0.iter_mut().zip(scales).zip(&most) {
             *scale = E::bytes_of(m);
             fits &= usable::<E>(m);
             *to_code = inverse(E::read(*scale), rows.peak.into());
         }
         for (at, stripe) in rows.stripes_of(channels) {
-            let inverses = &inverses[at..at + stripe.elements];
+            let inverses = &inverses.0[at..at + stripe.elements];
             for (to, from) in stripe.places() {
                 let elements = elements_at::<E>(tile, from, stripe.elements);
                 let codes = &mut codes[to..to + stripe.elements];
@@ -264,29 +136,44 @@ fn usable<E: Element>(m: E::Word) -> bool {
 /// Writes the elements of some rows to the tile. `codes` are those of the whole block, `scales` of this layer.
 #[inline(always)]
 pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
-    if rows.granularity == Granularity::Channel {
-        return dequantize_channels::<E, L>(lanes, rows, codes, scales, tile);
+    let tabled = E::TYPE != ElementType::F32 && rows.peak <= TABLE_PEAK_MAX;
+    match (rows.granularity, tabled, rows.packed) {
+        (Granularity::Channel, ..) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
+        (_, true, false) => dequantize_rows::<E, L, Table<L>, false>(lanes, rows, codes, scales, tile),
+        (_, true, true) => dequantize_rows::<E, L, Table<L>, true>(lanes, rows, codes, scales, tile),
+        (_, false, false) => dequantize_rows::<E, L, Step, false>(lanes, rows, codes, scales, tile),
+        (_, false, true) => dequantize_rows::<E, L, Step, true>(lanes, rows, codes, scales, tile),
     }
+}
+
+#[inline(always)]
+fn dequantize_rows<E: Element, L: Lanes, V: Levels<L>, const PACKED: bool>(
+    lanes: L,
+    rows: &Rows,
+    codes: &[u8],
+    scales: &[u8],
+    tile: &mut [u8],
+) {
     let scales = E::cast(scales);
     let runs = rows.runs().0;
-    let mut levels = [Levels::new::<E>(lanes, rows.peak, 0.0); TOKENS];
+    let mut levels = [levels_of::<E, L, V>(lanes, rows.peak, E::bytes_of(E::Word::default())); TOKENS];
     for group in rows.groups() {
         if rows.granularity == Granularity::Token {
             for (levels, &scale) in levels.iter_mut().zip(&scales[group.tokens.clone()]) {
-                *levels = levels_of::<E, L>(lanes, rows.peak, scale);
+                *levels = levels_of::<E, L, V>(lanes, rows.peak, scale);
             }
         }
         for run in 0..runs {
             let stripe = rows.stripe(&group, run);
             for ((token, levels), (from, to)) in group.tokens.clone().zip(&mut levels).zip(stripe.places()) {
                 if rows.granularity == Granularity::TokenHead {
-                    *levels = levels_of::<E, L>(lanes, rows.peak, scales[token * runs + run]);
+                    *levels = levels_of::<E, L, V>(lanes, rows.peak, scales[token * runs + run]);
                 }
                 let elements = elements_at_mut::<E>(tile, to, stripe.elements);
-                if rows.packed {
-                    packed_run::<E, L>(lanes, codes, from, levels, elements);
+                if PACKED {
+                    packed_run::<E, L, V>(lanes, codes, from, levels, elements);
                 } else {
-                    run::values::<E, L>(lanes, &codes[from..from + stripe.elements], levels, elements);
+                    run::values::<E, L, V>(lanes, &codes[from..from + stripe.elements], levels, elements);
                 }
             }
         }
@@ -294,36 +181,42 @@ pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u
 }
 
 #[inline(always)]
-fn levels_of<E: Element, L: Lanes>(lanes: L, peak: u8, scale: E::Bytes) -> Levels<L> {
-    Levels::new::<E>(lanes, peak, step(E::read(scale), peak.into()))
+fn levels_of<E: Element, L: Lanes, V: Levels<L>>(lanes: L, peak: u8, scale: E::Bytes) -> V {
+    V::new::<E>(lanes, peak, step(E::read(scale), peak.into()))
 }
 
 /// Elements of the codes from `from` on, two a byte. A run of an odd number of elements begins or ends inside a byte.
 #[inline(always)]
-fn packed_run<E: Element, L: Lanes>(lanes: L, codes: &[u8], from: usize, levels: &Levels<L>, elements: &mut [u8]) {
+fn packed_run<E: Element, L: Lanes, V: Levels<L>>(
+    lanes: L,
+    codes: &[u8],
+    from: usize,
+    levels: &V,
+    elements: &mut [u8],
+) {
     let (first, elements) = elements.split_at_mut(from % 2 * E::BYTES);
     if from % 2 == 1 {
-        run::values::<E, L>(lanes, &[codes[from / 2] >> 4], levels, first);
+        run::values::<E, L, V>(lanes, &[codes[from / 2] >> 4], levels, first);
     }
     let pairs = elements.len() / (2 * E::BYTES);
     let (elements, last) = elements.split_at_mut(pairs * 2 * E::BYTES);
     let codes = &codes[from.div_ceil(2)..];
-    run::packed_values::<E, L>(lanes, &codes[..pairs], levels, elements);
+    run::packed_values::<E, L, V>(lanes, &codes[..pairs], levels, elements);
     if !last.is_empty() {
-        run::values::<E, L>(lanes, &[codes[pairs] & 15], levels, last);
+        run::values::<E, L, V>(lanes, &[codes[pairs] & 15], levels, last);
     }
 }
 
 #[inline(always)]
 fn dequantize_channels<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
     for (first, scales) in (0..).step_by(CHANNELS).zip(E::cast(scales).chunks(CHANNELS)) {
-        let mut steps = [0.0; CHANNELS];
+        let mut steps = Channels([0.0; CHANNELS]);
         let mut unpacked = [0; CHANNELS + 2];
-        for (to_value, &scale) in steps.iter_mut().zip(scales) {
+        for (to_value, &scale) in steps.0.iter_mut().zip(scales) {
             *to_value = step(E::read(scale), rows.peak.into());
         }
         for (at, stripe) in rows.stripes_of(first..first + scales.len()) {
-            let steps = &steps[at..at + stripe.elements];
+            let steps = &steps.0[at..at + stripe.elements];
             for (from, to) in stripe.places() {
                 let elements = elements_at_mut::<E>(tile, to, stripe.elements);
                 let codes = if rows.packed {

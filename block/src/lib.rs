@@ -24,6 +24,7 @@ mod number;
 mod plan;
 mod recipe;
 mod restore;
+mod rows;
 mod run;
 #[cfg(test)]
 mod scalar;

@@ -3,8 +3,8 @@
 //! in the cache. Either way nothing of the tile may be used unless the call says `Ok`.
 
 use crate::header::Header;
-use crate::kernel::Rows;
 use crate::recipe::{Granularity, Transform};
+use crate::rows::Rows;
 use crate::shape::{Shape, TileOrder};
 use crate::simd;
 use std::fmt;

@@ -4,77 +4,107 @@
 //! Few levels mean few elements: up to [`TABLE_PEAK_MAX`] and in 16 bits, all elements of a step are computed once, into a
 //! table that fits registers, and codes are only looked up. Else each code is multiplied by its step.
 
-use crate::geometry::ElementType;
 use crate::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::number::{self, Element};
 
-/// The step of some codes, and their table if they have one.
-#[derive(Clone, Copy)]
-pub(crate) struct Levels<L: Lanes> {
-    peak: u8,
-    step: f32,
-    table: Option<L::Table>,
+/// The elements that codes of one step stand for.
+pub(crate) trait Levels<L: Lanes>: Copy {
+    fn new<E: Element>(lanes: L, peak: u8, step: f32) -> Self;
+    fn step(&self) -> Step;
+    /// Elements of a unit of codes.
+    fn look_up<E: Element>(&self, lanes: L, codes: &[u8; UNIT], elements: &mut [u8]);
 }
 
-impl<L: Lanes> Levels<L> {
+/// Codes are multiplied.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    peak: u8,
+    step: f32,
+}
+
+/// Codes are looked up: for elements of 16 bits and peaks up to [`TABLE_PEAK_MAX`].
+#[derive(Clone, Copy)]
+pub(crate) struct Table<L: Lanes> {
+    step: Step,
+    table: L::Table,
+}
+
+impl<L: Lanes> Levels<L> for Step {
     #[inline(always)]
-    pub(crate) fn new<E: Element>(lanes: L, peak: u8, step: f32) -> Self {
-        // Not `bool::then`: what a closure does may be compiled apart, without the instruction set.
-        let tabled = E::TYPE != ElementType::F32 && peak <= TABLE_PEAK_MAX;
-        let table = if tabled { Some(lanes.table::<E>(peak, step)) } else { None };
-        Self { peak, step, table }
+    fn new<E: Element>(_: L, peak: u8, step: f32) -> Self {
+        Self { peak, step }
+    }
+
+    #[inline(always)]
+    fn step(&self) -> Step {
+        *self
+    }
+
+    #[inline(always)]
+    fn look_up<E: Element>(&self, lanes: L, codes: &[u8; UNIT], elements: &mut [u8]) {
+        value::<E, L>(lanes, codes, self.peak, lanes.splat(self.step), elements);
+    }
+}
+
+impl<L: Lanes> Levels<L> for Table<L> {
+    #[inline(always)]
+    fn new<E: Element>(lanes: L, peak: u8, step: f32) -> Self {
+        debug_assert!(peak <= TABLE_PEAK_MAX && E::BYTES == 2);
+        Self { step: Step { peak, step }, table: lanes.table::<E>(peak, step) }
+    }
+
+    #[inline(always)]
+    fn step(&self) -> Step {
+        self.step
+    }
+
+    #[inline(always)]
+    fn look_up<E: Element>(&self, lanes: L, codes: &[u8; UNIT], elements: &mut [u8]) {
+        lanes.look_up(codes, &self.table, elements);
     }
 }
 
 /// Elements of codes of one step.
 #[inline(always)]
-pub(crate) fn values<E: Element, L: Lanes>(lanes: L, codes: &[u8], levels: &Levels<L>, elements: &mut [u8]) {
-    let &Levels { peak, step, ref table } = levels;
+pub(crate) fn values<E: Element, L: Lanes, V: Levels<L>>(lanes: L, codes: &[u8], levels: &V, elements: &mut [u8]) {
     if codes.len() < UNIT {
-        for (element, &code) in E::cast_mut(elements).iter_mut().zip(codes) {
-            *element = E::write(number::value(code, peak.into(), step));
-        }
-    } else if let Some(table) = table {
-        for (codes, elements) in units(codes).zip(element_units_mut::<E>(elements)) {
-            lanes.look_up(codes, table, elements);
-        }
-        if rest(codes.len()) {
-            lanes.look_up(last(codes), table, last_elements_mut::<E>(elements));
-        }
-    } else {
-        let step = lanes.splat(step);
-        for (codes, elements) in units(codes).zip(element_units_mut::<E>(elements)) {
-            value::<E, L>(lanes, codes, peak, step, elements);
-        }
-        if rest(codes.len()) {
-            value::<E, L>(lanes, last(codes), peak, step, last_elements_mut::<E>(elements));
-        }
+        return short_values::<E>(codes, levels.step(), elements);
+    }
+    for (codes, elements) in units(codes).zip(element_units_mut::<E>(elements)) {
+        levels.look_up::<E>(lanes, codes, elements);
+    }
+    if rest(codes.len()) {
+        levels.look_up::<E>(lanes, last(codes), last_elements_mut::<E>(elements));
     }
 }
 
 /// [`values`] of two codes a byte; elements are an even number.
 #[inline(always)]
-pub(crate) fn packed_values<E: Element, L: Lanes>(lanes: L, pairs: &[u8], levels: &Levels<L>, elements: &mut [u8]) {
-    let &Levels { peak, step, ref table } = levels;
+pub(crate) fn packed_values<E: Element, L: Lanes, V: Levels<L>>(
+    lanes: L,
+    pairs: &[u8],
+    levels: &V,
+    elements: &mut [u8],
+) {
     if pairs.len() < UNIT / 2 {
         let mut codes = [0; UNIT];
         unpack(pairs, &mut codes);
-        values::<E, L>(lanes, &codes[..2 * pairs.len()], levels, elements);
-    } else if let Some(table) = table {
-        for (pairs, elements) in units(pairs).zip(element_units_mut::<E>(elements)) {
-            lanes.look_up(&lanes.unpack(pairs), table, elements);
-        }
-        if rest(pairs.len() * 2) {
-            lanes.look_up(&lanes.unpack(last(pairs)), table, last_elements_mut::<E>(elements));
-        }
-    } else {
-        let step = lanes.splat(step);
-        for (pairs, elements) in units(pairs).zip(element_units_mut::<E>(elements)) {
-            value::<E, L>(lanes, &lanes.unpack(pairs), peak, step, elements);
-        }
-        if rest(pairs.len() * 2) {
-            value::<E, L>(lanes, &lanes.unpack(last(pairs)), peak, step, last_elements_mut::<E>(elements));
-        }
+        return short_values::<E>(&codes[..2 * pairs.len()], levels.step(), elements);
+    }
+    for (pairs, elements) in units(pairs).zip(element_units_mut::<E>(elements)) {
+        levels.look_up::<E>(lanes, &lanes.unpack(pairs), elements);
+    }
+    if rest(pairs.len() * 2) {
+        levels.look_up::<E>(lanes, &lanes.unpack(last(pairs)), last_elements_mut::<E>(elements));
+    }
+}
+
+/// Less than a unit: rare, and kept out of the way of what is not.
+#[cold]
+#[inline(never)]
+fn short_values<E: Element>(codes: &[u8], Step { peak, step }: Step, elements: &mut [u8]) {
+    for (element, &code) in E::cast_mut(elements).iter_mut().zip(codes) {
+        *element = E::write(number::value(code, peak.into(), step));
     }
 }
 
@@ -88,8 +118,8 @@ pub(crate) fn channel_values<E: Element, L: Lanes>(
     elements: &mut [u8],
 ) {
     if codes.len() < UNIT {
-        for ((element, &code), &step) in E::cast_mut(elements).iter_mut().zip(codes).zip(steps) {
-            *element = E::write(number::value(code, peak.into(), step));
+        for ((code, &step), element) in codes.chunks(1).zip(steps).zip(elements.chunks_exact_mut(E::BYTES)) {
+            short_values::<E>(code, Step { peak, step }, element);
         }
         return;
     }
@@ -105,10 +135,7 @@ pub(crate) fn channel_values<E: Element, L: Lanes>(
 #[inline(always)]
 pub(crate) fn codes<E: Element, L: Lanes>(lanes: L, elements: &[u8], peak: u8, inverse: f32, codes: &mut [u8]) {
     if codes.len() < UNIT {
-        for (slot, &element) in codes.iter_mut().zip(E::cast(elements)) {
-            *slot = number::code(E::read(element), inverse, peak.into());
-        }
-        return;
+        return short_codes::<E>(elements, peak, inverse, codes);
     }
     let inverse = lanes.splat(inverse);
     for (elements, codes) in element_units::<E>(elements).zip(units_mut(codes)) {
@@ -116,6 +143,14 @@ pub(crate) fn codes<E: Element, L: Lanes>(lanes: L, elements: &[u8], peak: u8, i
     }
     if rest(codes.len()) {
         code::<E, L>(lanes, last_elements::<E>(elements), peak, inverse, last_mut(codes));
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn short_codes<E: Element>(elements: &[u8], peak: u8, inverse: f32, codes: &mut [u8]) {
+    for (slot, &element) in codes.iter_mut().zip(E::cast(elements)) {
+        *slot = number::code(E::read(element), inverse, peak.into());
     }
 }
 
@@ -129,8 +164,8 @@ pub(crate) fn channel_codes<E: Element, L: Lanes>(
     codes: &mut [u8],
 ) {
     if codes.len() < UNIT {
-        for ((slot, &element), &inverse) in codes.iter_mut().zip(E::cast(elements)).zip(inverses) {
-            *slot = number::code(E::read(element), inverse, peak.into());
+        for ((element, &inverse), code) in elements.chunks_exact(E::BYTES).zip(inverses).zip(codes.chunks_mut(1)) {
+            short_codes::<E>(element, peak, inverse, code);
         }
         return;
     }

@@ -1,4 +1,4 @@
-//! AVX-512 as Zen 4 and Sapphire Rapids have it, with bf16 conversions.
+//! AVX-512 as Zen 4 and Sapphire Rapids have it, with bf16 conversions and permutations of bytes.
 
 use crate::geometry::ElementType;
 use crate::lanes::{Lanes, UNIT};
@@ -17,6 +17,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("bmi2")
             && is_x86_feature_detected!("fma")
@@ -26,6 +27,22 @@ impl Avx512 {
 }
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+
+/// 0..32.
+const ALL_CODES: [u8; UNIT] = *multiples(1).first_chunk().expect("64 are more than a unit");
+/// Indices of the lowest bytes of the words of two vectors.
+const LOWEST_BYTES: [u8; 64] = multiples(4);
+
+/// The first multiples of `factor` that are below 128, the rest zero.
+const fn multiples(factor: u8) -> [u8; 64] {
+    let mut numbers = [0; 64];
+    let mut i = 0;
+    while i < 64 && i * (factor as usize) < 128 {
+        numbers[i] = i as u8 * factor;
+        i += 1;
+    }
+    numbers
+}
 
 // SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof; memory is
 // read and written by the functions at the end of this file alone, which take safe references.
@@ -101,24 +118,19 @@ impl Lanes for Avx512 {
     fn coded(self, [low, high]: [__m512; 2], peak: u8, codes: &mut [u8; UNIT]) {
         // SAFETY: see above.
         unsafe {
-            let signed = _mm256_set_m128i(to_bytes(high), to_bytes(low));
+            // Added to 1.5 * 2^23, a number leaves its nearest integer in the low bits.
+            let integer = _mm512_set1_ps(12_582_912.0);
+            let low = _mm512_castps_si512(_mm512_add_ps(low, integer));
+            let high = _mm512_castps_si512(_mm512_add_ps(high, integer));
+            let signed = _mm512_castsi512_si256(_mm512_permutex2var_epi8(low, load_512(&LOWEST_BYTES), high));
             store_256(codes, _mm256_add_epi8(signed, _mm256_set1_epi8(peak as i8)));
         }
     }
 
     #[inline(always)]
     fn table<E: Element>(self, peak: u8, step: f32) -> __m512i {
-        const ALL: [u8; UNIT] = {
-            let mut codes = [0; UNIT];
-            let mut code = 0;
-            while code < UNIT {
-                codes[code] = code as u8;
-                code += 1;
-            }
-            codes
-        };
         let mut elements = [0; 2 * UNIT];
-        self.write::<E>(self.times(self.signed(&ALL, peak), self.splat(step)), &mut elements);
+        self.write::<E>(self.times(self.signed(&ALL_CODES, peak), self.splat(step)), &mut elements);
         load_512(&elements)
     }
 
@@ -149,13 +161,6 @@ fn from_bf16(elements: __m256i) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn from_bytes(signed: __m128i) -> __m512 {
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(signed))
-}
-
-/// Rounds to nearest even.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn to_bytes(values: __m512) -> __m128i {
-    _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(values))
 }
 
 /// The two halves of a unit.

@@ -11,9 +11,10 @@ mod avx512;
 mod neon;
 
 use crate::geometry::ElementType;
-use crate::kernel::{self, Rows};
+use crate::kernel;
 use crate::lanes::Plain;
 use crate::number::{Bf16, F16, F32};
+use crate::rows::Rows;
 
 /// What the kernels can run on.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +121,7 @@ macro_rules! kernels {
             }
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,bmi2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx2,bmi2,fma,f16c")]
             fn avx512<E: Element>(lanes: avx512::Avx512, $($arg: $ty),*) $(-> $ret)? {
                 kernel::$name::<E, avx512::Avx512>(lanes, $($arg),*)
             }
