@@ -96,6 +96,8 @@ if $tests; then
     skip a_hundred_hosts_in_a_row_cost_no_descriptor_and_no_memory "the resident memory would be qemu's"
     skip a_pkg_config_that_cannot_be_run_is_named "under qemu-user a program that is not there starts, and then fails"
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    # Cases of property tests that name no number of their own: native runs take more of them.
+    export PROPTEST_CASES=${PROPTEST_CASES:-32}
     # No debug information: a quarter less to build and to link.
     export CARGO_PROFILE_DEV_DEBUG=false
     cargo test --target "$target" --locked --no-run "${which[@]}"

@@ -2,7 +2,7 @@
 //! instruction sets it knows; results are bit for bit those of `scalar`, on every machine.
 
 use crate::geometry::ElementType;
-use crate::lanes::{Lanes, TABLE_PEAK_MAX};
+use crate::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::number::{Element, SMALLEST_PEAK_VALUE, inverse, step};
 use crate::recipe::Granularity;
 use crate::rows::{Rows, TOKENS};
@@ -10,8 +10,6 @@ use crate::run::{self, Levels, Step, Table};
 
 /// Channels whose steps are kept on the stack at a time.
 const CHANNELS: usize = 1024;
-/// Codes that are packed at a time.
-const PACKED: usize = 256;
 
 /// A number for each channel, at an address that vector loads like.
 #[repr(align(64))]
@@ -233,17 +231,15 @@ fn dequantize_channels<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8]
 
 /// Packs one code a byte to two codes a byte, in place: code 2i in the low half of byte i, code 2i + 1 in the high.
 #[inline(always)]
-pub(crate) fn pack_nibbles<E: Element, L: Lanes>(_: L, codes: &mut [u8], elements: usize) {
-    let mut at = 0;
-    while at < elements {
-        let mut piece = [0; PACKED];
-        let count = PACKED.min(elements - at);
-        piece[..count].copy_from_slice(&codes[at..at + count]);
-        let bytes = &mut codes[at / 2..(at + count).div_ceil(2)];
-        for (byte, &[low, high]) in bytes.iter_mut().zip(piece.as_chunks::<2>().0) {
-            *byte = low | high << 4;
-        }
-        at += count;
+pub(crate) fn pack_nibbles<E: Element, L: Lanes>(lanes: L, codes: &mut [u8], elements: usize) {
+    let whole = elements / UNIT * UNIT;
+    for at in (0..whole).step_by(UNIT) {
+        let pairs = lanes.pack(codes[at..].first_chunk().expect("a unit"));
+        codes[at / 2..][..UNIT / 2].copy_from_slice(&pairs);
+    }
+    for at in (whole..elements).step_by(2) {
+        let high = if at + 1 < elements { codes[at + 1] } else { 0 };
+        codes[at / 2] = codes[at] | high << 4;
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) trait Lanes: Copy {
     fn look_up(self, codes: &[u8; UNIT], table: &Self::Table, elements: &mut [u8]);
     /// Two codes a byte to one code a byte.
     fn unpack(self, pairs: &[u8; UNIT / 2]) -> [u8; UNIT];
+    /// One code a byte, below 16, to two codes a byte.
+    fn pack(self, codes: &[u8; UNIT]) -> [u8; UNIT / 2];
 }
 
 /// No instruction set in particular: what the compiler makes of plain loops.
@@ -100,5 +102,10 @@ impl Lanes for Plain {
         let mut codes = [0; UNIT];
         unpack(pairs, &mut codes);
         codes
+    }
+
+    #[inline(always)]
+    fn pack(self, codes: &[u8; UNIT]) -> [u8; UNIT / 2] {
+        std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4)
     }
 }

@@ -149,6 +149,16 @@ impl Lanes for Avx512 {
             transmute::<__m256i, [u8; UNIT]>(_mm256_and_si256(codes, _mm256_set1_epi8(15)))
         }
     }
+
+    #[inline(always)]
+    fn pack(self, codes: &[u8; UNIT]) -> [u8; UNIT / 2] {
+        // SAFETY: see above; a vector has the bits of an array of bytes.
+        unsafe {
+            // Each pair's first code and 16 times its second one, added up.
+            let pairs = _mm256_maddubs_epi16(load_256(codes), _mm256_set1_epi16(0x1001));
+            transmute::<__m128i, [u8; UNIT / 2]>(_mm256_cvtepi16_epi8(pairs))
+        }
+    }
 }
 
 #[inline]

@@ -153,6 +153,18 @@ impl Lanes for Neon {
         }
         codes
     }
+
+    #[inline(always)]
+    fn pack(self, codes: &[u8; UNIT]) -> [u8; UNIT / 2] {
+        let mut pairs = [0; UNIT / 2];
+        let (first, second) = codes.split_at(UNIT / 2);
+        // SAFETY: see above.
+        unsafe {
+            let (low, high) = (vuzp1q_u8(load(first), load(second)), vuzp2q_u8(load(first), load(second)));
+            store(&mut pairs, vorrq_u8(low, vshlq_n_u8::<4>(high)));
+        }
+        pairs
+    }
 }
 
 #[inline]
