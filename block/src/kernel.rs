@@ -134,13 +134,20 @@ fn usable<E: Element>(m: E::Word) -> bool {
 /// Writes the elements of some rows to the tile. `codes` are those of the whole block, `scales` of this layer.
 #[inline(always)]
 pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
-    let tabled = E::TYPE != ElementType::F32 && rows.peak <= TABLE_PEAK_MAX;
-    match (rows.granularity, tabled, rows.packed) {
-        (Granularity::Channel, ..) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
-        (_, true, false) => dequantize_rows::<E, L, Table<L>, false>(lanes, rows, codes, scales, tile),
-        (_, true, true) => dequantize_rows::<E, L, Table<L>, true>(lanes, rows, codes, scales, tile),
-        (_, false, false) => dequantize_rows::<E, L, Step, false>(lanes, rows, codes, scales, tile),
-        (_, false, true) => dequantize_rows::<E, L, Step, true>(lanes, rows, codes, scales, tile),
+    let tabled = |peak_max| E::TYPE != ElementType::F32 && rows.peak <= peak_max;
+    match (rows.granularity, rows.packed) {
+        (Granularity::Channel, _) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
+        (_, true) if tabled(TABLE_PEAK_MAX) => {
+            dequantize_rows::<E, L, Table<L, false>, true>(lanes, rows, codes, scales, tile);
+        }
+        (_, true) => dequantize_rows::<E, L, Step, true>(lanes, rows, codes, scales, tile),
+        (_, false) if tabled(TABLE_PEAK_MAX) => {
+            dequantize_rows::<E, L, Table<L, false>, false>(lanes, rows, codes, scales, tile);
+        }
+        (_, false) if tabled(L::WIDE_TABLE_PEAK_MAX) => {
+            dequantize_rows::<E, L, Table<L, true>, false>(lanes, rows, codes, scales, tile);
+        }
+        (_, false) => dequantize_rows::<E, L, Step, false>(lanes, rows, codes, scales, tile),
     }
 }
 
@@ -183,7 +190,7 @@ fn levels_of<E: Element, L: Lanes, V: Levels<L>>(lanes: L, peak: u8, scale: E::B
     V::new::<E>(lanes, peak, step(E::read(scale), peak.into()))
 }
 
-/// Elements of the codes from `from` on, two a byte. A run of an odd number of elements begins or ends inside a byte.
+/// Elements of the codes from `from` on, two a byte.
 #[inline(always)]
 fn packed_run<E: Element, L: Lanes, V: Levels<L>>(
     lanes: L,
@@ -192,6 +199,11 @@ fn packed_run<E: Element, L: Lanes, V: Levels<L>>(
     levels: &V,
     elements: &mut [u8],
 ) {
+    let count = elements.len() / E::BYTES;
+    if from % 2 + count % 2 == 0 {
+        return run::packed_values::<E, L, V>(lanes, &codes[from / 2..][..count / 2], levels, elements);
+    }
+    // It begins or ends inside a byte.
     let (first, elements) = elements.split_at_mut(from % 2 * E::BYTES);
     if from % 2 == 1 {
         run::values::<E, L, V>(lanes, &[codes[from / 2] >> 4], levels, first);

@@ -5,7 +5,7 @@ use crate::run::unpack;
 
 /// Elements that are worked on at a time.
 pub(crate) const UNIT: usize = 32;
-/// The largest peak whose elements' magnitudes fit a table of 16.
+/// The largest peak of a table that every instruction set has: of 16 magnitudes, or of 31 elements.
 pub(crate) const TABLE_PEAK_MAX: u8 = 15;
 
 /// An instruction set. A value of such a type says that this processor has it. Elements and codes are those of a unit.
@@ -13,6 +13,8 @@ pub(crate) trait Lanes: Copy {
     type Floats: Copy;
     /// The elements, of 16 bits, of all codes of one step.
     type Table: Copy;
+    /// The largest peak of a wide table; [`TABLE_PEAK_MAX`] without.
+    const WIDE_TABLE_PEAK_MAX: u8 = TABLE_PEAK_MAX;
 
     fn read<E: Element>(self, elements: &[u8]) -> Self::Floats;
     /// Rounds to nearest even. Values are the quantizer's: finite, and zero or at least a step.
@@ -24,9 +26,9 @@ pub(crate) trait Lanes: Copy {
     fn signed(self, codes: &[u8; UNIT], peak: u8) -> Self::Floats;
     /// Values of at most the peak, rounded to nearest even, plus the peak.
     fn coded(self, values: Self::Floats, peak: u8, codes: &mut [u8; UNIT]);
-    /// For peaks up to [`TABLE_PEAK_MAX`].
-    fn table<E: Element>(self, peak: u8, step: f32) -> Self::Table;
-    fn look_up(self, codes: &[u8; UNIT], table: &Self::Table, elements: &mut [u8]);
+    /// For peaks up to [`TABLE_PEAK_MAX`], or `WIDE` ones.
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Self::Table;
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Self::Table, elements: &mut [u8]);
     /// Two codes a byte to one code a byte.
     fn unpack(self, pairs: &[u8; UNIT / 2]) -> [u8; UNIT];
     /// One code a byte, below 16, to two codes a byte.
@@ -82,7 +84,7 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn table<E: Element>(self, peak: u8, step: f32) -> [[u8; 2]; UNIT] {
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> [[u8; 2]; UNIT] {
         std::array::from_fn(|code| {
             let mut element = [0; 2];
             element.copy_from_slice(E::write(number::value(code as u8, peak.into(), step)).as_ref());
@@ -91,7 +93,7 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn look_up(self, codes: &[u8; UNIT], table: &[[u8; 2]; UNIT], elements: &mut [u8]) {
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &[[u8; 2]; UNIT], elements: &mut [u8]) {
         for (element, &code) in elements.as_chunks_mut().0.iter_mut().zip(codes) {
             *element = table[code as usize % UNIT];
         }

@@ -22,9 +22,9 @@ pub(crate) struct Step {
     step: f32,
 }
 
-/// Codes are looked up: for elements of 16 bits and peaks up to [`TABLE_PEAK_MAX`].
+/// Codes are looked up: for elements of 16 bits and peaks up to [`TABLE_PEAK_MAX`], or wide ones of an instruction set.
 #[derive(Clone, Copy)]
-pub(crate) struct Table<L: Lanes> {
+pub(crate) struct Table<L: Lanes, const WIDE: bool> {
     step: Step,
     table: L::Table,
 }
@@ -46,11 +46,11 @@ impl<L: Lanes> Levels<L> for Step {
     }
 }
 
-impl<L: Lanes> Levels<L> for Table<L> {
+impl<L: Lanes, const WIDE: bool> Levels<L> for Table<L, WIDE> {
     #[inline(always)]
     fn new<E: Element>(lanes: L, peak: u8, step: f32) -> Self {
-        debug_assert!(peak <= TABLE_PEAK_MAX && E::BYTES == 2);
-        Self { step: Step { peak, step }, table: lanes.table::<E>(peak, step) }
+        debug_assert!(peak <= if WIDE { L::WIDE_TABLE_PEAK_MAX } else { TABLE_PEAK_MAX } && E::BYTES == 2);
+        Self { step: Step { peak, step }, table: lanes.table::<E, WIDE>(peak, step) }
     }
 
     #[inline(always)]
@@ -60,7 +60,7 @@ impl<L: Lanes> Levels<L> for Table<L> {
 
     #[inline(always)]
     fn look_up<E: Element>(&self, lanes: L, codes: &[u8; UNIT], elements: &mut [u8]) {
-        lanes.look_up(codes, &self.table, elements);
+        lanes.look_up::<WIDE>(codes, &self.table, elements);
     }
 }
 

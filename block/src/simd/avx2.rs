@@ -117,7 +117,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn table<E: Element>(self, peak: u8, step: f32) -> Table {
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Table {
         let mut elements = [0; 2 * UNIT];
         const MAGNITUDES: [u8; UNIT] = [
             0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
@@ -141,7 +141,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn look_up(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
         // SAFETY: see above.
         unsafe {
             // Interleaving works within halves: codes 0..8, 16..24 and 8..16, 24..32.

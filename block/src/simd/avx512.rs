@@ -28,8 +28,8 @@ impl Avx512 {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
-/// 0..32.
-const ALL_CODES: [u8; UNIT] = *multiples(1).first_chunk().expect("64 are more than a unit");
+/// 0..64.
+const CODES: [[u8; UNIT]; 2] = *multiples(1).as_chunks().0.first_chunk().expect("two units");
 /// Indices of the lowest bytes of the words of two vectors.
 const LOWEST_BYTES: [u8; 64] = multiples(4);
 
@@ -48,8 +48,9 @@ const fn multiples(factor: u8) -> [u8; 64] {
 // read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Avx512 {
     type Floats = [__m512; 2];
-    /// 32 elements.
-    type Table = __m512i;
+    /// The second 32 elements only if wide.
+    type Table = [__m512i; 2];
+    const WIDE_TABLE_PEAK_MAX: u8 = 31;
 
     #[inline(always)]
     fn read<E: Element>(self, elements: &[u8]) -> [__m512; 2] {
@@ -128,16 +129,26 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn table<E: Element>(self, peak: u8, step: f32) -> __m512i {
-        let mut elements = [0; 2 * UNIT];
-        self.write::<E>(self.times(self.signed(&ALL_CODES, peak), self.splat(step)), &mut elements);
-        load_512(&elements)
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> [__m512i; 2] {
+        let mut elements = [[0; 2 * UNIT]; 2];
+        for (elements, codes) in elements.iter_mut().zip(&CODES).take(if WIDE { 2 } else { 1 }) {
+            self.write::<E>(self.times(self.signed(codes, peak), self.splat(step)), elements);
+        }
+        [load_512(&elements[0]), load_512(&elements[1])]
     }
 
     #[inline(always)]
-    fn look_up(self, codes: &[u8; UNIT], table: &__m512i, elements: &mut [u8]) {
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], &[first, second]: &[__m512i; 2], elements: &mut [u8]) {
         // SAFETY: see above.
-        unsafe { store_512(elements, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(load_256(codes)), *table)) }
+        unsafe {
+            let codes = _mm512_cvtepu8_epi16(load_256(codes));
+            let found = if WIDE {
+                _mm512_permutex2var_epi16(first, codes, second)
+            } else {
+                _mm512_permutexvar_epi16(codes, first)
+            };
+            store_512(elements, found);
+        }
     }
 
     #[inline(always)]

@@ -112,7 +112,7 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn table<E: Element>(self, peak: u8, step: f32) -> Table {
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Table {
         const MAGNITUDES: [u8; UNIT] = [
             0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
         ];
@@ -124,7 +124,7 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn look_up(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
         for (codes, elements) in codes.chunks_exact(16).zip(elements.chunks_exact_mut(32)) {
             let (first, second) = elements.split_at_mut(16);
             // SAFETY: see above.
