@@ -23,9 +23,10 @@ const HEAD_SIZE: usize = 64;
 const GOALS: &str = "Goals: dequantize 0.77 (1.3 times the time of memcpy), quantize 0.33 (3 times).";
 
 pub(crate) fn report(set: &Set, turns: Turns, command: &str) -> Report {
+    // Made before this thread is left with one of the machine's CPUs.
+    let mut report = Report::new("kernels", "Kernels beside memcpy, one core", command);
     let cpu = place::cpus()[0];
     place::pin(cpu);
-    let mut report = Report::new("kernels", "Kernels beside memcpy, one core", command);
     report.notes.push(format!(
         "Tiles of {} KiB ({HEADS} heads of {HEAD_SIZE}; elements of {}), kernels of {}, CPU {cpu}. The yardstick is the memcpy of \
          as many bytes as the tile has, in the same turn as the kernels. Each figure is the median of the turns: the \
@@ -108,19 +109,24 @@ fn measure(set: &Set, place: Place, name: &str, turns: Turns) -> (Table, [Series
     (table, bars)
 }
 
-/// Slots that are written in turns.
+/// Slots that are taken in turns. As in the pipeline's ring each starts at a multiple of 64.
 struct Ring {
     slots: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 impl Ring {
     fn new(slots: usize, of: &[u8]) -> RefCell<Self> {
-        RefCell::new(Self { slots: vec![of.to_vec(); slots] })
+        let mut ring = Self { slots: vec![vec![0; of.len() + 64]; slots], bytes: of.len() };
+        (0..slots).for_each(|call| ring.slot(call).copy_from_slice(of));
+        RefCell::new(ring)
     }
 
-    fn slot(&mut self, call: usize) -> &mut Vec<u8> {
+    fn slot(&mut self, call: usize) -> &mut [u8] {
         let count = self.slots.len();
-        &mut self.slots[call % count]
+        let slot = &mut self.slots[call % count];
+        let start = slot.as_ptr().align_offset(64);
+        &mut slot[start..start + self.bytes]
     }
 }
 
