@@ -6,10 +6,10 @@
 use crate::codec::Compressor;
 use crate::geometry::{Geometry, GeometryError};
 use crate::header::{HEADER_BYTES, Header};
-use crate::kernel::{self, Rows};
 use crate::key::ChunkKey;
 use crate::plan::{BLOCKS_PER_CHUNK_MAX, Part, wire_bytes_max};
 use crate::recipe::{Codec, Granularity, Recipe, Transform};
+use crate::rows::Rows;
 use crate::shape::{Shape, TileOrder};
 use crate::simd;
 use crate::words::align64;
@@ -147,9 +147,7 @@ fn planes(shape: &Shape, geometry: &Geometry, tile: &[u8], codes: &mut [u8]) {
 
 fn as_is(shape: &Shape, geometry: &Geometry, tile: &[u8], codes: &mut [u8]) {
     for layer in 0..shape.layers {
-        kernel::reorder(&Rows::plain(*shape, layer), geometry.element.bytes(), |plain, at| {
-            codes[plain].copy_from_slice(&tile[at]);
-        });
+        simd::gather(geometry.element, &Rows::plain(*shape, layer), tile, codes);
     }
 }
 

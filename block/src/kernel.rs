@@ -1,123 +1,75 @@
-//! The bodies of the fast kernels: plain safe loops over runs that are contiguous in codes and in the tile, written so
-//! that they vectorize. `simd` compiles each of them for the instruction sets it knows; results are bit for bit those
-//! of `scalar`, on every machine.
+//! The bodies of the fast kernels: they walk rows run by run and leave each run to `run`. `simd` compiles them for the
+//! instruction sets it knows; results are bit for bit those of `scalar`, on every machine.
 
-use crate::number::{Element, SMALLEST_PEAK_VALUE, code, inverse, step, value};
+use crate::geometry::ElementType;
+use crate::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
+use crate::number::{Element, SMALLEST_PEAK_VALUE, inverse, step};
 use crate::recipe::Granularity;
-use crate::shape::{Shape, TileOrder};
-use std::ops::Range;
+use crate::rows::{Rows, TOKENS};
+use crate::run::{self, Levels, Step, Table};
 
 /// Channels whose steps are kept on the stack at a time.
-const CHANNELS: usize = 256;
-/// Codes that are unpacked from nibbles at a time.
-const UNPACKED: usize = 256;
+const CHANNELS: usize = 1024;
 
-/// Some rows of one layer of a block, and how they are coded.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows {
-    pub(crate) shape: Shape,
-    pub(crate) granularity: Granularity,
-    /// Two codes a byte.
-    pub(crate) packed: bool,
-    pub(crate) peak: u8,
-    pub(crate) layer: usize,
-    pub(crate) first_token: usize,
-    pub(crate) tokens: usize,
+/// A number for each channel, at an address that vector loads like.
+#[repr(align(64))]
+struct Channels([f32; CHANNELS]);
+
+/// The bytes of `count` elements from element `first` on.
+#[inline(always)]
+fn elements_at<E: Element>(tile: &[u8], first: usize, count: usize) -> &[u8] {
+    &tile[first * E::BYTES..][..count * E::BYTES]
 }
 
-impl Rows {
-    /// All rows of one layer, for the kernels that have no scales.
-    pub(crate) fn plain(shape: Shape, layer: usize) -> Self {
-        let (granularity, tokens) = (Granularity::None, shape.tokens);
-        Self { shape, granularity, packed: false, peak: 0, layer, first_token: 0, tokens }
-    }
-
-    #[inline(always)]
-    fn tokens(&self) -> Range<usize> {
-        self.first_token..self.first_token + self.tokens
-    }
-
-    /// How a row falls into runs: (runs in a row, heads in a run).
-    #[inline(always)]
-    fn runs(&self) -> (usize, usize) {
-        let whole_row = self.shape.order == TileOrder::TokenMajor && self.granularity != Granularity::TokenHead;
-        if whole_row { (1, self.shape.heads) } else { (self.shape.heads, 1) }
-    }
-
-    /// Index of the first element of `run` of `token` in the block's codes.
-    #[inline(always)]
-    fn code_index(&self, token: usize, run: usize, run_elements: usize) -> usize {
-        self.layer * self.shape.layer() + token * self.shape.row() + run * run_elements
-    }
-
-    #[inline(always)]
-    fn tile_index(&self, token: usize, run: usize, run_heads: usize) -> usize {
-        self.layer * self.shape.layer() + self.shape.tile_index(token, run * run_heads)
-    }
+#[inline(always)]
+fn elements_at_mut<E: Element>(tile: &mut [u8], first: usize, count: usize) -> &mut [u8] {
+    &mut tile[first * E::BYTES..][..count * E::BYTES]
 }
 
 /// Writes one code a byte for all rows of a layer, and the layer's scales. False when a group has a NaN or an infinity
 /// or is too small to be quantized; codes and scales are then unspecified.
 #[inline(always)]
-pub(crate) fn quantize<E: Element>(rows: &Rows, tile: &[u8], codes: &mut [u8], scales: &mut [u8]) -> bool {
-    let tile = E::cast(tile);
-    let scales = E::cast_mut(scales);
-    let (runs, run_heads) = rows.runs();
-    let run_elements = run_heads * rows.shape.head_size;
-    let peak = f32::from(rows.peak);
-    let mut fits = true;
+pub(crate) fn quantize<E: Element, L: Lanes>(
+    lanes: L,
+    rows: &Rows,
+    tile: &[u8],
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> bool {
     if rows.granularity == Granularity::Channel {
-        for run in 0..runs {
-            for first in (0..run_elements).step_by(CHANNELS) {
-                let channels = CHANNELS.min(run_elements - first);
-                let mut most = [E::Word::default(); CHANNELS];
-                for token in rows.tokens() {
-                    let at = rows.tile_index(token, run, run_heads) + first;
-                    for (most, &element) in most.iter_mut().zip(&tile[at..at + channels]) {
-                        *most = (*most).max(E::magnitude(element));
-                    }
-                }
-                let mut inverses = [0.0; CHANNELS];
-                let at = run * run_elements + first;
-                let groups = inverses.iter_mut().zip(&mut scales[at..at + channels]).zip(&most);
-                for ((to_code, scale), &m) in groups {
-                    *scale = E::bytes_of(m);
-                    fits &= usable::<E>(m);
-                    *to_code = inverse(E::read(*scale), peak);
-                }
-                for token in rows.tokens() {
-                    let from = rows.tile_index(token, run, run_heads) + first;
-                    let to = rows.code_index(token, run, run_elements) + first;
-                    let elements = tile[from..from + channels].iter().zip(&inverses);
-                    for (slot, (&element, &to_code)) in codes[to..to + channels].iter_mut().zip(elements) {
-                        *slot = code(E::read(element), to_code, rows.peak.into());
-                    }
-                }
-            }
-        }
-        return fits;
+        return quantize_channels::<E, L>(lanes, rows, tile, codes, scales);
     }
-    for token in rows.tokens() {
-        let mut m = E::Word::default();
+    let scales = E::cast_mut(scales);
+    let runs = rows.runs().0;
+    let mut fits = true;
+    let mut inverses = [0.0; TOKENS];
+    let mut to_scale = |m: E::Word, scale: &mut E::Bytes| {
+        fits &= usable::<E>(m);
+        *scale = E::bytes_of(m);
+        inverse(E::read(*scale), rows.peak.into())
+    };
+    for group in rows.groups() {
         if rows.granularity == Granularity::Token {
+            let mut most_of = [E::Word::default(); TOKENS];
             for run in 0..runs {
-                let at = rows.tile_index(token, run, run_heads);
-                m = m.max(most::<E>(&tile[at..at + run_elements]));
+                let stripe = rows.stripe(&group, run);
+                for (m, (_, from)) in most_of.iter_mut().zip(stripe.places()) {
+                    *m = (*m).max(most::<E>(elements_at::<E>(tile, from, stripe.elements)));
+                }
             }
-            scales[token] = E::bytes_of(m);
+            for ((inverse, m), scale) in inverses.iter_mut().zip(most_of).zip(&mut scales[group.tokens.clone()]) {
+                *inverse = to_scale(m, scale);
+            }
         }
         for run in 0..runs {
-            let from = rows.tile_index(token, run, run_heads);
-            let elements = &tile[from..from + run_elements];
-            if rows.granularity == Granularity::TokenHead {
-                m = most::<E>(elements);
-                scales[token * runs + run] = E::bytes_of(m);
-            }
-            fits &= usable::<E>(m);
-            let to_code = inverse(E::read(E::bytes_of(m)), peak);
-            let to = rows.code_index(token, run, run_elements);
-            for (slot, &element) in codes[to..to + run_elements].iter_mut().zip(elements) {
-                *slot = code(E::read(element), to_code, rows.peak.into());
+            let stripe = rows.stripe(&group, run);
+            for ((token, inverse), (to, from)) in group.tokens.clone().zip(&mut inverses).zip(stripe.places()) {
+                let elements = elements_at::<E>(tile, from, stripe.elements);
+                if rows.granularity == Granularity::TokenHead {
+                    *inverse = to_scale(most::<E>(elements), &mut scales[token * runs + run]);
+                }
+                let codes = &mut codes[to..to + stripe.elements];
+                run::codes::<E, L>(lanes, elements, rows.peak, *inverse, codes);
             }
         }
     }
@@ -125,8 +77,52 @@ pub(crate) fn quantize<E: Element>(rows: &Rows, tile: &[u8], codes: &mut [u8], s
 }
 
 #[inline(always)]
-fn most<E: Element>(elements: &[E::Bytes]) -> E::Word {
-    elements.iter().fold(E::Word::default(), |m, &element| m.max(E::magnitude(element)))
+fn quantize_channels<E: Element, L: Lanes>(
+    lanes: L,
+    rows: &Rows,
+    tile: &[u8],
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> bool {
+    let mut fits = true;
+    for (first, scales) in (0..).step_by(CHANNELS).zip(E::cast_mut(scales).chunks_mut(CHANNELS)) {
+        let channels = first..first + scales.len();
+        let mut most = [E::Word::default(); CHANNELS];
+        for (at, stripe) in rows.stripes_of(channels.clone()) {
+            let most = &mut most[at..at + stripe.elements];
+            for (_, from) in stripe.places() {
+                raise::<E>(most, elements_at::<E>(tile, from, stripe.elements));
+            }
+        }
+        let mut inverses = Channels([0.0; CHANNELS]);
+        for ((to_code, scale), &m) in inverses.0.iter_mut().zip(scales).zip(&most) {
+            *scale = E::bytes_of(m);
+            fits &= usable::<E>(m);
+            *to_code = inverse(E::read(*scale), rows.peak.into());
+        }
+        for (at, stripe) in rows.stripes_of(channels) {
+            let inverses = &inverses.0[at..at + stripe.elements];
+            for (to, from) in stripe.places() {
+                let elements = elements_at::<E>(tile, from, stripe.elements);
+                let codes = &mut codes[to..to + stripe.elements];
+                run::channel_codes::<E, L>(lanes, elements, rows.peak, inverses, codes);
+            }
+        }
+    }
+    fits
+}
+
+/// Raises each of some magnitudes to that of its element.
+#[inline(always)]
+fn raise<E: Element>(most: &mut [E::Word], elements: &[u8]) {
+    for (m, &element) in most.iter_mut().zip(E::cast(elements)) {
+        *m = (*m).max(E::magnitude(element));
+    }
+}
+
+#[inline(always)]
+fn most<E: Element>(elements: &[u8]) -> E::Word {
+    E::cast(elements).iter().fold(E::Word::default(), |m, &element| m.max(E::magnitude(element)))
 }
 
 #[inline(always)]
@@ -137,120 +133,160 @@ fn usable<E: Element>(m: E::Word) -> bool {
 
 /// Writes the elements of some rows to the tile. `codes` are those of the whole block, `scales` of this layer.
 #[inline(always)]
-pub(crate) fn dequantize<E: Element>(rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
-    let tile = E::cast_mut(tile);
+pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
+    let tabled = |peak_max| E::TYPE != ElementType::F32 && rows.peak <= peak_max;
+    match (rows.granularity, rows.packed) {
+        (Granularity::Channel, _) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
+        (_, true) if tabled(TABLE_PEAK_MAX) => {
+            dequantize_rows::<E, L, Table<L, false>, true>(lanes, rows, codes, scales, tile);
+        }
+        (_, true) => dequantize_rows::<E, L, Step, true>(lanes, rows, codes, scales, tile),
+        (_, false) if tabled(TABLE_PEAK_MAX) => {
+            dequantize_rows::<E, L, Table<L, false>, false>(lanes, rows, codes, scales, tile);
+        }
+        (_, false) if tabled(L::WIDE_TABLE_PEAK_MAX) => {
+            dequantize_rows::<E, L, Table<L, true>, false>(lanes, rows, codes, scales, tile);
+        }
+        (_, false) => dequantize_rows::<E, L, Step, false>(lanes, rows, codes, scales, tile),
+    }
+}
+
+#[inline(always)]
+fn dequantize_rows<E: Element, L: Lanes, V: Levels<L>, const PACKED: bool>(
+    lanes: L,
+    rows: &Rows,
+    codes: &[u8],
+    scales: &[u8],
+    tile: &mut [u8],
+) {
     let scales = E::cast(scales);
-    let (runs, run_heads) = rows.runs();
-    let run_elements = run_heads * rows.shape.head_size;
-    let peak = f32::from(rows.peak);
-    if rows.granularity == Granularity::Channel {
-        for run in 0..runs {
-            for first in (0..run_elements).step_by(CHANNELS) {
-                let channels = CHANNELS.min(run_elements - first);
-                let mut steps = [0.0; CHANNELS];
-                let at = run * run_elements + first;
-                for (to_value, &scale) in steps.iter_mut().zip(&scales[at..at + channels]) {
-                    *to_value = step(E::read(scale), peak);
-                }
-                for token in rows.tokens() {
-                    let from = rows.code_index(token, run, run_elements) + first;
-                    let to = rows.tile_index(token, run, run_heads) + first;
-                    let mut unpacked = [0; CHANNELS];
-                    let codes = run_codes(rows.packed, codes, from, channels, &mut unpacked);
-                    let coded = codes.iter().zip(&steps);
-                    for (element, (&code, &step)) in tile[to..to + channels].iter_mut().zip(coded) {
-                        *element = E::write(value(code, rows.peak.into(), step));
-                    }
-                }
+    let runs = rows.runs().0;
+    let mut levels = [levels_of::<E, L, V>(lanes, rows.peak, E::bytes_of(E::Word::default())); TOKENS];
+    for group in rows.groups() {
+        if rows.granularity == Granularity::Token {
+            for (levels, &scale) in levels.iter_mut().zip(&scales[group.tokens.clone()]) {
+                *levels = levels_of::<E, L, V>(lanes, rows.peak, scale);
             }
         }
-        return;
-    }
-    for token in rows.tokens() {
         for run in 0..runs {
-            let scale = match rows.granularity {
-                Granularity::TokenHead => scales[token * runs + run],
-                _ => scales[token],
-            };
-            let step = step(E::read(scale), peak);
-            let from = rows.code_index(token, run, run_elements);
-            let to = rows.tile_index(token, run, run_heads);
-            let out = &mut tile[to..to + run_elements];
-            if rows.packed {
-                for (piece, out) in out.chunks_mut(UNPACKED).enumerate() {
-                    let mut unpacked = [0; UNPACKED];
-                    let codes = run_codes(true, codes, from + piece * UNPACKED, out.len(), &mut unpacked);
-                    dequantize_run::<E>(codes, rows.peak.into(), step, out);
+            let stripe = rows.stripe(&group, run);
+            for ((token, levels), (from, to)) in group.tokens.clone().zip(&mut levels).zip(stripe.places()) {
+                if rows.granularity == Granularity::TokenHead {
+                    *levels = levels_of::<E, L, V>(lanes, rows.peak, scales[token * runs + run]);
                 }
-            } else {
-                dequantize_run::<E>(&codes[from..from + run_elements], rows.peak.into(), step, out);
+                let elements = elements_at_mut::<E>(tile, to, stripe.elements);
+                if PACKED {
+                    packed_run::<E, L, V>(lanes, codes, from, levels, elements);
+                } else {
+                    run::values::<E, L, V>(lanes, &codes[from..from + stripe.elements], levels, elements);
+                }
             }
         }
     }
 }
 
 #[inline(always)]
-fn dequantize_run<E: Element>(codes: &[u8], peak: i32, step: f32, out: &mut [E::Bytes]) {
-    for (element, &code) in out.iter_mut().zip(codes) {
-        *element = E::write(value(code, peak, step));
+fn levels_of<E: Element, L: Lanes, V: Levels<L>>(lanes: L, peak: u8, scale: E::Bytes) -> V {
+    V::new::<E>(lanes, peak, step(E::read(scale), peak.into()))
+}
+
+/// Elements of the codes from `from` on, two a byte.
+#[inline(always)]
+fn packed_run<E: Element, L: Lanes, V: Levels<L>>(
+    lanes: L,
+    codes: &[u8],
+    from: usize,
+    levels: &V,
+    elements: &mut [u8],
+) {
+    let count = elements.len() / E::BYTES;
+    if from % 2 + count % 2 == 0 {
+        return run::packed_values::<E, L, V>(lanes, &codes[from / 2..][..count / 2], levels, elements);
+    }
+    // It begins or ends inside a byte.
+    let (first, elements) = elements.split_at_mut(from % 2 * E::BYTES);
+    if from % 2 == 1 {
+        run::values::<E, L, V>(lanes, &[codes[from / 2] >> 4], levels, first);
+    }
+    let pairs = elements.len() / (2 * E::BYTES);
+    let (elements, last) = elements.split_at_mut(pairs * 2 * E::BYTES);
+    let codes = &codes[from.div_ceil(2)..];
+    run::packed_values::<E, L, V>(lanes, &codes[..pairs], levels, elements);
+    if !last.is_empty() {
+        run::values::<E, L, V>(lanes, &[codes[pairs] & 15], levels, last);
     }
 }
 
-/// The codes of elements `from..from + count`, unpacked to `room` if need be.
 #[inline(always)]
-fn run_codes<'a>(packed: bool, codes: &'a [u8], from: usize, count: usize, room: &'a mut [u8]) -> &'a [u8] {
-    if !packed {
-        return &codes[from..from + count];
+fn dequantize_channels<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
+    for (first, scales) in (0..).step_by(CHANNELS).zip(E::cast(scales).chunks(CHANNELS)) {
+        let mut steps = Channels([0.0; CHANNELS]);
+        let mut unpacked = [0; CHANNELS + 2];
+        for (to_value, &scale) in steps.0.iter_mut().zip(scales) {
+            *to_value = step(E::read(scale), rows.peak.into());
+        }
+        for (at, stripe) in rows.stripes_of(first..first + scales.len()) {
+            let steps = &steps.0[at..at + stripe.elements];
+            for (from, to) in stripe.places() {
+                let elements = elements_at_mut::<E>(tile, to, stripe.elements);
+                let codes = if rows.packed {
+                    run::unpack(&codes[from / 2..(from + stripe.elements).div_ceil(2)], &mut unpacked);
+                    &unpacked[from % 2..][..stripe.elements]
+                } else {
+                    &codes[from..from + stripe.elements]
+                };
+                run::channel_values::<E, L>(lanes, codes, rows.peak, steps, elements);
+            }
+        }
     }
-    let room = &mut room[..count];
-    if from.is_multiple_of(2) {
-        let bytes = &codes[from / 2..(from + count).div_ceil(2)];
-        let (pairs, last) = room.as_chunks_mut::<2>();
-        for (pair, &byte) in pairs.iter_mut().zip(bytes) {
-            *pair = [byte & 15, byte >> 4];
-        }
-        if let [last] = last {
-            *last = bytes[count / 2] & 15;
-        }
-    } else {
-        for (i, code) in room.iter_mut().enumerate() {
-            *code = codes[(from + i) / 2] >> ((from + i) % 2 * 4) & 15;
-        }
-    }
-    room
 }
 
 /// Packs one code a byte to two codes a byte, in place: code 2i in the low half of byte i, code 2i + 1 in the high.
 #[inline(always)]
-pub(crate) fn pack_nibbles<E: Element>(codes: &mut [u8], elements: usize) {
-    let mut at = 0;
-    while at < elements {
-        let mut piece = [0; UNPACKED];
-        let count = UNPACKED.min(elements - at);
-        piece[..count].copy_from_slice(&codes[at..at + count]);
-        let bytes = &mut codes[at / 2..(at + count).div_ceil(2)];
-        for (byte, &[low, high]) in bytes.iter_mut().zip(piece.as_chunks::<2>().0) {
-            *byte = low | high << 4;
+pub(crate) fn pack_nibbles<E: Element, L: Lanes>(lanes: L, codes: &mut [u8], elements: usize) {
+    let whole = elements / UNIT * UNIT;
+    for at in (0..whole).step_by(UNIT) {
+        let pairs = lanes.pack(codes[at..].first_chunk().expect("a unit"));
+        codes[at / 2..][..UNIT / 2].copy_from_slice(&pairs);
+    }
+    for at in (whole..elements).step_by(2) {
+        let high = if at + 1 < elements { codes[at + 1] } else { 0 };
+        codes[at / 2] = codes[at] | high << 4;
+    }
+}
+
+/// Copies some rows from canonical order to the tile's.
+#[inline(always)]
+pub(crate) fn scatter<E: Element, L: Lanes>(_: L, rows: &Rows, plain: &[u8], tile: &mut [u8]) {
+    for stripe in rows.stripes() {
+        for (from, to) in stripe.places() {
+            let elements = elements_at::<E>(plain, from, stripe.elements);
+            elements_at_mut::<E>(tile, to, stripe.elements).copy_from_slice(elements);
         }
-        at += count;
+    }
+}
+
+/// Copies some rows from the tile's order to canonical order.
+#[inline(always)]
+pub(crate) fn gather<E: Element, L: Lanes>(_: L, rows: &Rows, tile: &[u8], plain: &mut [u8]) {
+    for stripe in rows.stripes() {
+        for (to, from) in stripe.places() {
+            let elements = elements_at::<E>(tile, from, stripe.elements);
+            elements_at_mut::<E>(plain, to, stripe.elements).copy_from_slice(elements);
+        }
     }
 }
 
 /// Splits some rows into byte planes of the whole block.
 #[inline(always)]
-pub(crate) fn split<E: Element>(rows: &Rows, tile: &[u8], codes: &mut [u8]) {
-    let tile = E::cast(tile);
-    let (runs, run_heads) = rows.runs();
-    let run_elements = run_heads * rows.shape.head_size;
-    let elements = rows.shape.elements();
-    for token in rows.tokens() {
-        for run in 0..runs {
-            let from = rows.tile_index(token, run, run_heads);
-            let to = rows.code_index(token, run, run_elements);
-            let run = &tile[from..from + run_elements];
-            for plane in 0..size_of::<E::Bytes>() {
-                let to = plane * elements + to;
-                for (slot, &element) in codes[to..to + run_elements].iter_mut().zip(run) {
+pub(crate) fn split<E: Element, L: Lanes>(_: L, rows: &Rows, tile: &[u8], codes: &mut [u8]) {
+    let plane_bytes = rows.shape.elements();
+    for stripe in rows.stripes() {
+        for (to, from) in stripe.places() {
+            let elements = E::cast(elements_at::<E>(tile, from, stripe.elements));
+            for plane in 0..E::BYTES {
+                let slots = &mut codes[plane * plane_bytes + to..][..stripe.elements];
+                for (slot, &element) in slots.iter_mut().zip(elements) {
                     *slot = E::rotated(element).as_ref()[plane];
                 }
             }
@@ -260,36 +296,15 @@ pub(crate) fn split<E: Element>(rows: &Rows, tile: &[u8], codes: &mut [u8]) {
 
 /// Merges some rows from the byte planes of the whole block.
 #[inline(always)]
-pub(crate) fn merge<E: Element>(rows: &Rows, codes: &[u8], tile: &mut [u8]) {
-    let tile = E::cast_mut(tile);
-    let (runs, run_heads) = rows.runs();
-    let run_elements = run_heads * rows.shape.head_size;
-    let elements = rows.shape.elements();
-    for token in rows.tokens() {
-        for run in 0..runs {
-            let from = rows.code_index(token, run, run_elements);
-            let to = rows.tile_index(token, run, run_heads);
+pub(crate) fn merge<E: Element, L: Lanes>(_: L, rows: &Rows, codes: &[u8], tile: &mut [u8]) {
+    let plane_bytes = rows.shape.elements();
+    for stripe in rows.stripes() {
+        for (from, to) in stripe.places() {
             let mut planes = [&codes[..0]; 4];
-            for (plane, bytes) in planes.iter_mut().take(size_of::<E::Bytes>()).enumerate() {
-                let from = plane * elements + from;
-                *bytes = &codes[from..from + run_elements];
+            for (plane, bytes) in planes.iter_mut().take(E::BYTES).enumerate() {
+                *bytes = &codes[plane * plane_bytes + from..][..stripe.elements];
             }
-            E::merge(planes, &mut tile[to..to + run_elements]);
-        }
-    }
-}
-
-/// Calls `each` with every run's bytes in canonical order and in tile order.
-#[inline(always)]
-pub(crate) fn reorder(rows: &Rows, element_bytes: usize, mut each: impl FnMut(Range<usize>, Range<usize>)) {
-    let (runs, run_heads) = rows.runs();
-    let bytes = element_bytes;
-    let run_bytes = run_heads * rows.shape.head_size * bytes;
-    for token in rows.tokens() {
-        for run in 0..runs {
-            let plain = rows.code_index(token, run, run_heads * rows.shape.head_size) * bytes;
-            let tile = rows.tile_index(token, run, run_heads) * bytes;
-            each(plain..plain + run_bytes, tile..tile + run_bytes);
+            E::merge(planes, E::cast_mut(elements_at_mut::<E>(tile, to, stripe.elements)));
         }
     }
 }

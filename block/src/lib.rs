@@ -18,11 +18,14 @@ mod geometry;
 mod header;
 mod kernel;
 mod key;
+mod lanes;
 mod manifest;
 mod number;
 mod plan;
 mod recipe;
 mod restore;
+mod rows;
+mod run;
 #[cfg(test)]
 mod scalar;
 
@@ -43,4 +46,5 @@ pub use plan::{BLOCK_ELEMENTS_MAX, BLOCKS_PER_CHUNK_MAX, Kind, Part, Plan, PlanE
 pub use recipe::{Codec, Granularity, PEAK_MAX, PEAK_PACKED_MAX, Recipe, RecipeError, Transform};
 pub use restore::{RestoreError, restore, restore_checked};
 pub use shape::TileOrder;
+pub use simd::instruction_set;
 pub use words::align64;

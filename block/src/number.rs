@@ -9,6 +9,7 @@ pub(crate) trait Element: Copy + 'static {
     type Bytes: Copy + AsRef<[u8]>;
     type Word: Copy + Ord + Default;
     const TYPE: ElementType;
+    const BYTES: usize = size_of::<Self::Bytes>();
     /// The magnitude of infinity: finite values lie below.
     const INFINITE: Self::Word;
 

@@ -3,8 +3,8 @@
 //! in the cache. Either way nothing of the tile may be used unless the call says `Ok`.
 
 use crate::header::Header;
-use crate::kernel::{self, Rows};
 use crate::recipe::{Granularity, Transform};
+use crate::rows::Rows;
 use crate::shape::{Shape, TileOrder};
 use crate::simd;
 use std::fmt;
@@ -123,9 +123,7 @@ impl<'a> Restorer<'a> {
         let element = self.header.geometry.element;
         let plain = Rows { first_token, tokens, ..Rows::plain(self.shape, layer) };
         match self.header.transform {
-            Transform::None => kernel::reorder(&plain, element.bytes(), |plain, at| {
-                tile[at].copy_from_slice(&self.codes[plain]);
-            }),
+            Transform::None => simd::scatter(element, &plain, self.codes, tile),
             Transform::Lossless => simd::merge(element, &plain, self.codes, tile),
             Transform::Quant { .. } | Transform::CacheGen | Transform::Packed { .. } => {
                 let rows = Rows {

@@ -49,16 +49,16 @@ impl Shape {
         self.layers * self.layer()
     }
 
-    /// Index in a tile's layer of the first element of `head` of `token`; the rest of the head follows.
+    /// Where a token lies in a tile's layer: the index of its first element, and from there on the distance of its heads.
     #[inline(always)]
-    pub(crate) fn tile_index(&self, token: usize, head: usize) -> usize {
+    pub(crate) fn place(&self, token: usize) -> (usize, usize) {
         match self.order {
-            TileOrder::TokenMajor => token * self.row() + head * self.head_size,
+            TileOrder::TokenMajor => (token * self.row(), self.head_size),
             TileOrder::HeadMajor { page_tokens } => {
                 let page_tokens = page_tokens as usize;
                 let first = token / page_tokens * page_tokens;
                 let held = page_tokens.min(self.tokens - first);
-                first * self.row() + (head * held + token - first) * self.head_size
+                (first * self.row() + (token - first) * self.head_size, held * self.head_size)
             }
         }
     }

@@ -367,12 +367,15 @@ fn an_answer_is_readable_until_its_area_is_posted_again() {
     let mut card = FakeCard::attach(&host);
     let _ = host.post(&Request::new(1, Operation::Status), &[]).unwrap();
     let command = card.accept().unwrap().0[0];
-    let text = vec![b'x'; ARGUMENT_BYTES];
+    // The whole area; under miri, which takes half a minute for a checksum of that, the start of it.
+    let bytes = if cfg!(miri) { 1000 } else { ARGUMENT_BYTES };
+    let text = vec![b'x'; bytes];
     card.complete(&command, Answer::new(1, Status::Ok), &text);
     let completion = host.poll().unwrap().unwrap();
-    let mut out = vec![0; ARGUMENT_BYTES];
+    let mut out = vec![0; bytes];
     assert_eq!(host.answer(&completion, &mut out), Ok(&text[..]));
-    assert_eq!(host.answer(&completion, &mut out[1..]), Err(AnswerError::Room { bytes: 65536, room: 65535 }));
+    let room = AnswerError::Room { bytes, room: bytes - 1 };
+    assert_eq!(host.answer(&completion, &mut out[1..]), Err(room));
     card.page.write(ARGUMENTS_AT, b"y");
     assert_eq!(host.answer(&completion, &mut out), Err(AnswerError::Checksum));
     for id in 2..=33 {

@@ -1,38 +1,54 @@
-//! What the transforms cost and win on real KV, as markdown tables for docs/measurements.md:
-//! `cargo bench -p block --bench transforms -- [--only study|ratio|kernel|codec] FILE...`
-//! Each FILE is a safetensors file with a bf16 tensor `kv` of shape [.., layers, 2, tokens, heads, head size].
+//! What the transforms cost and win on real KV:
+//! `cargo bench -p block --bench transforms -- [--only study|ratio|kernel|codec|level] [--quick] [FILE...]`
+//! Each FILE is a safetensors file with a bf16 tensor `kv` of shape [.., layers, 2, tokens, heads, head size]; without
+//! one it is the repository's own, and without `--only` nothing is measured: `kernel` and `codec` are reports of the page
+//! that `scripts/bench.sh` makes, the others print tables for docs/measurements.md.
 
+mod codecs;
 mod data;
+mod kernels;
+mod levels;
+mod place;
 mod ratio;
 mod speed;
 mod study;
 
+use data::Set;
+use speed::Turns;
+
+const OWN_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
+
 fn main() {
     let mut only = None;
+    let mut turns = Turns { quick: false };
     let mut files = Vec::new();
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--only" => only = arguments.next(),
+            "--quick" => turns.quick = true,
             _ => files.push(argument),
         }
     }
-    if files.is_empty() {
-        println!("transforms: no files named, nothing measured");
+    let Some(section) = only else {
+        println!("transforms: nothing asked for with --only, nothing measured");
         return;
+    };
+    let command = format!("cargo bench -p block --bench transforms -- --only {section}");
+    if files.is_empty() {
+        files.push(OWN_FILE.into());
     }
-    let sets: Vec<data::Set> = files.iter().map(|file| data::Set::load(file)).collect();
-    let wanted = |section: &str| only.as_deref().is_none_or(|o| o == section);
-    if wanted("study") {
-        study::print(&sets);
-    }
-    if wanted("ratio") {
-        ratio::print(&sets);
-    }
-    if wanted("kernel") {
-        speed::print_kernels(&sets[0]);
-    }
-    if wanted("codec") {
-        speed::print_codecs(&sets[0]);
-    }
+    let sets: Vec<Set> = files.iter().map(|file| Set::load(file)).collect();
+    let report = match section.as_str() {
+        "study" => return study::print(&sets),
+        "ratio" => return ratio::print(&sets),
+        "level" => return levels::print(&sets[0]),
+        "kernel" => kernels::report(&sets[0], turns, &command),
+        "codec" => codecs::report(&sets[0], turns, &command),
+        _ => {
+            eprintln!("transforms: --only {section}: it is one of study, ratio, kernel, codec, level");
+            std::process::exit(2);
+        }
+    };
+    report.publish().expect("KVLANE_BENCH_OUT names a directory that can be written");
 }

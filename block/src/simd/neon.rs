@@ -1,0 +1,273 @@
+//! NEON, which every 64-bit Arm core has, the card's Cortex-A78 among them: no half-precision arithmetic, no bf16.
+
+use crate::geometry::ElementType;
+use crate::lanes::{Lanes, UNIT};
+use crate::number::Element;
+use std::arch::aarch64::*;
+use std::mem::transmute;
+
+/// Proof that the processor has the features that the kernels of `neon` are compiled for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Neon(());
+
+impl Neon {
+    pub(super) fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+/// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart.
+#[derive(Clone, Copy)]
+pub(super) struct Table {
+    low: uint8x16_t,
+    high: uint8x16_t,
+    peak: u8,
+}
+
+/// A unit: [low, high] of each 8.
+type Floats = [[float32x4_t; 2]; 4];
+
+// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof; memory is
+// read and written by the functions at the end of this file alone, which take safe references.
+impl Lanes for Neon {
+    type Floats = Floats;
+    type Table = Table;
+
+    #[inline(always)]
+    fn read<E: Element>(self, elements: &[u8]) -> Floats {
+        let [a, b, c, d] = quarters(elements);
+        // SAFETY: see above.
+        unsafe {
+            match E::TYPE {
+                ElementType::Bf16 => [from_bf16(load(a)), from_bf16(load(b)), from_bf16(load(c)), from_bf16(load(d))],
+                ElementType::F16 => [from_f16(load(a)), from_f16(load(b)), from_f16(load(c)), from_f16(load(d))],
+                ElementType::F32 => [from_f32(a), from_f32(b), from_f32(c), from_f32(d)],
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn write<E: Element>(self, values: Floats, elements: &mut [u8]) {
+        let quarter = elements.len() / 4;
+        for (elements, [low, high]) in elements.chunks_exact_mut(quarter).zip(values) {
+            // SAFETY: see above.
+            unsafe {
+                match E::TYPE {
+                    ElementType::Bf16 => store(elements, to_bf16(low, high)),
+                    ElementType::F16 => store(elements, vreinterpretq_u8_u16(vuzp1q_u16(to_f16(low), to_f16(high)))),
+                    ElementType::F32 => {
+                        let (first, second) = elements.split_at_mut(16);
+                        store(first, vreinterpretq_u8_f32(low));
+                        store(second, vreinterpretq_u8_f32(high));
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn load(self, values: &[f32; UNIT]) -> Floats {
+        // SAFETY: an array of 32 f32 has the bits of eight vectors of 4.
+        unsafe { transmute::<[f32; UNIT], Floats>(*values) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Floats {
+        // SAFETY: see above.
+        unsafe { [[vdupq_n_f32(value); 2]; 4] }
+    }
+
+    #[inline(always)]
+    fn times(self, [a, b, c, d]: Floats, [e, f, g, h]: Floats) -> Floats {
+        // SAFETY: see above.
+        unsafe { [product(a, e), product(b, f), product(c, g), product(d, h)] }
+    }
+
+    #[inline(always)]
+    fn signed(self, codes: &[u8; UNIT], peak: u8) -> Floats {
+        let (first, second) = codes.split_at(UNIT / 2);
+        // SAFETY: see above.
+        unsafe {
+            let peak = vdupq_n_u8(peak);
+            let first = vreinterpretq_s8_u8(vsubq_u8(load(first), peak));
+            let second = vreinterpretq_s8_u8(vsubq_u8(load(second), peak));
+            [
+                from_words(vmovl_s8(vget_low_s8(first))),
+                from_words(vmovl_high_s8(first)),
+                from_words(vmovl_s8(vget_low_s8(second))),
+                from_words(vmovl_high_s8(second)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn coded(self, [a, b, c, d]: Floats, peak: u8, codes: &mut [u8; UNIT]) {
+        let (first, second) = codes.split_at_mut(UNIT / 2);
+        // SAFETY: see above.
+        unsafe {
+            let peak = vdupq_n_u8(peak);
+            store(first, vaddq_u8(vreinterpretq_u8_s8(to_bytes(a, b)), peak));
+            store(second, vaddq_u8(vreinterpretq_u8_s8(to_bytes(c, d)), peak));
+        }
+    }
+
+    #[inline(always)]
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Table {
+        const MAGNITUDES: [u8; UNIT] = [
+            0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+        ];
+        let mut elements = [0; 2 * UNIT];
+        self.write::<E>(self.times(self.signed(&MAGNITUDES, 0), self.splat(step)), &mut elements);
+        let (first, second) = (load(&elements[..16]), load(&elements[16..32]));
+        // SAFETY: see above.
+        unsafe { Table { low: vuzp1q_u8(first, second), high: vuzp2q_u8(first, second), peak } }
+    }
+
+    #[inline(always)]
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
+        for (codes, elements) in codes.chunks_exact(16).zip(elements.chunks_exact_mut(32)) {
+            let (first, second) = elements.split_at_mut(16);
+            // SAFETY: see above.
+            unsafe {
+                let signed = vsubq_u8(load(codes), vdupq_n_u8(table.peak));
+                let magnitude = vreinterpretq_u8_s8(vabsq_s8(vreinterpretq_s8_u8(signed)));
+                let sign = vandq_u8(signed, vdupq_n_u8(0x80));
+                let low = vqtbl1q_u8(table.low, magnitude);
+                let high = veorq_u8(vqtbl1q_u8(table.high, magnitude), sign);
+                store(first, vzip1q_u8(low, high));
+                store(second, vzip2q_u8(low, high));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(self, pairs: &[u8; UNIT / 2]) -> [u8; UNIT] {
+        let mut codes = [0; UNIT];
+        let (first, second) = codes.split_at_mut(UNIT / 2);
+        // SAFETY: see above.
+        unsafe {
+            let pairs = load(pairs);
+            let (low, high) = (vandq_u8(pairs, vdupq_n_u8(15)), vshrq_n_u8::<4>(pairs));
+            store(first, vzip1q_u8(low, high));
+            store(second, vzip2q_u8(low, high));
+        }
+        codes
+    }
+
+    #[inline(always)]
+    fn pack(self, codes: &[u8; UNIT]) -> [u8; UNIT / 2] {
+        let mut pairs = [0; UNIT / 2];
+        let (first, second) = codes.split_at(UNIT / 2);
+        // SAFETY: see above.
+        unsafe {
+            let (low, high) = (vuzp1q_u8(load(first), load(second)), vuzp2q_u8(load(first), load(second)));
+            store(&mut pairs, vorrq_u8(low, vshlq_n_u8::<4>(high)));
+        }
+        pairs
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn product([a, b]: [float32x4_t; 2], [c, d]: [float32x4_t; 2]) -> [float32x4_t; 2] {
+    [vmulq_f32(a, c), vmulq_f32(b, d)]
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn from_bf16(elements: uint8x16_t) -> [float32x4_t; 2] {
+    let words = vreinterpretq_u16_u8(elements);
+    [
+        vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(words))),
+        vreinterpretq_f32_u32(vshll_high_n_u16::<16>(words)),
+    ]
+}
+
+/// Rounds to nearest even.
+#[inline]
+#[target_feature(enable = "neon")]
+fn to_bf16(low: float32x4_t, high: float32x4_t) -> uint8x16_t {
+    let (low, high) = (vreinterpretq_u32_f32(low), vreinterpretq_u32_f32(high));
+    let (half, one) = (vdupq_n_u32(0x7fff), vdupq_n_u32(1));
+    let low = vaddq_u32(vaddq_u32(low, half), vandq_u32(vshrq_n_u32::<16>(low), one));
+    let high = vaddq_u32(vaddq_u32(high, half), vandq_u32(vshrq_n_u32::<16>(high), one));
+    vreinterpretq_u8_u16(vuzp2q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high)))
+}
+
+/// As [`crate::number::F16`] reads: exponents' biases differ by 112, and the product is exact.
+#[inline]
+#[target_feature(enable = "neon")]
+fn from_f16(elements: uint8x16_t) -> [float32x4_t; 2] {
+    let words = vreinterpretq_u16_u8(elements);
+    let bias = vdupq_n_f32(f32::from_bits((127 + 112) << 23));
+    let sign = vandq_u16(words, vdupq_n_u16(0x8000));
+    let magnitude = veorq_u16(words, sign);
+    let low = vmulq_f32(vreinterpretq_f32_u32(vshll_n_u16::<13>(vget_low_u16(magnitude))), bias);
+    let high = vmulq_f32(vreinterpretq_f32_u32(vshll_high_n_u16::<13>(magnitude)), bias);
+    let (low_sign, high_sign) = (vshll_n_u16::<16>(vget_low_u16(sign)), vshll_high_n_u16::<16>(sign));
+    [
+        vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(low), low_sign)),
+        vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(high), high_sign)),
+    ]
+}
+
+/// As [`crate::number::F16`] writes, in the low halves of 32 bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn to_f16(values: float32x4_t) -> uint16x8_t {
+    let least = vdupq_n_u32((127 - 14) << 23);
+    let bits = vreinterpretq_u32_f32(values);
+    let magnitude = vandq_u32(bits, vdupq_n_u32(0x7fff_ffff));
+    let binade = vmaxq_u32(vandq_u32(magnitude, vdupq_n_u32(0x7f80_0000)), least);
+    let magic = vaddq_u32(binade, vdupq_n_u32(13 << 23));
+    let sum = vaddq_f32(vreinterpretq_f32_u32(magnitude), vreinterpretq_f32_u32(magic));
+    let significand = vsubq_u32(vreinterpretq_u32_f32(sum), magic);
+    let exponent = vshrq_n_u32::<13>(vsubq_u32(binade, least));
+    let sign = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(0x8000));
+    vreinterpretq_u16_u32(vaddq_u32(significand, vorrq_u32(exponent, sign)))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn from_f32(elements: &[u8]) -> [float32x4_t; 2] {
+    let (low, high) = elements.split_at(16);
+    [vreinterpretq_f32_u8(load(low)), vreinterpretq_f32_u8(load(high))]
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn from_words(signed: int16x8_t) -> [float32x4_t; 2] {
+    [vcvtq_f32_s32(vmovl_s16(vget_low_s16(signed))), vcvtq_f32_s32(vmovl_high_s16(signed))]
+}
+
+/// Rounds to nearest even.
+#[inline]
+#[target_feature(enable = "neon")]
+fn to_bytes(first: [float32x4_t; 2], second: [float32x4_t; 2]) -> int8x16_t {
+    let first = vmovn_high_s32(vmovn_s32(vcvtnq_s32_f32(first[0])), vcvtnq_s32_f32(first[1]));
+    let second = vmovn_high_s32(vmovn_s32(vcvtnq_s32_f32(second[0])), vcvtnq_s32_f32(second[1]));
+    vmovn_high_s16(vmovn_s16(first), second)
+}
+
+#[inline(always)]
+fn quarters(bytes: &[u8]) -> [&[u8]; 4] {
+    let (low, high) = bytes.split_at(bytes.len() / 2);
+    let (a, b) = low.split_at(low.len() / 2);
+    let (c, d) = high.split_at(high.len() / 2);
+    [a, b, c, d]
+}
+
+/// Panics unless there are 16 bytes.
+#[inline(always)]
+fn load(bytes: &[u8]) -> uint8x16_t {
+    let bytes: [u8; 16] = bytes.try_into().expect("16 bytes");
+    // SAFETY: an array of bytes has the bits of a vector; it is a copy, so nothing aliases it.
+    unsafe { transmute(bytes) }
+}
+
+/// Panics unless there are 16 bytes.
+#[inline(always)]
+fn store(bytes: &mut [u8], vector: uint8x16_t) {
+    // SAFETY: a vector has the bits of an array of bytes; it is a copy, so nothing aliases it.
+    bytes.copy_from_slice(&unsafe { transmute::<uint8x16_t, [u8; 16]>(vector) });
+}
