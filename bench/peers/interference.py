@@ -39,6 +39,9 @@ BESIDE = [
     ("redis-py, zlib of q5 codes, on core 1", "redis-py, zlib of q5 codes", 1),
 ]
 
+# Longest time for one run of a way; longer is an error of its row.
+PATIENCE_S = 60
+
 
 class Loop:
     """Decodes for as long as something else runs."""
@@ -88,7 +91,10 @@ def beside(loop, way, core, times):
     """Step ends while the way restores, from its start to its end."""
     thread = Beside(way, core, times)
     thread.start()
-    ends = loop.until(lambda: not thread.is_alive())
+    late = time.perf_counter() + PATIENCE_S
+    ends = loop.until(lambda: not thread.is_alive() or time.perf_counter() > late)
+    if thread.is_alive():
+        raise TimeoutError(f"not restored in {PATIENCE_S} s")
     if thread.error:
         raise RuntimeError(thread.error)
     return ends
@@ -108,6 +114,7 @@ def measured(loop, ways, options):
                 runs[name].append(beside(loop, way, core, way.times) if way else idle(loop, options.idle_s))
             except Exception as error:
                 errors[name] = str(error)
+                ways[key] = errors[name]  # not tried again: its thread may live
     return runs, errors
 
 
