@@ -10,6 +10,9 @@ kernels|quantize and dequantize beside memcpy, one core|cargo bench -q -p block 
 codecs|what software inflates here, per transform and codec|cargo bench -q -p block --bench transforms -- --only codec
 latency|command posted to completion seen, beside a Unix socket|cargo bench -q -p dpu-app --bench latency --
 hostcost|CPU time and KV bytes of the host for each GB|cargo bench -q -p dpu-app --bench hostcost --
+model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q -p dpu-app --bench model --
+check|the model beside the emulator on this machine: its error|cargo bench -q -p dpu-app --bench check --
+calibrate|what calibrate proposes beside a sweep|cargo bench -q -p dpu-app --bench calibrate --
 tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
 TABLE
 }
