@@ -30,13 +30,14 @@ def transfer(way, place):
         "kvlane q5": ("KvlaneConnector", {"socket": place["sockets"].get("q5"), "chunk_tokens": CHUNK}, {}),
         "vLLM OffloadingConnector": ("OffloadingConnector", {"cpu_bytes_to_use": 1 << 30}, {}),
         "vLLM ExampleConnector (disk)": ("ExampleConnector", {"shared_storage_path": place["directory"] + "/example"}, {}),
-        "LMCache, Redis": ("LMCacheConnectorV1", {}, {
+        "LMCache server, Redis": ("LMCacheMPConnector", {"lmcache.mp.port": place["lmcache_port"]}, {"LMCACHE_TRACK_USAGE": "false", "PYTHONHASHSEED": "0"}),
+        "LMCache in process, Redis": ("LMCacheConnectorV1", {}, {
             "LMCACHE_REMOTE_URL": f"redis://127.0.0.1:{place['port']}", "LMCACHE_CHUNK_SIZE": str(CHUNK), "LMCACHE_LOCAL_CPU": "False",
             "LMCACHE_MAX_LOCAL_CPU_SIZE": "1", "LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "PYTHONHASHSEED": "0"}),
     }[way]
 
 
-WAYS = ("recompute", "kvlane lossless", "kvlane q5", "vLLM OffloadingConnector", "vLLM ExampleConnector (disk)", "LMCache, Redis")
+WAYS = ("recompute", "kvlane lossless", "kvlane q5", "vLLM OffloadingConnector", "vLLM ExampleConnector (disk)", "LMCache server, Redis", "LMCache in process, Redis")
 
 
 def engine(order):
@@ -127,6 +128,27 @@ def cards(bench, directory):
     return sockets
 
 
+def median_ttft(out):
+    """Seconds to the first token, one prompt at a time."""
+    return round(sorted(value for each in json.loads(out) for value in each["alone"]["ttft"])[0], 1)
+
+
+def lmcache_server(options, bench, place):
+    """LMCache's server for CPUs with Redis behind it; its port."""
+    from place import wait_for
+    port, adapter = 7495, {"type": "resp", "host": "127.0.0.1", "port": place.port}
+    environment = dict(os.environ, PYTHONPATH=options.lmcache, LMCACHE_TRACK_USAGE="false", PYTHONHASHSEED="0")
+    log = open(os.environ.get("KVLANE_BENCH_LOG", bench.directory) + "/lmcache-server.log", "w")
+    server = bench.start([options.python, f"{options.lmcache}/bin/lmcache", "server", "--host", "127.0.0.1", "--port", str(port), "--chunk-size", str(CHUNK),
+                          "--l1-size-gb", "1", "--eviction-policy", "LRU", "--http-host", "127.0.0.1", "--http-port", "7496", "--prometheus-port", "7497",
+                          "--l2-adapter", json.dumps(adapter)], stdout=log, stderr=log, env=environment)
+    try:
+        wait_for("127.0.0.1", port, server, seconds=60)
+    except SystemExit:
+        pass  # its row will say so
+    return port
+
+
 def measured(options, way, order):
     """The rounds of one way, or why there are none."""
     environment = dict(os.environ, PYTHONHASHSEED="0")
@@ -145,11 +167,15 @@ def measured(options, way, order):
         # Its engine core is a process of its own, which would stay.
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
+    log = log_path.read_text()
+    # LMCache goes on without a connector, and then every look-up waits three seconds for nobody.
+    failed = re.search(r"No supported cpu connector found\.?", log)
+    if failed:
+        return f"{failed[0]} (vLLM goes on, each request {median_ttft(out)} s late)" if out else failed[0]
     if out:
         return json.loads(out)
     if not ready:
         return f"no answer in {options.patience_s} s"
-    log = log_path.read_text()
     # The first thing that went wrong; what follows it are its consequences.
     lines = [line for line in log.splitlines() if re.search(r"^(\S+ )*\w*(Error|Exception): ", line.split("]")[-1].strip())]
     return (lines[0] if lines else log[-300:]).split("] ")[-1].strip().replace("\n", " ")[:300]
@@ -175,6 +201,7 @@ def bench(options):
     with Bench(32) as here:
         base = here.place(over_link=False)
         place = {"directory": here.directory, "port": base.port, "sockets": cards(here, here.directory)}
+        place["lmcache_port"] = lmcache_server(options, here, base) if any("LMCache server" in way for way in ways) else 0
         for size in options.models.split(","):
             model = options.model if size == "small" else larger(f"{here.directory}/larger", options.model)
             order = {"model": model, "load_format": "auto" if size == "small" else "dummy", "prompts": prompts, "runs": options.runs, "place": place}
