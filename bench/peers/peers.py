@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import select
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,6 +15,9 @@ from report import Report, Table, median, spread
 from ways import LINKED, WAYS
 
 PACKAGES = ("lmcache", "torch", "redis", "hiredis", "lz4", "zstandard", "safetensors", "nixl", "mooncake-transfer-engine-non-cuda", "numpy")
+
+# Longest time that a way may take for one fetch, or for storing; longer is an error of its row.
+PATIENCE_S = 60
 
 
 class Client:
@@ -34,8 +38,12 @@ class Client:
             return None
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        reply = json.loads(line) if line else {"error": f"its process ended with {self.process.wait()}"}
+        if select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
+            line = self.process.stdout.readline()
+            reply = json.loads(line) if line else {"error": f"its process ended with {self.process.wait()}"}
+        else:
+            self.process.kill()
+            reply = {"error": f"{word}: no answer in {PATIENCE_S} s"}
         self.error = reply.get("error")
         if self.error:
             say(f"  {self.name}: {word}: {self.error}")

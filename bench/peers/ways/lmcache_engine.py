@@ -63,9 +63,9 @@ class LMCache(Way):
         place = replace(place, chunks=round(place.chunks * self.share))
         super().__init__(place)
         self.serde, self.tokens = serde, list(range(place.chunks * CHUNK_TOKENS))
-        # Its allocator takes what it is given at once: the prefix and one chunk of headroom for each in flight.
+        # What it may hold: several prefixes, for it frees late.
         config = LMCacheEngineConfig.from_defaults(chunk_size=CHUNK_TOKENS, local_cpu=False, remote_serde=serde, save_unfull_chunk=False,
-                                                   max_local_cpu_size=(2 * place.chunks * 32 + 256) / 1024, blocking_timeout_secs=60,
+                                                   max_local_cpu_size=(4 * place.chunks * 32 + 256) / 1024, blocking_timeout_secs=60,
                                                    remote_url=f"{scheme}://{place.host}:{place.port}")
         metadata = LMCacheMetadata(model_name=f"{MODEL}", world_size=1, local_world_size=1, worker_id=0, local_worker_id=0,
                                    kv_dtype=torch.bfloat16, kv_shape=(LAYERS, 2, CHUNK_TOKENS, HEADS, HEAD_SIZE), chunk_size=CHUNK_TOKENS)
