@@ -82,6 +82,8 @@ for name in "${names[@]}"; do
 done
 
 status=0
-target/release/bench "$out" "${names[@]}" || status=$?
+built="commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+[ -z "$(git status --porcelain 2>/dev/null)" ] || built+=" with changes"
+target/release/bench "$out" "$built, $(rustc --version)" "${names[@]}" || status=$?
 echo "page: $out/summary.md"
 exit $status
