@@ -8,6 +8,9 @@ benches() {
     cat <<'TABLE'
 kernels|quantize and dequantize beside memcpy, one core|cargo bench -q -p block --bench transforms -- --only kernel
 codecs|what software inflates here, per transform and codec|cargo bench -q -p block --bench transforms -- --only codec
+latency|command posted to completion seen, beside a Unix socket|cargo bench -q -p dpu-app --bench latency --
+hostcost|CPU time and KV bytes of the host for each GB|cargo bench -q -p dpu-app --bench hostcost --
+tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
 TABLE
 }
 

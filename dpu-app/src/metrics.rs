@@ -33,6 +33,7 @@ mod connection;
 mod families;
 mod nodes;
 mod process;
+mod tiers;
 
 use clerk::Clerk;
 use connection::Connection;

@@ -116,6 +116,45 @@ fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::R
     write!(text, "],\"nodes_known\":{count},")
 }
 
+/// The tiers in front of the store.
+fn tiers(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::Result {
+    text.write_str("\"tiers\":[")?;
+    let (mut comma, mut result) = (Comma(false), Ok(()));
+    store.tiers(true, &mut |tier| {
+        if result.is_ok() {
+            result = comma.put(text).and_then(|()| write_tier(tier, text));
+        }
+    });
+    result?;
+    text.write_str("],")
+}
+
+fn write_tier(tier: &store::TierFacts, text: &mut Text<'_>) -> fmt::Result {
+    write!(
+        text,
+        "{{\"tier\":\"{}\",\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"bytes_read\":{},\"promoted\":{},\
+         \"refused\":{},\"failed\":{},\"bytes_promoted\":{},\"evicted\":{},\"bytes_evicted\":{},\"scores\":[",
+        tier.name,
+        tier.chunks,
+        tier.bytes,
+        tier.bytes_max,
+        tier.hits,
+        tier.bytes_read,
+        tier.promoted,
+        tier.refused,
+        tier.failed,
+        tier.bytes_promoted,
+        tier.evicted,
+        tier.bytes_evicted,
+    )?;
+    let mut comma = Comma(false);
+    for count in tier.scores {
+        comma.put(text)?;
+        write!(text, "{count}")?;
+    }
+    text.write_str("]}")
+}
+
 fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     let shared = hub.shared;
     let device = &hub.device.info();
@@ -229,6 +268,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         stats.read_only,
     )?;
     nodes(shared.store, text)?;
+    tiers(shared.store, text)?;
     text.write_str("\"sessions\":[")?;
     let mut comma = Comma(false);
     for session in hub.sessions.iter().flatten() {

@@ -11,6 +11,7 @@ mod show;
 mod status;
 mod store;
 mod store_check;
+mod tiers;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -60,6 +61,8 @@ enum Command {
     Status(status::Arguments),
     /// Look at a Redis store from end to end, without a card: permissions, speed, settings, and what to change
     StoreCheck(store_check::Arguments),
+    /// Show a card's tiers, or simulate what tiers of a size would serve of a trace
+    Tiers(tiers::Arguments),
     /// Measure the time from a command to its completion
     Ping(control::PingArguments),
     /// Tell dpu-app to finish what runs and take nothing new, from anybody
@@ -89,6 +92,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::StoreCheck(arguments) => store_check::run(&arguments),
+        Command::Tiers(arguments) => tiers::run(&arguments),
         Command::Ping(arguments) => control::ping(&arguments),
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Stop(arguments) => control::stop(&arguments),

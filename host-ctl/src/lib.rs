@@ -27,6 +27,8 @@ mod prefix;
 mod random;
 mod route;
 mod status;
+pub mod svg;
+pub mod tiers;
 mod tokens;
 mod transfer;
 

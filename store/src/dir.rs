@@ -156,6 +156,21 @@ impl DirStore {
         &self.root.path
     }
 
+    /// Whether it is in the index. Does not touch the disk.
+    pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
+        self.ledger().index.contains(key)
+    }
+
+    /// Shows every chunk and its bytes, from the one that was used longest ago on. Init only: others wait meanwhile.
+    pub(crate) fn each(&self, show: impl FnMut(&ChunkKey, u64)) {
+        self.ledger().index.each(show);
+    }
+
+    /// Bytes that it holds at most.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Where chunks that are proven bad go.
     pub fn quarantine_path(&self) -> PathBuf {
         root::quarantine_of(&self.root.path)

@@ -54,11 +54,13 @@ mod direct;
 mod node;
 pub mod redis;
 pub mod scrub;
+pub mod tiers;
 mod url;
 
 pub use caller::Caller;
 pub use direct::{Direct, retry};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
+pub use tiers::{SCORE_BUCKETS, TierFacts};
 pub use url::{OpenError, SCHEMES, bytes, dir_path, open};
 
 /// Tries of a read whose error may pass by itself.
@@ -104,6 +106,10 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Shows every server behind the store; none for a local one. Does not wait, does not allocate.
     fn nodes(&self, _each: &mut dyn FnMut(&NodeFacts<'_>)) {}
+
+    /// Shows every tier in front of the store, fastest first; none where there is none. Does not wait for I/O. `scores`
+    /// takes time linear in the tier's chunks.
+    fn tiers(&self, _scores: bool, _each: &mut dyn FnMut(&TierFacts)) {}
 
     /// What it is and its limits, for the lines that start-up prints. Init only: allocates.
     fn describe(&self) -> String;

@@ -1,4 +1,4 @@
-//! Store URLs: `dir:PATH[?option=value&...]`, `redis://HOST...`. One line of [`open`] for each backend.
+//! Store URLs: `dir:PATH[?option=value&...]`, `redis://HOST...`, `tiers:...`. One line of [`open`] for each backend.
 
 use std::fmt;
 use std::io;
@@ -9,11 +9,13 @@ use nix::errno::Errno;
 use super::dir::{DirStore, Options};
 use super::redis::RedisStore;
 use super::redis::options::redact;
+use super::tiers::TierStore;
 use super::{Limits, Memory, Readable};
 
 /// What `--help` and an unknown scheme say.
 pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never] or \
-    redis[s]://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB][?ttl-s=N&...] (docs/stores.md)";
+    redis[s]://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB][?ttl-s=N&...] or \
+    tiers:[dram=BYTES,][dir:PATH=BYTES,]STORE (docs/stores.md)";
 
 /// Opens the store that `url` names. The options of the URL win over `limits`.
 pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>>, OpenError> {
@@ -24,6 +26,7 @@ pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>
             Ok(Box::new(DirStore::open(&path, limits, options)?))
         }
         "redis" | "rediss" => Ok(Box::new(RedisStore::open(url, limits)?)),
+        "tiers" => Ok(Box::new(TierStore::open(url, limits)?)),
         _ => Err(OpenError::Scheme { url: redact(url) }),
     }
 }
@@ -34,7 +37,7 @@ pub fn dir_path(url: &str) -> Option<&Path> {
     Some(Path::new(path.split_once('?').map_or(path, |(path, _)| path)))
 }
 
-fn dir_options(url: &str, rest: &str, limits: &Limits) -> Result<(PathBuf, Options), OpenError> {
+pub(super) fn dir_options(url: &str, rest: &str, limits: &Limits) -> Result<(PathBuf, Options), OpenError> {
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     if path.is_empty() {
         return Err(OpenError::Option { url: url.into(), what: "the path is empty".into() });

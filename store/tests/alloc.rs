@@ -5,9 +5,9 @@ mod chunks;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use chunks::{chunk_path, condemn, key, limits, noise, soon};
+use chunks::{chunk_path, condemn, key, limits, noise, put, real_chunk, soon};
 use store::dir::{DirStore, Options};
-use store::{Direct, Store, StoreError};
+use store::{Answer, Ask, Direct, Outcome, Readable, Store, StoreError};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -77,4 +77,50 @@ fn steady_state_allocates_nothing() {
         });
         assert_eq!(faults, 0, "with sync {sync}");
     }
+}
+
+#[test]
+fn a_hit_in_a_tier_allocates_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let url = format!("tiers:dram=8M,dir:{}=32M,dir:{}", at("tier"), at("bottom"));
+    let store: Box<dyn Readable<Vec<u8>>> = store::open(&url, &limits()).expect("open");
+    let (blocks, manifest) = real_chunk(&key(1), block::Codec::Deflate);
+    put(&*store, 0, &key(1), &blocks, &manifest).expect("put");
+    let bell = nix::sys::eventfd::EventFd::new().expect("an eventfd");
+    let mut reader = store.reader(std::os::fd::AsFd::as_fd(&bell)).expect("a reader");
+    let mut found = vec![0; 4096];
+    let mut memory = Some(vec![0; blocks[0].len()]);
+    let mut keys = Some(vec![key(1)]);
+    let mut round = || {
+        store.touch(&[key(1)]);
+        reader.begin(1, Ask::Lookup { keys: keys.take().expect("it came back"), until: soon() });
+        let Some(Answer { outcome: Outcome::Looked { keys: back, found: Ok(1) }, .. }) = reader.poll(&mut found) else {
+            panic!("it is there")
+        };
+        keys = Some(back);
+        reader.begin(2, Ask::Open { seat: 0, key: key(1), until: soon() });
+        let opened = reader.poll(&mut found);
+        assert!(matches!(opened, Some(Answer { outcome: Outcome::Opened(Ok(_)), .. })), "{opened:?}");
+        let memory_now = memory.take().expect("it came back");
+        reader.begin(3, Ask::Read { seat: 0, index: 0, bytes: blocks[0].len(), memory: memory_now, until: soon() });
+        let Some(Answer { outcome: Outcome::Read { memory: back, result: Ok(()) }, .. }) = reader.poll(&mut found)
+        else {
+            panic!("it is read")
+        };
+        memory = Some(back);
+        store.close(0);
+        store.stats();
+        store.tiers(true, &mut |_| {});
+    };
+    let dram_hits = || {
+        let mut hits = 0;
+        store.tiers(true, &mut |tier| hits += if tier.name == "dram" { tier.promoted } else { 0 });
+        hits
+    };
+    while dram_hits() == 0 {
+        round();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(allocations(|| (0..50).for_each(|_| round())), 0);
 }

@@ -27,9 +27,16 @@ fn each_store(claim: impl Fn(&Any, Kind)) {
         let url = format!("dir:{}?sync={sync}", dir.path().join(sync).display());
         claim(&*store::open(&url, &limits()).expect("an empty directory opens"), Kind::Dir);
     }
+    let tiers = |name: &str, bottom: &str| {
+        format!("tiers:dram=4M,dir:{}=16M,{bottom}", dir.path().join(format!("tier-{name}")).display())
+    };
+    let url = tiers("dir", &format!("dir:{}", dir.path().join("bottom").display()));
+    claim(&*store::open(&url, &limits()).expect("an empty directory opens"), Kind::Dir);
     for program in servers::programs() {
         println!("{program}");
         let server = Server::start(program, &[]);
+        let url = tiers(program, &format!("redis://{}", server.address()));
+        claim(&*store::open(&url, &limits()).expect("a running server"), Kind::Server);
         for options in ["", "?protocol=2&connections=1", "?ttl-s=1000&window=64K"] {
             server.flush();
             let url = format!("redis://{}{options}", server.address());

@@ -1,11 +1,12 @@
 //! What the benches of the whole data plane share: a real dpu-app in a process of its own, and a prefix of an 8B-class
 //! model (testdata/ tiled to size by `host_ctl::generate`) that goes through it. The bench's process is the host.
+#![allow(dead_code, reason = "each bench takes what it needs")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use block::ElementType;
+use block::{ChunkKey, ElementType, Geometry, Namespace};
 use host_ctl::{
     Amounts, Arrangement, Client, FetchOrder, FetchReport, Identity, KvFile, Options, PageOrder, Route, StoreOrder,
     StoreReport, Synthetic, Target, TensorShape, fetch, generate, store,
@@ -28,11 +29,14 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     pub(crate) fn generate(dir: &Path, gib: usize) -> Self {
+        Self::of(dir, LAYERS, gib * (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2))
+    }
+
+    /// One of a model of `layers` layers.
+    pub(crate) fn of(dir: &Path, layers: usize, tokens: usize) -> Self {
         std::fs::create_dir_all(dir).expect("the working directory");
-        let path = dir.join("kv.safetensors");
-        let tokens = gib * (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2);
-        let shape =
-            TensorShape { layers: LAYERS, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
+        let path = dir.join(format!("kv-{layers}.safetensors"));
+        let shape = TensorShape { layers, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
         let source = KvFile::open(Path::new(source)).expect("testdata");
         let kv = source.kv("kv", None).expect("testdata holds kv");
@@ -47,6 +51,19 @@ impl Drop for Prefix {
     }
 }
 
+/// How a card of a bench differs from one as it comes.
+#[derive(Debug, Default)]
+pub(crate) struct Setup<'a> {
+    /// Met by this Unix socket instead of Comch.
+    pub(crate) socket: Option<PathBuf>,
+    /// Of `dpu-app run`.
+    pub(crate) flags: &'a [&'a str],
+    /// A list as `taskset` reads it; empty: all.
+    pub(crate) cpus: &'a str,
+    /// A value of `DOCA_EMULATOR`; empty: that of the bench.
+    pub(crate) emulator: &'a str,
+}
+
 /// A dpu-app process of its own.
 #[derive(Debug)]
 pub(crate) struct Card {
@@ -56,14 +73,27 @@ pub(crate) struct Card {
 
 impl Card {
     pub(crate) fn start(store: &str, recipe: &str) -> Self {
+        Self::start_as(&Setup::default(), store, recipe)
+    }
+
+    pub(crate) fn start_as(setup: &Setup<'_>, store: &str, recipe: &str) -> Self {
         let name = format!("bench-{}", std::process::id());
-        let process = Command::new(env!("CARGO_BIN_EXE_dpu-app"))
-            .args(["run", "--store", store, "--attach", "comch", "--comch-name", &name])
-            .env("RUST_LOG", "warn")
-            .spawn()
-            .expect("dpu-app starts");
+        let program = env!("CARGO_BIN_EXE_dpu-app");
+        let mut command = Command::new(if setup.cpus.is_empty() { program } else { "taskset" });
+        if !setup.cpus.is_empty() {
+            command.args(["--cpu-list", setup.cpus, program]);
+        }
+        if !setup.emulator.is_empty() {
+            command.env("DOCA_EMULATOR", setup.emulator);
+        }
+        command.args(["run", "--store", store, "--comch-name", &name]).args(setup.flags);
+        match &setup.socket {
+            Some(path) => command.args(["--attach", "socket", "--socket"]).arg(path),
+            None => command.args(["--attach", "comch"]),
+        };
+        let mut process = command.env("RUST_LOG", "warn").spawn().expect("dpu-app starts");
         let options = Options {
-            route: Route::Comch { name },
+            route: setup.socket.clone().map_or(Route::Comch { name }, Route::Socket),
             client: String::from("bench"),
             recipe: Some(recipe.parse().expect("a recipe")),
             ..Options::default()
@@ -71,7 +101,8 @@ impl Card {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Client::attach(&options, None).is_err() {
             assert!(Instant::now() < deadline, "dpu-app does not answer");
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(process.try_wait().is_ok_and(|ended| ended.is_none()), "dpu-app did not start: see above");
+            std::thread::sleep(Duration::from_millis(100));
         }
         Self { process, options }
     }
@@ -113,6 +144,20 @@ impl Card {
         let report = fetch(&mut self.options, &order, &mut |_, _| ()).expect("fetched");
         assert_eq!(report.fetched, report.chunks, "all of it");
         report
+    }
+
+    /// How this card is met; for sessions of a bench's own.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Names of all chunks of the prefix.
+    pub(crate) fn keys(&self, prefix: &Prefix, geometry: Geometry) -> Vec<ChunkKey> {
+        let file = KvFile::open(&prefix.path).expect("just written");
+        let tokens = file.token_ids("tokens", None).expect("just written");
+        let recipe = self.options.recipe.expect("start names one");
+        let Identity { model, salt, rank, ranks } = IDENTITY;
+        host_ctl::Prefix::new(&Namespace { model, geometry, recipe, salt, rank, ranks }, &tokens).keys().to_vec()
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::clerk::View;
 use super::nodes::NODE_FAMILIES;
+use super::tiers::TIER_FAMILIES;
 use crate::answers::Asked;
 use crate::counters::get;
 use crate::flow::Direction;
@@ -69,7 +70,7 @@ pub(super) const fn gauge(
 
 /// All of them, in the order in which they are written.
 pub fn all() -> impl Iterator<Item = &'static Family> {
-    FAMILIES.iter().chain(NODE_FAMILIES)
+    FAMILIES.iter().chain(NODE_FAMILIES).chain(TIER_FAMILIES)
 }
 
 const FAMILIES: &[Family] = &[

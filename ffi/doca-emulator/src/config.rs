@@ -135,6 +135,8 @@ pub struct Config {
     pub gigabytes_per_s: f64,
     /// Tasks that an engine has under way at once.
     pub depth: u32,
+    /// Measurement only: bytes of decompressed blocks that the engines of a device keep, to copy them the next time. 0: none.
+    pub remember: u64,
     /// Copies of up to so many bytes are made by submit itself.
     pub inline_bytes: u32,
     /// The shared library does not announce itself.
@@ -173,6 +175,7 @@ impl Default for Config {
             task_ns: 5000,
             gigabytes_per_s: 25.0,
             depth: 8,
+            remember: 0,
             inline_bytes: 4096,
             quiet: false,
             debug: false,
@@ -274,6 +277,7 @@ impl Config {
                 self.gigabytes_per_s = number("gigabytes_per_s", value, 0.001..=1000.0, "0.001 to 1000")?;
             }
             "depth" => self.depth = number("depth", value, 1..=1024, "1 to 1024")?,
+            "remember" => self.remember = number("remember", value, 0..=u64::MAX, "a number of bytes")?,
             "inline_bytes" => self.inline_bytes = number("inline_bytes", value, 0..=1 << 20, "up to 1048576")?,
             "quiet" => self.quiet = switch("quiet", value)?,
             "debug" => self.debug = switch("debug", value)?,
@@ -407,7 +411,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "profile=bf2, without=lz4+dma,buf_bytes_max=4096,list_max=2,tasks_max=99,devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,queue=9,window=0,seed=42,fail=0.5,again=0.25,\
                     corrupt=1,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
-                    gigabytes_per_s=2.5,depth=3,inline_bytes=64,quiet=1,debug=1,";
+                    gigabytes_per_s=2.5,depth=3,inline_bytes=64,remember=4096,quiet=1,debug=1,";
         let wanted = Config {
             profile: Profile::Bf2,
             without: Without { inflate: false, lz4: true, dma: true },
@@ -439,6 +443,7 @@ mod tests {
             task_ns: 1,
             gigabytes_per_s: 2.5,
             depth: 3,
+            remember: 4096,
             inline_bytes: 64,
             quiet: true,
             debug: true,

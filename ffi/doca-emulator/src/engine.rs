@@ -27,6 +27,7 @@ use crate::dev::{LIST_MAX, buf_bytes_max};
 use crate::door::Handle;
 use crate::error::{Answer, FLUSHED, Fault, complain};
 use crate::job::{Job, Segment, Sums};
+use crate::memo::{Key, Memo};
 use crate::pool::Fifo;
 use crate::region::Reach;
 use crate::task::{Kind, Line, Task};
@@ -107,10 +108,12 @@ impl Engine {
         if threads.is_empty() {
             *clock = Clock::new(config);
         }
+        let is_compress = self.name == "compress";
+        let memo = if is_compress && threads.is_empty() { Memo::new(config.remember) } else { None };
         while threads.len() < self.width as usize {
             let queue = Arc::clone(&self.queue);
             let clock = clock.clone();
-            let worker = Worker::new(self.name == "compress", config);
+            let worker = Worker::new(is_compress, config, memo.clone());
             let thread = thread::Builder::new().name(format!("{}-{}", self.name, threads.len()));
             let thread = thread
                 .spawn(move || work(&queue, worker, clock.as_deref()))
@@ -120,7 +123,7 @@ impl Engine {
         let bytes_max = config.inline_bytes_max();
         if self.name == "dma" && bytes_max > 0 {
             let mut inline = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
-            inline.get_or_insert_with(|| Inline { worker: Worker::new(false, config), bytes_max });
+            inline.get_or_insert_with(|| Inline { worker: Worker::new(false, config, None), bytes_max });
         }
         Ok(())
     }
@@ -230,6 +233,7 @@ struct Made {
 /// One engine thread's tools.
 struct Worker {
     codec: Option<Codec>,
+    memo: Option<Arc<Memo>>,
     copier: Copier,
     sources: Vec<Piece>,
     destinations: Vec<Piece>,
@@ -243,12 +247,13 @@ struct Worker {
 unsafe impl Send for Worker {}
 
 impl Worker {
-    fn new(is_compress: bool, config: &Config) -> Worker {
+    fn new(is_compress: bool, config: &Config, memo: Option<Arc<Memo>>) -> Worker {
         let room = |kind: Kind| buf_bytes_max(config, kind).unwrap_or(0) as usize;
         let deflates = room(Kind::Deflate) > 0;
         let staging = if is_compress { room(Kind::Inflate) } else { room(Kind::Memcpy) };
         Worker {
             codec: is_compress.then(|| Codec::new(deflates)),
+            memo,
             copier: Copier::new(),
             sources: Vec::with_capacity(LIST_MAX as usize),
             destinations: Vec::with_capacity(LIST_MAX as usize),
@@ -302,7 +307,7 @@ impl Worker {
     }
 
     fn transform(&mut self, kind: Kind, job: &Job) -> Result<Made, Fault> {
-        let Worker { codec, copier, sources, destinations, input, output } = self;
+        let Worker { codec, memo, copier, sources, destinations, input, output } = self;
         let codec = codec.as_mut().ok_or(Fault::DOCA_ERROR_UNEXPECTED)?;
         let overlap = sources.iter().any(|s| destinations.iter().any(|d| s.overlaps(d)));
 
@@ -334,25 +339,22 @@ impl Worker {
             None => output.get_mut(..room).ok_or(Fault::DOCA_ERROR_TOO_BIG)?,
         };
 
-        let produced = match kind {
-            Kind::Inflate => codec.inflate(source, made),
-            Kind::Deflate => codec.deflate(source, made),
-            Kind::Lz4Block => codec::lz4_block(source, made),
-            Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
-            Kind::Memcpy | Kind::MessageSend | Kind::DataSend | Kind::PostReceive => Err(Unusable),
+        let key = memo
+            .as_ref()
+            .filter(|_| kind != Kind::Deflate)
+            .map(|memo| (memo, Key::of(kind, [job.has_block_checksum, job.are_blocks_independent], source)));
+        let recalled = key.as_ref().and_then(|(memo, key)| memo.recall(key, made));
+        let (produced, sums) = match recalled {
+            Some(recalled) if job.fate.corrupt.is_none() => recalled,
+            _ => {
+                let (produced, sums) = decode(codec, kind, job, source, made)?;
+                if let (Some((memo, key)), None) = (key, job.fate.corrupt) {
+                    memo.remember(key, &made[..produced], sums);
+                }
+                (produced, sums)
+            }
         };
-        let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
         let made = &mut made[..produced];
-        if let (Some(bit), false) = (job.fate.corrupt, made.is_empty()) {
-            let bit = (bit % (made.len() as u64 * 8)) as usize;
-            made[bit / 8] ^= 1 << (bit % 8);
-        }
-        let plain: &[u8] = if kind == Kind::Deflate { source } else { made };
-        let second = match kind {
-            Kind::Inflate | Kind::Deflate => codec::adler32(plain),
-            _ => codec::xxh32(plain).swap_bytes(),
-        };
-        let sums = Sums { crc: crc32fast::hash(plain), second };
         if !is_direct {
             let made = [Piece::here(made)];
             // SAFETY: `run` keeps the pieces reachable. `made` lives in `output`, so there is no bounce area, and none
@@ -361,6 +363,29 @@ impl Worker {
         }
         Ok(Made { bytes: produced, sums })
     }
+}
+
+/// Makes one output, with its checksums; chance may flip a bit of it first.
+fn decode(codec: &mut Codec, kind: Kind, job: &Job, source: &[u8], made: &mut [u8]) -> Result<(usize, Sums), Fault> {
+    let produced = match kind {
+        Kind::Inflate => codec.inflate(source, made),
+        Kind::Deflate => codec.deflate(source, made),
+        Kind::Lz4Block => codec::lz4_block(source, made),
+        Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
+        Kind::Memcpy | Kind::MessageSend | Kind::DataSend | Kind::PostReceive => Err(Unusable),
+    };
+    let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
+    let made = &mut made[..produced];
+    if let (Some(bit), false) = (job.fate.corrupt, made.is_empty()) {
+        let bit = (bit % (made.len() as u64 * 8)) as usize;
+        made[bit / 8] ^= 1 << (bit % 8);
+    }
+    let plain: &[u8] = if kind == Kind::Deflate { source } else { made };
+    let second = match kind {
+        Kind::Inflate | Kind::Deflate => codec::adler32(plain),
+        _ => codec::xxh32(plain).swap_bytes(),
+    };
+    Ok((produced, Sums { crc: crc32fast::hash(plain), second }))
 }
 
 /// Debug mode: fills a destination of this process's memory, whose bytes nobody has a right to expect anything of.

@@ -94,7 +94,7 @@ exports! {
     }
 
     fn doca_version_runtime() -> *const c_char = (c"".as_ptr()) {
-        crate::abi::DOCA_VERSION_STRING.as_ptr().cast()
+        crate::memo::version().as_ptr()
     }
 }
 

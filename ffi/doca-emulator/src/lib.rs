@@ -69,6 +69,7 @@ mod inventory;
 mod job;
 mod link;
 mod log;
+mod memo;
 mod mmap;
 mod pci;
 mod pe;

@@ -507,3 +507,29 @@ fn a_deep_queue_on_four_threads_mixes_up_nothing() {
         }
     }
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "libdeflate is C")]
+fn a_remembering_engine_gives_the_same_bytes_and_sums_says_so_and_believes_no_other_source() {
+    let bench = compress_bench("remember=1000000");
+    let version = unsafe { std::ffi::CStr::from_ptr(doca_version_runtime()) };
+    assert_eq!(version.to_str(), Ok("3.0.0-remembering-emulator"));
+    let plain = sample(BLOCK, 1);
+    let mut packed = deflated(&plain);
+    let source = Memory::new(&bench.device, &packed);
+    for _ in 0..3 {
+        let into = Memory::zeroed(&bench.device, BLOCK);
+        assert_eq!(bench.inflate(&source, &[source.len], &into, &[BLOCK]), Ok(BLOCK));
+        assert_eq!(into.bytes(), plain);
+    }
+    let into = Memory::zeroed(&bench.device, BLOCK);
+    bench.inflate(&source, &[source.len], &into, &[BLOCK - 1]).expect_err("known, and one byte short all the same");
+    // A damaged source is never taken for the good one, wherever the damage is.
+    for at in [0, packed.len() / 2, packed.len() - 1] {
+        packed[at] ^= 0xff;
+        let damaged = Memory::new(&bench.device, &packed);
+        let made = bench.inflate(&damaged, &[damaged.len], &into, &[BLOCK]);
+        assert!(made.is_err() || into.bytes() != plain, "byte {at}");
+        packed[at] ^= 0xff;
+    }
+}

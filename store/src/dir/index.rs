@@ -75,6 +75,15 @@ impl Index {
         self.find(key).is_some()
     }
 
+    /// Shows every chunk and its bytes, from the one that was used longest ago on.
+    pub(super) fn each(&self, mut show: impl FnMut(&ChunkKey, u64)) {
+        let mut at = self.oldest;
+        while let Some(entry) = self.entries.get(at as usize) {
+            show(&entry.key, entry.bytes);
+            at = entry.newer;
+        }
+    }
+
     /// Makes the chunk the newest.
     pub(super) fn touch(&mut self, key: &ChunkKey) -> bool {
         let Some((_, at)) = self.find(key) else { return false };

@@ -184,6 +184,12 @@ impl DirStore {
         self.quarantine(&key, Some(inode));
     }
 
+    /// The chunk that is open in a seat.
+    pub(crate) fn key_of(&self, seat: usize) -> ChunkKey {
+        let reading = self.reading[seat].read().expect(POISONED);
+        reading.open.as_ref().unwrap_or_else(|| panic!("key_of: seat {seat} is empty")).key
+    }
+
     pub(super) fn close_chunk(&self, seat: usize) {
         let open = self.reading[seat].write().expect(POISONED).open.take();
         let open = open.unwrap_or_else(|| panic!("close: seat {seat} is empty"));

@@ -104,7 +104,20 @@ impl DirStore {
         let Some((key, bytes)) = ledger.index.pop_oldest() else { return Ok(None) };
         ledger.leaving_bytes += bytes;
         drop(ledger);
+        self.unlink_evicted(key, bytes)
+    }
 
+    /// Removes this chunk, if it is there, because somebody else knows that it is worth least.
+    pub(crate) fn evict_chunk(&self, key: &ChunkKey) -> Result<(), StoreError> {
+        let mut ledger = self.ledger();
+        let Some(bytes) = ledger.index.remove(key) else { return Ok(()) };
+        ledger.leaving_bytes += bytes;
+        drop(ledger);
+        self.unlink_evicted(*key, bytes).map(drop)
+    }
+
+    /// What is out of the index and booked as leaving goes from the disk.
+    fn unlink_evicted(&self, key: ChunkKey, bytes: u64) -> Result<Option<u64>, StoreError> {
         let _stripe = self.stripe(&key);
         // A put of this very chunk may have been published meanwhile: then the old file is gone already.
         let replaced = self.ledger().index.contains(&key);

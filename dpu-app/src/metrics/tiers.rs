@@ -1,0 +1,62 @@
+//! Families with a `tier` label: one row for each tier in front of the store (`store::TierFacts`). A store without tiers has
+//! no series here.
+
+use std::fmt;
+
+use store::TierFacts;
+
+use super::clerk::View;
+use super::families::{Family, Series, counter, gauge};
+
+/// One value for each tier.
+fn each(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: impl Fn(&TierFacts) -> u64) -> fmt::Result {
+    rows(view, out, |tier, out| out.put(&[tier.name], value(tier)))
+}
+
+fn rows(
+    view: &View<'_, '_>,
+    out: &mut Series<'_, '_>,
+    mut write: impl FnMut(&TierFacts, &mut Series<'_, '_>) -> fmt::Result,
+) -> fmt::Result {
+    let mut result = Ok(());
+    view.shared.store.tiers(false, &mut |tier| {
+        if result.is_ok() {
+            result = write(tier, out);
+        }
+    });
+    result
+}
+
+pub(super) const TIER_FAMILIES: &[Family] = &[
+    gauge("kvlane_tier_chunks", &["tier"], "Chunks in a tier", |view, out| each(view, out, |tier| tier.chunks)),
+    gauge("kvlane_tier_bytes", &["tier"], "Their bytes", |view, out| each(view, out, |tier| tier.bytes)),
+    gauge("kvlane_tier_limit_bytes", &["tier"], "What these never exceed", |view, out| {
+        each(view, out, |tier| tier.bytes_max)
+    }),
+    counter("kvlane_tier_hits_total", &["tier"], "Chunks opened in a tier", |view, out| {
+        each(view, out, |tier| tier.hits)
+    }),
+    counter("kvlane_tier_read_bytes_total", &["tier"], "Bytes of blocks read from a tier", |view, out| {
+        each(view, out, |tier| tier.bytes_read)
+    }),
+    counter(
+        "kvlane_tier_promotions_total",
+        &["tier", "result"],
+        "Chunks that were used and missing in a tier, by what came of it: promoted, refused (not worth it) or failed",
+        |view, out| {
+            rows(view, out, |tier, out| {
+                let results = [("promoted", tier.promoted), ("refused", tier.refused), ("failed", tier.failed)];
+                results.iter().try_for_each(|(result, count)| out.put(&[tier.name, result], count))
+            })
+        },
+    ),
+    counter("kvlane_tier_promoted_bytes_total", &["tier"], "Bytes of blocks that were promoted", |view, out| {
+        each(view, out, |tier| tier.bytes_promoted)
+    }),
+    counter("kvlane_tier_evicted_chunks_total", &["tier"], "Chunks that left a tier for others", |view, out| {
+        each(view, out, |tier| tier.evicted)
+    }),
+    counter("kvlane_tier_evicted_bytes_total", &["tier"], "Their bytes", |view, out| {
+        each(view, out, |tier| tier.bytes_evicted)
+    }),
+];

@@ -1,0 +1,167 @@
+//! What tiers would have served of a trace.
+
+use std::collections::HashSet;
+
+use block::ChunkKey;
+use clap::ValueEnum;
+use tier::{Chunk, Lfu, Limits, Lru, Policy, S3Fifo, Worth};
+
+use super::trace::Trace;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PolicyKind {
+    /// Frequency x importance x cost per byte, prefix-aware, with probation: what dpu-app uses
+    Ours,
+    /// Least recently used
+    Lru,
+    /// Least frequently used
+    Lfu,
+    /// S3-FIFO
+    S3fifo,
+}
+
+impl PolicyKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Lru => "lru",
+            Self::Lfu => "lfu",
+            Self::S3fifo => "s3fifo",
+        }
+    }
+}
+
+/// One tier: what it is called, and its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierSize {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// What was served from where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    pub chunks: u64,
+    pub bytes: u64,
+}
+
+/// The sums of one replay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replayed {
+    /// By tier, fastest first: chunks of leading runs that no faster tier had.
+    pub tiers: Vec<Served>,
+    /// From the store that holds everything.
+    pub remote: Served,
+    /// Asked for the first time: nobody has them.
+    pub new: Served,
+}
+
+impl Replayed {
+    /// Share of all chunks that came from tier `index` or a faster one.
+    pub fn hit_rate(&self, index: usize) -> f64 {
+        let from = |served: &[Served]| served.iter().map(|served| served.chunks).sum::<u64>();
+        let all = from(&self.tiers) + self.remote.chunks + self.new.chunks;
+        from(&self.tiers[..=index]) as f64 / all.max(1) as f64
+    }
+}
+
+/// How a trace's numbers become chunks, and what the policies are told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sizes {
+    /// Mean bytes of a chunk as it lies in a tier; chunks differ by up to a quarter.
+    pub chunk_bytes: u32,
+    pub half_life_ms: u64,
+    pub probation_share: f64,
+}
+
+impl Sizes {
+    /// Chosen on the synthetic traces (docs/tiers.md).
+    pub const HALF_LIFE_S: u32 = 60;
+    pub const PROBATION_SHARE: f64 = 0.1;
+
+    pub fn of(chunk_bytes: u32) -> Sizes {
+        let half_life_ms = u64::from(Self::HALF_LIFE_S) * 1000;
+        Sizes { chunk_bytes, half_life_ms, probation_share: Self::PROBATION_SHARE }
+    }
+}
+
+/// Runs a trace through tiers that all have the same policy.
+pub fn replay(trace: &Trace, tiers: &[TierSize], kind: PolicyKind, sizes: Sizes) -> Replayed {
+    let mut policies: Vec<Box<dyn Policy>> = tiers.iter().map(|tier| policy(kind, tier.bytes, sizes)).collect();
+    let mut seen = HashSet::new();
+    let none = Served::default();
+    let mut sums = Replayed { tiers: vec![none.clone(); tiers.len()], remote: none.clone(), new: none };
+    let mut prompt = Vec::new();
+    for request in &trace.requests {
+        prompt.clear();
+        prompt.extend(request.chunks.iter().map(|&id| chunk(id, sizes.chunk_bytes)));
+        // A tier serves a chunk if it has all before it, or a faster one has.
+        let mut slowest = 0;
+        for (chunk, id) in prompt.iter().zip(&request.chunks) {
+            let found = (0..policies.len()).find(|&tier| policies[tier].holds(&chunk.key));
+            slowest = slowest.max(found.unwrap_or(policies.len()));
+            let new = seen.insert(*id);
+            let served = match sums.tiers.get_mut(slowest) {
+                Some(tier) => tier,
+                None if new => &mut sums.new,
+                None => &mut sums.remote,
+            };
+            served.chunks += 1;
+            served.bytes += u64::from(chunk.bytes);
+        }
+        policies.iter_mut().for_each(|policy| policy.request(&prompt, request.at_ms));
+    }
+    sums
+}
+
+fn policy(kind: PolicyKind, bytes_max: u64, sizes: Sizes) -> Box<dyn Policy> {
+    let chunks_max = (bytes_max / u64::from(sizes.chunk_bytes / 2).max(1) + 16) as usize;
+    let Sizes { half_life_ms, probation_share, .. } = sizes;
+    match kind {
+        PolicyKind::Ours => Box::new(Worth::new(Limits { bytes_max, chunks_max, half_life_ms, probation_share }, 1)),
+        PolicyKind::Lru => Box::new(Lru::new(bytes_max)),
+        PolicyKind::Lfu => Box::new(Lfu::new(bytes_max)),
+        PolicyKind::S3fifo => Box::new(S3Fifo::new(bytes_max)),
+    }
+}
+
+fn chunk(id: u64, mean: u32) -> Chunk {
+    let mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&id.to_le_bytes());
+    key[8..16].copy_from_slice(&mixed.to_le_bytes());
+    let bytes = (f64::from(mean) * (0.75 + 0.5 * (mixed >> 40) as f64 / (1u64 << 24) as f64)) as u32;
+    Chunk { key: ChunkKey::new(key), bytes: bytes.max(1), namespace: 0, importance: 1.0, cost_us: 1000.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::synthetic::{Scenario, synthetic};
+    use super::*;
+
+    #[test]
+    fn every_chunk_is_served_once_and_larger_tiers_serve_more() {
+        let trace = synthetic(Scenario::Chat, 1000, 3);
+        let tiers = |bytes: u64| {
+            [("dram", bytes), ("dir", 4 * bytes)].map(|(name, bytes)| TierSize { name: name.into(), bytes })
+        };
+        for kind in [PolicyKind::Ours, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3fifo] {
+            let small = replay(&trace, &tiers(20_000_000), kind, Sizes::of(100_000));
+            let large = replay(&trace, &tiers(200_000_000), kind, Sizes::of(100_000));
+            let (all, different) = trace.chunks();
+            let sum: u64 = small.tiers.iter().map(|tier| tier.chunks).sum();
+            assert_eq!(sum + small.remote.chunks + small.new.chunks, all);
+            assert!(small.new.chunks <= different);
+            assert!(small.hit_rate(0) < small.hit_rate(1) && small.hit_rate(0) < large.hit_rate(0), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn ours_needs_less_memory_than_lru_for_its_hit_rate() {
+        let trace = synthetic(Scenario::Scan, 2000, 3);
+        let tier = [TierSize { name: String::new(), bytes: trace.chunks().1 * 100_000 / 32 }];
+        let [ours, lru] =
+            [PolicyKind::Ours, PolicyKind::Lru].map(|kind| replay(&trace, &tier, kind, Sizes::of(100_000)));
+        assert!(ours.hit_rate(0) > 1.1 * lru.hit_rate(0), "{} {}", ours.hit_rate(0), lru.hit_rate(0));
+    }
+}

@@ -1,0 +1,500 @@
+//! `tiers:[dram=BYTES,][dir:PATH=BYTES,]STORE`: the card's memory (T0) and its disk (T1) in front of a store that holds
+//! everything (T2). What each tier keeps is decided by the room `tier`; what it means to operators is in docs/tiers.md.
+//!
+//! ```text
+//!   fetch worker   TierReader (reader.rs): T0 copied, T1 read, T2 asked    touch -> wishes
+//!   mover          mover.rs: a thread of its own, one chunk at a time, T2 (or T1) -> T1, T0; rate-limited, after fetches
+//!   encode worker  puts go to T2 alone; what T0 and T1 have of that name goes
+//! ```
+//!
+//! * **T2 holds everything**, so that what leaves T0 or T1 is written nowhere, and losing either costs hits only.
+//! * **A tier that fails is passed over.** What cannot be opened in T0 or T1 is asked of T2; a block that cannot be read
+//!   there any more is a miss, and its chunk leaves that tier. While T2 is down, look-ups say what T0 and T1 have.
+//! * **Bad bytes** leave T0 and T1; from T2 they go when they are fetched from there and fail again.
+//! * A chunk comes in whole or not at all: T1 publishes by rename, T0 by entering its name into the map last. A restart in
+//!   the middle leaves nothing of it.
+//!
+//! What it refuses: chunks whose manifest is none of the room `block` are served from T2 and go to no tier.
+
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use block::ChunkKey;
+use tier::{Chunk, Limits as Sizes, Policy, Worth};
+
+use crate::dir::{DirStore, Options};
+use crate::node::NodeFacts;
+use crate::redis::RedisStore;
+use crate::url::{OpenError, bytes, dir_options};
+use crate::{Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError};
+use dram::Dram;
+use mover::Wishes;
+use reader::TierReader;
+
+mod dram;
+mod mover;
+mod reader;
+
+/// How fast frequencies fade, and the share of a tier for chunks that were used once: chosen in docs/tiers.md.
+const HALF_LIFE_MS: u64 = 60_000;
+const PROBATION_SHARE: f64 = 0.1;
+/// What of a disk tier the policy gives away: the rest is for the quarantine, a chunk on its way in, and tails of files.
+const DISK_SHARE: f64 = 15.0 / 16.0;
+/// Buckets of scores: the first below 2^-7, each of the others twice the one before it.
+pub const SCORE_BUCKETS: usize = 16;
+
+/// One tier, as it is now; counters since the store was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TierFacts {
+    /// `dram` or `dir`.
+    pub name: &'static str,
+    pub chunks: u64,
+    pub bytes: u64,
+    pub bytes_max: u64,
+    /// Chunks opened there, and bytes of blocks read.
+    pub hits: u64,
+    pub bytes_read: u64,
+    /// Chunks that came in, were not worth it, and could not be brought.
+    pub promoted: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub bytes_promoted: u64,
+    /// Chunks that left for others, and their bytes.
+    pub evicted: u64,
+    pub bytes_evicted: u64,
+    /// Chunks by score, where it was asked for. A score of 1 is one use just now of a chunk of neutral importance.
+    pub scores: [u32; SCORE_BUCKETS],
+}
+
+/// What came into a tier and what did not.
+#[derive(Debug, Default)]
+struct Moves {
+    promoted: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    bytes_promoted: AtomicU64,
+}
+
+/// T1: a directory store, and who decides what it keeps.
+#[derive(Debug)]
+struct Disk {
+    store: DirStore,
+    policy: Mutex<Worth>,
+}
+
+/// T2.
+#[derive(Debug)]
+enum Bottom {
+    Dir(DirStore),
+    Redis(RedisStore),
+}
+
+impl Bottom {
+    fn store(&self) -> &dyn Store {
+        match self {
+            Self::Dir(store) => store,
+            Self::Redis(store) => store,
+        }
+    }
+
+    fn reader<'a, M: Memory>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
+        match self {
+            Self::Dir(store) => Readable::<M>::reader(store, bell),
+            Self::Redis(store) => Readable::<M>::reader(store, bell),
+        }
+    }
+}
+
+/// Which tier a seat's chunk was opened in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Bottom,
+    Disk,
+    Dram,
+}
+
+/// What the store's threads share.
+#[derive(Debug)]
+struct Tiers {
+    dram: Option<Dram>,
+    disk: Option<Disk>,
+    bottom: Bottom,
+    places: Box<[AtomicU8]>,
+    limits: Limits,
+    started: Instant,
+    wishes: Wishes,
+    /// Reads of blocks that fetches have in flight at T2: the mover stands back.
+    fetching: AtomicUsize,
+    /// By tier: T0, T1.
+    moves: [Moves; 2],
+}
+
+/// The store. See the module's head.
+#[derive(Debug)]
+pub struct TierStore {
+    tiers: Arc<Tiers>,
+    mover: Option<JoinHandle<()>>,
+}
+
+impl TierStore {
+    /// Init: opens every tier, takes T0's memory, starts the mover.
+    pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
+        let bad = |what: &str| OpenError::Option { url: crate::redis::options::redact(url), what: what.into() };
+        let parts = Parts::of(url).map_err(bad)?;
+        // The mover has a seat of its own.
+        let inner = Limits { chunks_open_max: limits.chunks_open_max + 1, puts_max: limits.puts_max + 1, ..*limits };
+        let seed = RandomState::new().build_hasher().finish();
+        let bottom = match parts.bottom.split_once(':') {
+            Some(("dir", rest)) => {
+                let (path, options) = dir_options(parts.bottom, rest, limits)?;
+                Bottom::Dir(DirStore::open(&path, &inner, options)?)
+            }
+            Some(("redis" | "rediss", _)) => Bottom::Redis(RedisStore::open(parts.bottom, &inner)?),
+            _ => return Err(bad("the last tier must be dir:PATH or redis://...: it holds everything")),
+        };
+        let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed)).transpose()?;
+        let dram = match parts.dram {
+            Some(bytes) => Some(Dram::new(bytes, &inner, seed).ok_or(bad("dram= is too small or too large"))?),
+            None => None,
+        };
+        let tiers = Arc::new(Tiers {
+            dram,
+            disk,
+            bottom,
+            places: (0..inner.chunks_open_max).map(|_| AtomicU8::new(Place::Bottom as u8)).collect(),
+            limits: *limits,
+            started: Instant::now(),
+            wishes: Wishes::new(limits.puts_max),
+            fetching: 0.into(),
+            moves: Default::default(),
+        });
+        let mover = mover::start(Arc::clone(&tiers))
+            .map_err(|error| OpenError::path("start the mover of", std::path::Path::new("tiers"), &error))?;
+        Ok(Self { tiers, mover: Some(mover) })
+    }
+}
+
+impl Drop for TierStore {
+    fn drop(&mut self) {
+        self.tiers.wishes.stop();
+        if let Some(mover) = self.mover.take() {
+            // A panic of its own it has reported itself.
+            let _ = mover.join();
+        }
+    }
+}
+
+/// The parts of the URL.
+struct Parts<'a> {
+    dram: Option<u64>,
+    disk: Option<(&'a str, u64)>,
+    bottom: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(url: &'a str) -> Result<Self, &'static str> {
+        let mut rest = url.strip_prefix("tiers:").ok_or("it begins with tiers:")?;
+        let mut parts = Parts { dram: None, disk: None, bottom: "" };
+        // What redis:// has behind it may hold commas, so tiers are taken from the front.
+        while let Some((part, behind)) = rest.split_once(',') {
+            if let Some(text) = part.strip_prefix("dram=") {
+                let size = bytes(text).ok_or("dram= is not a number of bytes like 8G")?;
+                if parts.dram.replace(size).is_some() || parts.disk.is_some() {
+                    return Err("dram= stands once, before dir:");
+                }
+            } else if let Some(text) = part.strip_prefix("dir:") {
+                let (path, size) = text.rsplit_once('=').ok_or("a dir: tier is dir:PATH=BYTES")?;
+                let size = bytes(size).ok_or("dir:PATH= is not a number of bytes like 200G")?;
+                if path.is_empty() || path.contains('?') || parts.disk.replace((path, size)).is_some() {
+                    return Err("a dir: tier is dir:PATH=BYTES, once, without options");
+                }
+            } else {
+                break;
+            }
+            rest = behind;
+        }
+        parts.bottom = rest;
+        Ok(parts)
+    }
+}
+
+impl Disk {
+    fn open(path: &str, bytes_max: u64, limits: &Limits, seed: u64) -> Result<Self, OpenError> {
+        // A tier that loses what was written last before a power cut loses nothing: bad bytes are found, T2 has the rest.
+        let options = Options { bytes_max: Some(bytes_max), chunks_max: limits.chunks_max, sync: false };
+        let store = DirStore::open(std::path::Path::new(path), limits, options)?;
+        let sizes = Sizes {
+            bytes_max: ((store.bytes_max() as f64 * DISK_SHARE) as u64).max(1),
+            chunks_max: limits.chunks_max,
+            half_life_ms: HALF_LIFE_MS,
+            probation_share: PROBATION_SHARE,
+        };
+        let mut policy = Worth::new(sizes, seed);
+        let mut excess = Vec::new();
+        store.each(|key, bytes| {
+            // Of what an earlier life left only the order is known: all of it is as old as this start.
+            if !policy.adopt(&chunk(key, bytes as u32), 0) {
+                excess.push(*key);
+            }
+        });
+        for key in &excess {
+            // One that stays is found again by the next start.
+            let _ = store.evict_chunk(key);
+        }
+        Ok(Self { store, policy: Mutex::new(policy) })
+    }
+
+    /// Counts a use; what the store lost by itself, the policy forgets.
+    fn used(&self, keys: &[ChunkKey], now_ms: u64) {
+        let mut policy = self.policy.lock().expect(POISONED);
+        for key in keys {
+            if policy.holds(key) && !self.store.holds(key) {
+                policy.remove(key);
+            }
+        }
+        policy.used(keys, now_ms);
+    }
+
+    /// Takes a chunk out of the tier.
+    fn remove(&self, key: &ChunkKey) {
+        self.policy.lock().expect(POISONED).remove(key);
+        // One that cannot be removed is evicted by the directory's own LRU some day; it is not wrong.
+        let _ = self.store.evict_chunk(key);
+    }
+}
+
+/// What the policies are told of a chunk. Namespace and importance come with later sessions' `store`.
+fn chunk(key: &ChunkKey, bytes: u32) -> Chunk {
+    // All bytes of a tier come from the same place: a microsecond for each is as good a cost as any.
+    Chunk { key: *key, bytes, namespace: 0, importance: 1.0, cost_us: bytes as f32 }
+}
+
+/// Chunks by score.
+fn scores(policy: &Worth, now_ms: u64) -> [u32; SCORE_BUCKETS] {
+    let mut buckets = [0; SCORE_BUCKETS];
+    let (now, middle) = (policy.time(now_ms), (SCORE_BUCKETS / 2) as f64);
+    policy.each(|view| {
+        let bucket = (view.priority - now).floor() + middle;
+        buckets[bucket.clamp(0.0, (SCORE_BUCKETS - 1) as f64) as usize] += 1;
+    });
+    buckets
+}
+
+impl Tiers {
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn place(&self, seat: usize) -> Place {
+        match self.places[seat].load(Relaxed) {
+            at if at == Place::Dram as u8 => Place::Dram,
+            at if at == Place::Disk as u8 => Place::Disk,
+            _ => Place::Bottom,
+        }
+    }
+
+    fn dram(&self) -> &Dram {
+        self.dram.as_ref().expect("a chunk was opened there")
+    }
+
+    fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a chunk was opened there")
+    }
+
+    fn holds(&self, key: &ChunkKey) -> bool {
+        self.dram.as_ref().is_some_and(|dram| dram.holds(key))
+            || self.disk.as_ref().is_some_and(|disk| disk.store.holds(key))
+    }
+
+    /// Whether a tier that is there has not got it.
+    fn misses(&self, key: &ChunkKey) -> bool {
+        self.dram.as_ref().is_some_and(|dram| !dram.holds(key))
+            || self.disk.as_ref().is_some_and(|disk| !disk.store.holds(key))
+    }
+
+    /// Takes a chunk out of T0 and T1.
+    fn remove(&self, key: &ChunkKey) {
+        if let Some(dram) = &self.dram {
+            dram.remove(key);
+        }
+        if let Some(disk) = &self.disk {
+            disk.remove(key);
+        }
+    }
+}
+
+impl<M: Memory> Readable<M> for TierStore {
+    fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
+        Ok(Box::new(TierReader::new(&self.tiers, self.tiers.bottom.reader(bell)?)))
+    }
+}
+
+impl Store for TierStore {
+    fn close(&self, seat: usize) {
+        match self.tiers.place(seat) {
+            Place::Dram => self.tiers.dram().close(seat),
+            Place::Disk => self.tiers.disk().store.close(seat),
+            Place::Bottom => self.tiers.bottom.store().close(seat),
+        }
+    }
+
+    fn touch(&self, keys: &[ChunkKey]) {
+        let now_ms = self.tiers.now_ms();
+        if let Some(dram) = &self.tiers.dram {
+            dram.used(keys, now_ms);
+        }
+        if let Some(disk) = &self.tiers.disk {
+            disk.used(keys, now_ms);
+        }
+        self.tiers.bottom.store().touch(keys);
+        self.tiers.wishes.add(keys, |key| self.tiers.misses(key));
+    }
+
+    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
+        self.tiers.bottom.store().has(key, until)
+    }
+
+    fn begin_put(&self, seat: usize, key: &ChunkKey, until: Instant) -> Result<(), StoreError> {
+        self.tiers.bottom.store().begin_put(seat, key, until)?;
+        self.tiers.wishes.forget(key, seat);
+        Ok(())
+    }
+
+    fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
+        self.tiers.bottom.store().put_block(seat, index, bytes)
+    }
+
+    fn commit_put(&self, seat: usize, blocks: usize, manifest: &[u8]) -> Result<(), StoreError> {
+        let done = self.tiers.bottom.store().commit_put(seat, blocks, manifest);
+        // What T0 and T1 have is the old one.
+        if let Some(key) = self.tiers.wishes.forgotten(seat) {
+            self.tiers.remove(&key);
+        }
+        done
+    }
+
+    fn abort_put(&self, seat: usize) {
+        self.tiers.bottom.store().abort_put(seat);
+        self.tiers.wishes.forgotten(seat);
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = self.tiers.bottom.store().stats();
+        if let Some(dram) = &self.tiers.dram {
+            stats.hits += dram.hits.load(Relaxed);
+            stats.bytes_read += dram.bytes_read.load(Relaxed);
+            stats.bytes_copied += dram.bytes_read.load(Relaxed);
+        }
+        if let Some(disk) = &self.tiers.disk {
+            let disk = disk.store.stats();
+            stats.hits += disk.hits;
+            stats.bytes_read += disk.bytes_read;
+            stats.corrupt += disk.corrupt;
+            stats.io_errors += disk.io_errors;
+        }
+        stats
+    }
+
+    fn nodes(&self, each: &mut dyn FnMut(&NodeFacts<'_>)) {
+        self.tiers.bottom.store().nodes(each);
+    }
+
+    fn tiers(&self, with_scores: bool, each: &mut dyn FnMut(&TierFacts)) {
+        let now_ms = self.tiers.now_ms();
+        let facts = |name, moves: &Moves, (chunks, bytes, bytes_max)| TierFacts {
+            name,
+            chunks,
+            bytes,
+            bytes_max,
+            hits: 0,
+            bytes_read: 0,
+            promoted: moves.promoted.load(Relaxed),
+            refused: moves.refused.load(Relaxed),
+            failed: moves.failed.load(Relaxed),
+            bytes_promoted: moves.bytes_promoted.load(Relaxed),
+            evicted: 0,
+            bytes_evicted: 0,
+            scores: [0; SCORE_BUCKETS],
+        };
+        if let Some(dram) = &self.tiers.dram {
+            each(&TierFacts {
+                hits: dram.hits.load(Relaxed),
+                bytes_read: dram.bytes_read.load(Relaxed),
+                evicted: dram.evicted.load(Relaxed),
+                bytes_evicted: dram.bytes_evicted.load(Relaxed),
+                scores: if with_scores { dram.scores(now_ms) } else { [0; SCORE_BUCKETS] },
+                ..facts("dram", &self.tiers.moves[0], dram.occupancy())
+            });
+        }
+        if let Some(disk) = &self.tiers.disk {
+            let stats = disk.store.stats();
+            each(&TierFacts {
+                hits: stats.hits,
+                bytes_read: stats.bytes_read,
+                evicted: stats.evicted,
+                bytes_evicted: stats.bytes_evicted,
+                scores: if with_scores {
+                    scores(&disk.policy.lock().expect(POISONED), now_ms)
+                } else {
+                    [0; SCORE_BUCKETS]
+                },
+                ..facts("dir", &self.tiers.moves[1], (stats.chunks, stats.bytes, stats.bytes_max))
+            });
+        }
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::from("tiers: ");
+        if let Some(dram) = &self.tiers.dram {
+            let (_, _, bytes_max) = dram.occupancy();
+            let _ = write!(
+                text,
+                "dram {bytes_max} bytes in pages of {}, memory {}; ",
+                dram::PAGE_BYTES,
+                dram.memory_bytes()
+            );
+        }
+        if let Some(disk) = &self.tiers.disk {
+            let _ = write!(
+                text,
+                "{}, books {} bytes; ",
+                disk.store.describe(),
+                Worth::memory_bytes(self.tiers.limits.chunks_max)
+            );
+        }
+        let _ = write!(text, "moved at {} bytes/s at most; behind them ", mover::BYTES_PER_S);
+        text + &self.tiers.bottom.store().describe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_tiers_from_the_fastest_on() {
+        let parts = Parts::of("tiers:dram=8G,dir:/a=b=200G,redis://h1,h2:7?window=1M").ok().unwrap();
+        assert_eq!(parts.dram, Some(8 << 30));
+        assert_eq!(parts.disk, Some(("/a=b", 200 << 30)));
+        assert_eq!(parts.bottom, "redis://h1,h2:7?window=1M");
+        assert_eq!(Parts::of("tiers:redis://h").ok().unwrap().bottom, "redis://h");
+        for wrong in [
+            "tiers:dram=x,redis://h",
+            "tiers:dir:/a=1G,dram=1G,redis://h",
+            "tiers:dram=1G,dram=1G,dir:/a",
+            "tiers:dir:/a,redis://h",
+            "tiers:dir:=1G,redis://h",
+        ] {
+            assert!(Parts::of(wrong).is_err(), "{wrong}");
+        }
+        assert!(
+            TierStore::open("tiers:dram=1G", &Limits::default()).unwrap_err().to_string().contains("holds everything")
+        );
+    }
+}

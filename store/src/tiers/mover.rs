@@ -1,0 +1,423 @@
+//! The mover: brings chunks that were used into T0 and T1, one at a time, with a reader of its own. It stands back while
+//! fetches read from T2, and moves no more than [`BYTES_PER_S`].
+//!
+//! It is asked by `touch`, which does not wait: a wish is a chunk and its parent in a ring of fixed size; where that is
+//! full the wish is lost, and the next use of the chunk makes another.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use block::{ChunkKey, Manifest};
+use nix::sys::eventfd::EventFd;
+use tier::Worth;
+
+use super::dram::Incoming;
+use super::{Moves, Tiers, chunk};
+use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
+
+/// What it moves in a second at most.
+pub(super) const BYTES_PER_S: u64 = 256 << 20;
+/// Wishes that wait.
+const WISHES_MAX: usize = 4096;
+/// How long it stands back for fetches before it moves one chunk all the same, and how often it looks.
+const STAND_BACK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(2);
+/// What one call may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a tier or T2 that failed is left alone.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// A chunk that was used, and the one before it.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    key: ChunkKey,
+    parent: Option<ChunkKey>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    wishes: VecDeque<Wish>,
+    /// By seat: what is being put, so that nobody promotes it meanwhile.
+    puts: Vec<Option<ChunkKey>>,
+    /// What the mover has on its way, and whether a put has made it worthless.
+    moving: Option<ChunkKey>,
+    spoilt: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    waiting: Mutex<Waiting>,
+    rung: Condvar,
+    stop: AtomicBool,
+}
+
+impl Wishes {
+    pub(super) fn new(puts_max: usize) -> Self {
+        let waiting = Waiting {
+            wishes: VecDeque::with_capacity(WISHES_MAX),
+            puts: vec![None; puts_max],
+            moving: None,
+            spoilt: false,
+        };
+        Self { waiting: Mutex::new(waiting), rung: Condvar::new(), stop: false.into() }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect(POISONED)
+    }
+
+    /// The leading chunks of one prompt were used; those that `wanted` says are missing somewhere.
+    pub(super) fn add(&self, keys: &[ChunkKey], wanted: impl Fn(&ChunkKey) -> bool) {
+        let mut waiting = self.waiting();
+        let mut parent = None;
+        for key in keys {
+            if waiting.wishes.len() == WISHES_MAX {
+                break;
+            }
+            if wanted(key) {
+                waiting.wishes.push_back(Wish { key: *key, parent });
+            }
+            parent = Some(*key);
+        }
+        drop(waiting);
+        self.rung.notify_one();
+    }
+
+    /// A put of this chunk began.
+    pub(super) fn forget(&self, key: &ChunkKey, seat: usize) {
+        let mut waiting = self.waiting();
+        waiting.spoilt |= waiting.moving.as_ref() == Some(key);
+        waiting.puts[seat] = Some(*key);
+    }
+
+    /// The put in this seat ended: what it was of. Whoever promoted it meanwhile has the old bytes.
+    pub(super) fn forgotten(&self, seat: usize) -> Option<ChunkKey> {
+        let mut waiting = self.waiting();
+        let key = waiting.puts[seat].take();
+        waiting.spoilt |= key.is_some() && waiting.moving == key;
+        key
+    }
+
+    pub(super) fn stop(&self) {
+        // Under the lock, so that it comes before or after the mover's look, and not between that and its sleep.
+        let waiting = self.waiting();
+        self.stop.store(true, Relaxed);
+        drop(waiting);
+        self.rung.notify_all();
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+
+    /// Waits for the next wish; `None`: stop.
+    fn next(&self) -> Option<Wish> {
+        let mut waiting = self.waiting();
+        loop {
+            if self.stopped() {
+                return None;
+            }
+            if let Some(wish) = waiting.wishes.pop_front() {
+                if !waiting.puts.contains(&Some(wish.key)) {
+                    (waiting.moving, waiting.spoilt) = (Some(wish.key), false);
+                    return Some(wish);
+                }
+                continue;
+            }
+            waiting = self.rung.wait(waiting).expect(POISONED);
+        }
+    }
+
+    fn sleep(&self, time: Duration) {
+        let end = Instant::now() + time;
+        let mut waiting = self.waiting();
+        while !self.stopped()
+            && let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            waiting = self.rung.wait_timeout(waiting, left).expect(POISONED).0;
+        }
+    }
+}
+
+/// Init: allocates all that the mover needs and starts it.
+pub(super) fn start(tiers: Arc<Tiers>) -> std::io::Result<JoinHandle<()>> {
+    let bell = EventFd::new()?;
+    let (sender, ready) = std::sync::mpsc::sync_channel(1);
+    let body = move || {
+        let reader = match tiers.bottom.reader(bell.as_fd()) {
+            Ok(reader) => reader,
+            Err(error) => return drop(sender.send(Err(error))),
+        };
+        let manifest = vec![0; tiers.limits.manifest_bytes_max];
+        let memory = Some(vec![0; tiers.limits.block_bytes_max]);
+        let mut mover = Mover { tiers: &tiers, reader, manifest, memory, seat: tiers.limits.chunks_open_max };
+        let _ = sender.send(Ok(()));
+        mover.run();
+    };
+    let thread = thread::Builder::new().name("tier-mover".into()).spawn(body)?;
+    match ready.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(std::io::Error::other("it ended at once")),
+    }
+}
+
+struct Mover<'a> {
+    tiers: &'a Tiers,
+    reader: Box<dyn Reader<Vec<u8>> + 'a>,
+    manifest: Vec<u8>,
+    /// One block.
+    memory: Option<Vec<u8>>,
+    seat: usize,
+}
+
+/// Where a chunk comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Disk,
+    Bottom,
+}
+
+impl Mover<'_> {
+    fn run(&mut self) {
+        while let Some(wish) = self.tiers.wishes.next() {
+            let started = Instant::now();
+            let moved = self.serve(&wish);
+            self.tiers.wishes.waiting().moving = None;
+            match moved {
+                Ok(0) => {}
+                Ok(bytes) => {
+                    let least = Duration::from_secs_f64(bytes as f64 / BYTES_PER_S as f64);
+                    self.tiers.wishes.sleep(least.saturating_sub(started.elapsed()));
+                }
+                Err(StoreError::Miss | StoreError::Corrupt { .. }) => {}
+                Err(_) => self.tiers.wishes.sleep(PAUSE),
+            }
+        }
+    }
+
+    /// Bytes that were moved.
+    fn serve(&mut self, wish: &Wish) -> Result<u64, StoreError> {
+        let tiers = self.tiers;
+        let wants_dram = tiers.dram.as_ref().is_some_and(|dram| !dram.holds(&wish.key));
+        let wants_disk = tiers.disk.as_ref().is_some_and(|disk| !disk.store.holds(&wish.key));
+        if !wants_dram && !wants_disk {
+            return Ok(0);
+        }
+        self.stand_back();
+        let mut source = if tiers.disk.is_some() && !wants_disk { Source::Disk } else { Source::Bottom };
+        let mut opened = self.open(source, &wish.key);
+        if opened.is_err() && source == Source::Disk {
+            source = Source::Bottom;
+            opened = self.open(source, &wish.key);
+        }
+        let manifest_bytes = opened?;
+        let moved = match Manifest::parse(&self.manifest[..manifest_bytes]) {
+            Ok(manifest) => self.copy(wish, source, &manifest, manifest_bytes, wants_dram, wants_disk),
+            // None of ours to understand: served from T2.
+            Err(_) => Ok(0),
+        };
+        match source {
+            Source::Disk => tiers.disk().store.close(self.seat),
+            Source::Bottom => tiers.bottom.store().close(self.seat),
+        }
+        moved
+    }
+
+    /// Fetches go first.
+    fn stand_back(&self) {
+        let end = Instant::now() + STAND_BACK;
+        while self.tiers.fetching.load(Relaxed) > 0 && Instant::now() < end && !self.tiers.wishes.stopped() {
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn copy(
+        &mut self,
+        wish: &Wish,
+        source: Source,
+        manifest: &Manifest,
+        manifest_bytes: usize,
+        wants_dram: bool,
+        wants_disk: bool,
+    ) -> Result<u64, StoreError> {
+        let tiers = self.tiers;
+        let now_ms = tiers.now_ms();
+        let blocks: u64 = manifest.lengths().iter().map(|&bytes| u64::from(bytes)).sum();
+        let head = 8 + 4 * manifest.block_count();
+        let bytes = head as u64 + manifest_bytes as u64 + blocks;
+        let Ok(bytes) = u32::try_from(bytes) else { return Ok(0) };
+        let [to_dram, to_disk] = &tiers.moves;
+        let offered = chunk(&wish.key, bytes);
+        let mut dram = tiers
+            .dram
+            .as_ref()
+            .filter(|_| wants_dram)
+            .and_then(|dram| counted(dram.begin(&offered, wish.parent.as_ref(), now_ms), to_dram));
+        if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
+            dram.write(incoming, &(manifest.block_count() as u32).to_le_bytes());
+            dram.write(incoming, &(manifest_bytes as u32).to_le_bytes());
+            manifest.lengths().iter().for_each(|length| dram.write(incoming, &length.to_le_bytes()));
+            dram.write(incoming, &self.manifest[..manifest_bytes]);
+        }
+        let put = tiers.limits.puts_max;
+        let mut disk = wants_disk && counted(self.admit(&offered, wish.parent.as_ref(), now_ms), to_disk).is_some();
+        if disk {
+            disk = self.on_disk(|disk| disk.begin_put(put, &wish.key, Instant::now() + PATIENCE), &wish.key, false);
+        }
+        if dram.is_none() && !disk {
+            return Ok(0);
+        }
+        let mut failed = None;
+        for (index, &length) in manifest.lengths().iter().enumerate() {
+            if let Err(error) = self.read(source, index, length as usize) {
+                failed = Some(error);
+                break;
+            }
+            let block = &self.memory.as_ref().expect("it came back")[..length as usize];
+            if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
+                dram.write(incoming, block);
+            }
+            disk = disk && self.on_disk(|disk| disk.put_block(put, index, block), &wish.key, true);
+            if tiers.wishes.stopped() {
+                failed = Some(StoreError::Miss);
+                break;
+            }
+        }
+        self.end(wish, dram, disk, manifest, manifest_bytes, failed)?;
+        Ok(u64::from(bytes))
+    }
+
+    /// Publishes or gives up.
+    fn end(
+        &self,
+        wish: &Wish,
+        dram: Option<Incoming>,
+        disk: bool,
+        manifest: &Manifest,
+        manifest_bytes: usize,
+        failed: Option<StoreError>,
+    ) -> Result<(), StoreError> {
+        let tiers = self.tiers;
+        let put = tiers.limits.puts_max;
+        let [to_dram, to_disk] = &tiers.moves;
+        let bytes = manifest.lengths().iter().map(|&length| u64::from(length)).sum();
+        if disk {
+            if failed.is_some() {
+                tiers.disk().store.abort_put(put);
+                tiers.disk().remove(&wish.key);
+                to_disk.failed.fetch_add(1, Relaxed);
+            } else {
+                let commit = |disk: &crate::dir::DirStore| {
+                    disk.commit_put(put, manifest.block_count(), &self.manifest[..manifest_bytes])
+                };
+                if self.on_disk(commit, &wish.key, false) {
+                    to_disk.promoted.fetch_add(1, Relaxed);
+                    to_disk.bytes_promoted.fetch_add(bytes, Relaxed);
+                }
+            }
+        }
+        if let (Some(tier), Some(incoming)) = (&tiers.dram, dram) {
+            if failed.is_some() {
+                tier.give_up(incoming);
+                to_dram.failed.fetch_add(1, Relaxed);
+            } else {
+                tier.publish(incoming);
+                to_dram.promoted.fetch_add(1, Relaxed);
+                to_dram.bytes_promoted.fetch_add(bytes, Relaxed);
+            }
+        }
+        // A put of this chunk began or ended while its bytes were read: nobody knows which they are.
+        if tiers.wishes.waiting().spoilt {
+            tiers.remove(&wish.key);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Whether T1 should have it; what leaves for it goes from the disk.
+    fn admit(&self, offered: &tier::Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> Option<()> {
+        let disk = self.tiers.disk();
+        let mut policy: MutexGuard<'_, Worth> = disk.policy.lock().expect(POISONED);
+        let leaves = &mut |key: &ChunkKey, _| {
+            // One that cannot be removed is evicted by the directory's own LRU when it needs the room.
+            let _ = disk.store.evict_chunk(key);
+        };
+        policy.offer(offered, parent, now_ms, leaves).ok()
+    }
+
+    /// A call of the put into T1; where it fails the put is over and T1 goes without.
+    fn on_disk(
+        &self,
+        call: impl FnOnce(&crate::dir::DirStore) -> Result<(), StoreError>,
+        key: &ChunkKey,
+        abort: bool,
+    ) -> bool {
+        let disk = self.tiers.disk();
+        if call(&disk.store).is_ok() {
+            return true;
+        }
+        if abort {
+            disk.store.abort_put(self.tiers.limits.puts_max);
+        }
+        disk.remove(key);
+        self.tiers.moves[1].failed.fetch_add(1, Relaxed);
+        false
+    }
+
+    /// Bytes of the manifest.
+    fn open(&mut self, source: Source, key: &ChunkKey) -> Result<usize, StoreError> {
+        let until = Instant::now() + PATIENCE;
+        if source == Source::Disk {
+            return self.tiers.disk().store.open(self.seat, key, &mut self.manifest, until);
+        }
+        match self.ask(Ask::Open { seat: self.seat, key: *key, until }) {
+            Outcome::Opened(result) => result,
+            other => unreachable!("an open is answered by {other:?}"),
+        }
+    }
+
+    fn read(&mut self, source: Source, index: usize, bytes: usize) -> Result<(), StoreError> {
+        let until = Instant::now() + PATIENCE;
+        let mut memory = self.memory.take().expect("it came back");
+        let max = memory.len();
+        if bytes > max {
+            self.memory = Some(memory);
+            return Err(StoreError::Large { what: "bytes of a block", value: bytes, max });
+        }
+        if source == Source::Disk {
+            let result = self.tiers.disk().store.read_block(self.seat, index, &mut memory[..bytes], until);
+            self.memory = Some(memory);
+            return result;
+        }
+        match self.ask(Ask::Read { seat: self.seat, index, bytes, memory, until }) {
+            Outcome::Read { memory, result } => {
+                self.memory = Some(memory);
+                result
+            }
+            other => unreachable!("a read is answered by {other:?}"),
+        }
+    }
+
+    fn ask(&mut self, ask: Ask<Vec<u8>>) -> Outcome<Vec<u8>> {
+        self.reader.begin(0, ask);
+        loop {
+            if let Some(Answer { outcome, .. }) = self.reader.poll(&mut self.manifest) {
+                return outcome;
+            }
+            self.reader.sleep();
+        }
+    }
+}
+
+/// Counts a refusal.
+fn counted<T>(admitted: Option<T>, moves: &Moves) -> Option<T> {
+    if admitted.is_none() {
+        moves.refused.fetch_add(1, Relaxed);
+    }
+    admitted
+}

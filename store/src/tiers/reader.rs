@@ -1,0 +1,204 @@
+//! A fetch worker's reader over tiers: what T0 or T1 has is answered at once (at most one such answer waits), the rest is
+//! asked of T2.
+//!
+//! A look-up that T0 and T1 answer in part asks T2 with the keys turned so that those come last: no second vector, and the
+//! answer is exact.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use block::ChunkKey;
+
+use super::{Place, Tiers};
+use crate::{Answer, Ask, Direct, Memory, Outcome, Reader, StoreError, retry};
+
+/// See the module's head.
+pub(super) struct TierReader<'a, M> {
+    tiers: &'a Tiers,
+    bottom: Box<dyn Reader<M> + 'a>,
+    /// An answer of T0 or T1; an opened chunk's manifest is in `manifest`.
+    local: Option<Answer<M>>,
+    manifest: Vec<u8>,
+    /// Questions to T2 that are more than passed on.
+    asked: Vec<(usize, Asked)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// So many leading keys are in T0 and T1.
+    Lookup {
+        found: usize,
+    },
+    Open {
+        seat: usize,
+    },
+    Read,
+}
+
+impl<'a, M: Memory> TierReader<'a, M> {
+    pub(super) fn new(tiers: &'a Tiers, bottom: Box<dyn Reader<M> + 'a>) -> Self {
+        let manifest = vec![0; tiers.limits.manifest_bytes_max];
+        let asked = Vec::with_capacity(tiers.limits.asks_max + 1);
+        Self { tiers, bottom, local: None, manifest, asked }
+    }
+
+    fn leading(&self, keys: &[ChunkKey]) -> usize {
+        keys.iter().take_while(|key| self.tiers.holds(key)).count()
+    }
+
+    fn pass_on(&mut self, tag: usize, asked: Asked, ask: Ask<M>) {
+        if asked == Asked::Read {
+            self.tiers.fetching.fetch_add(1, Relaxed);
+        }
+        self.asked.push((tag, asked));
+        self.bottom.begin(tag, ask);
+    }
+
+    fn lookup(&mut self, tag: usize, mut keys: Vec<ChunkKey>, until: Instant) {
+        let found = self.leading(&keys);
+        if found == keys.len() && Instant::now() < until {
+            self.local = Some(Answer { tag, outcome: Outcome::Looked { keys, found: Ok(found) } });
+            return;
+        }
+        keys.rotate_left(found);
+        self.pass_on(tag, Asked::Lookup { found }, Ask::Lookup { keys, until });
+    }
+
+    fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, until: Instant) {
+        let place = |place: Place| self.tiers.places[seat].store(place as u8, Relaxed);
+        if Instant::now() < until {
+            let dram = self.tiers.dram.as_ref().and_then(|dram| dram.open(seat, &key, &mut self.manifest));
+            if let Some(Ok(bytes)) = dram {
+                place(Place::Dram);
+                self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
+                return;
+            }
+            // Whatever is wrong with T1, T2 has it, too.
+            if let Some(disk) = self.tiers.disk.as_ref().filter(|disk| disk.store.holds(&key))
+                && let Ok(bytes) = retry(|| disk.store.open(seat, &key, &mut self.manifest, until))
+            {
+                place(Place::Disk);
+                self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
+                return;
+            }
+        }
+        self.pass_on(tag, Asked::Open { seat }, Ask::Open { seat, key, until });
+    }
+
+    /// A block of a chunk that was opened in T0 or T1.
+    fn read(
+        &mut self,
+        tag: usize,
+        place: Place,
+        seat: usize,
+        index: usize,
+        bytes: usize,
+        mut memory: M,
+        until: Instant,
+    ) {
+        let into = &mut memory[..bytes];
+        let result = if Instant::now() >= until {
+            Err(StoreError::Late { call: "read_block" })
+        } else if place == Place::Dram {
+            self.tiers.dram().read(seat, index, into)
+        } else {
+            retry(|| self.tiers.disk().store.read_block(seat, index, into, until))
+        };
+        // T2 has the chunk, and this tier not any more: to who asks that is a chunk that went.
+        let result = result.map_err(|error| match error {
+            StoreError::Corrupt { .. } | StoreError::Io { .. } => {
+                self.tiers.remove(&self.key_of(place, seat));
+                StoreError::Miss
+            }
+            other => other,
+        });
+        self.local = Some(Answer { tag, outcome: Outcome::Read { memory, result } });
+    }
+
+    fn key_of(&self, place: Place, seat: usize) -> ChunkKey {
+        match place {
+            Place::Dram => self.tiers.dram().key_of(seat),
+            _ => self.tiers.disk().store.key_of(seat),
+        }
+    }
+
+    fn discard(&mut self, tag: usize, place: Place, seat: usize) {
+        if place == Place::Disk {
+            // To the quarantine, where somebody may look at it.
+            self.tiers.disk().store.discard(seat);
+        }
+        self.tiers.remove(&self.key_of(place, seat));
+        self.local = Some(Answer { tag, outcome: Outcome::Discarded });
+    }
+
+    /// What T2's answer means with what T0 and T1 have.
+    fn complete(&mut self, mut answer: Answer<M>) -> Answer<M> {
+        let Some(index) = self.asked.iter().position(|(tag, _)| *tag == answer.tag) else { return answer };
+        let (_, asked) = self.asked.swap_remove(index);
+        match (asked, &mut answer.outcome) {
+            (Asked::Lookup { found }, Outcome::Looked { keys, found: result }) => {
+                keys.rotate_right(found);
+                *result = match *result {
+                    Ok(more) => {
+                        // Those at the end were asked for a second time.
+                        let leading = (found + more).min(keys.len());
+                        Ok(leading + self.leading(&keys[leading..]))
+                    }
+                    Err(_) if found > 0 => Ok(found),
+                    Err(error) => Err(error),
+                };
+            }
+            (Asked::Open { seat }, Outcome::Opened(_)) => {
+                self.tiers.places[seat].store(Place::Bottom as u8, Relaxed);
+            }
+            (Asked::Read, Outcome::Read { .. }) => {
+                self.tiers.fetching.fetch_sub(1, Relaxed);
+            }
+            (asked, _) => unreachable!("{asked:?} was answered with something else"),
+        }
+        answer
+    }
+}
+
+impl<M: Memory> Reader<M> for TierReader<'_, M> {
+    fn has_room(&self) -> bool {
+        self.local.is_none() && self.bottom.has_room()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.local.is_none() && self.bottom.is_idle()
+    }
+
+    fn begin(&mut self, tag: usize, ask: Ask<M>) {
+        assert!(self.local.is_none(), "begin: an answer of a tier waits");
+        match ask {
+            Ask::Lookup { keys, until } => self.lookup(tag, keys, until),
+            Ask::Open { seat, key, until } => self.open(tag, seat, key, until),
+            Ask::Read { seat, index, bytes, memory, until } => match self.tiers.place(seat) {
+                Place::Bottom => self.pass_on(tag, Asked::Read, Ask::Read { seat, index, bytes, memory, until }),
+                place => self.read(tag, place, seat, index, bytes, memory, until),
+            },
+            Ask::Discard { seat, until } => match self.tiers.place(seat) {
+                Place::Bottom => self.bottom.begin(tag, Ask::Discard { seat, until }),
+                place => self.discard(tag, place, seat),
+            },
+        }
+    }
+
+    fn poll(&mut self, manifest: &mut [u8]) -> Option<Answer<M>> {
+        if let Some(answer) = self.local.take() {
+            if let Outcome::Opened(Ok(bytes)) = answer.outcome {
+                manifest[..bytes].copy_from_slice(&self.manifest[..bytes]);
+            }
+            return Some(answer);
+        }
+        let answer = self.bottom.poll(manifest)?;
+        Some(self.complete(answer))
+    }
+
+    fn sleep(&mut self) {
+        if self.local.is_none() {
+            self.bottom.sleep();
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Which chunks a tier of fixed size keeps. A tier is a part of a store that does not hold everything: the card's memory
+//! or its disk in front of a remote store. This room decides; whoever asks moves the bytes.
+//!
+//! ```text
+//!   used(prefix)  a prompt used these leading chunks: they are worth more now     worth.rs
+//!   offer(chunk)  may it come in?  -> who leaves for it, or why not               worth.rs
+//!                   candidates are compared by what is remembered of them         sketch.rs
+//!                   who leaves is the least of the leaves                         heap.rs
+//! ```
+//!
+//! * **Pure.** No I/O, no clock (time is an argument, in milliseconds, and never goes back), no allocation after `new`.
+//! * **Prefixes.** A chunk is worth nothing without its parents, so a chunk comes in after its parent and leaves before it.
+//! * **Comparison.** [`Lru`], [`Lfu`] and [`S3Fifo`] (baseline.rs) answer the same [`Policy`]; they are for simulations
+//!   and allocate as they please.
+//!
+//! What it refuses: to believe in a size, an importance or a cost that is not a positive number.
+#![forbid(unsafe_code)]
+
+use block::ChunkKey;
+
+mod baseline;
+mod heap;
+mod sketch;
+mod table;
+mod worth;
+
+pub use baseline::{Lfu, Lru, S3Fifo};
+pub use worth::{Class, Limits, NAMESPACES_MAX, Quota, Refusal, View, Worth};
+
+/// What a tier knows of a chunk before it holds it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chunk {
+    pub key: ChunkKey,
+    /// In its stored form.
+    pub bytes: u32,
+    /// Who it belongs to, for quotas: below [`NAMESPACES_MAX`].
+    pub namespace: u8,
+    /// What the host says of it, for instance its tokens' share of the attention; 1 is neutral.
+    pub importance: f32,
+    /// What it takes to get it back from where it comes from, or to compute it again, in microseconds.
+    pub cost_us: f32,
+}
+
+/// What every policy can be asked, so that they can be compared on one trace.
+pub trait Policy {
+    fn name(&self) -> &'static str;
+
+    fn holds(&self, key: &ChunkKey) -> bool;
+
+    /// Bytes held now.
+    fn bytes(&self) -> u64;
+
+    /// A prompt of these chunks, in prefix order, was served: those that are not held are at hand and may come in.
+    fn request(&mut self, prompt: &[Chunk], now_ms: u64);
+}
