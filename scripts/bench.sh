@@ -15,6 +15,9 @@ fetch|1 GiB through the whole data plane, beside the engines alone|cargo bench -
 links|Redis on loopback and on limited links, beside a plain client|scripts/bench-links.sh --yes
 attach|what the ways to the card cost|cargo bench -q -p dpu-app --bench attach --
 store|the directory store beside plain reads|cargo bench -q -p store --bench speed --
+model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q -p dpu-app --bench model --
+check|the model beside the emulator on this machine: its error|cargo bench -q -p dpu-app --bench check --
+calibrate|what calibrate proposes beside a sweep|cargo bench -q -p dpu-app --bench calibrate --
 tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
 TABLE
 }
@@ -68,9 +71,20 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export KVLANE_BENCH_OUT=$out
+command_of() {
+    benches | awk -F'|' -v group="$1" '$1 == group { print $3 }'
+}
+
 echo "building (release)"
-cargo build -q --release
-cargo bench -q --no-run
+cargo build -q --release -p bench -p dpu-app -p host-ctl
+for group in "${groups[@]}"; do
+    command=$(command_of "$group")
+    if [[ "$command" == "cargo bench "* ]]; then
+        build=${command%% -- *}
+        # shellcheck disable=SC2086 # a command is words; those before its own " --" are cargo's
+        ${build% --} --no-run
+    fi
+done
 load=$(cut -d' ' -f1 /proc/loadavg)
 awk -v load="$load" 'BEGIN { exit !(load > 0.7) }' && echo "load is $load: building was part of it, other work would spoil the figures"
 
@@ -82,7 +96,7 @@ for group in "${groups[@]}"; do
     IFS=, read -ra reports <<<"$group"
     names+=("${reports[@]}")
     log=$out/${reports[0]}.log
-    command=$(benches | awk -F'|' -v group="$group" '$1 == group { print $3 }')
+    command=$(command_of "$group")
     for report in "${reports[@]}"; do rm -f "$out/$report.json" "$out/$report.log"; done
     printf '[%d/%d] %s ' "$count" "${#groups[@]}" "$group"
     start=$SECONDS

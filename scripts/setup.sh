@@ -4,15 +4,17 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/setup.sh [--yes] [--test] [--arm] [--redis]
+Usage: scripts/setup.sh [--yes] [--test] [--arm] [--redis] [--python]
   --yes    install without asking
   --arm    also what builds for the card's Arm cores and runs the result here (cross compiler, qemu-user)
   --redis  also redis-server and redis-cli, for scripts/demo.sh --store redis
-  --test   also what scripts/test.sh --all uses beside cargo: shellcheck, prometheus, redis-server, and all of --arm
+  --python also what builds and tests the Python package: maturin, pytest and numpy, in target/python-venv
+  --test   also what scripts/test.sh --all uses beside cargo: shellcheck, prometheus, redis-server, all of --arm and --python
 USAGE
 }
 
 yes=false
+python=false
 packages=(build-essential pkg-config libclang-dev curl ca-certificates)
 arm_packages=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user)
 if [ "$(uname --machine)" = aarch64 ]; then arm_packages=(); fi
@@ -21,7 +23,14 @@ while [ $# -gt 0 ]; do
         --yes) yes=true ;;
         --arm) packages+=("${arm_packages[@]}") ;;
         --redis) packages+=(redis-server redis-tools) ;;
-        --test) packages+=(shellcheck prometheus redis-server redis-tools "${arm_packages[@]}") ;;
+        --python)
+            packages+=(python3-venv)
+            python=true
+            ;;
+        --test)
+            packages+=(shellcheck prometheus redis-server redis-tools python3-venv "${arm_packages[@]}")
+            python=true
+            ;;
         --help | -h)
             usage
             exit 0
@@ -74,4 +83,13 @@ if ! command -v cargo >/dev/null; then
     confirm "there is no cargo: install Rust for this user with rustup (https://rustup.rs)"
     curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs |
         sh -s -- -y --profile minimal --component clippy,rustfmt
+fi
+
+if $python; then
+    venv=${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/python-venv
+    if ! "$venv/bin/python" -c 'import maturin, numpy, pytest' 2>/dev/null; then
+        confirm "Python packages to install into $venv: maturin, pytest, numpy"
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check 'maturin>=1.9,<2' pytest numpy
+    fi
 fi

@@ -42,7 +42,7 @@ if $all; then
     step format
     cargo fmt --all --check
     step scripts
-    shellcheck scripts/*.sh scripts/bring-up/*.sh scripts/debian/*.p* scripts/tests/*.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
+    shellcheck scripts/*.sh scripts/vllm/*.sh scripts/bring-up/*.sh scripts/debian/*.p* scripts/tests/*.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
     scripts/tests/run.sh
     step lints
     cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -54,6 +54,8 @@ step tests
 cargo test --workspace --locked --no-fail-fast
 
 if $all; then
+    step "the Python package, against a real dpu-app"
+    scripts/test-python.sh
     step "SDK flavour"
     scripts/sdk-flavour.sh
     step "tests and demo for the card's Arm cores, under qemu"

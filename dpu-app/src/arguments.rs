@@ -14,6 +14,8 @@ use dpu_app::{devices, notify};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::scrub;
 
+use crate::forecast::{Calibrate, Simulate};
+
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
 /// or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -44,6 +46,10 @@ enum Command {
     Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
+    /// Measure the stages on this machine, search the best configuration with the simulator, write it as a config file
+    Calibrate(Box<Calibrate>),
+    /// What a BlueField-3 would do by the model: the scheduler of `run` in virtual time
+    Simulate(Simulate),
     /// Write the manual pages into a directory, as packages have them
     #[command(hide = true)]
     Man {
@@ -234,13 +240,20 @@ pub(crate) fn with_file(arguments: impl Iterator<Item = OsString>) -> Vec<OsStri
     if let Some(lines) = path.and_then(|path| std::fs::read_to_string(path).ok()) {
         let named =
             |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
-        let flags = lines.lines().filter_map(flag_of_line).filter(|(flag, _)| !named(flag));
+        let in_environment = |flag: &str| std::env::var_os(variable_of(flag)).is_some();
+        let flags = lines.lines().filter_map(flag_of_line);
+        let flags = flags.filter(|(flag, _)| !named(flag) && !in_environment(flag));
         let flags: Vec<OsString> =
             flags.flat_map(|(flag, value)| [Some(flag), value]).flatten().map(Into::into).collect();
         let at = arguments.len().min(2);
         arguments.splice(at..at, flags);
     }
     arguments
+}
+
+/// `--block-bytes` -> `KVLANE_BLOCK_BYTES`. What the environment says wins over a file, so its lines are left out.
+fn variable_of(flag: &str) -> String {
+    format!("KVLANE_{}", flag.trim_start_matches("--").replace('-', "_").to_uppercase())
 }
 
 /// `slots = 32` -> `--slots 32`; `busy-poll = true` -> `--busy-poll`.
@@ -267,6 +280,12 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         }
         Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
+        Command::Calibrate(calibrate) => {
+            calibrate.run().map_or_else(|error| fail(EXIT_RUNTIME, error), |()| ExitCode::SUCCESS)
+        }
+        Command::Simulate(simulate) => {
+            simulate.run().map_or_else(|error| fail(EXIT_USAGE, error), |()| ExitCode::SUCCESS)
+        }
         Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),

@@ -13,6 +13,12 @@ pub enum CrewKind {
     Encode,
 }
 
+/// Which of the workers that have so many jobs each gets the next: the simulator asks it, too.
+#[must_use]
+pub fn least_busy(outstanding: impl Iterator<Item = usize>) -> usize {
+    outstanding.enumerate().min_by_key(|&(_, jobs)| jobs).expect("a crew has at least one worker").0
+}
+
 /// One worker, as the engine thread sees it.
 pub struct Hand<'a> {
     pub jobs: Producer<'a, Job>,
@@ -49,7 +55,8 @@ impl<'a> Crew<'a> {
 
     /// Gives a job to the worker with the least to do.
     pub fn give(&mut self, job: Job) {
-        let hand = self.hands.iter_mut().min_by_key(|hand| hand.outstanding).expect("at least one");
+        let next = least_busy(self.hands.iter().map(|hand| hand.outstanding));
+        let hand = &mut self.hands[next];
         hand.jobs.enqueue(job).expect("jobs in flight are bounded by slots, seats and sessions, which a queue holds");
         hand.outstanding += 1;
         hand.bell.ring();

@@ -44,7 +44,7 @@ const ATTEND_EVERY: Duration = Duration::from_micros(500);
 /// How often deadlines are looked at.
 const DEADLINE_EVERY: Duration = Duration::from_millis(5);
 /// Operations on one engine from which a sleep may be a fixed time instead of until the next completion.
-const MODERATED_DEPTH: usize = 5;
+pub(crate) const MODERATED_DEPTH: usize = 5;
 /// How long an engine may sit on work without completing any before the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Context restarts in a row, without one success between them, after which the device is given up.

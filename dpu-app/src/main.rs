@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod forecast;
 
 use std::process::ExitCode;
 

@@ -160,7 +160,7 @@ pub trait World {
     /// Submits the slot's bytes to or from the host's pages.
     fn transfer(&mut self, slot: Ticket) -> Launch;
 
-    /// Moves the oldest unfinished request of a session on, by [`Pipeline::free_seat`] and [`Pipeline::sit`]; `true` if
+    /// Moves the oldest unfinished request of a session on, by `free_seat` and `sit`; `true` if
     /// anything happened.
     fn start_chunks(&mut self, session: usize) -> bool;
 

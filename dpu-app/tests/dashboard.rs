@@ -128,7 +128,7 @@ fn every_expression_gives_numbers_in_a_real_prometheus() {
         Some(server) => format!("redis://{}", server.address()),
         None => format!("dir:{}", home.path().join("store").display()),
     };
-    let mut command = dpu_app_on(&store, home.path());
+    let mut command = dpu_app_on(&format!("tiers:dram=64M,{store}"), home.path());
     command.args(["--metrics", "0"]);
     let (_dpu, _, port) = start(command);
     let Some(_prometheus) = prometheus(home.path(), port.unwrap(), address) else { return };

@@ -39,6 +39,18 @@ const LEAVE_IDLE: Duration = Duration::from_millis(200);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(u64);
 
+impl RequestId {
+    /// For callers that keep requests by number, in another language. Numbers are not used twice in a session.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// A number that [`RequestId::number`] gave; any other is an unknown request.
+    pub const fn from_number(number: u64) -> RequestId {
+        RequestId(number)
+    }
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -118,6 +130,8 @@ pub struct Client {
     gone: Option<Gone>,
     /// Completions taken from the page, to notice that something happened.
     taken: u64,
+    /// The good-bye is said and the card's answer to it is known.
+    left: bool,
 }
 
 impl Client {
@@ -148,6 +162,7 @@ impl Client {
             heard: Instant::now(),
             gone: None,
             taken: 0,
+            left: false,
         }
     }
 
@@ -400,6 +415,13 @@ impl Client {
         Ok(())
     }
 
+    /// Ends the session whatever is in flight, and says whether the card has let go of the memory: only then may its
+    /// pages be given to somebody else. Otherwise the export is leaked, as when a client is dropped.
+    pub fn leave(mut self, timeout: Duration) -> bool {
+        self.timeout = timeout;
+        self.let_go()
+    }
+
     /// Everything that can be done without waiting.
     fn turn(&mut self) -> Result<(), Error> {
         if self.gone.is_none() && self.heard.elapsed() >= HEAR_EVERY {
@@ -637,9 +659,18 @@ fn name_of(operation: Operation) -> &'static str {
 }
 
 impl Drop for Client {
-    /// The card may be writing. It lets go when it has heard the good-bye and ended what was in flight: then its end of
-    /// the channel closes, and not before.
     fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+impl Client {
+    /// The card may be writing. It lets go when it has heard the good-bye and ended what was in flight: then its end of
+    /// the channel closes, and not before. Once only: the second call, of `drop` after `leave`, has nothing to do.
+    fn let_go(&mut self) -> bool {
+        if std::mem::replace(&mut self.left, true) {
+            return true;
+        }
         let in_flight = self.ring.outstanding() > 0;
         if self.gone.is_none() {
             self.say_bye(Farewell::Done);
@@ -650,10 +681,9 @@ impl Drop for Client {
             log::warn!("the card did not let go of {} requests: their memory is leaked", self.ring.outstanding());
             std::mem::forget((self.exporter.take(), self.memory.take()));
         }
+        let_go || !in_flight
     }
-}
 
-impl Client {
     fn await_close(&mut self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         let mut bytes = [0; ATTACH_MESSAGE_MAX];

@@ -1,5 +1,6 @@
 //! Memory that two sides share: the host maps and exports it, the card imports it and reaches it by DMA only.
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -21,13 +22,15 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A shared mapping of a file, or anonymous memory, made to be exported.
+/// A shared mapping of a file, anonymous memory, or memory that somebody else allocated, made to be exported.
 ///
 /// No Rust reference to its bytes is ever made: another process and a device may write them at any time. Copies go
 /// through [`Mapping::read`] and [`Mapping::write`].
 pub struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
+    /// Who keeps lent memory alive; `None` where the memory is our own to unmap.
+    lender: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: plain memory with no thread affinity; every access is a copy through a raw pointer.
@@ -55,7 +58,7 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) };
         let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
-        Ok(Self { base, bytes })
+        Ok(Self { base, bytes, lender: None })
     }
 
     /// Zeroed anonymous memory, as a serving engine's allocator would give it.
@@ -68,7 +71,24 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) };
         let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
-        Ok(Self { base, bytes })
+        Ok(Self { base, bytes, lender: None })
+    }
+
+    /// Memory that somebody else allocated, a serving engine's KV cache: `lender` keeps it alive and is dropped, not
+    /// unmapped, when no export needs it any more. Where an export has to be leaked, the lender is leaked with it.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `base` stay mapped, readable and (if it is exported so) writable until `lender` is dropped, and
+    /// no Rust reference to them exists meanwhile: the card and this mapping's copies write them at any time.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for zero bytes, or a range that wraps.
+    pub unsafe fn lent(base: NonNull<u8>, bytes: usize, lender: Box<dyn Any + Send + Sync>) -> Result<Self, Error> {
+        let wraps = (base.as_ptr() as usize).checked_add(bytes).is_none();
+        if bytes == 0 || wraps {
+            return Err(Error::new("lend", Code::INVALID_VALUE));
+        }
+        Ok(Self { base, bytes, lender: Some(lender) })
     }
 
     #[must_use]
@@ -105,7 +125,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped in a constructor with this base and length; exports hold the Arc, so none is left.
+        if self.lender.is_some() {
+            return;
+        }
+        // SAFETY: not lent, so mapped in a constructor with this base and length; exports hold the Arc, so none is left.
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
             log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
         }

@@ -1,5 +1,6 @@
 //! The wrapper over the emulator: areas come back from every operation, a stopped context restarts, nothing leaks.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use doca::{
@@ -173,6 +174,31 @@ fn runs_scatter_and_gather_with_gaps_on_both_sides() {
     for run in &runs {
         assert_eq!(back[run.local..run.local + run.bytes], content[run.local..run.local + run.bytes]);
     }
+}
+
+#[test]
+fn lent_memory_is_reached_in_place_and_its_lender_goes_with_the_last_export() {
+    let mut rig = Rig::new();
+    let memory = Arc::new(Mapping::anonymous(4096).unwrap());
+    let base = NonNull::new(memory.address() as *mut u8).unwrap();
+    let lender = Box::new(Arc::clone(&memory));
+    // SAFETY: the lender is the mapping itself, which stays where it is while it lives; nobody has a reference into it.
+    let lent = Arc::new(unsafe { Mapping::lent(base, 4096, lender) }.unwrap());
+    let export = Export::new(&rig.device, Arc::clone(&lent), Access::ReadWrite).unwrap();
+    let remote = Remote::import(&rig.device, export.blob()).unwrap();
+    let mut context = rig.dma(1, 4);
+    let area = rig.area(b"card data");
+    context.write(0, area, &[RemoteRun { remote: &remote, offset: 100, local: 0, bytes: 9 }]).unwrap();
+    assert!(rig.next(&mut context).outcome.is_ok());
+    let mut seen = [0; 9];
+    memory.read(100, &mut seen);
+    assert_eq!(&seen, b"card data");
+    drop((remote, lent));
+    assert_eq!(Arc::strong_count(&memory), 2, "the export needs it");
+    drop(export);
+    assert_eq!(Arc::strong_count(&memory), 1);
+    // SAFETY: nothing is lent: a length of zero is refused.
+    assert!(unsafe { Mapping::lent(base, 0, Box::new(())) }.is_err());
 }
 
 #[test]

@@ -1,0 +1,312 @@
+//! The commands that look ahead: `calibrate` measures this machine and proposes a config file, `simulate` asks the model of
+//! a card. Both print text, or one JSON object.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use block::Recipe;
+use clap::Args;
+use dpu_app::config::Config;
+use dpu_app::models::{self, Preset, Ratio};
+use dpu_app::profile::{self, Profile};
+use dpu_app::propose::{self, Candidate, Link, Proposal};
+use dpu_app::simulate;
+
+/// Block sizes that are profiled, if the device takes them.
+const BLOCK_SIZES: [usize; 5] = [128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20];
+/// Figures of one block size: inflate and DMA each alone and deep, dequantize, read.
+const FIGURES: usize = 6;
+
+#[derive(Debug, Args)]
+pub(crate) struct Calibrate {
+    /// Where blocks are read from: dir:PATH [default: the temporary directory]. What a network does is told by --link-gbps
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// Write the proposal here, for `dpu-app run --config FILE` [default: print it]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How long to measure
+    #[arg(long, value_name = "N", default_value_t = 10.0, value_parser = positive)]
+    seconds: f64,
+    /// Shape of the KV: llama-3.1-8b, mistral-7b, llama-70b-tp8, mla
+    #[arg(long, value_name = "NAME", default_value = "llama-3.1-8b", value_parser = preset)]
+    model: &'static Preset,
+    /// How chunks will be stored; one that the engine inflates
+    #[arg(long, value_name = "RECIPE", default_value = "q5")]
+    recipe: Recipe,
+    /// The network before the store, Gbit/s [default: none]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    link_gbps: Option<f64>,
+    /// Its round trip
+    #[arg(long, value_name = "US", default_value_t = 50.0, value_parser = positive)]
+    link_latency_us: f64,
+    /// Device by PCI address or IB name
+    #[arg(long, short, value_name = "NAME")]
+    device: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Simulate {
+    /// The network before the store
+    #[arg(long, value_name = "N", default_value_t = 100.0, value_parser = positive)]
+    link_gbps: f64,
+    /// lossless, q8, q6, q5, q4p, q3, each with Deflate at its measured ratio
+    #[arg(long, value_name = "RECIPE", default_value = "q5", value_parser = ratio)]
+    recipe: &'static Ratio,
+    /// Shape of the KV: llama-3.1-8b, mistral-7b, llama-70b-tp8, mla
+    #[arg(long, value_name = "NAME", default_value = "llama-3.1-8b", value_parser = preset)]
+    model: &'static Preset,
+    /// What all stages together read and write of the card's memory, GB/s
+    #[arg(long, value_name = "N", default_value_t = 40.0, value_parser = positive)]
+    memory_gb_s: f64,
+    /// Chunks of the request, 256 tokens each
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    request_chunks: u32,
+    /// Largest block
+    #[arg(long, value_name = "BYTES", default_value_t = card().block_bytes)]
+    block_bytes: usize,
+    /// Slots of the ring
+    #[arg(long, value_name = "N", default_value_t = card().slots)]
+    slots: usize,
+    /// Fetch and dequantize workers
+    #[arg(long, value_name = "FETCH,DEQUANTIZE", default_value = "5,7", value_parser = workers)]
+    workers: (usize, usize),
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn card() -> Config {
+    Config::for_cores(models::CARD_CORES)
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|value: &f64| value.is_finite() && *value > 0.0)
+        .ok_or_else(|| String::from("a number above 0"))
+}
+
+fn preset(name: &str) -> Result<&'static Preset, String> {
+    Preset::named(name).ok_or_else(|| String::from("one of llama-3.1-8b, mistral-7b, llama-70b-tp8, mla"))
+}
+
+fn ratio(recipe: &str) -> Result<&'static Ratio, String> {
+    Ratio::of(recipe).ok_or_else(|| String::from("one of lossless, q8, q6, q5, q4p, q3"))
+}
+
+fn workers(text: &str) -> Result<(usize, usize), String> {
+    let split = text.split_once(',').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    split.ok_or_else(|| String::from("two numbers, as 5,7"))
+}
+
+impl Calibrate {
+    pub(crate) fn run(&self) -> Result<(), String> {
+        let directory = match &self.store {
+            None => std::env::temp_dir(),
+            Some(url) => {
+                let path = url.strip_prefix("dir:").and_then(|rest| rest.split('?').next());
+                path.map(PathBuf::from).ok_or("--store: only dir: is measured; for a server give --link-gbps")?
+            }
+        };
+        let geometry = self.model.geometry();
+        let selector = self.device.clone().map_or(doca::Selector::First, doca::Selector::Named);
+        let block_sizes = profiled_sizes(&selector, geometry).map_err(|error| format!("device: {error}"))?;
+        let time = Duration::from_secs_f64(self.seconds / ((FIGURES * block_sizes.len()) as f64 * 1.25 + 2.0));
+        let order = profile::Order {
+            selector: &selector,
+            geometry,
+            recipe: self.recipe,
+            block_sizes: &block_sizes,
+            directory: &directory,
+            time,
+        };
+        let profile = profile::measure(&order).map_err(|error| error.to_string())?;
+        let link = self.link_gbps.map(|gbps| Link { gbps, latency_us: self.link_latency_us });
+        let proposal = propose::propose(&profile, geometry, link);
+        let file = self.file(&profile, &proposal);
+        if let Some(path) = &self.out {
+            std::fs::write(path, &file).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        match (self.json, &self.out) {
+            (true, _) => println!("{}", json(&profile, &proposal)),
+            (false, Some(path)) => {
+                print!("{}", text(&profile, &proposal));
+                println!("written: {0}\nuse it:  dpu-app run --config {0} --store ...", path.display());
+            }
+            (false, None) => print!("{}\n{file}", text(&profile, &proposal)),
+        }
+        Ok(())
+    }
+
+    fn file(&self, profile: &Profile, Proposal { chosen, .. }: &Proposal) -> String {
+        let mut file = format!(
+            "# dpu-app calibrate: {}, {} cores, {}, {}\n# expected: {:.2} GB/s of restored KV\n",
+            profile.device, profile.cores, self.model.name, self.recipe, chosen.gb_per_s
+        );
+        if profile.emulated {
+            file.push_str("# measured on the EMULATOR: these are this machine's cores, no card's engines\n");
+        }
+        let _ = writeln!(file, "recipe = {}", self.recipe);
+        for (name, value) in propose::config_lines(&chosen.config) {
+            let _ = writeln!(file, "{name} = {value}");
+        }
+        file
+    }
+}
+
+/// Those that the device's engines take and the geometry can be cut to.
+fn profiled_sizes(selector: &doca::Selector, geometry: block::Geometry) -> Result<Vec<usize>, doca::Error> {
+    let device = doca::Device::open(selector)?;
+    let info = device.info();
+    let most =
+        info.engines().iter().filter_map(|(_, _, caps)| *caps).map(|caps| caps.bytes_max).min().unwrap_or(u64::MAX);
+    let fits = |bytes: &usize| *bytes as u64 <= most;
+    let has_plan = |bytes: &usize| block::Plan::choose(&geometry, bytes / geometry.element.bytes()).is_ok();
+    Ok(BLOCK_SIZES.into_iter().filter(fits).filter(has_plan).collect())
+}
+
+fn gb_s(ns_per_byte: f64) -> f64 {
+    1.0 / ns_per_byte
+}
+
+fn text(profile: &Profile, proposal: &Proposal) -> String {
+    let mut text = format!(
+        "{}, {} cores{}; memory {:.1} GB/s read and written, {:.1} us an event\n\
+         GB/s of what each writes   inflate (one task)  DMA (one task)  dequantize, a core  read, a core\n",
+        profile.device,
+        profile.cores,
+        if profile.emulated { " (EMULATOR: engines are software)" } else { "" },
+        gb_s(profile.memory_ns_per_byte),
+        profile.event_ns / 1e3,
+    );
+    for block in &profile.blocks {
+        let rate = |rate: &profile::EngineRate| {
+            format!("{:.2} ({:.2})", rate.written_bytes / rate.deep_ns, rate.written_bytes / rate.alone_ns)
+        };
+        let _ = writeln!(
+            text,
+            "  blocks of {:>7}        {:>19} {:>15} {:>19.2} {:>13.2}",
+            block.block_bytes,
+            rate(&block.inflate),
+            block.dma.as_ref().map_or_else(|| String::from("assumed"), rate),
+            gb_s(block.dequantize_ns_per_byte),
+            gb_s(block.fetch_ns_per_byte),
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nsimulated {} configurations; the best of each block size (within 1 %, the nearest to the defaults):",
+        proposal.simulated
+    );
+    let line = |Candidate { config, gb_per_s }: &Candidate| {
+        format!(
+            "blocks of {:>7}, {:>2} slots, {:>2} fetch and {:>2} dequantize workers: {gb_per_s:.2} GB/s",
+            config.block_bytes, config.slots, config.fetch_workers, config.dequantize_workers
+        )
+    };
+    for candidate in &proposal.by_block {
+        let _ = writeln!(text, "  {}", line(candidate));
+    }
+    let _ = writeln!(text, "default:  {}\nproposed: {}", line(&proposal.default), line(&proposal.chosen));
+    text
+}
+
+fn json(profile: &Profile, proposal: &Proposal) -> String {
+    let rate = |rate: &profile::EngineRate| {
+        format!(
+            "{{\"bytes\":{:.0},\"alone_ns\":{:.0},\"deep_ns\":{:.0}}}",
+            rate.written_bytes, rate.alone_ns, rate.deep_ns
+        )
+    };
+    let blocks: Vec<_> = profile.blocks.iter().map(|block| {
+        format!(
+            "{{\"block_bytes\":{},\"wire_bytes\":{:.0},\"inflate\":{},\"dma\":{},\"dequantize_gb_s\":{:.3},\"read_gb_s\":{:.3}}}",
+            block.block_bytes,
+            block.wire_bytes,
+            rate(&block.inflate),
+            block.dma.as_ref().map_or_else(|| String::from("null"), rate),
+            gb_s(block.dequantize_ns_per_byte),
+            gb_s(block.fetch_ns_per_byte),
+        )
+    }).collect();
+    let candidate = |Candidate { config, gb_per_s }: &Candidate| {
+        let lines = propose::config_lines(config).into_iter().map(|(name, value)| format!("\"{name}\":{value}"));
+        format!("{{{},\"expected_gb_s\":{gb_per_s:.3}}}", lines.collect::<Vec<_>>().join(","))
+    };
+    let by_block: Vec<_> = proposal.by_block.iter().map(candidate).collect();
+    format!(
+        "{{\"device\":{:?},\"emulated\":{},\"cores\":{},\"memory_gb_s\":{:.3},\"event_ns\":{:.0},\"blocks\":[{}],\
+         \"default\":{},\"by_block\":[{}],\"proposed\":{}}}",
+        profile.device,
+        profile.emulated,
+        profile.cores,
+        gb_s(profile.memory_ns_per_byte),
+        profile.event_ns,
+        blocks.join(","),
+        candidate(&proposal.default),
+        by_block.join(","),
+        candidate(&proposal.chosen),
+    )
+}
+
+impl Simulate {
+    pub(crate) fn run(&self) -> Result<(), String> {
+        let (fetch_workers, dequantize_workers) = self.workers;
+        let config = Config {
+            block_bytes: self.block_bytes,
+            slots: self.slots,
+            store_slots: (self.slots / 2).max(1),
+            fetch_workers,
+            dequantize_workers,
+            inflate_depth: self.slots,
+            dma_depth: self.slots,
+            chunks: self.slots.min(dpu_app::config::CHUNKS_ACTIVE_MAX),
+            ..card()
+        };
+        config.check().map_err(|error| error.to_string())?;
+        let model = models::card(self.model, self.recipe, self.link_gbps, self.memory_gb_s);
+        let prediction = simulate::fetch(&model, &config, self.request_chunks).map_err(|error| error.to_string())?;
+        let bounds = models::bounds(&model, &config);
+        let (gb_per_s, ms) = (prediction.gb_per_s(), prediction.ns / 1e6);
+        if self.json {
+            let bounds: Vec<_> = bounds.iter().map(|(name, bound)| format!("\"{name}\":{bound:.3}")).collect();
+            println!(
+                "{{\"model\":{:?},\"recipe\":{:?},\"ratio\":{},\"link_gbps\":{},\"memory_gb_s\":{},\"gb_per_s\":{gb_per_s:.3},\
+                 \"ms\":{ms:.3},\"bounds_gb_s\":{{{}}}}}",
+                self.model.name,
+                self.recipe.recipe,
+                self.recipe.ratio,
+                self.link_gbps,
+                self.memory_gb_s,
+                bounds.join(",")
+            );
+            return Ok(());
+        }
+        println!("A model of a BlueField-3, measured on no card:");
+        println!(
+            "  {} cores; inflate 5 us a task and 25 GB/s, 8 tasks under way (measured by others, docs/emulator.md)",
+            models::CARD_CORES
+        );
+        println!(
+            "  assumed: DMA the same; a core copies {} GB/s, fetches {} GB/s; {} ns an event",
+            models::CARD_COPY_GB_S,
+            models::CARD_FETCH_GB_S,
+            models::CARD_EVENT_NS
+        );
+        println!("  {}: {:.2} to 1 (docs/measurements.md, encoder-kv)", self.recipe.recipe, self.recipe.ratio);
+        if !self.model.note.is_empty() {
+            println!("  {}: {}", self.model.name, self.model.note);
+        }
+        println!("{gb_per_s:.2} GB/s of restored KV, {ms:.2} ms for {} chunks", self.request_chunks);
+        println!("each stage alone, slowest first:");
+        for (name, bound) in bounds {
+            println!("  {name:<20} {bound:7.2} GB/s");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+from typing import Any
+
+__version__: str
+
+class KvlaneError(Exception): ...
+class InputError(KvlaneError): ...
+class DeviceError(KvlaneError): ...
+class CardError(KvlaneError): ...
+class CardGone(CardError): ...
+class RunError(KvlaneError): ...
+
+class Geometry:
+    def __init__(self, layers: int, heads: int, head_size: int, dtype: str, chunk_tokens: int = 256) -> None: ...
+    @property
+    def chunk_tokens(self) -> int: ...
+    @property
+    def chunk_bytes(self) -> int: ...
+
+def chunk_keys(
+    tokens: list[int],
+    *,
+    model: str,
+    geometry: Geometry,
+    recipe: str,
+    salt: bytes | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> bytes: ...
+
+class Memory:
+    def __init__(
+        self,
+        geometry: Geometry,
+        regions: list[tuple[int, int, Any]],
+        bases: list[tuple[int, int]],
+        *,
+        order: str,
+        page_tokens: int,
+        page_count: int,
+        page_stride: int,
+        token_stride: int,
+        head_stride: int,
+        writable: bool,
+    ) -> None: ...
+    @property
+    def pages_per_chunk(self) -> int: ...
+    @property
+    def page_count(self) -> int: ...
+
+class Completion:
+    id: int
+    operation: str
+    status: str
+    chunks_done: int
+    chunks_asked: int
+    wire_bytes: int
+    restored_bytes: int
+    card_seconds: float
+    elapsed_seconds: float
+    answer: str
+    @property
+    def ok(self) -> bool: ...
+
+class Session:
+    recipe: str
+    card: str
+    @staticmethod
+    def attach(
+        memory: Memory | None,
+        *,
+        socket: str | None,
+        comch_name: str | None,
+        device: str | None,
+        recipe: str | None,
+        client: str,
+        timeout: float,
+    ) -> Session: ...
+    def lookup(self, keys: bytes) -> int: ...
+    def fetch(
+        self,
+        keys: bytes,
+        pages: list[int],
+        *,
+        tokens: tuple[int, int] | None = None,
+        deadline: float | None = None,
+    ) -> int: ...
+    def store(self, keys: bytes, pages: list[int], *, deadline: float | None = None) -> int: ...
+    def status(self) -> int: ...
+    def cancel(self, id: int) -> None: ...
+    def poll(self) -> Completion | None: ...
+    def wait(self, timeout: float) -> Completion | None: ...
+    @property
+    def outstanding(self) -> int: ...
+    def close(self, timeout: float = 10.0) -> bool: ...

@@ -1,0 +1,58 @@
+"""What an operator can set, in kv_connector_extra_config. Unknown names are errors: a misspelt one would be a silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    socket: str | None = None
+    """dpu-app's Unix socket; by default the card is met by Comch."""
+    comch_name: str | None = None
+    device: str | None = None
+    model: str | None = None
+    """Name of the model in keys; by default the served path or name and its revision."""
+    chunk_tokens: int = 256
+    recipe: str | None = None
+    """Refuses a card that stores with another; by default whatever the card stores with."""
+    load: bool = True
+    save: bool = True
+    min_load_tokens: int = 0
+    """A hit below this is recomputed."""
+    lookup_wait_ms: float = 1.0
+    """Longest time that one scheduler step waits for look-ups, all together."""
+    lookup_deadline_ms: float = 500.0
+    """After that a prompt counts as not stored."""
+    load_deadline_s: float | None = None
+    """By default min(30, 2 + 0.1 for each 1024 tokens)."""
+    load_grace_s: float = 2.0
+    """How long after its deadline a load may stay without an answer before vLLM recomputes elsewhere."""
+    save_deadline_s: float = 30.0
+    saves_max: int = 16
+    """Saves in flight; more are dropped."""
+    hold_share: float = 0.25
+    """Share of all pages that saves may hold."""
+    idle_wait_ms: float = 2.0
+    """How long a step without work waits for the card instead of spinning."""
+    attach_timeout_s: float = 5.0
+    retry_s: float = 0.5
+    """First pause before the card is tried again; doubles up to retry_max_s."""
+    retry_max_s: float = 30.0
+
+    @staticmethod
+    def parse(given: dict[str, Any]) -> Options:
+        known = {field.name for field in fields(Options)}
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"kvlane: unknown option {unknown[0]!r}: docs/vllm.md has {', '.join(sorted(known))}")
+        options = Options(**given)
+        if options.chunk_tokens <= 0:
+            raise ValueError(f"kvlane: chunk_tokens {options.chunk_tokens}: give a multiple of the block size")
+        if not 0 < options.hold_share <= 1:
+            raise ValueError(f"kvlane: hold_share {options.hold_share} is not in (0, 1]")
+        return options
+
+    def deadline(self, tokens: int) -> float:
+        """Seconds that a load of `tokens` may take."""
+        return self.load_deadline_s or min(30.0, 2.0 + 0.1 * tokens / 1024)

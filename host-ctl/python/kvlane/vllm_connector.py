@@ -1,0 +1,373 @@
+"""vLLM's KV connector: prefixes saved and loaded through the card. Use and options: docs/vllm.md.
+
+    vllm serve MODEL --kv-transfer-config '{"kv_connector": "KvlaneConnector", "kv_role": "kv_both",
+        "kv_connector_module_path": "kvlane.vllm_connector", "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"socket": "/run/kvlane.sock"}}'
+
+An adapter and nothing else: it turns vLLM's objects into plain words for engine/, and back. The interface changes between
+releases; what was tested is `TESTED`, and what may be missing is looked for, not assumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from . import Session, attach
+from .engine.layout import Shape, memory
+from .engine.link import Link
+from .engine.options import Options
+from .engine.scheduler import Scheduler
+from .engine.stats import SECONDS, Prom, Stats
+from .engine.words import Orders, Report, Save
+from .engine.worker import Worker
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+TESTED = ("0.32.0",)
+
+logger = logging.getLogger("vllm.kvlane")
+
+
+@dataclass
+class Metadata(KVConnectorMetadata):
+    orders: Orders = field(default_factory=Orders)
+    idle: bool = False
+    """Nothing is computed in this step."""
+
+
+@dataclass
+class WorkerMetadata(KVConnectorWorkerMetadata):
+    report: Report
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerMetadata:
+        assert isinstance(other, WorkerMetadata)
+        self.report.add(other.report)
+        return self
+
+
+class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
+    """Scheduler's and worker's half in one class, as vLLM wants it; each process has one of them."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        if vllm.__version__.split("+")[0] not in TESTED:
+            logger.warning("kvlane: tested with vLLM %s, this is %s", ", ".join(TESTED), vllm.__version__)
+        transfer = vllm_config.kv_transfer_config
+        self._options = Options.parse(dict(transfer.kv_connector_extra_config or {}))
+        self._shape = _shape(vllm_config, kv_cache_config)
+        if self._options.chunk_tokens % self._shape.page_tokens:
+            raise ValueError(
+                f"kvlane: chunk_tokens {self._options.chunk_tokens} is not a multiple of the block size "
+                f"{self._shape.page_tokens}: change chunk_tokens or --block-size"
+            )
+        self._cpu = vllm_config.device_config.device_type == "cpu"
+        self._ranks = vllm_config.parallel_config.tensor_parallel_size
+        self._scheduler: Scheduler | None = None
+        self._worker: Worker | None = None
+        self._fenced: list[tuple[Any, list[Save]]] = []
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = self._make_scheduler()
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A cache: a save that is dropped is a miss of tomorrow, and no request waits for it."""
+        return False
+
+    # Scheduler
+
+    def _make_scheduler(self) -> Scheduler:
+        config = self._vllm_config
+        link = self._link("scheduler", None)
+        link.connect()
+        return Scheduler(
+            self._options,
+            link,
+            model=_model(config, self._options, self._shape, self._cpu),
+            geometry=self._shape.geometry(self._options.chunk_tokens),
+            page_tokens=self._shape.page_tokens,
+            page_count=self._kv_cache_config.num_blocks,
+            ranks=self._ranks,
+        )
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        assert self._scheduler is not None
+        blocks = gpu_block_pool.blocks
+
+        def hold(pages: Sequence[int]) -> None:
+            gpu_block_pool.touch([blocks[page] for page in pages])
+
+        def let_go(pages: Sequence[int]) -> None:
+            gpu_block_pool.free_blocks([blocks[page] for page in reversed(pages)])
+
+        self._scheduler.hold, self._scheduler.let_go = hold, let_go
+
+    def on_new_request(self, request: Request) -> None:
+        self._arrived(request)
+
+    def _arrived(self, request: Request) -> None:
+        assert self._scheduler is not None
+        # What is not in the token ids would be missing in the keys: pictures, embeddings.
+        if getattr(request, "mm_features", None) or request.prompt_token_ids is None:
+            return
+        self._scheduler.arrived(request.request_id, request.prompt_token_ids, _salt(request))
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        assert self._scheduler is not None
+        self._arrived(request)
+        if getattr(request, "skip_reading_prefix_cache", False):
+            return 0, False
+        total, preemptions = request.num_tokens, request.num_preemptions
+        count = self._scheduler.matched(request.request_id, num_computed_tokens, total, preemptions)
+        return count, bool(count)
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        assert self._scheduler is not None
+        if num_external_tokens <= 0:
+            return
+        (pages,) = blocks.get_block_ids()
+        # The engine's own tokens are whole pages, and what is to be loaded ends with a page.
+        ends = self._scheduler.matched_end(request.request_id, request.num_tokens)
+        self._scheduler.allocated(request.request_id, pages, ends - num_external_tokens, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Metadata:
+        assert self._scheduler is not None
+        scheduled = scheduler_output.num_scheduled_tokens
+        for new in scheduler_output.scheduled_new_reqs:
+            computed = new.num_computed_tokens + scheduled[new.req_id]
+            self._scheduler.scheduled(new.req_id, new.block_ids[0], True, computed)
+        cached = scheduler_output.scheduled_cached_reqs
+        for request, blocks, before in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
+            pages = blocks[0] if blocks else []
+            replaced = request in cached.resumed_req_ids
+            self._scheduler.scheduled(request, pages, replaced, before + scheduled[request])
+        return Metadata(self._scheduler.orders(), idle=not scheduler_output.total_num_scheduled_tokens)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        assert self._scheduler is not None
+        meta = connector_output.kv_connector_worker_meta
+        if isinstance(meta, WorkerMetadata):
+            self._scheduler.heard(meta.report)
+        self._scheduler.received(connector_output.finished_recving or ())
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Never delays: pages of saves are held by the pool's own reference count, which outlives the request."""
+        assert self._scheduler is not None
+        self._scheduler.finished(request.request_id)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished(request, block_ids[0])
+
+    def has_pending_push_work(self) -> bool:
+        return self._scheduler is not None and self._scheduler.saving
+
+    # Worker
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        from vllm.distributed import get_tensor_model_parallel_rank
+        from vllm.model_executor.models.utils import extract_layer_index
+
+        own = {cache.data_ptr(): name for name, cache in reversed(kv_caches.items())}
+        names = sorted(own.values(), key=extract_layer_index)
+        memory_ = memory(
+            {name: kv_caches[name] for name in names}, self._shape, self._options.chunk_tokens, self._cpu
+        )
+        rank = get_tensor_model_parallel_rank()
+        link = self._link(f"worker {rank}", memory_)
+        link.connect()
+        self._worker = Worker(
+            self._options,
+            link,
+            rank=rank,
+            page_tokens=self._shape.page_tokens,
+            chunk_tokens=self._options.chunk_tokens,
+        )
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        # Before the forward, so that loads run beside it. On a GPU an earlier step may still read the pages: after it.
+        if self._cpu:
+            self._load()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        if not self._cpu:
+            self._load()
+
+    def _load(self) -> None:
+        if self._worker is not None:
+            for load in self._orders().loads:
+                self._worker.load(load)
+
+    def wait_for_save(self) -> None:
+        """After the forward: what it computed is posted for saving."""
+        if self._worker is None:
+            return
+        if saves := self._orders().saves:
+            self._fenced.append((self._fence(), saves))
+        # In order, and without waiting: pages are held, so a save may be posted a step later.
+        while self._fenced and (self._fenced[0][0] is None or self._fenced[0][0].query()):
+            for save in self._fenced.pop(0)[1]:
+                self._worker.save(save)
+
+    def _fence(self) -> Any:
+        """What says that a GPU has computed this step; None where the forward is over when it returns."""
+        if self._cpu:
+            return None
+        import torch
+
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _orders(self) -> Orders:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, Metadata)
+        return metadata.orders
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        self._results = self._take()
+        results = base.KVConnectorTransferResults(finished_recving=self._results.received)
+        results.failed_recving = self._results.failed
+        return results
+
+    def _take(self) -> Any:
+        assert self._worker is not None
+        metadata = self._get_connector_metadata()
+        idle = isinstance(metadata, Metadata) and metadata.idle
+        return self._worker.take(self._options.idle_wait_ms / 1e3 if idle else 0.0)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._results.bad_pages
+
+    def build_connector_worker_meta(self) -> WorkerMetadata | None:
+        return WorkerMetadata(self._results.report) if self._results.report else None
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads are asynchronous: none is waited for in a layer."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Chunks are saved whole, after the forward."""
+
+    # Both
+
+    def _link(self, name: str, memory_: Any) -> Link:
+        options, one_byte = self._options, self._shape.one_byte
+
+        def attached() -> Session:
+            session = attach(
+                memory_,
+                socket=options.socket,
+                comch_name=options.comch_name,
+                device=options.device,
+                recipe=options.recipe,
+                client=f"vllm {name}",
+                timeout=options.attach_timeout_s,
+            )
+            if one_byte and not session.recipe.startswith("lossless"):
+                session.close(1.0)
+                raise _refusal(f"KV of one byte is passed through losslessly only, the card stores {session.recipe}")
+            return session
+
+        return Link(name, attached, retry=options.retry_s, retry_max=options.retry_max_s)
+
+    def get_kv_connector_stats(self) -> Stats | None:
+        half = self._scheduler or self._worker
+        data: dict[str, Any] = dict(half.stats) if half else {}
+        if half:
+            half.stats.clear()
+        if self._worker is not None and self._worker.fetch_seconds:
+            data[SECONDS], self._worker.fetch_seconds = self._worker.fetch_seconds, []
+        return Stats(data) if data else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats:
+        return Stats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: Any, per_engine_labelvalues: Any
+    ) -> Prom:
+        return Prom(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.shutdown()
+        elif self._scheduler is not None and (session := self._scheduler.link.close()) is not None:
+            session.close(1.0)
+
+
+def _refusal(what: str) -> Exception:
+    from . import InputError
+
+    return InputError(f"kvlane: {what}")
+
+
+def _shape(config: VllmConfig, caches: KVCacheConfig) -> Shape:
+    """What one rank's cache looks like. Refuses what is not plain attention in one group, and says so."""
+    parallel = config.parallel_config
+    for name, value in (
+        ("pipeline_parallel_size", parallel.pipeline_parallel_size),
+        ("decode_context_parallel_size", getattr(parallel, "decode_context_parallel_size", 1)),
+        ("prefill_context_parallel_size", getattr(parallel, "prefill_context_parallel_size", 1)),
+    ):
+        if value != 1:
+            raise _refusal(f"{name} {value} is not supported: only tensor parallelism is")
+    groups = caches.kv_cache_groups
+    if len(groups) != 1:
+        raise _refusal(f"{len(groups)} KV cache groups: hybrid models (sliding window, Mamba) are not supported")
+    spec = groups[0].kv_cache_spec
+    kind = type(spec).__name__
+    window = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
+    if kind != "FullAttentionSpec" or window or getattr(spec, "head_size_v", spec.head_size) != spec.head_size:
+        raise _refusal(f"{kind} is not supported (MLA, sliding window and the like): only full attention with equal K and V")
+    layers = len(groups[0].layer_names)
+    return Shape(layers, spec.num_kv_heads, spec.head_size, str(spec.dtype), spec.block_size)
+
+
+def _model(config: VllmConfig, options: Options, shape: Shape, cpu: bool) -> str:
+    """Everything of the model that the key's other fields leave open, in one line."""
+    model = config.model_config
+    name = options.model or f"{model.model}@{model.revision or ''}"
+    words = [name, f"dtype={model.dtype}", f"kv={config.cache_config.cache_dtype}:{shape.dtype}"]
+    words.append(f"quantization={model.quantization}")
+    if config.speculative_config is not None:
+        words.append(f"speculative={config.speculative_config.model}")
+    if overrides := getattr(model, "hf_overrides", None):
+        words.append(f"overrides={hashlib.sha256(repr(overrides).encode()).hexdigest()[:16]}")
+    if cpu:
+        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+        isa = _get_attn_isa(model.dtype, shape.page_tokens, shape.head_size)
+        # K is transposed or packed over a whole page: another page size is another order.
+        words.append(f"pages=cpu:{isa}:{shape.page_tokens}")
+    return " ".join(words)
+
+
+def _salt(request: Request) -> bytes:
+    lora = request.lora_request
+    parts = (request.cache_salt or "", f"{lora.lora_name}:{lora.lora_path}" if lora else "")
+    return b"" if parts == ("", "") else b"\0".join(part.encode() for part in parts)

@@ -1,0 +1,64 @@
+//! A KV cache in a process's own memory: regions by address, and where each layer's K and V lie in them.
+
+use doca::Access;
+use host_ctl::Region;
+use mailbox::layout::{Base, Form, Order};
+use pyo3::prelude::*;
+
+use crate::errors::{input, raise};
+use crate::keys::Geometry;
+use crate::lent::lend;
+
+/// See `kvlane.register`, which makes one.
+#[pyclass(frozen, module = "kvlane")]
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pub(crate) inner: host_ctl::Memory,
+}
+
+#[pymethods]
+impl Memory {
+    /// `regions`: (address, bytes, owner). `bases`: (region, byte offset) of K, then V, of layer 0, then of layer 1, ...
+    #[new]
+    #[pyo3(signature = (geometry, regions, bases, *, order, page_tokens, page_count, page_stride, token_stride, head_stride, writable))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        geometry: &Geometry,
+        regions: Vec<(usize, usize, Py<PyAny>)>,
+        bases: Vec<(u16, u64)>,
+        order: &str,
+        page_tokens: u16,
+        page_count: u32,
+        page_stride: u64,
+        token_stride: u64,
+        head_stride: u64,
+        writable: bool,
+    ) -> PyResult<Memory> {
+        let order = match order {
+            "token-major" => Order::TokenMajor,
+            "head-major" => Order::HeadMajor,
+            other => return Err(input(format!("order {other:?} is not token-major or head-major"))),
+        };
+        let access = if writable { Access::ReadWrite } else { Access::Read };
+        let region = |(address, bytes, owner)| Ok(Region { mapping: lend(address, bytes, owner)?, access });
+        let inner = host_ctl::Memory {
+            geometry: geometry.inner,
+            form: Form { order, page_tokens, page_count, page_stride, token_stride, head_stride },
+            bases: bases.into_iter().map(|(region, offset)| Base { region, offset }).collect(),
+            regions: regions.into_iter().map(region).collect::<PyResult<Vec<Region>>>()?,
+        };
+        inner.check().map_err(raise)?;
+        Ok(Memory { inner })
+    }
+
+    /// Page numbers that each chunk of a fetch or store names.
+    #[getter]
+    fn pages_per_chunk(&self) -> usize {
+        self.inner.pages_per_chunk()
+    }
+
+    #[getter]
+    fn page_count(&self) -> u32 {
+        self.inner.form.page_count
+    }
+}

@@ -1,0 +1,94 @@
+"""A card that does what a test says, for the connector's state machines. The real card is in test_client.py and in
+scripts/vllm/prove.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import kvlane
+from kvlane.engine.link import Link
+
+
+@dataclass
+class Done:
+    id: int
+    chunks_done: int
+    chunks_asked: int
+    status: str = "ok"
+    wire_bytes: int = 10
+    restored_bytes: int = 100
+    elapsed_seconds: float = 0.01
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+class FakeSession:
+    def __init__(self, recipe: str = "lossless") -> None:
+        self.recipe, self.card = recipe, "fake"
+        self.posted: dict[int, tuple[str, bytes, list[int], Any]] = {}
+        self.completed: list[Done] = []
+        self.gone = False
+        self.lets_go = True
+        self._number = 0
+
+    def _post(self, what: str, keys: bytes, pages: list[int], more: Any = None) -> int:
+        if self.gone:
+            raise kvlane.CardGone("gone")
+        self._number += 1
+        self.posted[self._number] = (what, keys, pages, more)
+        return self._number
+
+    def lookup(self, keys: bytes) -> int:
+        return self._post("lookup", keys, [])
+
+    def fetch(self, keys: bytes, pages: list[int], *, tokens: Any, deadline: float) -> int:
+        return self._post("fetch", keys, pages, tokens)
+
+    def store(self, keys: bytes, pages: list[int], *, deadline: float) -> int:
+        return self._post("store", keys, pages)
+
+    def complete(self, number: int, chunks: int | None = None, status: str = "ok") -> None:
+        asked = len(self.posted[number][1]) // 32
+        self.completed.append(Done(number, asked if chunks is None else chunks, asked, status))
+
+    def poll(self) -> Done | None:
+        if self.completed:
+            return self.completed.pop(0)
+        if self.gone:
+            raise kvlane.CardGone("gone")
+        return None
+
+    def wait(self, timeout: float) -> Done | None:
+        return self.poll()
+
+    def close(self, timeout: float = 0.0) -> bool:
+        return self.lets_go
+
+
+def linked(session: FakeSession) -> Link:
+    link = Link("test", lambda: session, retry=3600.0, retry_max=3600.0)
+    link.connect()
+    return link
+
+
+class Pool:
+    """Reference counts of pages, as vLLM's block pool keeps them."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    def hold(self, pages: Any) -> None:
+        for page in pages:
+            self.counts[page] = self.counts.get(page, 0) + 1
+
+    def let_go(self, pages: Any) -> None:
+        for page in pages:
+            self.counts[page] -= 1
+            assert self.counts[page] >= 0
+
+    @property
+    def held(self) -> list[int]:
+        return sorted(page for page, count in self.counts.items() if count)

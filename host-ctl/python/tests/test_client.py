@@ -1,0 +1,199 @@
+"""The client against a real dpu-app on the emulator: what it moves is checked byte by byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+
+import kvlane
+import pytest
+
+LAYERS, HEADS, HEAD, PAGE, CHUNK, PAGES = 3, 2, 16, 16, 64, 16
+ROW = HEADS * HEAD * 2
+GEOMETRY = kvlane.Geometry(LAYERS, HEADS, HEAD, "bf16", CHUNK)
+TOKEN_MAJOR = kvlane.Form("token-major", PAGE, PAGES, PAGE * ROW, ROW, HEAD * 2)
+HEAD_MAJOR = kvlane.Form("head-major", PAGE, PAGES, PAGE * ROW, HEAD * 2, PAGE * HEAD * 2)
+PLANE = PAGES * PAGE * ROW
+
+
+def buffers(seed: int | None = None) -> list[bytearray]:
+    make = random.Random(seed).randbytes if seed is not None else bytes
+    return [bytearray(make(2 * PLANE)) for _ in range(LAYERS)]
+
+
+def keys(tokens: int, recipe: str, **more: object) -> bytes:
+    return kvlane.chunk_keys(list(range(tokens)), model="m", geometry=GEOMETRY, recipe=recipe, **more)
+
+
+def page_of(buffer: bytearray, half: int, page: int) -> bytes:
+    start = half * PLANE + page * PAGE * ROW
+    return bytes(buffer[start : start + PAGE * ROW])
+
+
+def attached(card, data, form=TOKEN_MAJOR):
+    return kvlane.attach(kvlane.register(GEOMETRY, data, form), socket=card.socket, client="test")
+
+
+def done(session, number):
+    completion = session.wait(20.0)
+    assert completion is not None and completion.id == number
+    return completion
+
+
+@pytest.mark.parametrize("form", [TOKEN_MAJOR, HEAD_MAJOR], ids=lambda form: form.order)
+def test_what_was_stored_comes_back_into_other_pages(card, form):
+    source, target = buffers(1), buffers()
+    session = attached(card, source, form)
+    names = keys(3 * CHUNK, session.recipe)
+    stored = done(session, session.store(names, list(range(12))))
+    assert stored.ok and stored.chunks_done == 3 and stored.operation == "store"
+    assert session.close()
+
+    session = attached(card, target, form)
+    pages = [15, 3, 7, 1, 0, 2, 4, 6, 8, 10, 12, 14]
+    fetched = done(session, session.fetch(names, pages))
+    assert fetched.ok and fetched.chunks_done == 3
+    assert fetched.restored_bytes == 3 * GEOMETRY.chunk_bytes
+    for layer in range(LAYERS):
+        for half in (0, 1):
+            for index, page in enumerate(pages):
+                assert page_of(target[layer], half, page) == page_of(source[layer], half, index)
+            for page in set(range(PAGES)) - set(pages):
+                assert not any(page_of(target[layer], half, page))
+
+
+def test_tokens_left_out_leave_their_pages_alone(card):
+    session = attached(card, buffers(2))
+    names = keys(2 * CHUNK, session.recipe)
+    assert done(session, session.store(names, list(range(8)))).ok
+    session.close()
+    target = buffers()
+    session = attached(card, target)
+    assert done(session, session.fetch(names, list(range(8)), tokens=(2 * PAGE, 2 * CHUNK - PAGE))).ok
+    written = [any(page_of(target[0], 0, page)) for page in range(8)]
+    assert written == [False, False, True, True, True, True, True, False]
+
+
+def test_lookup_counts_leading_chunks_and_a_miss_is_an_answer(card):
+    session = attached(card, buffers(3))
+    names = keys(4 * CHUNK, session.recipe)
+    assert done(session, session.store(names[:64], list(range(8)))).ok
+    found = done(session, session.lookup(names))
+    assert found.ok and (found.chunks_done, found.chunks_asked) == (2, 4)
+    other = keys(4 * CHUNK, session.recipe, salt=b"tenant")
+    assert done(session, session.lookup(other)).chunks_done == 0
+    short = done(session, session.fetch(names, list(range(16))))
+    assert short.chunks_done == 2
+
+
+def test_names_separate_ranks_salts_models_and_shapes():
+    def name(model="m", geometry=GEOMETRY, **more):
+        return kvlane.chunk_keys(list(range(CHUNK)), model=model, geometry=geometry, recipe="lossless", **more)
+
+    other_shape = kvlane.Geometry(LAYERS, HEADS, HEAD, "f16", CHUNK)
+    names = {
+        name(), name(model="n"), name(salt=b"s"), name(ranks=2), name(rank=1, ranks=2), name(geometry=other_shape)
+    }  # fmt: skip
+    assert len(names) == 6 and all(len(each) == 32 for each in names)
+
+
+def test_status_is_json_and_waiting_lets_other_threads_run(card):
+    session = kvlane.attach(socket=card.socket)
+    assert json.loads(done(session, session.status()).answer)
+    ticks, stop = [0], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks[0] += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    card.freeze()
+    number = session.lookup(keys(CHUNK, session.recipe))
+    thread.start()
+    assert session.wait(0.3) is None
+    stop.set()
+    thread.join()
+    card.thaw()
+    assert ticks[0] > 20, "the interpreter was held while a call waited"
+    assert done(session, number).ok
+
+
+def test_numpy_and_dlpack_are_buffers_too(card):
+    numpy = pytest.importorskip("numpy")
+    arrays = [numpy.zeros(PLANE, dtype=numpy.uint16) for _ in range(LAYERS)]
+    found = kvlane.span(arrays[0])
+    assert (found.address, found.bytes) == (arrays[0].ctypes.data, 2 * PLANE)
+    arrays[1][:] = 7
+    session = attached(card, arrays)
+    names = keys(CHUNK, session.recipe)
+    assert done(session, session.store(names, [0, 1, 2, 3])).ok
+    assert done(session, session.fetch(names, [4, 5, 6, 7])).ok
+    assert (arrays[1][4 * PAGE * ROW // 2 : 8 * PAGE * ROW // 2] == 7).all()
+
+
+def test_errors_name_the_blame(card, tmp_path):
+    with pytest.raises(kvlane.CardError, match="none"):
+        kvlane.attach(socket=str(tmp_path / "none"))
+    with pytest.raises(kvlane.InputError, match="dtype"):
+        kvlane.Geometry(1, 1, 16, "int4")
+    with pytest.raises(kvlane.InputError, match="read-only"):
+        kvlane.register(GEOMETRY, [bytes(2 * PLANE)] * LAYERS, TOKEN_MAJOR)
+    with pytest.raises(kvlane.InputError, match="layout"):
+        kvlane.register(GEOMETRY, buffers()[:1], TOKEN_MAJOR)
+    with pytest.raises(kvlane.InputError, match="recipe"):
+        kvlane.attach(socket=card.socket, recipe="q99")
+    session = attached(card, buffers())
+    names = keys(CHUNK, session.recipe)
+    with pytest.raises(kvlane.InputError, match="page 16"):
+        session.fetch(names, [0, 1, 2, 16])
+    with pytest.raises(kvlane.InputError, match="multiple of 32"):
+        session.lookup(names[:-1])
+    with pytest.raises(kvlane.RunError, match="unknown"):
+        session.cancel(99)
+    assert issubclass(kvlane.CardGone, kvlane.CardError)
+
+
+def test_a_read_only_cache_can_be_stored_from(card):
+    data = [bytes(buffer) for buffer in buffers(5)]
+    memory = kvlane.register(GEOMETRY, data, TOKEN_MAJOR, writable=False)
+    session = kvlane.attach(memory, socket=card.socket)
+    assert done(session, session.store(keys(CHUNK, session.recipe), [0, 1, 2, 3])).ok
+
+
+def test_a_killed_card_is_gone_and_has_let_go(card):
+    session = attached(card, buffers(4))
+    card.freeze()
+    session.store(keys(3 * CHUNK, session.recipe), list(range(12)))
+    assert session.outstanding == 1
+    card.kill()
+    with pytest.raises(kvlane.CardGone):
+        for _ in range(1000):
+            session.wait(0.01)
+    assert session.close(5.0), "a dead process writes nothing"
+    with pytest.raises(kvlane.CardGone, match="closed"):
+        session.poll()
+    card.start()
+    assert attached(card, buffers()).card.startswith("dpu-app")
+
+
+def test_a_frozen_card_has_not_let_go(card):
+    """Its process lives and may write when it wakes: `close` must not say otherwise."""
+    session = attached(card, buffers(4))
+    card.freeze()
+    session.fetch(keys(CHUNK, session.recipe), [0, 1, 2, 3])
+    assert not session.close(0.2)
+    card.thaw()
+
+
+def test_buffers_live_as_long_as_the_session(card):
+    data = buffers(6)
+    session = attached(card, data)
+    held = data[0]
+    with pytest.raises(BufferError):
+        held.extend(b"x")  # an exported buffer cannot move
+    session.close()
+    del session
+    held.extend(b"x")
