@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Measures fetches from a real Redis over links of limited bandwidth: prints the tables of docs/measurements.md, "Redis".
+# Measures fetches from a real Redis over links of limited bandwidth: the report `links` of scripts/bench.sh.
 # The servers run in a network namespace of their own behind a veth pair; `tc tbf` limits what they send.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/bench-links.sh [--rates LIST] [--recipes LIST] [--gb N] [--runs N] [--cluster] [--yes]
+Usage: scripts/bench-links.sh [--rates LIST] [--recipes LIST] [--gb N] [--runs N] [--cluster] [--quick] [--yes]
   --rates LIST    Gbit/s of the link, comma-separated; loopback: no link [default: loopback,1,2.5,5,10]
   --recipes LIST  comma-separated [default: lossless,q8,q5,q4,q3,q8+raw]
   --gb N          GiB of restored bf16 [default: 1]
   --runs N        fetches of which the median counts [default: 3]
   --cluster       three masters (on loopback or behind the link) instead of one server
+  --quick         two chunks of one recipe, once, on loopback and on 1 Gbit/s: to see that it works
   --yes           install what is missing (redis-server, iperf3, iproute2) without asking
 Needs root for the namespace. Loopback alone (--rates loopback) does not.
 USAGE
@@ -23,6 +24,7 @@ gb=1
 runs=3
 cluster=false
 yes=false
+quick=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --rates) rates=${2:?--rates needs a list} && shift ;;
@@ -30,6 +32,11 @@ while [ $# -gt 0 ]; do
         --gb) gb=${2:?--gb needs a number} && shift ;;
         --runs) runs=${2:?--runs needs a number} && shift ;;
         --cluster) cluster=true ;;
+        --quick)
+            quick=(--quick)
+            rates=loopback,1
+            recipes=q5
+            ;;
         --yes) yes=true ;;
         --help | -h)
             usage
@@ -139,7 +146,8 @@ for rate in ${rates//,/ }; do
     $cluster && title+=", three masters"
     plain=$(printf ',redis://%s' "${nodes[@]}")
     cargo bench --quiet -p dpu-app --bench link -- --store "redis://$(IFS=,; echo "${nodes[*]}")" --plain "${plain#,}" \
-        --title "$title" --gb "$gb" --runs "$runs" --recipes "$recipes" --dir "$work/bench" ${arguments[@]+"${arguments[@]}"}
+        --title "$title" --gb "$gb" --runs "$runs" --recipes "$recipes" --dir "$work/bench" ${arguments[@]+"${arguments[@]}"} \
+        ${quick[@]+"${quick[@]}"}
     echo
     stop
     [ "$rate" = loopback ] || ip netns delete "$space"

@@ -3,13 +3,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# name | what it measures | command; the page has them in this order
+# reports | what they measure | command; the page has them in this order. A command that leaves several reports names
+# them all, comma-separated; each name runs it.
 benches() {
     cat <<'TABLE'
 kernels|quantize and dequantize beside memcpy, one core|cargo bench -q -p block --bench transforms -- --only kernel
 codecs|what software inflates here, per transform and codec|cargo bench -q -p block --bench transforms -- --only codec
 latency|command posted to completion seen, beside a Unix socket|cargo bench -q -p dpu-app --bench latency --
 hostcost|CPU time and KV bytes of the host for each GB|cargo bench -q -p dpu-app --bench hostcost --
+fetch|1 GiB through the whole data plane, beside the engines alone|cargo bench -q -p dpu-app --bench fetch --
+links|Redis on loopback and on limited links, beside a plain client|scripts/bench-links.sh --yes
+attach|what the ways to the card cost|cargo bench -q -p dpu-app --bench attach --
+store|the directory store beside plain reads|cargo bench -q -p store --bench speed --
 model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q -p dpu-app --bench model --
 check|the model beside the emulator on this machine: its error|cargo bench -q -p dpu-app --bench check --
 calibrate|what calibrate proposes beside a sweep|cargo bench -q -p dpu-app --bench calibrate --
@@ -20,7 +25,7 @@ TABLE
 usage() {
     cat <<'USAGE'
 Usage: scripts/bench.sh [NAME...] [--quick] [--out DIR] [--list]
-  NAME       one or more benchmarks by name; all of them without
+  NAME       one or more reports by name; all of them without
   --quick    small sizes and few runs: to see that all of them work, not for figures
   --out DIR  where summary.md, results.json, plots (SVG), and each benchmark's JSON and log go; default target/bench
   --list     what there is, and stop
@@ -30,7 +35,7 @@ USAGE
 
 out=target/bench
 quick=()
-names=()
+groups=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --quick) quick=(--quick) ;;
@@ -39,7 +44,7 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --list)
-            benches | awk -F'|' '{ printf "%-12s %s\n             %s\n", $1, $2, $3 }'
+            benches | awk -F'|' '{ printf "%s: %s\n    %s\n", $1, $2, $3 }'
             exit 0
             ;;
         --help | -h)
@@ -51,43 +56,65 @@ while [ $# -gt 0 ]; do
             exit 2
             ;;
         *)
-            if ! benches | cut -d'|' -f1 | grep -qxF -- "$1"; then
+            row=$(benches | grep -E "^([^|]*,)?$1[,|]") || {
                 echo "bench.sh: no benchmark $1: --list shows them" >&2
                 exit 2
-            fi
-            names+=("$1")
+            }
+            row=${row%%|*}
+            [[ " ${groups[*]} " == *" $row "* ]] || groups+=("$row")
             ;;
     esac
     shift
 done
-[ ${#names[@]} -gt 0 ] || mapfile -t names < <(benches | cut -d'|' -f1)
+[ ${#groups[@]} -gt 0 ] || mapfile -t groups < <(benches | cut -d'|' -f1)
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export KVLANE_BENCH_OUT=$out
+command_of() {
+    benches | awk -F'|' -v group="$1" '$1 == group { print $3 }'
+}
+
 echo "building (release)"
-cargo build -q --release
-cargo bench -q --no-run
+cargo build -q --release -p bench -p dpu-app -p host-ctl
+for group in "${groups[@]}"; do
+    command=$(command_of "$group")
+    if [[ "$command" == "cargo bench "* ]]; then
+        build=${command%% -- *}
+        # shellcheck disable=SC2086 # a command is words; those before its own " --" are cargo's
+        ${build% --} --no-run
+    fi
+done
 load=$(cut -d' ' -f1 /proc/loadavg)
 awk -v load="$load" 'BEGIN { exit !(load > 0.7) }' && echo "load is $load: building was part of it, other work would spoil the figures"
 
 count=0
-for name in "${names[@]}"; do
+status=0
+names=()
+for group in "${groups[@]}"; do
     count=$((count + 1))
-    command=$(benches | awk -F'|' -v name="$name" '$1 == name { print $3 }')
-    rm -f "$out/$name.json"
-    printf '[%d/%d] %s ' "$count" "${#names[@]}" "$name"
+    IFS=, read -ra reports <<<"$group"
+    names+=("${reports[@]}")
+    log=$out/${reports[0]}.log
+    command=$(command_of "$group")
+    for report in "${reports[@]}"; do rm -f "$out/$report.json" "$out/$report.log"; done
+    printf '[%d/%d] %s ' "$count" "${#groups[@]}" "$group"
     start=$SECONDS
     # shellcheck disable=SC2086 # a command is words
-    if $command ${quick[@]+"${quick[@]}"} >"$out/$name.log" 2>&1; then
+    if $command ${quick[@]+"${quick[@]}"} >"$log" 2>&1; then
         printf '%d s\n' $((SECONDS - start))
     else
-        rm -f "$out/$name.json"
-        printf 'FAILED after %d s: %s\n' $((SECONDS - start)) "$out/$name.log"
+        printf 'FAILED after %d s: %s\n' $((SECONDS - start)) "$log"
+        status=1
+        sed -i "s|$PWD/||g" "$log" # it goes on the page
+        # One report of a command that failed may be half of it; of several, those that are there are whole.
+        [ ${#reports[@]} -gt 1 ] || rm -f "$out/${reports[0]}.json"
+        for report in "${reports[@]:1}"; do cp "$log" "$out/$report.log"; done
     fi
 done
 
-status=0
-target/release/bench "$out" "${names[@]}" || status=$?
+built="commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+[ -z "$(git status --porcelain 2>/dev/null)" ] || built+=" with changes"
+target/release/bench "$out" "$built, $(rustc --version)" "${names[@]}" || status=1
 echo "page: $out/summary.md"
 exit $status

@@ -5,9 +5,11 @@
 mod machine;
 pub mod page;
 mod report;
+mod roofline;
 mod sample;
 pub mod svg;
 
 pub use machine::Machine;
 pub use report::{Plot, PlotKind, Report, Series, Table};
+pub use roofline::Roofline;
 pub use sample::Sample;

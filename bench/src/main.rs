@@ -1,5 +1,5 @@
-//! `bench DIR NAME...`: makes `summary.md`, `results.json` and the plots of the reports `DIR/NAME.json`, in this order.
-//! Exit code 1 if one of them is missing.
+//! `bench DIR BUILT NAME...`: makes `summary.md`, `results.json` and the plots of the reports `DIR/NAME.json`, in this order;
+//! BUILT is the text that says what they ran. Exit code 1 if one of them is missing.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,13 +8,13 @@ use bench::page::{self, Outcome};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [directory, names @ ..] = arguments.as_slice() else {
-        eprintln!("usage: bench DIR NAME...   (scripts/bench.sh calls it)");
+    let [directory, built, names @ ..] = arguments.as_slice() else {
+        eprintln!("usage: bench DIR BUILT NAME...   (scripts/bench.sh calls it)");
         return ExitCode::from(2);
     };
     let directory = Path::new(directory);
     let outcomes: Vec<_> = names.iter().map(|name| Outcome::read(directory, name)).collect();
-    if let Err(error) = page::write(&outcomes, "", directory) {
+    if let Err(error) = page::write(&outcomes, built, directory) {
         eprintln!("bench: {}: {error}", directory.display());
         return ExitCode::FAILURE;
     }

@@ -1,12 +1,12 @@
 //! Tables and plots of one benchmark.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Machine;
+use crate::{Machine, Roofline};
 
 /// Everything that one benchmark has to say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct Report {
     /// In the order of the page.
     #[serde(default)]
     pub plots: Vec<Plot>,
+    /// Of a benchmark that knows stages and the whole; the page ends with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rooflines: Vec<Roofline>,
 }
 
 /// A table of text: benchmarks round their figures themselves.
@@ -97,6 +100,20 @@ impl Report {
             notes: Vec::new(),
             tables: Vec::new(),
             plots: Vec::new(),
+            rooflines: Vec::new(),
+        }
+    }
+
+    /// Puts what an earlier run of the same benchmark said before what this one says: for benchmarks that run once for
+    /// each setting of the machine. Lines of plots are joined by name.
+    pub fn follow(&mut self, earlier: Report) {
+        let Report { tables, plots, .. } = earlier;
+        self.tables.splice(0..0, tables);
+        for before in plots {
+            match self.plots.iter_mut().find(|plot| plot.name == before.name) {
+                Some(plot) => plot.follow(before.series),
+                None => self.plots.push(before),
+            }
         }
     }
 
@@ -119,8 +136,42 @@ impl Report {
     pub fn publish(&self) -> io::Result<()> {
         println!("{}", self.markdown());
         let Some(directory) = env::var_os("KVLANE_BENCH_OUT") else { return Ok(()) };
+        self.write(Path::new(&directory))
+    }
+
+    /// As [`Self::publish`], behind what a report of this name that lies there already says.
+    ///
+    /// # Errors
+    /// As there, or what lies there is no report.
+    pub fn publish_behind(mut self) -> io::Result<()> {
+        println!("{}", self.markdown());
+        let Some(directory) = env::var_os("KVLANE_BENCH_OUT") else { return Ok(()) };
+        match fs::read_to_string(self.path(Path::new(&directory))) {
+            Ok(text) => self.follow(serde_json::from_str(&text).map_err(io::Error::other)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.write(Path::new(&directory))
+    }
+
+    fn path(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.json", self.name))
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
-        fs::write(Path::new(&directory).join(format!("{}.json", self.name)), text + "\n")
+        fs::write(self.path(directory), text + "\n")
+    }
+}
+
+impl Plot {
+    fn follow(&mut self, earlier: Vec<Series>) {
+        for before in earlier.into_iter().rev() {
+            match self.series.iter_mut().find(|series| series.name == before.name) {
+                Some(series) => drop(series.points.splice(0..0, before.points)),
+                None => self.series.insert(0, before),
+            }
+        }
     }
 }
 
@@ -153,7 +204,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::{Report, Table};
+    use super::{Plot, PlotKind, Report, Series, Table};
 
     #[test]
     fn a_table_is_markdown() {
@@ -171,5 +222,24 @@ mod tests {
         let bare = r#"{"name":"p","title":"P","command":"python3 p.py",
             "machine":{"cpu":"c","cpus":2,"arch":"x86_64","memory_gib":24.0,"kernel":"6"}}"#;
         assert!(serde_json::from_str::<Report>(bare).unwrap().tables.is_empty());
+    }
+
+    #[test]
+    fn a_report_follows_the_one_before_it() {
+        let run = |title: &str, point| {
+            let mut report = Report::new("link", "Links", "scripts/bench-links.sh");
+            report.tables.push(Table::new(title, &["a"]));
+            let series = vec![Series { name: "q5".into(), points: vec![point], labels: vec![] }];
+            let (name, text) = (String::from("links"), String::new);
+            let (log_x, log_y, kind) = (true, false, PlotKind::Lines);
+            report.plots.push(Plot { name, title: text(), x: text(), y: text(), log_x, log_y, kind, series });
+            report
+        };
+        let mut second = run("5 Gbit/s", (5.0, 2.0));
+        second.follow(run("1 Gbit/s", (1.0, 1.0)));
+        let titles: Vec<_> = second.tables.iter().map(|table| table.title.as_str()).collect();
+        assert_eq!(titles, ["1 Gbit/s", "5 Gbit/s"]);
+        assert_eq!((second.plots.len(), second.plots[0].series.len()), (1, 1));
+        assert_eq!(second.plots[0].series[0].points, [(1.0, 1.0), (5.0, 2.0)]);
     }
 }

@@ -172,7 +172,8 @@ fn draw_lines(plot: &Plot, x: &Axis, y: &Axis, out: &mut String) {
     }
     for (index, series) in plot.series.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
-        let points: Vec<_> = series.points.iter().map(|point| (x.at(point.0), y.at(point.1))).collect();
+        let points = series.points.iter().map(|point| (x.at(point.0), y.at(point.1)));
+        let points: Vec<_> = points.filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         let joined: Vec<_> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let _ = writeln!(out, "<polyline stroke=\"{colour}\" points=\"{}\"/>", joined.join(" "));
         if points.len() <= 40 {
@@ -191,7 +192,7 @@ fn draw_bars(plot: &Plot, y: &Axis, out: &mut String) {
     let bar = group * BARS / plot.series.len().max(1) as f64;
     let foot = y.at(if y.log { y.low } else { 0.0 });
     for (index, series) in plot.series.iter().enumerate() {
-        for &(place, value) in &series.points {
+        for &(place, value) in series.points.iter().filter(|point| point.1.is_finite()) {
             let x = LEFT + place * group + group * (1.0 - BARS) / 2.0 + index as f64 * bar;
             let end = y.at(value);
             let (top, height) = (end.min(foot), (end - foot).abs());
@@ -264,6 +265,15 @@ mod tests {
         assert!(bars.contains("A &amp; B") && bars.contains("10 &lt;Gbit/s&gt;"));
         let lines = draw(&plot(PlotKind::Lines));
         assert_eq!((lines.matches("<polyline").count(), lines.matches("<circle").count()), (2, 4));
+    }
+
+    #[test]
+    fn what_is_no_number_is_left_out() {
+        for kind in [PlotKind::Lines, PlotKind::Bars] {
+            let mut plot = plot(kind);
+            plot.series[0].points.push((2.0, f64::NAN));
+            assert!(!draw(&plot).contains("NaN"));
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `cargo bench -p dpu-app --bench attach -- [--rounds N]`
+//! `cargo bench -p dpu-app --bench attach -- [--rounds N] [--quick]`
 //!
 //! What the way to the card costs: a session opened and closed, without memory and with 64 regions, and the time of a
 //! ping, over DOCA Comch and over the Unix socket. **Busy**: the card polls (`--busy-poll`) and the host spins, so no
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use bench::{Report, Sample, Table};
 use block::{ElementType, Geometry};
 use host_ctl::{Arrangement, Client, Memory, Options, Route};
 
@@ -20,24 +21,34 @@ const NAP: Duration = Duration::from_millis(1);
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let given = words.iter().position(|word| word == "--rounds").and_then(|at| words.get(at + 1));
-    let rounds: usize = given.map_or(1000, |text| text.parse().expect("--rounds N"));
+    let usual = if words.iter().any(|word| word == "--quick") { 20 } else { 1000 };
+    let rounds: usize = given.map_or(usual, |text| text.parse().expect("--rounds N"));
     let dir = std::env::temp_dir().join(format!("kvlane-bench-attach-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("the working directory");
-    println!(
-        "us, p50 / p99\n\n| way | session without memory | session with {REGIONS} regions | ping, busy | ping, asleep |"
+    let mut report =
+        Report::new("attach", "The ways to the card", "cargo bench -p dpu-app --bench attach -- --rounds 1000");
+    report.notes.push(
+        "A session is opened and closed; busy: the card polls and the host spins, no doorbell is rung; asleep: a doorbell each \
+         way. The emulator's Comch is a Unix socket with a thread of its own on either side, which has to wake, too: this says \
+         nothing of what a card's Comch costs."
+            .into(),
     );
-    println!("|---|---|---|---|---|");
+    let with_regions = format!("session with {REGIONS} regions");
+    let columns = ["way", "session without memory", &with_regions, "ping, busy", "ping, asleep"];
+    let mut table = Table::new("us, p50 / p99", &columns);
     for way in ["comch", "socket"] {
         let asleep = Card::start(&dir, way, &[]);
         let without = times(rounds, || asleep.open(None));
-        let with = times(rounds / 4, || asleep.open(Some(memory())));
+        let with = times((rounds / 4).max(1), || asleep.open(Some(memory())));
         let slow = pings(&asleep, rounds, Duration::ZERO, NAP);
         drop(asleep);
         let busy = Card::start(&dir, way, &["--busy-poll"]);
         let fast = pings(&busy, rounds * 10, Duration::from_secs(1), Duration::ZERO);
-        println!("| {way} | {} | {} | {} | {} |", show(without), show(with), show(fast), show(slow));
+        table.row(&[&way, &show(&without), &show(&with), &show(&fast), &show(&slow)]);
     }
     let _ = std::fs::remove_dir_all(&dir);
+    report.tables.push(table);
+    report.publish().expect("KVLANE_BENCH_OUT is a directory");
 }
 
 struct Card {
@@ -87,27 +98,27 @@ fn memory() -> Memory {
     memory
 }
 
-fn times(rounds: usize, mut work: impl FnMut()) -> Vec<Duration> {
+/// Microseconds.
+fn times(rounds: usize, mut work: impl FnMut()) -> Sample {
     let mut time = || {
         let since = Instant::now();
         work();
-        since.elapsed()
+        since.elapsed().as_secs_f64() * 1e6
     };
     (0..rounds).map(|_| time()).collect()
 }
 
-fn pings(card: &Card, rounds: usize, spin: Duration, nap: Duration) -> Vec<Duration> {
+fn pings(card: &Card, rounds: usize, spin: Duration, nap: Duration) -> Sample {
     let mut client = Client::attach(&Options { spin, ..card.options.clone() }, None).expect("it attached before");
     let mut ping = || {
         std::thread::sleep(nap);
         let id = client.post_ping().expect("room");
-        client.wait(id, WAIT).and_then(host_ctl::Completion::ok).expect("an answer").elapsed
+        let completion = client.wait(id, WAIT).and_then(host_ctl::Completion::ok).expect("an answer");
+        completion.elapsed.as_secs_f64() * 1e6
     };
     (0..rounds).map(|_| ping()).collect()
 }
 
-fn show(mut times: Vec<Duration>) -> String {
-    times.sort_unstable();
-    let at = |percent: usize| times[(times.len() * percent).div_ceil(100) - 1].as_secs_f64() * 1e6;
-    format!("{:.0} / {:.0}", at(50), at(99))
+fn show(times: &Sample) -> String {
+    format!("{:.0} / {:.0}", times.median(), times.quantile(0.99))
 }

@@ -1,4 +1,4 @@
-//! `cargo bench -p dpu-app --bench fetch -- [--gb N] [--runs N] [--recipes q8,q5,...] [--soak-gb N] [--dir PATH]`
+//! `cargo bench -p dpu-app --bench fetch -- [--gb N] [--runs N] [--recipes q8,q5,...] [--soak-gb N] [--dir PATH] [--quick]`
 //!
 //! How fast a prefix of an 8B-class model comes back through the whole data plane, beside what the emulator's engines do
 //! alone: the same blocks, the same tasks in flight, the same destination pages in the same other process, without store
@@ -13,21 +13,39 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use bench::{Plot, PlotKind, Report, Sample, Series, Table};
 use block::codec::Compressor;
 use block::{Codec, Geometry, Header, Part, Plan, Recipe, TileOrder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
 use host_ctl::{Arrangement, KvFile, PageOrder};
-use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, median, warm};
+use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, warm};
 
 mod rig;
 
 /// Different blocks that the engines go through when they run alone.
 const BLOCKS: usize = 64;
 
+/// Tokens of one GiB of bf16.
+const GIB_TOKENS: usize = (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2);
+const COLUMNS: [&str; 12] = [
+    "recipe",
+    "ratio",
+    "engines alone MB/s",
+    "spread",
+    "fetch MB/s",
+    "spread",
+    "share",
+    "fetch ms",
+    "inflate ms",
+    "dequantize ms",
+    "write ms",
+    "dpu-app RSS MiB before / after",
+];
+
 struct Arguments {
-    gib: usize,
+    tokens: usize,
     runs: usize,
     recipes: Vec<String>,
     soak_gb: usize,
@@ -39,38 +57,60 @@ fn main() {
         return engines_alone(&job);
     }
     let arguments = parse();
-    let prefix = Prefix::generate(&arguments.dir, arguments.gib);
-    let tokens = prefix.shape.tokens;
-    println!(
-        "{} GiB of bf16: {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, {tokens} tokens, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled\n",
-        arguments.gib
-    );
-    println!(
-        "| recipe | ratio | engines alone MB/s | fetch MB/s | share | fetch ms | inflate ms | dequantize ms | write ms | RSS MiB before / after |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
-    for recipe in &arguments.recipes {
-        bench(recipe, &arguments, &prefix);
+    let prefix = Prefix::of(&arguments.dir, LAYERS, arguments.tokens);
+    let title = "A fetch through the whole data plane, beside the engines alone";
+    let mut report = Report::new("fetch", title, "cargo bench -p dpu-app --bench fetch -- --gb 1 --runs 5");
+    report.notes.push(format!(
+        "{} tokens of an 8B-class geometry ({LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, bf16, chunks of {CHUNK_TOKENS}) \
+         come back from a `dir:` store in the page cache into shuffled pages of {PAGE_TOKENS} tokens in another process's \
+         memory. Engines alone: the emulator's engines with the same blocks, tasks in flight and pages, without store and \
+         dequantization. Both in turn, medians of {}; ms: how long a stage was busy in the last fetch. Everything shares the \
+         processors.",
+        arguments.tokens, arguments.runs
+    ));
+    let mut table = Table::new("", &COLUMNS);
+    let series = |name: &str| Series { name: name.into(), labels: arguments.recipes.clone(), ..Series::default() };
+    let mut bars = vec![series("engines alone"), series("fetch")];
+    for (place, recipe) in arguments.recipes.iter().enumerate() {
+        let speeds = bench(recipe, &arguments, &prefix, &mut table);
+        bars.iter_mut().zip(speeds).for_each(|(bar, speed)| bar.points.push((place as f64, speed)));
     }
+    report.tables.push(table);
+    report.plots.push(Plot {
+        name: "fetch".into(),
+        title: "A fetch and its engines alone".into(),
+        x: "recipe".into(),
+        y: "MB/s of restored bf16".into(),
+        log_x: false,
+        log_y: false,
+        kind: PlotKind::Bars,
+        series: bars,
+    });
+    report.publish().expect("KVLANE_BENCH_OUT is a directory");
 }
 
 fn parse() -> Arguments {
     let mut arguments = Arguments {
-        gib: 1,
+        tokens: GIB_TOKENS,
         runs: 5,
         recipes: ["lossless", "q8", "q6", "q5", "q4", "q3", "q4p", "cachegen"].map(String::from).to_vec(),
         soak_gb: 0,
-        dir: std::env::temp_dir().join("kvlane-bench"),
+        dir: std::env::temp_dir().join(format!("kvlane-bench-fetch-{}", std::process::id())),
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
         match word.as_str() {
-            "--gb" => arguments.gib = value().parse().expect("--gb N"),
+            "--gb" => arguments.tokens = value().parse::<usize>().expect("--gb N") * GIB_TOKENS,
             "--runs" => arguments.runs = value().parse().expect("--runs N"),
             "--recipes" => arguments.recipes = value().split(',').map(String::from).collect(),
             "--soak-gb" => arguments.soak_gb = value().parse().expect("--soak-gb N"),
             "--dir" => arguments.dir = value().into(),
+            "--quick" => {
+                arguments.tokens = 2 * CHUNK_TOKENS;
+                arguments.runs = 1;
+                arguments.recipes = ["q5", "q4p"].map(String::from).to_vec();
+            }
             // Cargo's own.
             "--bench" => {}
             other => panic!("{other}: see the head of benches/fetch.rs"),
@@ -79,39 +119,52 @@ fn parse() -> Arguments {
     arguments
 }
 
-fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix) {
+/// One recipe: a row of the table; MB/s of the engines alone and of the fetch.
+fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix, table: &mut Table) -> [f64; 2] {
     let store = arguments.dir.join("store");
     let _ = std::fs::remove_dir_all(&store);
     let mut card = Card::start(&format!("dir:{}?sync=never", store.display()), recipe);
     let stored = card.store(prefix);
     let before = rss_mib(card.pid());
+    let bytes = arguments.tokens * 2 * LAYERS * HEADS * HEAD_SIZE * 2;
     let mut engines = Engines::start(recipe, prefix);
-    engines.run(arguments.gib);
-    let (mut alone, mut whole, mut stages) = (Vec::new(), Vec::new(), Vec::new());
+    engines.run(bytes);
+    let (mut alone, mut whole, mut stages) = (Sample::default(), Sample::default(), Vec::new());
     for _ in 0..arguments.runs {
-        alone.push(engines.run(arguments.gib));
+        alone.push(engines.run(bytes));
         let report = card.fetch(prefix, 2);
         whole.push(warm(&report).raw_mb_s());
         stages = report.stages;
     }
     drop(engines);
     if arguments.soak_gb > 0 {
-        card.fetch(prefix, arguments.soak_gb.div_ceil(arguments.gib));
+        card.fetch(prefix, (arguments.soak_gb * 1_000_000_000).div_ceil(bytes));
     }
     let after = rss_mib(card.pid());
     drop(card);
     let _ = std::fs::remove_dir_all(&store);
-    let ms = |name: &str| stages.iter().find(|stage| stage.name == name).map_or(0.0, |stage| stage.busy_ms / 2.0);
-    let (alone, whole) = (median(alone), median(whole));
-    println!(
-        "| {recipe} | {:.2} | {alone:.0} | {whole:.0} | {:.0} % | {:.0} | {:.0} | {:.0} | {:.0} | {before:.1} / {after:.1} |",
-        stored.amounts.ratio(),
-        100.0 * whole / alone,
-        ms("fetch"),
-        ms("inflate"),
-        ms("dequantize"),
-        ms("write"),
-    );
+    let ms = |name: &str| {
+        let stage = stages.iter().find(|stage| stage.name == name);
+        format!("{:.0}", stage.map_or(0.0, |stage| stage.busy_ms / 2.0))
+    };
+    let mb_s = |sample: &Sample| format!("{:.0}", sample.median());
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    table.row(&[
+        &recipe,
+        &format!("{:.2}", stored.amounts.ratio()),
+        &mb_s(&alone),
+        &percent(alone.spread()),
+        &mb_s(&whole),
+        &percent(whole.spread()),
+        &percent(whole.median() / alone.median()),
+        &ms("fetch"),
+        &ms("inflate"),
+        &ms("dequantize"),
+        &ms("write"),
+        &format!("{before:.1} / {after:.1}"),
+    ]);
+    eprintln!("{recipe}: done");
+    [alone.median(), whole.median()]
 }
 
 fn rss_mib(pid: u32) -> f64 {
@@ -155,8 +208,8 @@ impl Engines {
         Self { process, answers, _memory: memory, _exports: exports }
     }
 
-    fn run(&mut self, gib: usize) -> f64 {
-        writeln!(self.process.stdin.as_mut().expect("piped"), "{gib}").expect("it listens");
+    fn run(&mut self, bytes: usize) -> f64 {
+        writeln!(self.process.stdin.as_mut().expect("piped"), "{bytes}").expect("it listens");
         let mut line = String::new();
         self.answers.read_line(&mut line).expect("it answers");
         line.trim().parse().expect("MB/s")
@@ -190,8 +243,8 @@ fn engines_alone(job: &str) {
     let mut alone = Alone::new(&device, recipe, geometry, &file, &kv);
     let table = PageOrder::Shuffled { seed: 3 }.table(pages);
     for line in lines {
-        let gib: usize = line.parse().expect("a size");
-        println!("{}", alone.run(gib << 30, &remotes, &table));
+        let bytes: usize = line.parse().expect("a size");
+        println!("{}", alone.run(bytes, &remotes, &table));
         std::io::stdout().flush().expect("somebody reads");
     }
 }

@@ -1,5 +1,5 @@
 //! `cargo bench -p dpu-app --bench link -- --store URL [--plain redis://HOST:PORT,...] [--link GBIT] [--gb N] [--runs N]
-//! [--recipes q8,q5,...] [--dir PATH] [--title TEXT]`
+//! [--recipes q8,q5,...] [--dir PATH] [--title TEXT] [--quick]`
 //!
 //! How fast a prefix of an 8B-class model comes back from a store, and what that costs: the real dpu-app as a process of
 //! its own, this process as the host. With `--plain`, the same stored values are also read by an ordinary client (the
@@ -7,27 +7,46 @@
 //! that one run shows what of the link and the server's speed the data plane gets. `--link` is what the link carries,
 //! as somebody measured it (scripts/bench-links.sh does, with iperf3).
 //!
+//! Run once for each link, by scripts/bench-links.sh: the report `links` grows by a table each time.
+//!
 //! Medians of `--runs`. GB are 10^9 bytes; wire bytes are those of the stored values.
 
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bench::{Plot, PlotKind, Report, Sample, Series, Table};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use redis::{Client, Commands, Connection, Value};
-use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, median, warm};
+use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, warm};
 
 mod rig;
 
 const CONNECTIONS_PER_NODE: usize = 2;
 const PIPELINE: usize = 32;
 
+/// Tokens of one GiB of bf16.
+const GIB_TOKENS: usize = (1 << 30) / (2 * LAYERS * HEADS * HEAD_SIZE * 2);
+const COLUMNS: [&str; 11] = [
+    "recipe",
+    "ratio",
+    "restored MB/s",
+    "spread",
+    "wire Gbit/s",
+    "of the link",
+    "plain client Gbit/s",
+    "of plain",
+    "card CPU s / GB restored",
+    "card CPU s / GB wire",
+    "plain CPU s / GB wire",
+];
+
 struct Arguments {
     store: String,
     plain: Vec<String>,
     link: Option<f64>,
-    gib: usize,
+    tokens: usize,
     runs: usize,
     recipes: Vec<String>,
     dir: PathBuf,
@@ -36,18 +55,35 @@ struct Arguments {
 
 fn main() {
     let arguments = parse();
-    let prefix = Prefix::generate(&arguments.dir, arguments.gib);
-    println!(
-        "{}: {} GiB of bf16, {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, {} tokens, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled\n",
-        arguments.title, arguments.gib, prefix.shape.tokens
+    let prefix = Prefix::of(&arguments.dir, LAYERS, arguments.tokens);
+    let mut report = Report::new("links", "Redis, and links of limited bandwidth", "scripts/bench-links.sh");
+    let mut table = Table::new(
+        &format!(
+            "{}: {} tokens of bf16, {LAYERS} layers x {HEADS} heads x {HEAD_SIZE}, chunks of {CHUNK_TOKENS}, pages of {PAGE_TOKENS} shuffled",
+            arguments.title, arguments.tokens
+        ),
+        &COLUMNS,
     );
-    println!(
-        "| recipe | ratio | restored MB/s | wire Gbit/s | of the link | plain client Gbit/s | of plain | card CPU s / GB restored | card CPU s / GB wire | plain CPU s / GB wire |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    let mut lines = Vec::new();
     for recipe in &arguments.recipes {
-        bench(recipe, &arguments, &prefix);
+        let restored = bench(recipe, &arguments, &prefix, &mut table);
+        let points = arguments.link.map(|link| (link, restored)).into_iter().collect();
+        lines.push(Series { name: recipe.clone(), points, labels: Vec::new() });
     }
+    report.tables.push(table);
+    if arguments.link.is_some() {
+        report.plots.push(Plot {
+            name: "links".into(),
+            title: "Restored over links of limited bandwidth".into(),
+            x: "what the link carries, Gbit/s".into(),
+            y: "MB/s of restored bf16".into(),
+            log_x: true,
+            log_y: false,
+            kind: PlotKind::Lines,
+            series: lines,
+        });
+    }
+    report.publish_behind().expect("KVLANE_BENCH_OUT is a directory");
 }
 
 fn parse() -> Arguments {
@@ -55,7 +91,7 @@ fn parse() -> Arguments {
         store: String::new(),
         plain: Vec::new(),
         link: None,
-        gib: 1,
+        tokens: GIB_TOKENS,
         runs: 3,
         recipes: ["lossless", "q8", "q5", "q4", "q3", "q8+raw"].map(String::from).to_vec(),
         dir: std::env::temp_dir().join("kvlane-bench-link"),
@@ -68,10 +104,11 @@ fn parse() -> Arguments {
             "--store" => arguments.store = value(),
             "--plain" => arguments.plain = value().split(',').map(String::from).collect(),
             "--link" => arguments.link = Some(value().parse().expect("--link GBIT")),
-            "--gb" => arguments.gib = value().parse().expect("--gb N"),
+            "--gb" => arguments.tokens = value().parse::<usize>().expect("--gb N") * GIB_TOKENS,
             "--runs" => arguments.runs = value().parse().expect("--runs N"),
             "--recipes" => arguments.recipes = value().split(',').map(String::from).collect(),
             "--dir" => arguments.dir = value().into(),
+            "--quick" => (arguments.tokens, arguments.runs) = (2 * CHUNK_TOKENS, 1),
             "--title" => arguments.title = value(),
             // Cargo's own.
             "--bench" => {}
@@ -82,13 +119,14 @@ fn parse() -> Arguments {
     arguments
 }
 
-fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix) {
+/// One recipe: a row of the table; restored MB/s.
+fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix, table: &mut Table) -> f64 {
     let before = Values::keys(&arguments.plain);
     let mut card = Card::start(&arguments.store, recipe);
     let stored = card.store(prefix);
     let values = Values::since(&arguments.plain, &before);
-    let (mut restored, mut wire, mut of_restored, mut of_wire) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut plain, mut of_plain) = (Vec::new(), Vec::new());
+    let [mut restored, mut wire, mut of_restored, mut of_wire, mut plain, mut of_plain]: [Sample; 6] =
+        Default::default();
     card.fetch(prefix, 1);
     for _ in 0..arguments.runs {
         let cpu = cpu_seconds(card.pid());
@@ -106,22 +144,26 @@ fn bench(recipe: &str, arguments: &Arguments, prefix: &Prefix) {
             of_plain.push(reading.cpu / reading.gigabytes);
         }
     }
-    let wire = median(wire);
-    let link = arguments.link.map_or(String::from("-"), |link| format!("{:.0} %", 100.0 * wire / link));
-    let (speed, share, cpu) = match plain.is_empty() {
-        true => (String::from("-"), String::from("-"), String::from("-")),
-        false => {
-            let plain = median(plain);
-            (format!("{plain:.2}"), format!("{:.0} %", 100.0 * wire / plain), format!("{:.2}", median(of_plain)))
-        }
+    let two = |sample: &Sample| match sample.is_empty() {
+        true => String::from("-"),
+        false => format!("{:.2}", sample.median()),
     };
-    println!(
-        "| {recipe} | {:.2} | {:.0} | {wire:.2} | {link} | {speed} | {share} | {:.2} | {:.2} | {cpu} |",
-        stored.amounts.ratio(),
-        median(restored),
-        median(of_restored),
-        median(of_wire),
-    );
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let of = |whole: Option<f64>| whole.map_or(String::from("-"), |whole| percent(wire.median() / whole));
+    table.row(&[
+        &recipe,
+        &format!("{:.2}", stored.amounts.ratio()),
+        &format!("{:.0}", restored.median()),
+        &percent(restored.spread()),
+        &two(&wire),
+        &of(arguments.link),
+        &two(&plain),
+        &of((!plain.is_empty()).then(|| plain.median())),
+        &two(&of_restored),
+        &two(&of_wire),
+        &two(&of_plain),
+    ]);
+    restored.median()
 }
 
 /// User and system time of a process so far.
