@@ -60,25 +60,16 @@ if $all; then
     scripts/sdk-flavour.sh
     step "tests and demo for the card's Arm cores, under qemu"
     scripts/test-arm.sh
-    step packages
+    # Packages are mostly built by one processor, and miri runs on one.
+    step "packages, and miri beside them"
+    miri_log=$(mktemp)
+    scripts/test-miri.sh >"$miri_log" 2>&1 &
+    miri=$!
+    trap 'kill "$miri" 2>/dev/null || true; rm -f "$miri_log"' EXIT
     scripts/tests/packages.sh
     step miri
-    if cargo +nightly miri --version >/dev/null 2>&1 || rustup +nightly component add miri >/dev/null 2>&1; then
-        export MIRIFLAGS="-Zmiri-disable-isolation"
-        # The vector instructions that miri knows, for block's kernels; everywhere, so that nothing is built twice.
-        [ "$(uname --machine)" != x86_64 ] || export RUSTFLAGS="-C target-feature=+avx2,+bmi2,+fma,+f16c"
-        cargo +nightly miri test --locked -p block --lib
-        # Not attach, words and layout: safe code over plain bytes, which the tests above have run.
-        cargo +nightly miri test --locked -p mailbox --lib -- --skip attach:: --skip words:: --skip layout::
-        # A subset of the emulator's and the wrapper's tests, for the time that they take: what crosses
-        # threads or holds memory. Addresses that C hands back have exposed provenance.
-        export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance"
-        cargo +nightly miri test --locked -p doca-emulator --lib -- copy:: export:: region:: link:: courier::
-        cargo +nightly miri test --locked -p doca-emulator --test memory
-        cargo +nightly miri test --locked -p doca-emulator --test contexts -- \
-            callbacks_run a_failed_task stop_with a_context_may each_thread submitted_again
-        cargo +nightly miri test --locked -p doca --test wrapper -- runs_scatter read_only a_run_past
-    else
-        echo "miri: skipped: no nightly toolchain with the miri component here"
-    fi
+    miri_status=0
+    wait "$miri" || miri_status=$?
+    cat "$miri_log"
+    exit "$miri_status"
 fi
