@@ -274,7 +274,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         Command::Run(run) => run_data_plane(&run),
         Command::Limits(run) => {
             for (name, value) in run.config().limits() {
-                println!("{name}: {value}");
+                say!("{name}: {value}");
             }
             ExitCode::SUCCESS
         }
@@ -371,8 +371,8 @@ fn list_devices(json: bool) -> ExitCode {
         Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
         Ok(list) => {
             match json {
-                true => println!("{}", devices::json(&list)),
-                false => list.iter().for_each(|device| println!("{device}")),
+                true => say!("{}", devices::json(&list)),
+                false => list.iter().for_each(|device| say!("{device}")),
             }
             ExitCode::SUCCESS
         }
@@ -390,7 +390,7 @@ fn scrub_store(scrub: &Scrub) -> ExitCode {
         if let scrub::Event::Finding(finding) = event {
             match scrub.json {
                 true => findings.push(finding.to_string()),
-                false => println!("{finding}"),
+                false => say!("{finding}"),
             }
         }
     });
@@ -413,9 +413,9 @@ fn scrub_store(scrub: &Scrub) -> ExitCode {
         ];
         let numbers: Vec<_> = numbers.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
         let findings: Vec<_> = findings.iter().map(|finding| format!("{finding:?}")).collect();
-        println!("{{{},\"findings\":[{}]}}", numbers.join(","), findings.join(","));
+        say!("{{{},\"findings\":[{}]}}", numbers.join(","), findings.join(","));
     } else {
-        println!(
+        say!(
             "{} files, {} blocks, {} bytes: {} good, {} damaged ({} moved), {} unreadable, {} misnamed",
             report.files,
             report.blocks,

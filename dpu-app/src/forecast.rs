@@ -133,12 +133,12 @@ impl Calibrate {
             std::fs::write(path, &file).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         match (self.json, &self.out) {
-            (true, _) => println!("{}", json(&profile, &proposal)),
+            (true, _) => say!("{}", json(&profile, &proposal)),
             (false, Some(path)) => {
-                print!("{}", text(&profile, &proposal));
-                println!("written: {0}\nuse it:  dpu-app run --config {0} --store ...", path.display());
+                say!("{}", text(&profile, &proposal).trim_end());
+                say!("written: {0}\nuse it:  dpu-app run --config {0} --store ...", path.display());
             }
-            (false, None) => print!("{}\n{file}", text(&profile, &proposal)),
+            (false, None) => say!("{}\n{}", text(&profile, &proposal), file.trim_end()),
         }
         Ok(())
     }
@@ -270,7 +270,7 @@ impl Simulate {
         let (gb_per_s, ms) = (prediction.gb_per_s(), prediction.ns / 1e6);
         if self.json {
             let bounds: Vec<_> = bounds.iter().map(|(name, bound)| format!("\"{name}\":{bound:.3}")).collect();
-            println!(
+            say!(
                 "{{\"model\":{:?},\"recipe\":{:?},\"ratio\":{},\"link_gbps\":{},\"memory_gb_s\":{},\"gb_per_s\":{gb_per_s:.3},\
                  \"ms\":{ms:.3},\"bounds_gb_s\":{{{}}}}}",
                 self.model.name,
@@ -282,25 +282,25 @@ impl Simulate {
             );
             return Ok(());
         }
-        println!("A model of a BlueField-3, measured on no card:");
-        println!(
+        say!("A model of a BlueField-3, measured on no card:");
+        say!(
             "  {} cores; inflate engine: 5 us a task and 25 GB/s, 8 tasks under way (measured by others, docs/emulator.md)",
             models::CARD_CORES
         );
-        println!(
+        say!(
             "  assumed: DMA the same; a core copies {} GB/s, fetches {} GB/s; {} ns an event",
             models::CARD_COPY_GB_S,
             models::CARD_FETCH_GB_S,
             models::CARD_EVENT_NS
         );
-        println!("  {}: {:.2} to 1 (docs/measurements.md, encoder-kv)", self.recipe.recipe, self.recipe.ratio);
+        say!("  {}: {:.2} to 1 (docs/measurements.md, encoder-kv)", self.recipe.recipe, self.recipe.ratio);
         if !self.model.note.is_empty() {
-            println!("  {}: {}", self.model.name, self.model.note);
+            say!("  {}: {}", self.model.name, self.model.note);
         }
-        println!("{gb_per_s:.2} GB/s of restored KV, {ms:.2} ms for {} chunks", self.request_chunks);
-        println!("each stage alone, slowest first:");
+        say!("{gb_per_s:.2} GB/s of restored KV, {ms:.2} ms for {} chunks", self.request_chunks);
+        say!("each stage alone, slowest first:");
         for (name, bound) in bounds {
-            println!("  {name:<20} {bound:7.2} GB/s");
+            say!("  {name:<20} {bound:7.2} GB/s");
         }
         Ok(())
     }

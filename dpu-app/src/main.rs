@@ -1,6 +1,13 @@
 //! `dpu-app`: reads its configuration, runs the data plane, maps errors to exit codes. Prints an error once.
 #![forbid(unsafe_code)]
 
+/// A line on standard output. A reader that has heard enough (`| head`) is no error.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($line)*)));
+    }};
+}
+
 mod arguments;
 mod forecast;
 

@@ -3,7 +3,7 @@
 
 mod rig;
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use doca_emulator::Without;
 use mailbox::Status;
@@ -18,6 +18,16 @@ fn dpu_app(emulator: &str, arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_reader_that_has_heard_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dpu-app"));
+    let listed =
+        command.args(["limits", "--store", "dir:unused"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert!(listed.status.success() && listed.stderr.is_empty(), "{}", text(&listed.stderr));
 }
 
 #[test]
