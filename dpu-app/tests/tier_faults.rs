@@ -10,15 +10,20 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use block::ChunkKey;
+use block::{ChunkKey, ElementType, Geometry};
 use host_ctl::{Arrangement, Client};
 use mailbox::Status;
 use nix::sys::signal::Signal;
 use rig::process::{Dpu, Home};
-use rig::*;
+use rig::{CHUNK_TOKENS, Random, WAIT, chunk_of, empty, fetch, filled, keys, linear, logical, status, store, transfer};
 use servers::{Server, program};
 
 const CHUNKS: usize = 6;
+
+/// Chunks of many blocks, so that it takes a while to move one.
+fn geometry() -> Geometry {
+    Geometry::new(16, 2, 32, CHUNK_TOKENS.into(), ElementType::Bf16).unwrap()
+}
 
 /// A prompt: its keys, and what its memory held when it was stored.
 type Prompt = (Vec<ChunkKey>, Vec<u8>);
@@ -61,13 +66,13 @@ fn files(dir: &Path) -> (u64, u64) {
 fn a_card_killed_in_mid_promotion_serves_nothing_wrong_when_it_is_back() {
     const KILLS: u64 = 20;
     const SEED: u64 = 7;
-    const TIER_BYTES: u64 = 1 << 20;
+    const TIER_BYTES: u64 = 4 << 20;
     let home = Home::new();
     let tier = home.dir.path().join("tier");
-    let url = format!("tiers:dram=4M,dir:{}={TIER_BYTES},{}?sync=never", tier.display(), home.store());
+    let url = format!("tiers:dir:{}={TIER_BYTES},{}?sync=never", tier.display(), home.store());
     let mut random = Random(SEED);
     let first = Dpu::start(&url, &home.socket("card.sock"), "");
-    let prompts: Vec<Prompt> = (1..=5).map(|salt| stored_by(&first, salt)).collect();
+    let prompts: Vec<Prompt> = (1..=4).map(|salt| stored_by(&first, salt)).collect();
     drop(first);
     let (mut unfinished, mut hits) = (0, 0);
     let incoming = || fs::read_dir(tier.join("incoming")).unwrap().count();
@@ -85,18 +90,34 @@ fn a_card_killed_in_mid_promotion_serves_nothing_wrong_when_it_is_back() {
             assert_eq!(fetched_right(&mut host, &target, prompt), (Status::Ok, CHUNKS), "seed {SEED}, round {round}");
         }
         hits += disk(&mut host, "hits");
-        // Prompts are stored again, which takes them out of T1, and used, which brings them back, until the card is gone.
-        let again = thread::spawn({
-            let (source, prompts) = (filled(Arrangement::Contiguous, geometry(), CHUNKS, 1), prompts.clone());
-            let mut host = dpu.attach(&source);
+        // Files go from T1 and their prompts are used, which brings them back, until the card is gone.
+        let using = thread::spawn({
+            let (tier, prompts) = (tier.clone(), prompts.clone());
+            let mut host = dpu.attach(&empty(Arrangement::Contiguous, geometry(), CHUNKS));
             move || {
                 let pages = linear(CHUNKS);
-                while host.post_store(&transfer(&prompts[0].0, &pages)).is_ok_and(|id| host.wait(id, WAIT).is_ok()) {}
+                let mut used = |keys: &[ChunkKey]| {
+                    let used = host.post_fetch(&transfer(keys, &pages)).is_ok_and(|id| host.wait(id, WAIT).is_ok());
+                    // The mover stands back while fetches read.
+                    thread::sleep(Duration::from_millis(10));
+                    used
+                };
+                prompts.iter().cycle().all(|(keys, _)| {
+                    for name in keys.iter().map(ChunkKey::to_string) {
+                        let _ = fs::remove_file(tier.join(&name[..2]).join(&name));
+                    }
+                    used(keys)
+                })
             }
         });
-        thread::sleep(Duration::from_micros(random.below(30_000) as u64));
+        // Killed at a promotion that is seen to begin, a moment later.
+        let end = Instant::now() + WAIT;
+        while incoming() == 0 {
+            assert!(Instant::now() < end, "nothing is promoted");
+        }
+        thread::sleep(Duration::from_micros(random.below(200) as u64));
         dpu.signal(Signal::SIGKILL);
-        again.join().unwrap();
+        assert!(!using.join().unwrap(), "it was used until it was killed");
         drop(host);
         dpu.wait();
         unfinished += incoming();
@@ -117,7 +138,7 @@ fn a_card_serves_what_it_has_while_its_remote_store_is_down() {
     let plain = Dpu::start(&remote, &home.socket("card.sock"), "");
     let [warm, cold] = [1, 2].map(|salt| stored_by(&plain, salt));
     drop(plain);
-    let url = format!("tiers:dram=4M,dir:{}=8M,{remote}", tier.display());
+    let url = format!("tiers:dram=32M,dir:{}=64M,{remote}", tier.display());
     let dpu = Dpu::start(&url, &home.socket("card.sock"), "");
     let target = empty(Arrangement::Contiguous, geometry(), CHUNKS);
     let mut host = dpu.attach(&target);
