@@ -114,6 +114,7 @@ fn a_card_killed_in_mid_promotion_serves_nothing_wrong_when_it_is_back() {
         let end = Instant::now() + WAIT;
         while incoming() == 0 {
             assert!(Instant::now() < end, "nothing is promoted");
+            thread::sleep(Duration::from_micros(50));
         }
         thread::sleep(Duration::from_micros(random.below(200) as u64));
         dpu.signal(Signal::SIGKILL);
