@@ -131,7 +131,7 @@ fn write_tier(tier: &store::TierFacts, text: &mut Text<'_>) -> fmt::Result {
     write!(
         text,
         "{{\"tier\":\"{}\",\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"bytes_read\":{},\"promoted\":{},\
-         \"refused\":{},\"failed\":{},\"bytes_promoted\":{},\"evicted\":{},\"bytes_evicted\":{},\"scores\":[",
+         \"refused\":{},\"failed\":{},\"bytes_promoted\":{},\"evicted\":{},\"bytes_evicted\":{},\"slow\":{},\"out\":{},\"scores\":[",
         tier.name,
         tier.chunks,
         tier.bytes,
@@ -144,6 +144,8 @@ fn write_tier(tier: &store::TierFacts, text: &mut Text<'_>) -> fmt::Result {
         tier.bytes_promoted,
         tier.evicted,
         tier.bytes_evicted,
+        tier.slow,
+        tier.out,
     )?;
     let mut comma = Comma(false);
     for count in tier.scores {

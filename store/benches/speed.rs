@@ -18,7 +18,7 @@ use block::ChunkKey;
 use chunks::{chunk_path, key, limits, noise, soon};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use store::dir::{DirStore, Options};
-use store::{Direct, Store};
+use store::{Direct, Limits, Store};
 
 const CHUNKS: u64 = 32;
 const BLOCKS: usize = 64;
@@ -171,21 +171,37 @@ fn reads(store: &DirStore, rounds: usize) -> Table {
     table
 }
 
-/// How long a store of many chunks takes to open.
+/// How long a store of many chunks takes to open, alone and as the disk tier of others, which has the policy to fill, too.
 fn starts(arguments: &Arguments) -> Table {
     let dir = tempfile::tempdir_in(&arguments.dir).expect("a temporary directory");
-    let options = Options { bytes_max: Some(1 << 40), chunks_max: 1 << 17, sync: false };
-    let open = || {
+    let (path, bottom) = (dir.path().join("store"), dir.path().join("bottom"));
+    let options = Options { bytes_max: Some(1 << 42), chunks_max: 1 << 17, sync: false };
+    let timed = |open: &dyn Fn() -> u64| {
         let start = Instant::now();
-        let store = DirStore::open(dir.path(), &limits(), options).expect("open");
-        (store.stats().chunks, start.elapsed())
+        (open(), start.elapsed())
     };
-    let mut table = Table::new("Starts", &["chunks", "ms"]);
-    let mut row = |(chunks, took): (u64, Duration)| table.row(&[&chunks, &format!("{:.1}", took.as_secs_f64() * 1e3)]);
-    row(open());
+    let alone = || DirStore::open(&path, &limits(), options).expect("open").stats().chunks;
+    let url = format!("tiers:dir:{}=4096G,dir:{}", path.display(), bottom.display());
+    let tier = || {
+        let store = store::open::<Vec<u8>>(&url, &Limits { chunks_max: 1 << 17, ..limits() }).expect("open");
+        let mut chunks = 0;
+        store.tiers(false, &mut |tier| chunks = tier.chunks);
+        chunks
+    };
+    let mut table = Table::new("Starts", &["", "chunks", "ms"]);
+    let mut row = |name: &str, (chunks, took): (u64, Duration)| {
+        table.row(&[&name, &chunks, &format!("{:.1}", took.as_secs_f64() * 1e3)]);
+    };
+    row("a store", timed(&alone));
     for n in 0..arguments.many {
-        File::create(chunk_path(dir.path(), &key(n))).and_then(|file| file.set_len(10_000_000)).expect("a sparse file");
+        File::create(chunk_path(&path, &key(n))).and_then(|file| file.set_len(10_000_000)).expect("a sparse file");
     }
-    row(open());
+    row("a store", timed(&alone));
+    row("a disk tier", timed(&tier));
+    nix::unistd::sync();
+    // Names and sizes of files from the disk, as after a reboot; root only.
+    if std::fs::write("/proc/sys/vm/drop_caches", "2").is_ok() {
+        row("a disk tier, names not in memory", timed(&tier));
+    }
     table
 }

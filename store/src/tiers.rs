@@ -9,7 +9,8 @@
 //!
 //! * **T2 holds everything**, so that what leaves T0 or T1 is written nowhere, and losing either costs hits only.
 //! * **A tier that fails is passed over.** What cannot be opened in T0 or T1 is asked of T2; a block that cannot be read
-//!   there any more is a miss, and its chunk leaves that tier. While T2 is down, look-ups say what T0 and T1 have.
+//!   there any more is a miss, and its chunk leaves that tier. While T2 is down, look-ups say what T0 and T1 have. A disk
+//!   that is slow or fails again and again is left alone for a while (breaker.rs).
 //! * **Bad bytes** leave T0 and T1; from T2 they go when they are fetched from there and fail again.
 //! * A chunk comes in whole or not at all: T1 publishes by rename, T0 by entering its name into the map last. A restart in
 //!   the middle leaves nothing of it.
@@ -33,10 +34,12 @@ use crate::node::NodeFacts;
 use crate::redis::RedisStore;
 use crate::url::{OpenError, bytes, dir_options};
 use crate::{Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError};
+use breaker::Breaker;
 use dram::Dram;
 use mover::Wishes;
 use reader::TierReader;
 
+mod breaker;
 mod dram;
 mod mover;
 mod reader;
@@ -65,6 +68,9 @@ pub struct TierFacts {
     /// Chunks that left for others, and their bytes.
     pub evicted: u64,
     pub bytes_evicted: u64,
+    /// Calls that took long, and whether the tier is passed over now, for reading or writing.
+    pub slow: u64,
+    pub out: bool,
     /// Chunks by score, where it was asked for. A score of 1 is one use just now of a chunk of neutral importance.
     pub scores: [u32; SCORE_BUCKETS],
 }
@@ -83,6 +89,9 @@ struct Moves {
 struct Disk {
     store: DirStore,
     policy: Mutex<Worth>,
+    /// A disk that cannot take what is written may still be good to read from.
+    reads: Breaker,
+    writes: Breaker,
 }
 
 /// T2.
@@ -130,6 +139,8 @@ struct Tiers {
     fetching: AtomicUsize,
     /// By tier: T0, T1.
     moves: [Moves; 2],
+    /// Readers that were made.
+    readers: AtomicUsize,
 }
 
 /// The store. See the module's head.
@@ -170,6 +181,7 @@ impl TierStore {
             wishes: Wishes::new(limits.puts_max),
             fetching: 0.into(),
             moves: Default::default(),
+            readers: 0.into(),
         });
         let mover = mover::start(Arc::clone(&tiers))
             .map_err(|error| OpenError::path("start the mover of", std::path::Path::new("tiers"), &error))?;
@@ -239,7 +251,12 @@ impl Disk {
             // One that stays is found again by the next start.
             let _ = store.evict_chunk(key);
         }
-        Ok(Self { store, policy: Mutex::new(policy) })
+        Ok(Self { store, policy: Mutex::new(policy), reads: Breaker::new(), writes: Breaker::new() })
+    }
+
+    /// Whether a fetch would get this chunk from here.
+    fn serves(&self, key: &ChunkKey) -> bool {
+        self.store.holds(key) && self.reads.serves()
     }
 
     /// Counts a use; what the store lost by itself, the policy forgets.
@@ -301,7 +318,7 @@ impl Tiers {
 
     fn holds(&self, key: &ChunkKey) -> bool {
         self.dram.as_ref().is_some_and(|dram| dram.holds(key))
-            || self.disk.as_ref().is_some_and(|disk| disk.store.holds(key))
+            || self.disk.as_ref().is_some_and(|disk| disk.serves(key))
     }
 
     /// Whether a tier that is there has not got it.
@@ -412,6 +429,8 @@ impl Store for TierStore {
             bytes_promoted: moves.bytes_promoted.load(Relaxed),
             evicted: 0,
             bytes_evicted: 0,
+            slow: 0,
+            out: false,
             scores: [0; SCORE_BUCKETS],
         };
         if let Some(dram) = &self.tiers.dram {
@@ -431,6 +450,8 @@ impl Store for TierStore {
                 bytes_read: stats.bytes_read,
                 evicted: stats.evicted,
                 bytes_evicted: stats.bytes_evicted,
+                slow: disk.reads.slow.load(Relaxed) + disk.writes.slow.load(Relaxed),
+                out: !disk.reads.serves() || !disk.writes.serves(),
                 scores: if with_scores {
                     scores(&disk.policy.lock().expect(POISONED), now_ms)
                 } else {

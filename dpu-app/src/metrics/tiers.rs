@@ -55,4 +55,13 @@ pub(super) const TIER_FAMILIES: &[Family] = &[
     counter("kvlane_tier_evicted_bytes_total", &["tier"], "Their bytes", |view, out| {
         each(view, out, |tier| tier.bytes_evicted)
     }),
+    counter(
+        "kvlane_tier_slow_calls_total",
+        &["tier"],
+        "Calls of a tier's disk that took 250 ms or more",
+        |view, out| each(view, out, |tier| tier.slow),
+    ),
+    gauge("kvlane_tier_out", &["tier"], "Whether a tier is passed over because it is slow or fails", |view, out| {
+        each(view, out, |tier| tier.out.into())
+    }),
 ];

@@ -107,7 +107,11 @@ fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
             ("  promoted", format!("{} chunks, {}", of("promoted"), mb(of("bytes_promoted")))),
             ("  refused, failed", format!("{}, {}", of("refused"), of("failed"))),
             ("  evicted", format!("{} chunks, {}", of("evicted"), mb(of("bytes_evicted")))),
+            ("  slow calls", of("slow").to_string()),
         ]);
+        if tier.get("out").and_then(Value::as_bool) == Some(true) {
+            show.line("  OUT of service: its disk is slow or fails, and is left alone for a while");
+        }
         for (score, count) in scores(tier).into_iter().filter(|(_, count)| *count > 0) {
             show.line(&format!("  score from {score:<9} {count} chunks"));
         }

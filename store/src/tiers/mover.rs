@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Manifest};
 use nix::sys::eventfd::EventFd;
-use tier::Worth;
 
+use super::breaker::MOVER_LANE;
 use super::dram::Incoming;
 use super::{Moves, Tiers, chunk};
 use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
@@ -155,7 +155,10 @@ pub(super) fn start(tiers: Arc<Tiers>) -> std::io::Result<JoinHandle<()>> {
         };
         let manifest = vec![0; tiers.limits.manifest_bytes_max];
         let memory = Some(vec![0; tiers.limits.block_bytes_max]);
-        let mut mover = Mover { tiers: &tiers, reader, manifest, memory, seat: tiers.limits.chunks_open_max };
+        let seat = tiers.limits.chunks_open_max;
+        // Address space; what of it is ever touched is what one chunk ever pushed out.
+        let leaving = Vec::with_capacity(if tiers.disk.is_some() { tiers.limits.chunks_max } else { 0 });
+        let mut mover = Mover { tiers: &tiers, reader, manifest, memory, seat, leaving, in_service: true };
         let _ = sender.send(Ok(()));
         mover.run();
     };
@@ -174,6 +177,10 @@ struct Mover<'a> {
     /// One block.
     memory: Option<Vec<u8>>,
     seat: usize,
+    /// What leaves T1 for the chunk that comes.
+    leaving: Vec<ChunkKey>,
+    /// Whether T1 was when it was looked at last.
+    in_service: bool,
 }
 
 /// Where a chunk comes from.
@@ -186,6 +193,7 @@ enum Source {
 impl Mover<'_> {
     fn run(&mut self) {
         while let Some(wish) = self.tiers.wishes.next() {
+            self.report();
             let started = Instant::now();
             let moved = self.serve(&wish);
             self.tiers.wishes.waiting().moving = None;
@@ -201,16 +209,32 @@ impl Mover<'_> {
         }
     }
 
+    /// Says once that T1 goes out of service, and that it is back.
+    fn report(&mut self) {
+        let Some(disk) = &self.tiers.disk else { return };
+        let in_service = disk.reads.serves() && disk.writes.serves();
+        match (self.in_service, in_service) {
+            (true, false) => log::error!(
+                "store: {} is slow or fails and is left alone: look at that disk; the other tiers serve",
+                disk.store.path().display()
+            ),
+            (false, true) => log::info!("store: {} is in service again, or tried", disk.store.path().display()),
+            _ => {}
+        }
+        self.in_service = in_service;
+    }
+
     /// Bytes that were moved.
     fn serve(&mut self, wish: &Wish) -> Result<u64, StoreError> {
         let tiers = self.tiers;
         let wants_dram = tiers.dram.as_ref().is_some_and(|dram| !dram.holds(&wish.key));
-        let wants_disk = tiers.disk.as_ref().is_some_and(|disk| !disk.store.holds(&wish.key));
+        let on_disk = tiers.disk.as_ref().is_some_and(|disk| disk.store.holds(&wish.key));
+        let wants_disk = !on_disk && tiers.disk.as_ref().is_some_and(|disk| disk.writes.serves());
         if !wants_dram && !wants_disk {
             return Ok(0);
         }
         self.stand_back();
-        let mut source = if tiers.disk.is_some() && !wants_disk { Source::Disk } else { Source::Bottom };
+        let mut source = if on_disk { Source::Disk } else { Source::Bottom };
         let mut opened = self.open(source, &wish.key);
         if opened.is_err() && source == Source::Disk {
             source = Source::Bottom;
@@ -339,15 +363,17 @@ impl Mover<'_> {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Whether T1 should have it; what leaves for it goes from the disk.
-    fn admit(&self, offered: &tier::Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> Option<()> {
+    /// Whether T1 should have it; what leaves for it goes from the disk, after the policy is free for others again.
+    fn admit(&mut self, offered: &tier::Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> Option<()> {
         let disk = self.tiers.disk();
-        let mut policy: MutexGuard<'_, Worth> = disk.policy.lock().expect(POISONED);
-        let leaves = &mut |key: &ChunkKey, _| {
+        let leaving = &mut self.leaving;
+        let leaves = &mut |key: &ChunkKey, _| leaving.push(*key);
+        let admitted = disk.policy.lock().expect(POISONED).offer(offered, parent, now_ms, leaves);
+        for key in leaving.drain(..) {
             // One that cannot be removed is evicted by the directory's own LRU when it needs the room.
-            let _ = disk.store.evict_chunk(key);
-        };
-        policy.offer(offered, parent, now_ms, leaves).ok()
+            let _ = disk.store.evict_chunk(&key);
+        }
+        admitted.ok()
     }
 
     /// A call of the put into T1; where it fails the put is over and T1 goes without.
@@ -358,7 +384,7 @@ impl Mover<'_> {
         abort: bool,
     ) -> bool {
         let disk = self.tiers.disk();
-        if call(&disk.store).is_ok() {
+        if disk.writes.watch(MOVER_LANE, || call(&disk.store)).is_ok() {
             return true;
         }
         if abort {
@@ -373,7 +399,8 @@ impl Mover<'_> {
     fn open(&mut self, source: Source, key: &ChunkKey) -> Result<usize, StoreError> {
         let until = Instant::now() + PATIENCE;
         if source == Source::Disk {
-            return self.tiers.disk().store.open(self.seat, key, &mut self.manifest, until);
+            let disk = self.tiers.disk();
+            return disk.reads.watch(MOVER_LANE, || disk.store.open(self.seat, key, &mut self.manifest, until));
         }
         match self.ask(Ask::Open { seat: self.seat, key: *key, until }) {
             Outcome::Opened(result) => result,
@@ -390,7 +417,9 @@ impl Mover<'_> {
             return Err(StoreError::Large { what: "bytes of a block", value: bytes, max });
         }
         if source == Source::Disk {
-            let result = self.tiers.disk().store.read_block(self.seat, index, &mut memory[..bytes], until);
+            let disk = self.tiers.disk();
+            let read = || disk.store.read_block(self.seat, index, &mut memory[..bytes], until);
+            let result = disk.reads.watch(MOVER_LANE, read);
             self.memory = Some(memory);
             return result;
         }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
+use super::breaker::Breaker;
 use super::{Place, Tiers};
 use crate::{Answer, Ask, Direct, Memory, Outcome, Reader, StoreError, retry};
 
@@ -21,6 +22,8 @@ pub(super) struct TierReader<'a, M> {
     manifest: Vec<u8>,
     /// Questions to T2 that are more than passed on.
     asked: Vec<(usize, Asked)>,
+    /// In T1's breaker.
+    lane: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +42,8 @@ impl<'a, M: Memory> TierReader<'a, M> {
     pub(super) fn new(tiers: &'a Tiers, bottom: Box<dyn Reader<M> + 'a>) -> Self {
         let manifest = vec![0; tiers.limits.manifest_bytes_max];
         let asked = Vec::with_capacity(tiers.limits.asks_max + 1);
-        Self { tiers, bottom, local: None, manifest, asked }
+        let lane = Breaker::lane(tiers.readers.fetch_add(1, Relaxed));
+        Self { tiers, bottom, local: None, manifest, asked, lane }
     }
 
     fn leading(&self, keys: &[ChunkKey]) -> usize {
@@ -75,7 +79,8 @@ impl<'a, M: Memory> TierReader<'a, M> {
             }
             // Whatever is wrong with T1, T2 has it, too.
             if let Some(disk) = self.tiers.disk.as_ref().filter(|disk| disk.store.holds(&key))
-                && let Ok(bytes) = retry(|| disk.store.open(seat, &key, &mut self.manifest, until))
+                && let Ok(bytes) =
+                    disk.reads.watch(self.lane, || retry(|| disk.store.open(seat, &key, &mut self.manifest, until)))
             {
                 place(Place::Disk);
                 self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
@@ -102,7 +107,8 @@ impl<'a, M: Memory> TierReader<'a, M> {
         } else if place == Place::Dram {
             self.tiers.dram().read(seat, index, into)
         } else {
-            retry(|| self.tiers.disk().store.read_block(seat, index, into, until))
+            let disk = self.tiers.disk();
+            disk.reads.watch(self.lane, || retry(|| disk.store.read_block(seat, index, into, until)))
         };
         // T2 has the chunk, and this tier not any more: to who asks that is a chunk that went.
         let result = result.map_err(|error| match error {
