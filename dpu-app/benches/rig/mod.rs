@@ -195,7 +195,7 @@ impl Fetching {
     }
 
     pub(crate) fn once(&mut self) -> Completion {
-        let transfer = Transfer { keys: &self.keys, pages: &self.pages, tokens: Tokens::ALL, deadline: Some(PATIENCE) };
+        let transfer = Transfer { deadline: Some(PATIENCE), ..Transfer::new(&self.keys, &self.pages) };
         let completion = answered(&mut self.client, |client| client.post_fetch(&transfer));
         assert_eq!(completion.chunks_done, self.keys.len(), "all of it");
         completion
