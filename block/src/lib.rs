@@ -16,6 +16,7 @@ mod compare;
 mod encode;
 mod geometry;
 mod header;
+mod importance;
 mod kernel;
 mod key;
 mod lanes;
@@ -40,6 +41,7 @@ pub use geometry::{
     CHUNK_TOKENS_MAX, ElementType, GEOMETRY_BYTES, Geometry, GeometryError, HEAD_SIZE_MAX, HEADS_MAX, LAYERS_MAX,
 };
 pub use header::{FORMAT_VERSION, HEADER_BYTES, Header, HeaderError};
+pub use importance::Importance;
 pub use key::{ChunkKey, KEY_BYTES, KeyChain, KeyError, Namespace};
 pub use manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestError, manifest_bytes};
 pub use plan::{BLOCK_ELEMENTS_MAX, BLOCKS_PER_CHUNK_MAX, Kind, Part, Plan, PlanError, wire_bytes_max};

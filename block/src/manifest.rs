@@ -4,6 +4,7 @@
 
 use crate::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
 use crate::header::{FORMAT_VERSION, HEADER_BYTES};
+use crate::importance::Importance;
 use crate::key::{ChunkKey, KEY_BYTES};
 use crate::plan::{BLOCKS_PER_CHUNK_MAX, Plan, PlanError, wire_bytes_max};
 use crate::words::{put, u16_at, u32_at};
@@ -21,6 +22,7 @@ mod at {
     pub(super) const LAYERS_PER_BLOCK: usize = 52;
     pub(super) const TOKENS_PER_BLOCK: usize = 54;
     pub(super) const BLOCK_COUNT: usize = 56;
+    pub(super) const IMPORTANCE: usize = 58;
     pub(super) const CRC: usize = 60;
 }
 
@@ -42,7 +44,7 @@ pub enum ManifestError {
     Bytes { expected: usize, found: usize },
     Magic,
     Version { ours: u16, theirs: u16 },
-    Reserved,
+    Head { bytes: u16 },
     Crc { expected: u32, found: u32 },
     Geometry(GeometryError),
     Plan(PlanError),
@@ -56,7 +58,7 @@ impl fmt::Display for ManifestError {
             Self::Bytes { expected, found } => write!(f, "manifest: {found} bytes, not {expected}"),
             Self::Magic => write!(f, "manifest: not a kvlane manifest"),
             Self::Version { ours, theirs } => write!(f, "manifest: version {theirs}, this reader is {ours}"),
-            Self::Reserved => write!(f, "manifest: reserved bytes are not zero"),
+            Self::Head { bytes } => write!(f, "manifest: lengths from byte {bytes} on, not {HEAD_BYTES}"),
             Self::Crc { expected, found } => write!(f, "manifest: crc-32 is {found:08x}, it says {expected:08x}"),
             Self::Geometry(e) => write!(f, "manifest: {e}"),
             Self::Plan(e) => write!(f, "manifest: {e}"),
@@ -74,6 +76,7 @@ pub struct Manifest {
     key: ChunkKey,
     geometry: Geometry,
     plan: Plan,
+    importance: Importance,
     block_count: u16,
     lengths: [u32; BLOCKS_PER_CHUNK_MAX],
 }
@@ -86,8 +89,14 @@ impl Manifest {
         if lengths.len() != expected {
             return Err(ManifestError::BlockCount { expected, found: lengths.len() });
         }
-        let mut manifest =
-            Self { key, geometry, plan, block_count: expected as u16, lengths: [0; BLOCKS_PER_CHUNK_MAX] };
+        let mut manifest = Self {
+            key,
+            geometry,
+            plan,
+            importance: Importance::NEUTRAL,
+            block_count: expected as u16,
+            lengths: [0; BLOCKS_PER_CHUNK_MAX],
+        };
         for (block, &bytes) in lengths.iter().enumerate() {
             let part = plan.part(&geometry, block).expect("below the plan's block count");
             if bytes as usize <= HEADER_BYTES || bytes as usize > wire_bytes_max(&geometry, &part) {
@@ -96,6 +105,12 @@ impl Manifest {
             manifest.lengths[block] = bytes;
         }
         Ok(manifest)
+    }
+
+    /// The same, with what the host says that the chunk is worth.
+    #[must_use]
+    pub fn with_importance(self, importance: Importance) -> Self {
+        Self { importance, ..self }
     }
 
     /// Writes the manifest to the start of `bytes` and returns how many bytes it took: [`manifest_bytes`].
@@ -114,6 +129,7 @@ impl Manifest {
         put(bytes, at::LAYERS_PER_BLOCK, &self.plan.layers_per_block.to_le_bytes());
         put(bytes, at::TOKENS_PER_BLOCK, &self.plan.tokens_per_block.to_le_bytes());
         put(bytes, at::BLOCK_COUNT, &self.block_count.to_le_bytes());
+        put(bytes, at::IMPORTANCE, &self.importance.word().to_le_bytes());
         for (slot, length) in bytes[HEAD_BYTES..].as_chunks_mut::<4>().0.iter_mut().zip(self.lengths()) {
             *slot = length.to_le_bytes();
         }
@@ -134,8 +150,9 @@ impl Manifest {
         if theirs != FORMAT_VERSION {
             return Err(ManifestError::Version { ours: FORMAT_VERSION, theirs });
         }
-        if u16_at(head, at::HEAD_BYTES) as usize != HEAD_BYTES || u16_at(head, at::BLOCK_COUNT + 2) != 0 {
-            return Err(ManifestError::Reserved);
+        let bytes_before = u16_at(head, at::HEAD_BYTES);
+        if usize::from(bytes_before) != HEAD_BYTES {
+            return Err(ManifestError::Head { bytes: bytes_before });
         }
         let found = u16_at(head, at::BLOCK_COUNT) as usize;
         if found > BLOCKS_PER_CHUNK_MAX {
@@ -159,7 +176,8 @@ impl Manifest {
             *length = u32::from_le_bytes(*word);
         }
         let geometry = Geometry::decode(geometry).map_err(ManifestError::Geometry)?;
-        Self::new(ChunkKey::new(*key), geometry, plan, &lengths[..found])
+        let importance = Importance::from_word(u16_at(head, at::IMPORTANCE));
+        Ok(Self::new(ChunkKey::new(*key), geometry, plan, &lengths[..found])?.with_importance(importance))
     }
 
     pub fn key(&self) -> &ChunkKey {
@@ -172,6 +190,10 @@ impl Manifest {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub fn importance(&self) -> Importance {
+        self.importance
     }
 
     pub fn block_count(&self) -> usize {

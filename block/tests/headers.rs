@@ -184,6 +184,18 @@ fn the_bytes_of_a_manifest_are_pinned() {
     let read = Manifest::parse(&bytes).unwrap();
     assert_eq!((read.key(), read.geometry(), read.lengths()), (&key(), &geometry(), manifest.lengths()));
     assert_eq!(read.plan(), manifest.plan());
+    assert_eq!(read.importance(), Importance::NEUTRAL);
+}
+
+#[test]
+fn an_importance_changes_two_bytes_of_a_manifest_and_its_crc() {
+    let (mut plain, mut rated) = ([0; 80], [0; 80]);
+    manifest().encode(&mut plain);
+    manifest().with_importance(Importance::of(2.5).unwrap()).encode(&mut rated);
+    assert_eq!(rated[58..60], [0x80, 2]);
+    assert_eq!(Manifest::parse(&rated).unwrap().importance().factor(), 2.5);
+    rated[58..64].copy_from_slice(&plain[58..64]);
+    assert_eq!(rated, plain);
 }
 
 #[test]

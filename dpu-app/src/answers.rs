@@ -17,13 +17,14 @@ pub enum Asked {
     Lookup,
     Fetch,
     Store,
+    Rate,
     Control,
 }
 
 impl Asked {
-    pub const ALL: [Self; 4] = [Self::Lookup, Self::Fetch, Self::Store, Self::Control];
+    pub const ALL: [Self; 5] = [Self::Lookup, Self::Fetch, Self::Store, Self::Rate, Self::Control];
     /// Those that name chunks.
-    pub const CHUNKS: [Self; 3] = [Self::Lookup, Self::Fetch, Self::Store];
+    pub const CHUNKS: [Self; 4] = [Self::Lookup, Self::Fetch, Self::Store, Self::Rate];
     /// Those that ask for a prefix of chunks.
     pub const PREFIX: [Self; 2] = [Self::Lookup, Self::Fetch];
 
@@ -33,6 +34,7 @@ impl Asked {
             Operation::Lookup => Self::Lookup,
             Operation::Fetch => Self::Fetch,
             Operation::Store => Self::Store,
+            Operation::Rate => Self::Rate,
             _ => Self::Control,
         }
     }
@@ -43,6 +45,7 @@ impl Asked {
             Self::Lookup => "lookup",
             Self::Fetch => "fetch",
             Self::Store => "store",
+            Self::Rate => "rate",
             Self::Control => "control",
         }
     }

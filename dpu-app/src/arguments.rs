@@ -73,9 +73,16 @@ struct Run {
     /// File of `flag = value` lines, flags as below without the dashes; # starts a comment
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...]; docs/stores.md has all options
+    /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...] or tiers:...; docs/stores.md and docs/tiers.md have all options
     #[arg(long, env = "KVLANE_STORE", value_name = "URL")]
     store: String,
+    /// What sessions of a namespace may hold of each tier, once or more: LEAST is never taken from them, MOST never
+    /// exceeded [default: 100%], both bytes (8G) or parts of a tier (25%). Sessions that name no namespace of these are of `default`
+    #[arg(long, env = "KVLANE_TIER_QUOTA", value_name = "NAME=LEAST[..MOST]", value_delimiter = ',')]
+    tier_quota: Vec<String>,
+    /// Namespace from which others take nothing that it holds, up to the MOST of its quota; once or more
+    #[arg(long, env = "KVLANE_TIER_PIN", value_name = "NAME", value_delimiter = ',')]
+    tier_pin: Vec<String>,
     /// How hosts may attach
     #[arg(long, env = "KVLANE_ATTACH", value_name = "WAY", value_enum, default_value_t = Way::Both)]
     attach: Way,
@@ -188,9 +195,9 @@ fn defaults() -> Config {
 }
 
 impl Run {
-    fn config(&self) -> Config {
+    fn config(&self) -> Result<Config, store::NamespaceError> {
         let slots = self.slots;
-        Config {
+        Ok(Config {
             attach: match self.attach {
                 Way::Both => Attach::Both,
                 Way::Comch => Attach::Comch,
@@ -200,6 +207,10 @@ impl Run {
             representors: self.representor.clone(),
             socket: self.socket.clone(),
             store: self.store.clone(),
+            namespaces: store::Namespaces::new(
+                self.tier_quota.iter().map(String::as_str),
+                self.tier_pin.iter().map(String::as_str),
+            )?,
             device: self.device.clone().map_or(doca::Selector::First, doca::Selector::Named),
             recipe: self.recipe,
             deflate_level: self.deflate_level,
@@ -225,7 +236,7 @@ impl Run {
             software_crc: self.software_crc,
             allow_software: self.allow_software,
             supervisor: None,
-        }
+        })
     }
 }
 
@@ -272,12 +283,13 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).format_target(false).init();
     match arguments.command {
         Command::Run(run) => run_data_plane(&run),
-        Command::Limits(run) => {
-            for (name, value) in run.config().limits() {
-                say!("{name}: {value}");
+        Command::Limits(run) => match run.config() {
+            Ok(config) => {
+                config.limits().iter().for_each(|(name, value)| say!("{name}: {value}"));
+                ExitCode::SUCCESS
             }
-            ExitCode::SUCCESS
-        }
+            Err(error) => fail(EXIT_USAGE, error),
+        },
         Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
         Command::Calibrate(calibrate) => {
@@ -302,7 +314,10 @@ fn run_data_plane(run: &Run) -> ExitCode {
     if let Some(path) = run.config.as_ref().filter(|path| !path.is_file()) {
         return fail(EXIT_USAGE, format_args!("config file {}: not found", path.display()));
     }
-    let mut config = run.config();
+    let mut config = match run.config() {
+        Ok(config) => config,
+        Err(error) => return fail(EXIT_USAGE, error),
+    };
     config.supervisor = match notify::Target::from_environment() {
         Ok(target) => target,
         Err(what) => return fail(EXIT_USAGE, what),

@@ -258,6 +258,7 @@ impl Hub<'_, '_> {
             state: SessionState::Live,
             id: number as u32,
             client: attachment.client,
+            namespace: self.shared.config.namespaces.number(attachment.namespace.as_deref()),
             pid: attachment.pid,
             generation: attachment.generation,
             recipe: attachment.recipe.unwrap_or(self.shared.config.recipe),

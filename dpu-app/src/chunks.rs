@@ -29,6 +29,8 @@ impl Hub<'_, '_> {
         self.store_watch.saw(&done, self.now);
         match done {
             Done::Looked { session, found } => self.looked(usize::from(session), found),
+            // Of all of them.
+            Done::Rated { session } => self.looked(usize::from(session), Ok(usize::MAX)),
             Done::Touched { session } => {
                 let index = usize::from(session);
                 self.shared.prefixes[index].lock().expect("panic is abort").clear();
@@ -113,8 +115,8 @@ impl Hub<'_, '_> {
                 return true;
             }
             let started = match request.command.operation {
-                Operation::Lookup => {
-                    self.gather_lookup(index, front);
+                Operation::Lookup | Operation::Rate => {
+                    self.gather(index, front);
                     true
                 }
                 Operation::Fetch => self.start_chunk(index, front, Direction::Fetch),
@@ -129,41 +131,44 @@ impl Hub<'_, '_> {
 
     /// All chunks of a request were started: the store learns that they belong together.
     fn touch(&mut self, index: usize) {
-        let started = !self.shared.prefixes[index].lock().expect("panic is abort").is_empty();
+        let started = !self.shared.prefixes[index].lock().expect("panic is abort").keys.is_empty();
         if let Some(session) = self.sessions[index].as_mut().filter(|_| started) {
             session.touching = true;
             self.give(Job::Touch { session: index as u16 });
         }
     }
 
-    /// Adds a window of keys to a look-up, and asks the store when they are all there: a few round trips to its servers,
-    /// whatever the length.
-    fn gather_lookup(&mut self, index: usize, place: usize) {
+    /// Adds a window of keys to a look-up or a rating, and asks the store when they are all there: a few round trips to
+    /// its servers, whatever the length.
+    fn gather(&mut self, index: usize, place: usize) {
         let session = self.sessions[index].as_mut().expect("the caller looked");
         let request = session.requests[place].as_mut().expect("the caller looked");
         {
             let mut asked = self.shared.lookups[index].lock().expect("panic is abort");
             if request.next == 0 {
                 asked.keys.clear();
+                asked.importances.clear();
             }
             asked.keys.extend_from_slice(session.staged.keys());
+            asked.importances.extend_from_slice(session.staged.importances());
             asked.until = request.until;
         }
         request.next += session.staged.keys().len() as u32;
         session.staged.clear();
         if !request.wants_more() {
             session.looking = Some(place);
-            self.give(Job::Lookup { session: index as u16 });
+            let (session, rates) = (index as u16, request.command.operation == Operation::Rate);
+            self.give(if rates { Job::Rate { session } } else { Job::Lookup { session } });
         }
     }
 
     fn looked(&mut self, index: usize, found: Result<usize, Failure>) {
         let session = self.sessions[index].as_mut().expect("a session lives as long as its look-up");
-        let place = session.looking.take().expect("one look-up at a time");
+        let place = session.looking.take().expect("one look-up or rating at a time");
         let Some(request) = session.requests[place].as_mut() else { return };
         match found {
             Ok(found) => {
-                let found = (found as u32).min(request.next);
+                let found = u32::try_from(found).unwrap_or(u32::MAX).min(request.next);
                 (0..found).for_each(|chunk| request.done.insert(chunk));
                 if found < request.next {
                     request.cut(found, Failure::Miss);
@@ -176,11 +181,11 @@ impl Hub<'_, '_> {
     fn start_chunk(&mut self, index: usize, place: usize, direction: Direction) -> bool {
         let Some(seat) = self.pipeline.free_seat(direction) else { return false };
         let session = self.sessions[index].as_mut().expect("the caller looked");
-        let Session { requests, staged, memory, recipe, .. } = session;
+        let Session { requests, staged, memory, recipe, namespace, .. } = session;
         let request = requests[place].as_mut().expect("the caller looked");
         let memory = memory.as_ref().expect("fetch and store need memory: checked when they were taken");
         let pages_per_chunk = request.command.pages_per_chunk as usize;
-        let (key, pages) = staged.take(pages_per_chunk).expect("the caller looked");
+        let (key, importance, pages) = staged.take(pages_per_chunk).expect("the caller looked");
         let chunk_tokens = u32::from(memory.geometry.chunk_tokens);
         let first = request.next * chunk_tokens;
         let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
@@ -210,6 +215,7 @@ impl Hub<'_, '_> {
             chunk.key = key;
             chunk.geometry = memory.geometry;
             chunk.recipe = *recipe;
+            chunk.importance = importance;
             chunk.order = memory.order;
             chunk.plan = memory.plan;
             chunk.blocks = usize::from(flow.blocks);
@@ -219,8 +225,12 @@ impl Hub<'_, '_> {
             let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
             if request.next == 0 {
                 prefix.clear();
+                prefix.namespace = *namespace;
             }
-            prefix.push(key).expect("a place per chunk of a request");
+            prefix.keys.push(key).expect("a place per chunk of a request");
+            if request.command.has_importances() {
+                prefix.importances.push(importance).expect("a place per chunk of a request");
+            }
         }
         request.next += 1;
         request.active += 1;

@@ -54,6 +54,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Store URL, e.g. `dir:/var/lib/kvlane?bytes=200G`.
     pub store: String,
+    /// Who has which part of the store's tiers.
+    pub namespaces: store::Namespaces,
     /// Device to open.
     pub device: doca::Selector,
     /// How chunks are encoded when a host stores without saying how.
@@ -112,6 +114,7 @@ impl Config {
             representors: Vec::new(),
             socket: PathBuf::from("/run/kvlane/dpu-app.sock"),
             store: String::new(),
+            namespaces: store::Namespaces::default(),
             device: doca::Selector::First,
             recipe: "q5".parse().expect("a recipe of our own"),
             deflate_level: block::codec::DEFLATE_LEVEL_DEFAULT,

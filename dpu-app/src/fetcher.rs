@@ -122,8 +122,18 @@ impl<'a, 's> Fetcher<'a, 's> {
                 Ask::Lookup { keys: std::mem::take(&mut asked.keys), until: asked.until }
             }
             Job::Touch { session } => {
-                self.shared.store.touch(&self.shared.prefixes[usize::from(session)].lock().expect("panic is abort"));
+                let prefix = self.shared.prefixes[usize::from(session)].lock().expect("panic is abort");
+                let stated = prefix.importances.len();
+                self.shared.store.rate(&prefix.keys[..stated], &prefix.importances);
+                self.shared.store.touch(prefix.namespace, &prefix.keys);
+                drop(prefix);
                 return self.answer(Done::Touched { session });
+            }
+            Job::Rate { session } => {
+                let asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
+                self.shared.store.rate(&asked.keys, &asked.importances);
+                drop(asked);
+                return self.answer(Done::Rated { session });
             }
             Job::Open { seat } => {
                 let (key, until) = chunk_of(seat);

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use block::{ChunkKey, Geometry, Header, Manifest, Part, Plan, Recipe, TileOrder};
+use block::{ChunkKey, Geometry, Header, Importance, Manifest, Part, Plan, Recipe, TileOrder};
 use mailbox::Status;
 
 use crate::crew::CrewKind;
@@ -21,6 +21,8 @@ pub enum Job {
     Lookup { session: u16 },
     /// Tells the store that the chunks of a prefix were used together. For fetch workers.
     Touch { session: u16 },
+    /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For fetch workers.
+    Rate { session: u16 },
     /// Opens the seat's chunk and reads its manifest. For fetch workers.
     Open { seat: Seat },
     /// Reads one block into the slot's wire area and checks header and scales. For fetch workers.
@@ -46,9 +48,12 @@ impl Job {
     #[must_use]
     pub fn crew(&self) -> CrewKind {
         match self {
-            Self::Lookup { .. } | Self::Touch { .. } | Self::Open { .. } | Self::Read { .. } | Self::Close { .. } => {
-                CrewKind::Fetch
-            }
+            Self::Lookup { .. }
+            | Self::Touch { .. }
+            | Self::Rate { .. }
+            | Self::Open { .. }
+            | Self::Read { .. }
+            | Self::Close { .. } => CrewKind::Fetch,
             Self::Inflate { .. } | Self::Restore { .. } => CrewKind::Dequantize,
             Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
         }
@@ -93,6 +98,9 @@ pub enum Restored {
 #[derive(Clone, Copy, Debug)]
 pub enum Done {
     Touched {
+        session: u16,
+    },
+    Rated {
         session: u16,
     },
     Looked {
@@ -196,6 +204,8 @@ pub struct Chunk {
     pub key: ChunkKey,
     pub geometry: Geometry,
     pub recipe: Recipe,
+    /// For a store: what its host says that it is worth.
+    pub importance: Importance,
     pub order: TileOrder,
     pub plan: Plan,
     /// Wire bytes by block: from the manifest (fetch), or as they are encoded (store).
@@ -226,6 +236,7 @@ impl Chunks {
             key: ChunkKey::new([0; block::KEY_BYTES]),
             geometry,
             recipe: "lossless".parse().expect("a recipe of our own"),
+            importance: Importance::NEUTRAL,
             order: TileOrder::TokenMajor,
             plan: Plan { layers_per_block: 1, tokens_per_block: 1 },
             lengths: [0; block::BLOCKS_PER_CHUNK_MAX],

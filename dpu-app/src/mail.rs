@@ -222,7 +222,9 @@ impl Hub<'_, '_> {
                 self.drain(true);
                 Some(Status::Ok)
             }
-            Operation::Lookup | Operation::Fetch | Operation::Store => self.admit_request(index, command),
+            Operation::Lookup | Operation::Fetch | Operation::Store | Operation::Rate => {
+                self.admit_request(index, command)
+            }
             Operation::Unknown(_) => Some(Status::Unsupported),
         };
         if let Some(status) = verdict {

@@ -27,7 +27,7 @@ use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
 use crate::metrics;
 use crate::slot::Ring;
-use crate::worker::{Asked, PrefixKeys, QUEUE, Shared, Worker};
+use crate::worker::{Asked, Prefix, QUEUE, Shared, Worker};
 use store::Readable;
 
 /// Why the data plane did not start, or did not go on.
@@ -114,7 +114,7 @@ pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), 
     config.check().map_err(RunError::Config)?;
     check_cpus(config)?;
     let device = open(&config.device)?;
-    let store = store::open(&config.store, &store_limits(config)).map_err(RunError::Store)?;
+    let store = store::open_for(&config.store, &store_limits(config), &config.namespaces).map_err(RunError::Store)?;
     serve(config, device, store.as_ref(), stop, ready)
 }
 
@@ -161,7 +161,7 @@ pub fn serve(
         ring: Ring::allocate(&device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
         chunks: Chunks::new(config.chunks),
         lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),
-        prefixes: (0..config.sessions).map(|_| Mutex::new(PrefixKeys::new())).collect(),
+        prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
         counters: Counters::default(),
         board: Board::default(),
         engine_bell: EventBell::new().map_err(RunError::System)?,

@@ -146,7 +146,9 @@ pub trait Scheduler: World {
     /// A worker's answer. Those about look-ups and prefixes concern no chunk and do not come here.
     fn answered(&mut self, done: Done) {
         match done {
-            Done::Looked { .. } | Done::Touched { .. } => unreachable!("{done:?} is for the session"),
+            Done::Looked { .. } | Done::Touched { .. } | Done::Rated { .. } => {
+                unreachable!("{done:?} is for the session")
+            }
             Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
                 let flow = self.pipeline().flow(seat);
                 (flow.plan, flow.blocks) = (plan, blocks);

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use block::{ChunkKey, Geometry, Plan, Recipe, TileOrder};
+use block::{ChunkKey, Geometry, Importance, Plan, Recipe, TileOrder};
 use doca::{Area, Region, Remote};
 use heapless::Deque;
 use mailbox::channel::Channel;
@@ -20,7 +20,7 @@ use mailbox::{
 use crate::request::Request;
 
 /// Bytes of the longest answer text (status).
-pub const ANSWER_BYTES: usize = 16 << 10;
+pub const ANSWER_BYTES: usize = 24 << 10;
 /// Records in one window at most.
 pub const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
 
@@ -128,6 +128,7 @@ impl SessionState {
 #[derive(Debug, Default)]
 pub struct Staged {
     keys: heapless::Vec<ChunkKey, STAGED_RECORDS>,
+    importances: heapless::Vec<Importance, STAGED_RECORDS>,
     pages: heapless::Vec<u32, PAGES_PER_CHUNK_MAX>,
     taken: usize,
 }
@@ -135,6 +136,7 @@ pub struct Staged {
 impl Staged {
     pub fn clear(&mut self) {
         self.keys.clear();
+        self.importances.clear();
         self.pages.clear();
         self.taken = 0;
     }
@@ -142,6 +144,7 @@ impl Staged {
     /// Adds a record. A window never holds more than fits: its bytes bound both.
     pub fn push(&mut self, record: &mailbox::Record<'_>) {
         self.keys.push(record.key).expect("records of one window");
+        self.importances.push(record.importance).expect("records of one window");
         self.pages.extend(record.pages.iter());
     }
 
@@ -155,12 +158,17 @@ impl Staged {
         &self.keys[self.taken..]
     }
 
-    /// The next record: its key and its pages.
-    pub fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, &[u32])> {
-        let key = *self.keys.get(self.taken)?;
+    #[must_use]
+    pub fn importances(&self) -> &[Importance] {
+        &self.importances[self.taken..]
+    }
+
+    /// The next record: its key, what it is worth, and its pages.
+    pub fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, Importance, &[u32])> {
+        let (key, importance) = (*self.keys.get(self.taken)?, self.importances[self.taken]);
         let first = self.taken * pages_per_chunk;
         self.taken += 1;
-        Some((key, &self.pages[first..first + pages_per_chunk]))
+        Some((key, importance, &self.pages[first..first + pages_per_chunk]))
     }
 }
 
@@ -183,6 +191,8 @@ pub struct Session {
     pub state: SessionState,
     pub id: u32,
     pub client: String,
+    /// Whose quota of the tiers it uses.
+    pub namespace: u8,
     pub pid: u32,
     /// Of its page.
     pub generation: u64,
@@ -208,7 +218,7 @@ pub struct Session {
     pub requests: [Option<Request>; COMMANDS],
     /// Requests with chunks to start, oldest first. Capacity is taken at attach.
     pub queue: VecDeque<usize>,
-    /// The look-up that a worker is busy with.
+    /// The look-up or rating that a worker is busy with.
     pub looking: Option<usize>,
     /// A worker tells the store about the prefix whose chunks were started last.
     pub touching: bool,

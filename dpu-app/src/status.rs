@@ -117,17 +117,17 @@ fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::R
 }
 
 /// The tiers in front of the store.
-fn tiers(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::Result {
+fn tiers(store: &dyn store::Readable<doca::Area>, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
     text.write_str("\"tiers\":[")?;
     let (mut comma, mut result) = (Comma(false), Ok(()));
     store.tiers(true, &mut |tier| {
-        result = result.and_then(|()| comma.put(text)).and_then(|()| write_tier(tier, text));
+        result = result.and_then(|()| comma.put(text)).and_then(|()| write_tier(tier, namespaces, text));
     });
     result?;
     text.write_str("],")
 }
 
-fn write_tier(tier: &store::TierFacts, text: &mut Text<'_>) -> fmt::Result {
+fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
     write!(
         text,
         "{{\"tier\":\"{}\",\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"bytes_read\":{},\"promoted\":{},\
@@ -152,7 +152,13 @@ fn write_tier(tier: &store::TierFacts, text: &mut Text<'_>) -> fmt::Result {
         comma.put(text)?;
         write!(text, "{count}")?;
     }
-    text.write_str("]}")
+    text.write_str("],\"namespaces\":{")?;
+    let mut comma = Comma(false);
+    for (name, bytes) in namespaces.names().zip(tier.namespaces) {
+        comma.put(text)?;
+        write!(text, "{}:{bytes}", Quoted(name))?;
+    }
+    text.write_str("}}")
 }
 
 fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
@@ -268,17 +274,18 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         stats.read_only,
     )?;
     nodes(shared.store, text)?;
-    tiers(shared.store, text)?;
+    tiers(shared.store, &config.namespaces, text)?;
     text.write_str("\"sessions\":[")?;
     let mut comma = Comma(false);
     for session in hub.sessions.iter().flatten() {
         comma.put(text)?;
         write!(
             text,
-            "{{\"id\":{},\"client\":{},\"pid\":{},\"recipe\":\"{}\",\"requests\":{},\"chunks\":{},\"asleep\":{}}}",
+            "{{\"id\":{},\"client\":{},\"pid\":{},\"namespace\":{},\"recipe\":\"{}\",\"requests\":{},\"chunks\":{},\"asleep\":{}}}",
             session.id,
             Quoted(&session.client),
             session.pid,
+            Quoted(config.namespaces.names().nth(usize::from(session.namespace)).unwrap_or_default()),
             session.recipe,
             session.requests.iter().flatten().count(),
             session.flows,

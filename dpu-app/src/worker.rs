@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
-use block::{ChunkKey, Manifest, TileOrder, Transform};
+use block::{ChunkKey, Importance, Manifest, TileOrder, Transform};
 use doca::Area;
 use heapless::spsc::{Consumer, Producer};
 use nix::sys::eventfd::EventFd;
@@ -30,11 +30,13 @@ pub const QUEUE: usize = 256;
 /// that engines behind it do not run dry.
 const ANSWERS_UNHEARD: usize = 3;
 
-/// What a session's look-up asks for.
+/// What a session's look-up or rating asks for.
 #[derive(Debug)]
 pub struct Asked {
     /// All keys of the request; empty while a fetch worker has them.
     pub keys: Vec<ChunkKey>,
+    /// Of a rating, one for each key.
+    pub importances: Vec<Importance>,
     pub until: Instant,
 }
 
@@ -43,7 +45,8 @@ impl Asked {
     #[must_use]
     pub fn new() -> Self {
         const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
-        Self { keys: Vec::with_capacity(mailbox::CHUNKS_PER_REQUEST_MAX), until: Instant::now() }
+        let chunks = mailbox::CHUNKS_PER_REQUEST_MAX;
+        Self { keys: Vec::with_capacity(chunks), importances: Vec::with_capacity(chunks), until: Instant::now() }
     }
 }
 
@@ -53,8 +56,24 @@ impl Default for Asked {
     }
 }
 
-/// The keys of one request.
-pub type PrefixKeys = heapless::Vec<ChunkKey, { mailbox::CHUNKS_PER_REQUEST_MAX }>;
+/// Something of each chunk of one request.
+type OfRequest<T> = heapless::Vec<T, { mailbox::CHUNKS_PER_REQUEST_MAX }>;
+
+/// A request whose chunks are being started, for the store to hear of.
+#[derive(Debug, Default)]
+pub struct Prefix {
+    pub namespace: u8,
+    pub keys: OfRequest<ChunkKey>,
+    /// What the host says that they are worth; none where it does not say.
+    pub importances: OfRequest<Importance>,
+}
+
+impl Prefix {
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.importances.clear();
+    }
+}
 
 /// What all threads of the data plane share. Everything in it was allocated in Init.
 #[derive(Debug)]
@@ -64,8 +83,8 @@ pub struct Shared<'a> {
     pub ring: Ring,
     pub chunks: Chunks,
     pub lookups: Vec<Mutex<Asked>>,
-    /// By session: the keys of the request whose chunks are being started, in prefix order.
-    pub prefixes: Vec<Mutex<PrefixKeys>>,
+    /// By session: the request whose chunks are being started, in prefix order.
+    pub prefixes: Vec<Mutex<Prefix>>,
     pub counters: Counters,
     /// Where the engine thread shows itself to the metrics thread.
     pub board: Board,
@@ -133,7 +152,12 @@ impl Worker<'_, '_> {
                 self.shared.store.abort_put(usize::from(seat.0));
                 Done::Aborted { seat }
             }
-            Job::Lookup { .. } | Job::Touch { .. } | Job::Open { .. } | Job::Read { .. } | Job::Close { .. } => {
+            Job::Lookup { .. }
+            | Job::Touch { .. }
+            | Job::Rate { .. }
+            | Job::Open { .. }
+            | Job::Read { .. }
+            | Job::Close { .. } => {
                 unreachable!("{job:?} is for fetch workers")
             }
         }
@@ -218,7 +242,8 @@ impl Worker<'_, '_> {
         let (bytes, blocks) = {
             let chunk = self.shared.chunks.at(seat);
             let manifest = Manifest::new(chunk.key, chunk.geometry, chunk.plan, &chunk.lengths[..chunk.blocks]);
-            (manifest.expect("lengths as they were encoded").encode(&mut self.manifest), chunk.blocks)
+            let manifest = manifest.expect("lengths as they were encoded").with_importance(chunk.importance);
+            (manifest.encode(&mut self.manifest), chunk.blocks)
         };
         self.shared.store.commit_put(usize::from(seat.0), blocks, &self.manifest[..bytes]).map_err(Failure::from)
     }

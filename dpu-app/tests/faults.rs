@@ -8,9 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use host_ctl::{Arrangement, Client, Error, Gone, Route, Transfer};
+use mailbox::Status;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message, Reason, Refuse};
 use mailbox::channel::{ChannelError, Line};
-use mailbox::{Status, Tokens};
 use rig::*;
 use store::StoreError;
 
@@ -457,6 +457,6 @@ fn a_request_beyond_the_session_s_memory_is_refused_by_status() {
     let mut control = card.control();
     assert_eq!(lookup(&mut control, &keys).chunks_done, CHUNKS);
     let pages = linear(CHUNKS);
-    let ask = Transfer { keys: &keys, pages: &pages, tokens: Tokens::ALL, deadline: None };
+    let ask = Transfer::new(&keys, &pages);
     assert!(matches!(control.post_fetch(&ask), Err(Error::Input { .. })));
 }

@@ -86,7 +86,7 @@ impl<'a> Trip<'a> {
         let range = tokens.start as usize..(tokens.end as usize).min(all);
         let expected = overlaid(target, &pages, &self.content, range.clone());
         let mut host = self.card.attach(self.recipe, target.clone());
-        let id = host.post_fetch(&Transfer { keys: &self.keys, pages: &pages, tokens, deadline: None }).unwrap();
+        let id = host.post_fetch(&Transfer { tokens, ..Transfer::new(&self.keys, &pages) }).unwrap();
         let fetched = host.wait(id, WAIT).unwrap();
         assert_eq!((fetched.status, fetched.chunks_done), (Status::Ok, CHUNKS), "{what}");
         let moved = range.len() * 2 * usize::from(target.geometry.layers) * target.geometry.row_bytes();

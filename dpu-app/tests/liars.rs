@@ -114,6 +114,7 @@ impl Liar {
             geometry: Some(geometry()),
             recipe: Some("lossless".parse().unwrap()),
             client: lies.client.unwrap_or("liar"),
+            namespace: None,
         }));
         let honest = Arc::new(Mapping::of_file(self.page.file(), PAGE_BYTES, Access::ReadWrite).unwrap());
         let page = lies.page.clone().unwrap_or(honest);
@@ -353,27 +354,20 @@ fn what_a_newer_host_may_ask_is_unsupported_and_the_session_lives() {
         assert_eq!(post(&mut liar, Request::new(1, Operation::Unknown(999)), &[]), Status::Unsupported);
         // Pages outside the layout: the request's fault, not the session's.
         let pages = [0, 1, 2, 1_000_000];
-        let chunk = [Named { key: &keys[0], pages: &pages }];
+        let chunk = [Named::new(&keys[0], &pages)];
         assert_eq!(post(&mut liar, Request::new(2, Operation::Fetch), &chunk), Status::Malformed);
         assert_eq!(
-            post(
-                &mut liar,
-                Request::new(3, Operation::Store),
-                &[Named { key: &block::ChunkKey::new([9; 32]), pages: &pages }]
-            ),
+            post(&mut liar, Request::new(3, Operation::Store), &[Named::new(&block::ChunkKey::new([9; 32]), &pages)]),
             Status::Malformed
         );
         // Too few pages a chunk.
         assert_eq!(
-            post(&mut liar, Request::new(4, Operation::Fetch), &[Named { key: &keys[0], pages: &[0] }]),
+            post(&mut liar, Request::new(4, Operation::Fetch), &[Named::new(&keys[0], &[0])]),
             Status::Malformed
         );
         assert_eq!(post(&mut liar, Request::cancel(5, 12345), &[]), Status::NotFound);
         let pages = [3, 2, 1, 0];
-        assert_eq!(
-            post(&mut liar, Request::new(6, Operation::Fetch), &[Named { key: &keys[0], pages: &pages }]),
-            Status::Ok
-        );
+        assert_eq!(post(&mut liar, Request::new(6, Operation::Fetch), &[Named::new(&keys[0], &pages)]), Status::Ok);
         liar.say(&Message::Bye(Farewell::Done));
         assert_eq!(liar.hear_last(), Said::Closed);
     });
@@ -387,8 +381,8 @@ fn the_chunks_before_a_bad_page_number_are_in_place() {
         let bad = [8, 9, 10, u32::MAX];
         let chunks: Vec<_> = (0..CHUNKS)
             .map(|index| match index {
-                2 => Named { key: &keys[2], pages: &bad },
-                _ => Named { key: &keys[index], pages: &pages[index * PAGES_PER_CHUNK..][..PAGES_PER_CHUNK] },
+                2 => Named::new(&keys[2], &bad),
+                _ => Named::new(&keys[index], &pages[index * PAGES_PER_CHUNK..][..PAGES_PER_CHUNK]),
             })
             .collect();
         let _ = liar.ring.post(&Request::new(1, Operation::Fetch), &chunks).unwrap();
@@ -408,7 +402,7 @@ fn a_record_that_fails_its_crc_ends_the_session() {
             liar.let_it_sleep();
             let pages: Vec<u32> = linear(CHUNKS);
             let chunks: Vec<_> =
-                keys.iter().zip(pages.chunks(PAGES_PER_CHUNK)).map(|(key, pages)| Named { key, pages }).collect();
+                keys.iter().zip(pages.chunks(PAGES_PER_CHUNK)).map(|(key, pages)| Named::new(key, pages)).collect();
             assert_eq!(liar.ring.post(&Request::new(1, Operation::Fetch), &chunks), Ok(mailbox::Doorbell::Quiet));
             let at = ARGUMENTS_AT + 128 + byte / 8 * 8;
             let mut word = [0; 8];
@@ -489,7 +483,15 @@ fn an_older_and_a_newer_host_are_told_both_versions() {
     beside_an_honest_host(|card, _| {
         for theirs in [VERSION - 1, VERSION + 1, u32::MAX] {
             let mut liar = Liar::meet(card);
-            let hello = Hello { generation: 1, pid: 1, region_count: 0, geometry: None, recipe: None, client: "old" };
+            let hello = Hello {
+                generation: 1,
+                pid: 1,
+                region_count: 0,
+                geometry: None,
+                recipe: None,
+                client: "old",
+                namespace: None,
+            };
             let mut bytes = [0; ATTACH_MESSAGE_MAX];
             let mut bytes = Message::Hello(hello).encode(&mut bytes).unwrap().to_vec();
             bytes[8..12].copy_from_slice(&theirs.to_le_bytes());
@@ -575,7 +577,7 @@ fn a_host_that_hangs_up_in_mid_fetch_leaves_nothing_behind() {
             let mut liar = Liar::attached(card);
             let pages: Vec<u32> = linear(CHUNKS);
             let chunks: Vec<_> =
-                keys.iter().zip(pages.chunks(PAGES_PER_CHUNK)).map(|(key, pages)| Named { key, pages }).collect();
+                keys.iter().zip(pages.chunks(PAGES_PER_CHUNK)).map(|(key, pages)| Named::new(key, pages)).collect();
             let _ = liar.ring.post(&Request::new(1, Operation::Fetch), &chunks).unwrap();
             liar.ring();
             thread::sleep(Duration::from_millis(round));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use block::ChunkKey;
 use host_ctl::{Arrangement, Completion, Memory, Transfer};
-use mailbox::{Status, Tokens};
+use mailbox::Status;
 use rig::*;
 use servers::cluster::Cluster;
 use servers::proxy::Proxy;
@@ -51,7 +51,7 @@ fn fetch_checked(card: &Card, keys: &[ChunkKey], content: &[u8], deadline: Optio
     let target = memory();
     let mut host = card.attach("lossless", target.clone());
     let pages = linear(CHUNKS);
-    let id = host.post_fetch(&Transfer { keys, pages: &pages, tokens: Tokens::ALL, deadline }).unwrap();
+    let id = host.post_fetch(&Transfer { deadline, ..Transfer::new(keys, &pages) }).unwrap();
     let done = host.wait(id, WAIT).unwrap();
     leading_are_right(&target, content, done.chunks_done);
     host.close(WAIT).unwrap();

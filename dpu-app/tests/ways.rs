@@ -165,6 +165,7 @@ fn an_attach_longer_than_a_channel_holds_gets_through_at_full_speed() {
             geometry: Some(geometry()),
             recipe: None,
             client: "long",
+            namespace: None,
         };
         let region = |index| Region { index, writable: true, base: 4096, bytes: 4096, export: &[7; 1000] };
         let memory = empty(Arrangement::Vllm, geometry(), CHUNKS);
@@ -224,8 +225,15 @@ fn a_host_that_dies_in_the_middle_of_its_attach_makes_room_at_once() {
     });
     for route in card.routes() {
         let mut line = line(&route);
-        let hello =
-            Hello { generation: 1, pid: 1, region_count: 3, geometry: Some(geometry()), recipe: None, client: "dying" };
+        let hello = Hello {
+            generation: 1,
+            pid: 1,
+            region_count: 3,
+            geometry: Some(geometry()),
+            recipe: None,
+            client: "dying",
+            namespace: None,
+        };
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         line.send(Message::Hello(hello).encode(&mut bytes).unwrap()).unwrap();
         assert!(Client::attach(&card.options("lossless"), None).is_err(), "it counts");

@@ -24,6 +24,8 @@ pub struct Options {
     pub route: Route,
     /// Name of this program, for people who look at the card.
     pub client: String,
+    /// Whose quota of the card's tiers these sessions use; `None`: that of all who do not say.
+    pub namespace: Option<String>,
     /// Device that opens this machine's memory to the card.
     pub device: Selector,
     /// How to store and what to look for; `None` is the card's own recipe.
@@ -41,6 +43,7 @@ impl Default for Options {
         Options {
             route: Route::default(),
             client: "host-ctl".to_owned(),
+            namespace: None,
             device: Selector::First,
             recipe: None,
             timeout: Duration::from_secs(10),
@@ -155,6 +158,7 @@ impl Talk {
             geometry: memory.map(|memory| memory.geometry),
             recipe: options.recipe,
             client: &options.client,
+            namespace: options.namespace.as_deref(),
         }))?;
         let exported = exporter.page(page)?;
         self.region(PAGE_REGION, true, &exported)?;

@@ -5,6 +5,7 @@ mod control;
 mod fetch;
 mod generate;
 mod given;
+mod importance;
 mod inspect;
 mod lookup;
 mod show;
@@ -53,6 +54,8 @@ enum Command {
     Fetch(fetch::Arguments),
     /// Ask how much of a prompt is stored
     Lookup(lookup::Arguments),
+    /// Say what the chunks of a prompt are worth to the card's tiers, beside how often they are used
+    Importance(importance::Arguments),
     /// Look into a chunk file, a dir: store or a safetensors file, and check all of it
     Inspect(inspect::Arguments),
     /// Compare a restored file with its original, to the bit or to the quantizer's bound
@@ -88,6 +91,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Store(arguments) => store::run(&arguments),
         Command::Fetch(arguments) => fetch::run(&arguments),
         Command::Lookup(arguments) => lookup::run(&arguments),
+        Command::Importance(arguments) => importance::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),

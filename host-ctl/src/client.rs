@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use block::ChunkKey;
+use block::{ChunkKey, Importance};
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message};
 use mailbox::channel::{ChannelError, Line};
 use mailbox::layout::Layout;
@@ -68,6 +68,15 @@ pub struct Transfer<'a> {
     pub tokens: Tokens,
     /// For the whole transfer. `None`: the card's own, for each part.
     pub deadline: Option<Duration>,
+    /// Of a store: what each chunk is worth beside how often it is used, or nothing: neutral.
+    pub importances: &'a [Importance],
+}
+
+impl<'a> Transfer<'a> {
+    /// All tokens, the card's own deadline, nothing said of importance.
+    pub const fn new(keys: &'a [ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
+        Transfer { keys, pages, tokens: Tokens::ALL, deadline: None, importances: &[] }
+    }
 }
 
 /// How a request ended.
@@ -191,8 +200,15 @@ impl Client {
     /// # Errors
     /// Full, gone, or no chunks.
     pub fn post_lookup(&mut self, keys: &[ChunkKey]) -> Result<RequestId, Error> {
-        let transfer = Transfer { keys, pages: &[], tokens: Tokens::ALL, deadline: None };
-        self.post_chunks(Operation::Lookup, &transfer)
+        self.post_chunks(Operation::Lookup, &Transfer::new(keys, &[]))
+    }
+
+    /// Says what chunks are worth, one importance each, whether they are stored or not. Moves nothing; needs no memory.
+    ///
+    /// # Errors
+    /// Full, gone, no chunks, or another number of importances.
+    pub fn post_rate(&mut self, keys: &[ChunkKey], importances: &[Importance]) -> Result<RequestId, Error> {
+        self.post_chunks(Operation::Rate, &Transfer { importances, ..Transfer::new(keys, &[]) })
     }
 
     /// Restores chunks into pages.
@@ -264,6 +280,7 @@ impl Client {
             operation,
             keys: Box::new([]),
             pages: Box::new([]),
+            importances: Box::new([]),
             tokens: Tokens::ALL,
             target: 0,
             deadline: None,
@@ -273,11 +290,15 @@ impl Client {
     }
 
     fn post_chunks(&mut self, operation: Operation, transfer: &Transfer<'_>) -> Result<RequestId, Error> {
-        let Transfer { keys, pages, tokens, deadline } = *transfer;
+        let Transfer { keys, pages, tokens, deadline, importances } = *transfer;
         let name = format!("{operation:?}").to_lowercase();
         let wrong = |what: String| Err(Error::input(&name, what, "correct the request"));
         if keys.is_empty() {
             return wrong("no chunks".to_owned());
+        }
+        let may_be_unsaid = operation != Operation::Rate && importances.is_empty();
+        if importances.len() != keys.len() && !may_be_unsaid {
+            return wrong(format!("{} importances for {} chunks", importances.len(), keys.len()));
         }
         let (mut chunk_tokens, mut pages_per_chunk) = (1, 0);
         if operation.takes_pages() {
@@ -310,6 +331,7 @@ impl Client {
             operation,
             keys: keys.into(),
             pages: pages.into(),
+            importances: importances.into(),
             tokens,
             target: 0,
             deadline,
@@ -537,7 +559,11 @@ impl Client {
         let job = &self.jobs[at];
         let each = job.pages.len() / job.keys.len().max(1);
         let chunks: Vec<Chunk<'_>> = (part.first..part.first + part.chunks)
-            .map(|index| Chunk { key: &job.keys[index], pages: &job.pages[index * each..(index + 1) * each] })
+            .map(|index| Chunk {
+                key: &job.keys[index],
+                pages: &job.pages[index * each..(index + 1) * each],
+                importance: job.importances.get(index).copied().unwrap_or_default(),
+            })
             .collect();
         let words = Request {
             id: request,
@@ -654,6 +680,7 @@ fn name_of(operation: Operation) -> &'static str {
         Operation::Status => "status",
         Operation::Drain => "drain",
         Operation::Stop => "stop",
+        Operation::Rate => "rate",
         Operation::Unknown(_) => "request",
     }
 }

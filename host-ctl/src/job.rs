@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use block::ChunkKey;
+use block::{ChunkKey, Importance};
 use mailbox::{Operation, Status, Tokens};
 
 /// Parts of one job in flight: enough to hide the turn-around, few enough to share the ring.
@@ -52,6 +52,8 @@ pub(crate) struct Job {
     pub(crate) keys: Box<[ChunkKey]>,
     /// Page numbers of all chunks, equally many each.
     pub(crate) pages: Box<[u32]>,
+    /// Of all chunks, or of none.
+    pub(crate) importances: Box<[Importance]>,
     pub(crate) target: u64,
     pub(crate) since: Instant,
     tokens: Tokens,
@@ -80,6 +82,7 @@ pub(crate) struct Ask {
     pub(crate) operation: Operation,
     pub(crate) keys: Box<[ChunkKey]>,
     pub(crate) pages: Box<[u32]>,
+    pub(crate) importances: Box<[Importance]>,
     pub(crate) tokens: Tokens,
     pub(crate) target: u64,
     pub(crate) deadline: Option<Duration>,
@@ -95,6 +98,7 @@ impl Job {
             operation: ask.operation,
             keys: ask.keys,
             pages: ask.pages,
+            importances: ask.importances,
             target: ask.target,
             since: now,
             tokens: ask.tokens,
@@ -243,6 +247,7 @@ mod tests {
             operation: Operation::Fetch,
             keys: (0..chunks).map(|index| ChunkKey::new([index as u8; 32])).collect(),
             pages: Box::new([]),
+            importances: Box::new([]),
             tokens: Tokens::ALL,
             target: 0,
             deadline: None,

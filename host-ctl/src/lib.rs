@@ -19,6 +19,7 @@ mod compare;
 mod error;
 mod export;
 mod generate;
+mod importances;
 mod job;
 mod kv_file;
 mod memory;
@@ -41,6 +42,7 @@ pub use compare::{Comparison, KindErrors, compare};
 pub use error::{Blame, Error, Gone};
 pub use export::{DeviceExporter, Exported, Exporter};
 pub use generate::{Synthetic, generate};
+pub use importances::{importance, load_importances};
 pub use kv_file::{KvFile, KvTensor, Tensor, TensorShape};
 pub use memory::{Memory, Region};
 pub use out_file::OutFile;
@@ -49,5 +51,6 @@ pub use route::Route;
 pub use status::{CardStatus, StageDelta};
 pub use tokens::TokenSpec;
 pub use transfer::{
-    Amounts, FetchOrder, FetchReport, Identity, Lookup, StoreOrder, StoreReport, Target, Watch, fetch, lookup, store,
+    Amounts, FetchOrder, FetchReport, Identity, Lookup, StoreOrder, StoreReport, Target, Watch, fetch, lookup, rate,
+    store,
 };

@@ -11,8 +11,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use block::{ChunkKey, Geometry, Namespace, Recipe};
-use mailbox::{Operation, Status, Tokens};
+use block::{ChunkKey, Geometry, Importance, Namespace, Recipe};
+use mailbox::{Operation, Status};
 
 use crate::arrangement::{Arrangement, PageOrder};
 use crate::attach::Door;
@@ -103,6 +103,8 @@ pub struct StoreOrder<'a> {
     pub patience: Duration,
     /// Store also what is stored already.
     pub again: bool,
+    /// What each whole chunk is worth, or nothing: neutral. Of chunks that are stored already it is said, too.
+    pub importances: &'a [Importance],
 }
 
 /// What was stored.
@@ -198,6 +200,7 @@ pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> R
     let recipe = client.welcome().recipe;
     let prefix = order.identity.prefix(geometry, recipe, order.tokens)?;
     let keys = prefix.keys();
+    check_importances(order.importances, keys.len())?;
     let known = if order.again { 0 } else { look(&mut client, keys, order.patience)?.chunks_done };
     let before = status(&mut client);
     let mut report = StoreReport {
@@ -213,7 +216,8 @@ pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> R
     };
     if known < keys.len() {
         let pages: Vec<u32> = (known * pages_per_chunk..keys.len() * pages_per_chunk).map(|page| page as u32).collect();
-        let transfer = Transfer { keys: &keys[known..], pages: &pages, tokens: Tokens::ALL, deadline: order.deadline };
+        let importances = order.importances.get(known..).unwrap_or_default();
+        let transfer = Transfer { deadline: order.deadline, importances, ..Transfer::new(&keys[known..], &pages) };
         let id = client.post_store(&transfer)?;
         let all = keys.len();
         let completion = drive(&mut client, id, order.patience, &mut |done| watch(known + done, all))?.ok()?;
@@ -221,8 +225,43 @@ pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> R
         report.amounts = Amounts::of(&completion, &geometry);
         report.stages = stages_since(&mut client, before.as_ref());
     }
+    if known > 0 && !order.importances.is_empty() {
+        let id = client.post_rate(&keys[..known], &order.importances[..known])?;
+        drive(&mut client, id, order.patience, &mut |_| {})?.ok()?;
+    }
     client.close(order.patience)?;
     Ok(report)
+}
+
+fn check_importances(importances: &[Importance], chunks: usize) -> Result<(), Error> {
+    if importances.is_empty() || importances.len() == chunks {
+        return Ok(());
+    }
+    let what = format!("{} importances for {chunks} whole chunks", importances.len());
+    Err(Error::input("importances", what, "give one for each whole chunk of the prompt"))
+}
+
+/// Says what the chunks of a prompt are worth, whether they are stored or not: returns how many there are.
+///
+/// # Errors
+/// Bad input, no card, or one that does not know how to be told.
+pub fn rate(
+    door: &mut dyn Door,
+    identity: &Identity<'_>,
+    geometry: Geometry,
+    tokens: &[u32],
+    importances: &dyn Fn(usize) -> Result<Vec<Importance>, Error>,
+    patience: Duration,
+) -> Result<usize, Error> {
+    let mut client = door.attach(None)?;
+    let prefix = identity.prefix(geometry, client.welcome().recipe, tokens)?;
+    let keys = prefix.keys();
+    let importances = importances(keys.len())?;
+    check_importances(&importances, keys.len())?;
+    let id = client.post_rate(keys, &importances)?;
+    let done = drive(&mut client, id, patience, &mut |_| {})?.ok()?;
+    client.close(patience)?;
+    Ok(done.chunks_done)
 }
 
 /// Asks how much of a prompt is stored.
@@ -332,7 +371,7 @@ fn fetch_into(
     let before = status(&mut client);
     report.runs.clear();
     for _ in 0..order.repeat.max(1) {
-        let transfer = Transfer { keys, pages: &pages, tokens: Tokens::ALL, deadline: order.deadline };
+        let transfer = Transfer { deadline: order.deadline, ..Transfer::new(keys, &pages) };
         let id = client.post_fetch(&transfer)?;
         let completion = drive(&mut client, id, order.patience, &mut |done| watch(done, keys.len()))?;
         report.runs.push(Amounts::of(&completion, &geometry));

@@ -61,7 +61,7 @@ fn element(
 }
 
 fn transfer<'a>(keys: &'a [ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
-    Transfer { keys, pages, tokens: Tokens::ALL, deadline: None }
+    Transfer::new(keys, pages)
 }
 
 fn stored(client: &mut Client, keys: &[ChunkKey], pages: &[u32]) -> Completion {

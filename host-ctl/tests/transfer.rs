@@ -47,6 +47,7 @@ fn store_text(card: &FakeCard, path: &Path, text: usize, count: usize) -> Result
         deadline: None,
         patience: PATIENCE,
         again: false,
+        importances: &[],
     };
     store(&mut card.door(), &order, &mut |_, _| {})
 }
@@ -241,6 +242,7 @@ fn orders_that_cannot_be_are_refused_before_a_card_is_asked() {
         deadline: None,
         patience: PATIENCE,
         again: false,
+        importances: &[],
     };
     for wrong in [
         StoreOrder { tokens: &tokens, ..order },

@@ -47,7 +47,8 @@ const COMMIT_BYTES: usize = 8;
 const WELCOME_BYTES: usize = 40;
 const REFUSE_BYTES: usize = 24;
 const BYE_BYTES: usize = 8;
-const _: () = assert!(HEAD_BYTES + HELLO_BYTES + NAME_BYTES_MAX <= ATTACH_MESSAGE_MAX);
+const _: () = assert!(HEAD_BYTES + HELLO_BYTES + 2 * NAME_BYTES_MAX <= ATTACH_MESSAGE_MAX);
+const _: () = assert!(NAME_BYTES_MAX <= u8::MAX as usize);
 const _: () = assert!(HEAD_BYTES + REGION_BYTES + EXPORT_BYTES_MAX <= ATTACH_MESSAGE_MAX);
 const _: () = assert!(HEAD_BYTES + WELCOME_BYTES + 2 * NAME_BYTES_MAX <= ATTACH_MESSAGE_MAX);
 const _: () = assert!(BASES_PER_MESSAGE >= 128 && REGIONS_MAX < PAGE_REGION as usize);
@@ -120,6 +121,8 @@ pub struct Hello<'a> {
     pub recipe: Option<Recipe>,
     /// For people: 1 to [`NAME_BYTES_MAX`] printable bytes.
     pub client: &'a str,
+    /// Whose quota of the card's tiers this session uses, likewise; `None`: the one of all who do not say.
+    pub namespace: Option<&'a str>,
 }
 
 /// Host memory that the card may reach.
@@ -401,7 +404,7 @@ impl<'a> Message<'a> {
     /// Bytes of the body; all that can be wrong with a message of ours.
     fn body_bytes(&self) -> Result<usize, AttachError> {
         Ok(match self {
-            Message::Hello(hello) => HELLO_BYTES + hello.check()?.client.len(),
+            Message::Hello(hello) => HELLO_BYTES + hello.check()?.name_bytes(),
             Message::Region(region) => REGION_BYTES + region.check()?.export.len(),
             Message::Layout(part) => LAYOUT_BYTES + part.check()?.bases.count() * BASE_BYTES,
             Message::Commit(_) => COMMIT_BYTES,
@@ -548,6 +551,7 @@ fn recipe_of([transform, parameter, codec]: [u8; 3]) -> Result<Recipe, AttachErr
 impl<'a> Hello<'a> {
     fn check(&self) -> Result<&Hello<'a>, AttachError> {
         name(self.client)?;
+        self.namespace.map(name).transpose()?;
         at_most("region count", self.region_count.into(), if self.geometry.is_some() { REGIONS_MAX } else { 0 })?;
         if let Some(geometry) = self.geometry {
             geometry.check().map_err(AttachError::Geometry)?;
@@ -555,11 +559,16 @@ impl<'a> Hello<'a> {
         Ok(self)
     }
 
+    fn name_bytes(&self) -> usize {
+        self.client.len() + self.namespace.map_or(0, str::len)
+    }
+
     fn encode(&self, body: &mut [u8]) {
         self.generation.put(body, 0);
         self.pid.put(body, 8);
         self.region_count.put(body, 12);
-        (self.client.len() as u16).put(body, 14);
+        body[14] = self.client.len() as u8;
+        body[15] = self.namespace.map_or(0, str::len) as u8;
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         body[16] = flag(self.geometry.is_some(), HAS_GEOMETRY) | flag(self.recipe.is_some(), HAS_RECIPE);
         if let Some(recipe) = self.recipe {
@@ -569,12 +578,15 @@ impl<'a> Hello<'a> {
         if let Some(geometry) = self.geometry {
             geometry.encode().put(body, 20);
         }
-        body[HELLO_BYTES..].copy_from_slice(self.client.as_bytes());
+        let (client, namespace) = body[HELLO_BYTES..].split_at_mut(self.client.len());
+        client.copy_from_slice(self.client.as_bytes());
+        namespace.copy_from_slice(self.namespace.unwrap_or_default().as_bytes());
     }
 
     fn decode(body: Body<'a>) -> Result<Hello<'a>, AttachError> {
-        let name_bytes = u16::get(body.at_least(HELLO_BYTES)?.bytes, 14);
-        let body = body.exactly(HELLO_BYTES + usize::from(name_bytes))?;
+        let [client, namespace]: [u8; 2] = Word::get(body.at_least(HELLO_BYTES)?.bytes, 14);
+        let body = body.exactly(HELLO_BYTES + usize::from(client) + usize::from(namespace))?;
+        let (client, namespace) = body.bytes[HELLO_BYTES..].split_at(client.into());
         let geometry: [u8; GEOMETRY_BYTES] = Word::get(body.bytes, 20);
         let flags = body.bytes[16];
         at_most("hello flags", flags.into(), (HAS_GEOMETRY | HAS_RECIPE).into())?;
@@ -596,7 +608,8 @@ impl<'a> Hello<'a> {
             region_count: Word::get(body.bytes, 12),
             geometry,
             recipe,
-            client: name_of(&body.bytes[HELLO_BYTES..])?,
+            client: name_of(client)?,
+            namespace: if namespace.is_empty() { None } else { Some(name_of(namespace)?) },
         };
         hello.check().copied()
     }

@@ -16,14 +16,14 @@ use crate::line::{FACES_BYTES, HostLine, LineReader, LineWriter};
 use crate::page::{Mismatch, check_identity};
 use crate::peer::PeerError;
 use crate::record::{Owner, Records};
-use crate::words::{CardState, CommandWords, CompletionWords, Line, Operation, Span, Status, Tokens};
+use crate::words::{CardState, CommandWords, CompletionWords, Line, Operation, Span, Status, Tokens, WITH_IMPORTANCE};
 
 /// One command, checked: every count and length is in range, the area is its own, the request number is unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
     pub request: u64,
     pub operation: Operation,
-    /// Non-zero: from a newer host. Answer `Unsupported`.
+    /// Ones that this build does not know: from a newer host. Answer `Unsupported`.
     pub flags: u16,
     /// Chunk records in the argument area.
     pub chunk_count: u32,
@@ -33,19 +33,36 @@ pub struct Command {
     pub deadline_us: u32,
     /// For `Cancel`: the request to give up.
     pub target: u64,
-    area: u16,
+    pub(crate) area: u16,
 }
 
 impl Command {
+    /// Without chunks, for tests.
+    #[cfg(test)]
+    pub(crate) fn new(request: u64, operation: Operation) -> Command {
+        let (flags, chunk_count, pages_per_chunk, deadline_us, target, area) = Default::default();
+        let tokens = Tokens::ALL;
+        Command { request, operation, flags, chunk_count, pages_per_chunk, tokens, deadline_us, target, area }
+    }
+
     /// Whether this build knows what is asked. If not, the answer is `Unsupported` and the session lives on.
     pub fn is_known(&self) -> bool {
-        self.flags == 0 && !matches!(self.operation, Operation::Unknown(_))
+        is_known(self.operation, self.flags)
+    }
+
+    /// Whether its records say what chunks are worth.
+    pub fn has_importances(&self) -> bool {
+        self.is_known() && self.flags & WITH_IMPORTANCE != 0
     }
 
     /// Bytes of one of its records.
     pub fn record_bytes(&self) -> usize {
         record_bytes(self.pages_per_chunk as usize)
     }
+}
+
+fn is_known(operation: Operation, flags: u16) -> bool {
+    operation.flags().contains(&flags) && !matches!(operation, Operation::Unknown(_))
 }
 
 /// What a window of command slots held.
@@ -223,7 +240,7 @@ impl CardRing {
         range("argument bytes", words.argument_bytes, ARGUMENT_BYTES)?;
         let operation = Operation::from_code(words.opcode);
         // A newer host may mean something else by these words, so only its area and number are looked at.
-        if words.flags == 0 && !matches!(operation, Operation::Unknown(_)) {
+        if is_known(operation, words.flags) {
             range("pages per chunk", words.pages_per_chunk, PAGES_PER_CHUNK_MAX)?;
             range("chunk count", words.chunk_count, chunks_max(words.pages_per_chunk as usize))?;
             // Cannot overflow: both factors were just checked.
@@ -271,7 +288,7 @@ impl CardRing {
             return Err(PeerError::Window { expected, found: window.len() });
         }
         let owner = Owner { generation: self.generation, request: command.request };
-        Ok(Records::new(owner, command.pages_per_chunk, first, window))
+        Ok(Records::new(owner, command, first, window))
     }
 
     /// Where the answer's text goes, before the completion: from the start of the command's area. `bytes` is ours, so

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use block::ChunkKey;
+use block::{ChunkKey, Importance};
 
 use crate::cursor::{Cursor, Verdict};
 use crate::limits::*;
@@ -20,7 +20,9 @@ use crate::line::{FACES_BYTES, LineReader, LineWriter};
 use crate::page::Page;
 use crate::peer::PeerError;
 use crate::record::{Owner, encode};
-use crate::words::{CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, Tokens};
+use crate::words::{
+    CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, Tokens, WITH_IMPORTANCE,
+};
 
 /// What to ask the card, beside the chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,15 @@ pub struct Chunk<'a> {
     pub key: &'a ChunkKey,
     /// Host pages in token order.
     pub pages: &'a [u32],
+    /// What a store or a rating says that it is worth; of other operations nothing but neutral.
+    pub importance: Importance,
+}
+
+impl<'a> Chunk<'a> {
+    /// Of which nothing is said.
+    pub const fn new(key: &'a ChunkKey, pages: &'a [u32]) -> Chunk<'a> {
+        Chunk { key, pages, importance: Importance::NEUTRAL }
+    }
 }
 
 /// Whether the card is to be rung.
@@ -262,7 +273,7 @@ impl HostRing {
             generation: 0,
             request: request.id,
             opcode: request.operation.code(),
-            flags: 0,
+            flags: flags_of(request.operation, chunks),
             area,
             reserved: 0,
             argument_bytes,
@@ -378,6 +389,9 @@ impl HostRing {
         if (request.target != 0) != (operation == Operation::Cancel) {
             return Err(PostError::Field { what: "a cancel names a target, and nothing else does" });
         }
+        if !operation.flags().contains(&flags_of(operation, chunks)) {
+            return Err(PostError::Field { what: "a store or a rating has importances, and nothing else does" });
+        }
         let pages = chunks.first().map_or(0, |chunk| chunk.pages.len());
         let odd = chunks.iter().position(|chunk| chunk.pages.len() != pages);
         let odd = odd.or((pages > PAGES_PER_CHUNK_MAX || (operation.takes_pages() && pages == 0)).then_some(0));
@@ -395,7 +409,7 @@ impl HostRing {
         let mut record = [0; RECORD_WINDOW_BYTES];
         let mut written = 0;
         for (index, chunk) in chunks.iter().enumerate() {
-            let bytes = encode(owner, index as u32, chunk.key, chunk.pages, &mut record);
+            let bytes = encode(owner, index as u32, chunk, &mut record);
             self.page.write(area_at(area) + written, &record[..bytes]);
             written += bytes;
         }
@@ -482,6 +496,12 @@ impl HostRing {
         self.command_head = head;
         Ok(())
     }
+}
+
+/// A store that says nothing of importance is a store as cards have always known it.
+fn flags_of(operation: Operation, chunks: &[Chunk<'_>]) -> u16 {
+    let said = chunks.iter().any(|chunk| chunk.importance != Importance::NEUTRAL);
+    if said || operation == Operation::Rate { WITH_IMPORTANCE } else { 0 }
 }
 
 pub(crate) fn area_at(area: u16) -> usize {

@@ -18,7 +18,7 @@ fn pair() -> (HostRing, FakeCard) {
 
 fn fetch(host: &mut HostRing, id: u64) {
     let key = ChunkKey::new([id as u8; 32]);
-    let chunks = [Chunk { key: &key, pages: &[1, 2, 3] }; 3];
+    let chunks = [Chunk::new(&key, &[1, 2, 3]); 3];
     let _ = host.post(&Request::new(id, Operation::Fetch), &chunks).unwrap();
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use block::ChunkKey;
+use block::{ChunkKey, Importance};
 use proptest::prelude::*;
 
 use crate::*;
@@ -87,7 +87,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let operation = (1..=8_u16).prop_map(Operation::from_code);
+    let operation = (1..=9_u16).prop_map(Operation::from_code);
     let tokens = (0..100_u32, 1..100_u32).prop_map(|(start, count)| Tokens { start, end: start + count });
     prop_oneof![
         6 => (operation, 1..40_usize, 1..40_usize, any::<u32>(), tokens).prop_map(
@@ -174,6 +174,8 @@ impl Pair {
     fn post(&mut self, operation: Operation, chunks: usize, pages: usize, deadline_us: u32, tokens: Tokens) {
         let oracle = &mut self.oracle;
         oracle.next += 1;
+        let rated = operation == Operation::Rate || (operation == Operation::Store && deadline_us % 2 == 1);
+        let importance = Importance::from_word(if rated { 77 } else { 0 });
         let target = if operation == Operation::Cancel { oracle.next.max(2) - 1 } else { 0 };
         let request = Request { id: oracle.next, operation, tokens, deadline_us, target };
         let chunks = if operation.takes_chunks() { chunks.min(chunks_max(pages)) } else { 0 };
@@ -184,7 +186,7 @@ impl Pair {
                 (ChunkKey::new(key), (0..pages as u32).map(|page| page * 7 + index as u32).collect())
             })
             .collect();
-        let borrowed: Vec<Chunk<'_>> = chunks.iter().map(|(key, pages)| Chunk { key, pages }).collect();
+        let borrowed: Vec<Chunk<'_>> = chunks.iter().map(|(key, pages)| Chunk { key, pages, importance }).collect();
         match self.host.post(&request, &borrowed) {
             Err(PostError::Full) => assert_eq!(oracle.in_flight.len(), COMMANDS),
             Err(error) => panic!("{error}"),
@@ -348,16 +350,18 @@ fn a_full_ring_is_back_pressure_and_a_bad_request_is_named() {
 
     let mut host = HostRing::new(Page::create(1).unwrap());
     let mut post = |request: Request, chunks: &[Chunk<'_>]| host.post(&request, chunks).unwrap_err();
-    let (one, two) = (Chunk { key: &key, pages: &[1] }, Chunk { key: &key, pages: &[1, 2] });
+    let (one, two) = (Chunk::new(&key, &[1]), Chunk::new(&key, &[1, 2]));
     let fetch = Request::new(5, Operation::Fetch);
     assert_eq!(post(ping(0), &[]), PostError::Id { id: 0 });
     assert_eq!(post(ping(1), &[one]), PostError::Chunks { operation: Operation::Ping, chunks: 1 });
     assert_eq!(post(fetch, &[]), PostError::Chunks { operation: Operation::Fetch, chunks: 0 });
     assert!(matches!(post(fetch, &[one, two]), PostError::Pages { chunk: 1, pages: 2, .. }));
-    assert!(matches!(post(fetch, &[Chunk { key: &key, pages: &[] }]), PostError::Pages { chunk: 0, pages: 0, .. }));
+    assert!(matches!(post(fetch, &[Chunk::new(&key, &[])]), PostError::Pages { chunk: 0, pages: 0, .. }));
     assert_eq!(post(fetch, &[two; 513]), PostError::TooMany { chunks: 513, limit: 512 });
     assert!(matches!(post(Request { tokens: Tokens { start: 4, end: 4 }, ..fetch }, &[one]), PostError::Field { .. }));
     assert!(matches!(post(Request::cancel(6, 0), &[]), PostError::Field { .. }));
+    let rated = Chunk { importance: Importance::from_word(5), ..one };
+    assert!(matches!(post(fetch, &[rated]), PostError::Field { .. }));
     assert_eq!(host.outstanding(), 0);
 }
 

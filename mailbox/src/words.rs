@@ -137,7 +137,7 @@ line_words! {
         request: u64 = 16,
         /// An [`Operation`].
         opcode: u16 = 24,
-        /// None defined yet; an unknown one is answered `Unsupported`.
+        /// [`WITH_IMPORTANCE`]; an unknown one is answered `Unsupported`.
         flags: u16 = 26,
         /// Argument area that goes with this command until its completion.
         area: u16 = 28,
@@ -244,6 +244,9 @@ impl IdentityWords {
     }
 }
 
+/// Flag of a command: its records say what chunks are worth. Always with `Rate`, with `Store` where it is said, else never.
+pub(crate) const WITH_IMPORTANCE: u16 = 1;
+
 /// What a command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -263,6 +266,8 @@ pub enum Operation {
     Drain,
     /// As `Drain`, and then the card's program ends.
     Stop,
+    /// Say what chunks are worth, stored or not. Moves nothing.
+    Rate,
     /// From a newer host. Answered `Unsupported`; the session lives on.
     Unknown(u16),
 }
@@ -279,6 +284,7 @@ impl Operation {
             Operation::Status => 6,
             Operation::Drain => 7,
             Operation::Stop => 8,
+            Operation::Rate => 9,
             Operation::Unknown(code) => code,
         }
     }
@@ -294,13 +300,23 @@ impl Operation {
             6 => Operation::Status,
             7 => Operation::Drain,
             8 => Operation::Stop,
+            9 => Operation::Rate,
             code => Operation::Unknown(code),
         }
     }
 
     /// Whether the command names chunks.
     pub const fn takes_chunks(self) -> bool {
-        matches!(self, Operation::Lookup | Operation::Fetch | Operation::Store)
+        matches!(self, Operation::Lookup | Operation::Fetch | Operation::Store | Operation::Rate)
+    }
+
+    /// The flags that go with it: both, or the one that it must have.
+    pub(crate) const fn flags(self) -> &'static [u16] {
+        match self {
+            Operation::Store => &[0, WITH_IMPORTANCE],
+            Operation::Rate => &[WITH_IMPORTANCE],
+            _ => &[0],
+        }
     }
 
     /// Whether each chunk names pages of the session's layout.

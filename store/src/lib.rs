@@ -45,12 +45,13 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use block::tail::TailError;
-use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey};
+use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Importance};
 use nix::errno::Errno;
 
 mod caller;
 pub mod dir;
 mod direct;
+mod namespaces;
 mod node;
 pub mod redis;
 pub mod scrub;
@@ -59,9 +60,10 @@ mod url;
 
 pub use caller::Caller;
 pub use direct::{Direct, retry};
+pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
-pub use url::{OpenError, SCHEMES, bytes, dir_path, open};
+pub use url::{OpenError, SCHEMES, bytes, dir_path, open, open_for};
 
 /// Tries of a read whose error may pass by itself.
 pub const STORE_TRIES: usize = 3;
@@ -81,9 +83,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Frees a seat for reading. The caller has no reads of this seat in flight.
     fn close(&self, seat: usize);
 
-    /// Tells that the leading chunks `keys` of one prompt were used together. An evicting store then gives up the
-    /// tail of a prefix before its head, since a chunk is worth nothing without those before it. Does not wait.
-    fn touch(&self, _keys: &[ChunkKey]) {}
+    /// Tells that the leading chunks `keys` of one prompt were used together by a session of this namespace. An evicting
+    /// store then gives up the tail of a prefix before its head, since a chunk is worth nothing without those before it.
+    /// Does not wait.
+    fn touch(&self, _namespace: u8, _keys: &[ChunkKey]) {}
+
+    /// Tells what a host says that chunks are worth, one importance each, whether they are there or not. Does not wait.
+    fn rate(&self, _keys: &[ChunkKey], _importances: &[Importance]) {}
 
     /// Whether a chunk is there: for those who are about to put it. Waits.
     fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError>;

@@ -26,10 +26,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use block::ChunkKey;
-use tier::{Chunk, Limits as Sizes, Policy, Worth};
+use block::{ChunkKey, Importance, Manifest};
+use tier::{Chunk, Limits as Sizes, NAMESPACES_MAX, Policy, Quota, Worth};
 
 use crate::dir::{DirStore, Options};
+use crate::namespaces::{Namespaces, UNCLAIMED};
 use crate::node::NodeFacts;
 use crate::redis::RedisStore;
 use crate::url::{OpenError, bytes, dir_options};
@@ -37,12 +38,16 @@ use crate::{Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError
 use breaker::Breaker;
 use dram::Dram;
 use mover::Wishes;
+use ratings::Ratings;
 use reader::TierReader;
+use returns::Returns;
 
 mod breaker;
 mod dram;
 mod mover;
+mod ratings;
 mod reader;
+mod returns;
 
 /// What of a disk tier the policy gives away: the rest is for the quarantine, a chunk on its way in, and tails of files.
 const DISK_SHARE: f64 = 15.0 / 16.0;
@@ -71,6 +76,8 @@ pub struct TierFacts {
     /// Calls that took long, and whether the tier is passed over now, for reading or writing.
     pub slow: u64,
     pub out: bool,
+    /// Bytes by namespace ([`Namespaces::names`]).
+    pub namespaces: [u64; NAMESPACES_MAX],
     /// Chunks by score, where it was asked for. A score of 1 is one use just now of a chunk of neutral importance.
     pub scores: [u32; SCORE_BUCKETS],
 }
@@ -135,6 +142,8 @@ struct Tiers {
     limits: Limits,
     started: Instant,
     wishes: Wishes,
+    ratings: Ratings,
+    returns: Returns,
     /// Reads of blocks that fetches have in flight at T2: the mover stands back.
     fetching: AtomicUsize,
     /// By tier: T0, T1.
@@ -152,7 +161,7 @@ pub struct TierStore {
 
 impl TierStore {
     /// Init: opens every tier, takes T0's memory, starts the mover.
-    pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
+    pub fn open(url: &str, limits: &Limits, namespaces: &Namespaces) -> Result<Self, OpenError> {
         let bad = |what: &str| OpenError::Option { url: crate::redis::options::redact(url), what: what.into() };
         let parts = Parts::of(url).map_err(bad)?;
         // The mover has a seat of its own.
@@ -166,11 +175,14 @@ impl TierStore {
             Some(("redis" | "rediss", _)) => Bottom::Redis(RedisStore::open(parts.bottom, &inner)?),
             _ => return Err(bad("the last tier must be dir:PATH or redis://...: it holds everything")),
         };
-        let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed)).transpose()?;
+        let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed, namespaces)).transpose()?;
         let dram = match parts.dram {
             Some(bytes) => Some(Dram::new(bytes, &inner, seed).ok_or(bad("dram= is too small or too large"))?),
             None => None,
         };
+        if let Some(dram) = &dram {
+            dram.set_quotas(&namespaces.quotas(dram.occupancy().2)?);
+        }
         let tiers = Arc::new(Tiers {
             dram,
             disk,
@@ -179,6 +191,8 @@ impl TierStore {
             limits: *limits,
             started: Instant::now(),
             wishes: Wishes::new(limits.puts_max),
+            ratings: Ratings::new(seed),
+            returns: Returns::default(),
             fetching: 0.into(),
             moves: Default::default(),
             readers: 0.into(),
@@ -234,16 +248,23 @@ impl<'a> Parts<'a> {
 }
 
 impl Disk {
-    fn open(path: &str, bytes_max: u64, limits: &Limits, seed: u64) -> Result<Self, OpenError> {
+    fn open(
+        path: &str,
+        bytes_max: u64,
+        limits: &Limits,
+        seed: u64,
+        namespaces: &Namespaces,
+    ) -> Result<Self, OpenError> {
         // A tier that loses what was written last before a power cut loses nothing: bad bytes are found, T2 has the rest.
         let options = Options { bytes_max: Some(bytes_max), chunks_max: limits.chunks_max, sync: false };
         let store = DirStore::open(std::path::Path::new(path), limits, options)?;
         let bytes_max = ((store.bytes_max() as f64 * DISK_SHARE) as u64).max(1);
         let mut policy = Worth::new(Sizes::of(bytes_max, limits.chunks_max), seed);
+        set_quotas(&mut policy, &namespaces.quotas(bytes_max)?);
         let mut excess = Vec::new();
         store.each(|key, bytes| {
-            // Of what an earlier life left only the order is known: all of it is as old as this start.
-            if !policy.adopt(&chunk(key, bytes as u32), 0) {
+            // Of what an earlier life left only the order is known: all of it is as old as this start, and nobody's.
+            if !policy.adopt(&chunk(key, bytes as u32, UNCLAIMED, Importance::NEUTRAL, 1.0), 0) {
                 excess.push(*key);
             }
         });
@@ -259,15 +280,26 @@ impl Disk {
         self.store.holds(key) && self.reads.serves()
     }
 
-    /// Counts a use; what the store lost by itself, the policy forgets.
-    fn used(&self, keys: &[ChunkKey], now_ms: u64) {
+    /// Counts a use; what the store lost by itself, the policy forgets, and what was nobody's is the user's.
+    fn used(&self, namespace: u8, keys: &[ChunkKey], now_ms: u64) {
         let mut policy = self.policy.lock().expect(POISONED);
         for key in keys {
             if policy.holds(key) && !self.store.holds(key) {
                 policy.remove(key);
             }
+            policy.hand_over(key, UNCLAIMED, namespace);
         }
         policy.used(keys, now_ms);
+    }
+
+    /// A chunk that an earlier life left was opened: its manifest says what it was worth then.
+    fn recall(&self, key: &ChunkKey, manifest: &[u8], rating: Option<Importance>) {
+        let mut policy = self.policy.lock().expect(POISONED);
+        if policy.namespace_of(key) == Some(UNCLAIMED)
+            && let Some(importance) = rating.or(Manifest::parse(manifest).ok().map(|manifest| manifest.importance()))
+        {
+            policy.rate(key, importance.factor());
+        }
     }
 
     /// Takes a chunk out of the tier.
@@ -278,10 +310,18 @@ impl Disk {
     }
 }
 
-/// What the policies are told of a chunk. Namespace and importance come with later sessions' `store`.
-fn chunk(key: &ChunkKey, bytes: u32) -> Chunk {
-    // All bytes of a tier come from the same place: a microsecond for each is as good a cost as any.
-    Chunk { key: *key, bytes, namespace: 0, importance: 1.0, cost_us: bytes as f32 }
+/// What the policies are told of a chunk. `cost` is that of a byte, where one from T2 has the cost of 1.
+fn chunk(key: &ChunkKey, bytes: u32, namespace: u8, importance: Importance, cost: f32) -> Chunk {
+    Chunk { key: *key, bytes, namespace, importance: importance.factor(), cost_us: bytes as f32 * cost }
+}
+
+fn set_quotas(policy: &mut Worth, quotas: &[Quota]) {
+    quotas.iter().enumerate().for_each(|(namespace, quota)| policy.set_quota(namespace as u8, *quota));
+}
+
+/// Bytes by namespace.
+fn occupancy(policy: &Worth) -> [u64; NAMESPACES_MAX] {
+    std::array::from_fn(|namespace| policy.bytes_of(namespace as u8))
 }
 
 /// Chunks by score.
@@ -353,16 +393,28 @@ impl Store for TierStore {
         }
     }
 
-    fn touch(&self, keys: &[ChunkKey]) {
+    fn touch(&self, namespace: u8, keys: &[ChunkKey]) {
         let now_ms = self.tiers.now_ms();
         if let Some(dram) = &self.tiers.dram {
             dram.used(keys, now_ms);
         }
         if let Some(disk) = &self.tiers.disk {
-            disk.used(keys, now_ms);
+            disk.used(namespace, keys, now_ms);
         }
-        self.tiers.bottom.store().touch(keys);
-        self.tiers.wishes.add(keys, |key| self.tiers.misses(key));
+        self.tiers.bottom.store().touch(namespace, keys);
+        self.tiers.wishes.add(namespace, keys, |key| self.tiers.misses(key));
+    }
+
+    fn rate(&self, keys: &[ChunkKey], importances: &[Importance]) {
+        for (key, importance) in keys.iter().zip(importances) {
+            self.tiers.ratings.set(key, *importance);
+            if let Some(dram) = &self.tiers.dram {
+                dram.rate(key, importance.factor());
+            }
+            if let Some(disk) = &self.tiers.disk {
+                disk.policy.lock().expect(POISONED).rate(key, importance.factor());
+            }
+        }
     }
 
     fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
@@ -431,6 +483,7 @@ impl Store for TierStore {
             bytes_evicted: 0,
             slow: 0,
             out: false,
+            namespaces: [0; NAMESPACES_MAX],
             scores: [0; SCORE_BUCKETS],
         };
         if let Some(dram) = &self.tiers.dram {
@@ -439,6 +492,7 @@ impl Store for TierStore {
                 bytes_read: dram.bytes_read.load(Relaxed),
                 evicted: dram.evicted.load(Relaxed),
                 bytes_evicted: dram.bytes_evicted.load(Relaxed),
+                namespaces: dram.namespaces(),
                 scores: if with_scores { dram.scores(now_ms) } else { [0; SCORE_BUCKETS] },
                 ..facts("dram", &self.tiers.moves[0], dram.occupancy())
             });
@@ -452,6 +506,7 @@ impl Store for TierStore {
                 bytes_evicted: stats.bytes_evicted,
                 slow: disk.reads.slow.load(Relaxed) + disk.writes.slow.load(Relaxed),
                 out: !disk.reads.serves() || !disk.writes.serves(),
+                namespaces: occupancy(&disk.policy.lock().expect(POISONED)),
                 scores: if with_scores {
                     scores(&disk.policy.lock().expect(POISONED), now_ms)
                 } else {
@@ -481,6 +536,7 @@ impl Store for TierStore {
                 Worth::memory_bytes(self.tiers.limits.chunks_max)
             );
         }
+        let _ = write!(text, "ratings {} bytes; ", Ratings::memory_bytes());
         let _ = write!(text, "moved at {} bytes/s at most; behind them ", mover::BYTES_PER_S);
         text + &self.tiers.bottom.store().describe()
     }
@@ -507,7 +563,10 @@ mod tests {
             assert!(Parts::of(wrong).is_err(), "{wrong}");
         }
         assert!(
-            TierStore::open("tiers:dram=1G", &Limits::default()).unwrap_err().to_string().contains("holds everything")
+            TierStore::open("tiers:dram=1G", &Limits::default(), &Namespaces::default())
+                .unwrap_err()
+                .to_string()
+                .contains("holds everything")
         );
     }
 }

@@ -10,7 +10,7 @@ use super::dir::{DirStore, Options};
 use super::redis::RedisStore;
 use super::redis::options::redact;
 use super::tiers::TierStore;
-use super::{Limits, Memory, Readable};
+use super::{Limits, Memory, NamespaceError, Namespaces, Readable};
 
 /// What `--help` and an unknown scheme say.
 pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never] or \
@@ -19,6 +19,15 @@ pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never
 
 /// Opens the store that `url` names. The options of the URL win over `limits`.
 pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>>, OpenError> {
+    open_for(url, limits, &Namespaces::default())
+}
+
+/// The same, for these namespaces; a store without tiers has no use for them.
+pub fn open_for<M: Memory>(
+    url: &str,
+    limits: &Limits,
+    namespaces: &Namespaces,
+) -> Result<Box<dyn Readable<M>>, OpenError> {
     let Some((scheme, rest)) = url.split_once(':') else { return Err(OpenError::Scheme { url: url.into() }) };
     match scheme {
         "dir" => {
@@ -26,7 +35,7 @@ pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>
             Ok(Box::new(DirStore::open(&path, limits, options)?))
         }
         "redis" | "rediss" => Ok(Box::new(RedisStore::open(url, limits)?)),
-        "tiers" => Ok(Box::new(TierStore::open(url, limits)?)),
+        "tiers" => Ok(Box::new(TierStore::open(url, limits, namespaces)?)),
         _ => Err(OpenError::Scheme { url: redact(url) }),
     }
 }
@@ -90,6 +99,8 @@ pub enum OpenError {
         url: String,
         what: String,
     },
+    /// They do not fit a tier.
+    Namespaces(NamespaceError),
     NoParent {
         path: PathBuf,
     },
@@ -133,6 +144,7 @@ impl fmt::Display for OpenError {
         match self {
             Self::Scheme { url } => write!(f, "no store is called {url:?}: use {SCHEMES}"),
             Self::Option { url, what } => write!(f, "store {url:?}: {what}"),
+            Self::Namespaces(error) => write!(f, "{error}"),
             Self::NoParent { path } => {
                 let parent = path.parent().unwrap_or(path);
                 write!(
@@ -171,3 +183,9 @@ impl fmt::Display for OpenError {
 }
 
 impl std::error::Error for OpenError {}
+
+impl From<NamespaceError> for OpenError {
+    fn from(error: NamespaceError) -> Self {
+        Self::Namespaces(error)
+    }
+}

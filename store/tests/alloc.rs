@@ -62,7 +62,7 @@ fn steady_state_allocates_nothing() {
                 store.open(0, key, &mut manifest, soon()).expect("open");
                 store.read_block(0, 0, &mut found, soon()).expect("read");
                 store.close(0);
-                store.touch(std::slice::from_ref(key));
+                store.touch(0, std::slice::from_ref(key));
             }
             assert_eq!(store.open(0, &keys[0], &mut manifest, soon()), Err(StoreError::Miss));
             condemn(&store, 0, &keys[39]);
@@ -93,7 +93,7 @@ fn a_hit_in_a_tier_allocates_nothing() {
     let mut memory = Some(vec![0; blocks[0].len()]);
     let mut keys = Some(vec![key(1)]);
     let mut round = || {
-        store.touch(&[key(1)]);
+        store.touch(0, &[key(1)]);
         reader.begin(1, Ask::Lookup { keys: keys.take().expect("it came back"), until: soon() });
         let Some(Answer { outcome: Outcome::Looked { keys: back, found: Ok(1) }, .. }) = reader.poll(&mut found) else {
             panic!("it is there")

@@ -122,7 +122,7 @@ fn a_disk_tier_that_is_gone_costs_hits_only() {
 fn a_full_memory_keeps_prefixes_whole() {
     with_bottom_dir("dram=128K", |_, open, prompt| {
         let store = open();
-        store.touch(&keys(prompt));
+        store.touch(0, &keys(prompt));
         std::thread::sleep(Duration::from_millis(200));
         let mut held = (0, 0);
         store.tiers(true, &mut |tier| held = (tier.bytes, tier.bytes_max));
@@ -168,7 +168,7 @@ fn many_readers_and_the_mover_never_mix_chunks() {
                 scope.spawn(move || {
                     for round in 0..150 {
                         let chunk = &prompt[(round * (seat + 3)) % prompt.len()];
-                        store.touch(&[chunk.key]);
+                        store.touch(0, &[chunk.key]);
                         let lengths: Vec<_> = chunk.blocks.iter().map(Vec::len).collect();
                         let (manifest, blocks) = get(store, seat, &chunk.key, &lengths).expect("fetch");
                         assert!(manifest == chunk.manifest && blocks == chunk.blocks, "other bytes");

@@ -221,6 +221,28 @@ impl Worth {
         self.spaces[usize::from(namespace)].quota = quota;
     }
 
+    /// Whose a chunk is.
+    pub fn namespace_of(&self, key: &ChunkKey) -> Option<u8> {
+        let at = self.find(self.hash(key), key)?;
+        Some(self.entries[at as usize].namespace)
+    }
+
+    /// A chunk of one namespace is another's from now on, if that one's quota has room for it.
+    pub fn hand_over(&mut self, key: &ChunkKey, from: u8, to: u8) -> bool {
+        let Some(at) = self.find(self.hash(key), key) else { return false };
+        let Entry { namespace, bytes, .. } = self.entries[at as usize];
+        let (bytes, most) = (u64::from(bytes), self.spaces[usize::from(to)].quota.most);
+        if namespace != from || self.bytes_of(to) + bytes > most {
+            return false;
+        }
+        self.leave_heap(at);
+        self.spaces[usize::from(from)].bytes -= bytes;
+        self.spaces[usize::from(to)].bytes += bytes;
+        self.entries[at as usize].namespace = to;
+        self.enter_heap(at);
+        true
+    }
+
     /// Bytes that a namespace holds.
     pub fn bytes_of(&self, namespace: u8) -> u64 {
         self.spaces[usize::from(namespace)].bytes
@@ -447,12 +469,14 @@ impl Worth {
 
     /// The least of a class, of one namespace or of all that may be taken from.
     fn least(&self, class: Class, only: Option<usize>, own: usize) -> Option<u32> {
-        let spaces = self.spaces.iter().enumerate();
-        let may = |(at, space): &(usize, &Space)| match only {
-            Some(only) => *at == only,
-            None => *at == own || space.bytes > space.quota.least,
+        let may_lose = |at: usize, space: &Space, root: u32| match only {
+            Some(only) => at == only,
+            None => at == own || space.bytes - u64::from(self.entries[root as usize].bytes) >= space.quota.least,
         };
-        let roots = spaces.filter(may).map(|(_, space)| space.roots[class as usize]).filter(|root| *root != NONE);
+        let roots = self.spaces.iter().enumerate().filter_map(|(at, space)| {
+            let root = space.roots[class as usize];
+            (root != NONE && may_lose(at, space, root)).then_some(root)
+        });
         roots.reduce(|a, b| if self.heaps.priority(b) < self.heaps.priority(a) { b } else { a })
     }
 

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use block::{ChunkKey, KeyChain, Namespace};
 use host_ctl::{Arrangement, CardStatus, Client, Memory, Transfer};
-use mailbox::Tokens;
 use serde_json::{Value, json};
 
 use super::rig::{Card, PAGE_TOKENS, answered};
@@ -90,7 +89,7 @@ impl Host {
         let mut chunks = 0;
         for keys in keys.chunks(STORED_AT_ONCE) {
             let pages = &self.pages[..keys.len() * PAGES_PER_CHUNK];
-            let transfer = Transfer { keys, pages, tokens: Tokens::ALL, deadline: None };
+            let transfer = Transfer::new(keys, pages);
             chunks += answered(&mut self.client, |client| client.post_store(&transfer)).chunks_done;
         }
         json!({ "chunks": chunks, "bytes": self.status()["store"]["bytes_put"] })
@@ -103,7 +102,7 @@ impl Host {
         for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
             let keys: Vec<ChunkKey> = prefix.iter().map(|chunk| self.names[chunk]).collect();
             let pages = &self.pages[..keys.len() * PAGES_PER_CHUNK];
-            let transfer = Transfer { keys: &keys, pages, tokens: Tokens::ALL, deadline: None };
+            let transfer = Transfer::new(&keys, pages);
             let since = Instant::now();
             chunks += answered(&mut self.client, |client| client.post_fetch(&transfer)).chunks_done;
             ms.push(since.elapsed().as_secs_f64() * 1e3);

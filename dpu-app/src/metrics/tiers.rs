@@ -29,6 +29,18 @@ pub(super) const TIER_FAMILIES: &[Family] = &[
     gauge("kvlane_tier_limit_bytes", &["tier"], "What these never exceed", |view, out| {
         each(view, out, |tier| tier.bytes_max)
     }),
+    gauge(
+        "kvlane_tier_namespace_bytes",
+        &["tier", "namespace"],
+        "Bytes in a tier by namespace: those that have a quota or a pin, and `default`",
+        |view, out| {
+            let namespaces = &view.shared.config.namespaces;
+            rows(view, out, |tier, out| {
+                let mut each = namespaces.names().zip(tier.namespaces);
+                each.try_for_each(|(name, bytes)| out.put(&[tier.name, name], bytes))
+            })
+        },
+    ),
     counter("kvlane_tier_hits_total", &["tier"], "Chunks opened in a tier", |view, out| {
         each(view, out, |tier| tier.hits)
     }),

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
 use dpu_app::{Config, RunError};
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Route, Transfer};
+use mailbox::Status;
 use mailbox::channel::Line;
-use mailbox::{Status, Tokens};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::{Direct, Stats, Store, StoreError};
 
@@ -245,7 +245,8 @@ impl Card {
     pub fn start_url(url: &str, change: impl FnOnce(&mut Config)) -> Self {
         let url = url.to_owned();
         Self::start_any(Arc::default(), doca_emulator::Config::default(), change, move |config, device, stop, ready| {
-            let store = store::open(&url, &dpu_app::run::store_limits(config)).map_err(RunError::Store)?;
+            let store = store::open_for(&url, &dpu_app::run::store_limits(config), &config.namespaces)
+                .map_err(RunError::Store)?;
             dpu_app::serve(config, device, store.as_ref(), stop, ready)
         })
     }
@@ -368,7 +369,7 @@ pub fn line(route: &Route) -> Box<dyn Line> {
 
 /// All tokens, the card's deadline.
 pub fn transfer<'a>(keys: &'a [ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
-    Transfer { keys, pages, tokens: Tokens::ALL, deadline: None }
+    Transfer::new(keys, pages)
 }
 
 pub fn fetch(client: &mut Client, keys: &[ChunkKey], pages: &[u32]) -> Completion {

@@ -79,10 +79,19 @@ def attach(
     device: str | None = None,
     recipe: str | None = None,
     client: str = "kvlane-python",
+    namespace: str | None = None,
     timeout: float = 10.0,
 ) -> Session:
     """A session with the card: with `memory` it fetches and stores, without it only asks. By default the card of this
-    machine is met by Comch; `socket` names dpu-app's Unix socket instead."""
+    machine is met by Comch; `socket` names dpu-app's Unix socket instead. `namespace`: whose quota of the card's tiers
+    it uses (`dpu-app --tier-quota`)."""
     return Session.attach(
-        memory, socket=socket, comch_name=comch_name, device=device, recipe=recipe, client=client, timeout=timeout
+        memory,
+        socket=socket,
+        comch_name=comch_name,
+        device=device,
+        recipe=recipe,
+        client=client,
+        namespace=namespace,
+        timeout=timeout,
     )

@@ -285,6 +285,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
                 device=options.device,
                 recipe=options.recipe,
                 client=f"vllm {name}",
+                namespace=options.namespace,
                 timeout=options.attach_timeout_s,
             )
             if one_byte and not session.recipe.startswith("lossless"):

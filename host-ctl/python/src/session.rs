@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use block::Importance;
 use doca::Selector;
 use host_ctl::{Client, Error, Options, RequestId, Route, Transfer};
 use mailbox::Tokens;
@@ -89,7 +90,7 @@ impl Session {
 #[pymethods]
 impl Session {
     #[staticmethod]
-    #[pyo3(signature = (memory, *, socket, comch_name, device, recipe, client, timeout))]
+    #[pyo3(signature = (memory, *, socket, comch_name, device, recipe, client, namespace, timeout))]
     #[allow(clippy::too_many_arguments)]
     fn attach(
         py: Python<'_>,
@@ -99,6 +100,7 @@ impl Session {
         device: Option<String>,
         recipe: Option<&str>,
         client: String,
+        namespace: Option<String>,
         timeout: f64,
     ) -> PyResult<Session> {
         let route = match (socket, comch_name) {
@@ -110,6 +112,7 @@ impl Session {
         let options = Options {
             route,
             client,
+            namespace,
             device: device.map_or(Selector::First, Selector::Named),
             recipe: recipe.map(str::parse).transpose().map_err(|error| input(format!("recipe: {error}")))?,
             timeout: seconds("timeout", timeout)?,
@@ -139,16 +142,30 @@ impl Session {
     ) -> PyResult<u64> {
         let (keys, deadline) = (keys::parse(keys)?, deadline.map(|s| seconds("deadline", s)).transpose()?);
         let tokens = tokens.map_or(Tokens::ALL, |(start, end)| Tokens { start, end });
-        let transfer = Transfer { keys: &keys, pages: &pages, tokens, deadline };
+        let transfer = Transfer { tokens, deadline, ..Transfer::new(&keys, &pages) };
         self.with(py, |client| client.post_fetch(&transfer)).map(RequestId::number)
     }
 
-    /// Stores chunks from pages.
-    #[pyo3(signature = (keys, pages, *, deadline = None))]
-    fn store(&self, py: Python<'_>, keys: &[u8], pages: Vec<u32>, deadline: Option<f64>) -> PyResult<u64> {
+    /// Stores chunks from pages; `importance` says what each is worth, 1 being neutral.
+    #[pyo3(signature = (keys, pages, *, importance = None, deadline = None))]
+    fn store(
+        &self,
+        py: Python<'_>,
+        keys: &[u8],
+        pages: Vec<u32>,
+        importance: Option<Vec<f32>>,
+        deadline: Option<f64>,
+    ) -> PyResult<u64> {
+        let importances = importances(&importance.unwrap_or_default())?;
         let (keys, deadline) = (keys::parse(keys)?, deadline.map(|s| seconds("deadline", s)).transpose()?);
-        let transfer = Transfer { keys: &keys, pages: &pages, tokens: Tokens::ALL, deadline };
+        let transfer = Transfer { deadline, importances: &importances, ..Transfer::new(&keys, &pages) };
         self.with(py, |client| client.post_store(&transfer)).map(RequestId::number)
+    }
+
+    /// Says what chunks are worth to the card's tiers, stored or not: one factor each, 1 being neutral.
+    fn rate(&self, py: Python<'_>, keys: &[u8], importance: Vec<f32>) -> PyResult<u64> {
+        let (keys, importances) = (keys::parse(keys)?, importances(&importance)?);
+        self.with(py, |client| client.post_rate(&keys, &importances)).map(RequestId::number)
     }
 
     /// Asks the card for limits, counters and times: the completion's `answer` is JSON.
@@ -184,6 +201,10 @@ impl Session {
         let timeout = seconds("timeout", timeout)?;
         Ok(py.detach(|| self.lock().take().is_none_or(|client| client.leave(timeout))))
     }
+}
+
+fn importances(factors: &[f32]) -> PyResult<Vec<Importance>> {
+    factors.iter().map(|factor| host_ctl::importance(*factor).map_err(raise)).collect()
 }
 
 fn seconds(what: &str, value: f64) -> PyResult<Duration> {

@@ -47,8 +47,8 @@ class FakeSession:
     def fetch(self, keys: bytes, pages: list[int], *, tokens: Any, deadline: float) -> int:
         return self._post("fetch", keys, pages, tokens)
 
-    def store(self, keys: bytes, pages: list[int], *, deadline: float) -> int:
-        return self._post("store", keys, pages)
+    def store(self, keys: bytes, pages: list[int], *, importance: Any, deadline: float) -> int:
+        return self._post("store", keys, pages, importance)
 
     def complete(self, number: int, chunks: int | None = None, status: str = "ok") -> None:
         asked = len(self.posted[number][1]) // kvlane.KEY_BYTES

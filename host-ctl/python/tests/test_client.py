@@ -88,6 +88,19 @@ def test_lookup_counts_leading_chunks_and_a_miss_is_an_answer(card):
     assert short.chunks_done == 2
 
 
+def test_importance_is_taken_with_a_store_and_later_and_checked_before(card):
+    session = attached(card, buffers(4))
+    names = keys(2 * CHUNK, session.recipe)
+    assert done(session, session.store(names, list(range(8)), importance=[4.0, 0.5])).ok
+    rated = done(session, session.rate(names, [1.0, 2.0]))
+    assert (rated.ok, rated.operation, rated.chunks_done) == (True, "rate", 2)
+    assert done(session, session.fetch(names, list(range(8)))).chunks_done == 2
+    with pytest.raises(kvlane.InputError, match="factor from"):
+        session.rate(names, [1.0, 0.0])
+    with pytest.raises(kvlane.InputError, match="1 importances for 2 chunks"):
+        session.store(names, list(range(8)), importance=[1.0])
+
+
 def test_names_separate_ranks_salts_models_and_shapes():
     def name(model="m", geometry=GEOMETRY, **more):
         return kvlane.chunk_keys(list(range(CHUNK)), model=model, geometry=geometry, recipe="lossless", **more)

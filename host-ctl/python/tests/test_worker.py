@@ -24,7 +24,7 @@ def load(job=1, chunks=3, tokens=None, deadline=60.0, recipe="lossless"):
 
 
 def save(job=9, chunks=2):
-    return Save(job, f"r{job}", "lossless", (b"k" * 32 * chunks,), tuple(range(4 * chunks)), 60.0)
+    return Save(job, f"r{job}", "lossless", (b"k" * 32 * chunks,), tuple(range(4 * chunks)), 60.0, 0)
 
 
 def settled(worker):

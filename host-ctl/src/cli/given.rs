@@ -33,6 +33,9 @@ pub(crate) struct Card {
     /// there is no Comch
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Whose quota of the card's tiers this uses, of those that `dpu-app --tier-quota` names [default: default]
+    #[arg(long, env = "KVLANE_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
     /// Device of this machine, by PCI address or name [default: the first that fits]
     #[arg(long, short, env = "KVLANE_HOST_DEVICE", value_name = "NAME")]
     device: Option<String>,
@@ -53,6 +56,7 @@ impl Card {
     pub(crate) fn options(&self, recipe: Option<Recipe>) -> Options {
         Options {
             route: self.route(),
+            namespace: self.namespace.clone(),
             device: self.device.clone().map_or(Selector::First, Selector::Named),
             recipe,
             timeout: Duration::from_millis(self.timeout_ms),

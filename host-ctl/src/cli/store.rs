@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Give up after this long [default: dpu-app's own, for each part of the request]
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<u64>,
+    /// What each whole chunk is worth beside how often it is used: JSON like {"chunks": [1.5, 0.25]}, 1 being neutral
+    #[arg(long, value_name = "FILE")]
+    importance: Option<PathBuf>,
     /// Store also what is stored already
     #[arg(long)]
     again: bool,
@@ -44,6 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     let (file, kv) = given::open(&arguments.file, &arguments.pick)?;
     let tokens = given::load_tokens(arguments.tokens.as_ref(), Some(&file), arguments.pick.text)?;
+    let importances = arguments.importance.as_deref().map(host_ctl::load_importances).transpose()?.unwrap_or_default();
     let order = StoreOrder {
         file: &file,
         kv: &kv,
@@ -54,6 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         deadline: arguments.deadline_ms.map(Duration::from_millis),
         patience: arguments.card.patience(),
         again: arguments.again,
+        importances: &importances,
     };
     let mut door = arguments.card.options(arguments.naming.recipe);
     door.part_chunks = Some(PART_CHUNKS);

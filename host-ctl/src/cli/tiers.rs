@@ -112,6 +112,10 @@ fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
         if tier.get("out").and_then(Value::as_bool) == Some(true) {
             show.line("  OUT of service: its disk is slow or fails, and is left alone for a while");
         }
+        let namespaces = tier.get("namespaces").and_then(Value::as_object);
+        for (namespace, bytes) in namespaces.into_iter().flatten() {
+            show.line(&format!("  of {namespace:<16} {}", mb(bytes.as_u64().unwrap_or(0))));
+        }
         for (score, count) in scores(tier).into_iter().filter(|(_, count)| *count > 0) {
             show.line(&format!("  score from {score:<9} {count} chunks"));
         }
@@ -124,7 +128,7 @@ fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
             Line { name: name(tier), points }
         };
         let lines: Vec<_> = tiers.iter().map(line).collect();
-        write(path, plot("Share of chunks by score", "score: uses of late x importance", &lines))?;
+        write(path, plot("Share of chunks by score", "score: uses of late x importance x cost", &lines))?;
     }
     let verdict = if tiers.is_empty() { "this card's store has no tiers" } else { "tiers shown" };
     show.end(verdict, &json!({ "command": "tiers show", "ok": true, "tiers": tiers }));

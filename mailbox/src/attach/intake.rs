@@ -52,6 +52,7 @@ pub struct Attachment {
     pub generation: u64,
     pub pid: u32,
     pub client: String,
+    pub namespace: Option<String>,
     /// `None`: as the card is configured.
     pub recipe: Option<Recipe>,
     pub page: Export,
@@ -68,6 +69,7 @@ pub struct Intake {
     generation: u64,
     pid: u32,
     client: String,
+    namespace: Option<String>,
     geometry: Option<Geometry>,
     recipe: Option<Recipe>,
     region_count: u16,
@@ -90,6 +92,7 @@ impl Intake {
             generation: 0,
             pid: 0,
             client: String::new(),
+            namespace: None,
             geometry: None,
             recipe: None,
             region_count: 0,
@@ -129,6 +132,7 @@ impl Intake {
         self.generation = hello.generation;
         self.pid = hello.pid;
         self.client = hello.client.to_owned();
+        self.namespace = hello.namespace.map(str::to_owned);
         self.geometry = hello.geometry;
         self.recipe = hello.recipe;
         self.region_count = hello.region_count;
@@ -193,6 +197,7 @@ impl Intake {
             generation: self.generation,
             pid: self.pid,
             client: std::mem::take(&mut self.client),
+            namespace: self.namespace.take(),
             recipe: self.recipe,
             page: self.page.take().expect("regions start with the page"),
             regions: std::mem::take(&mut self.regions),

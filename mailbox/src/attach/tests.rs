@@ -33,6 +33,7 @@ fn hello() -> Hello<'static> {
         geometry: Some(geometry()),
         recipe: "q5".parse().ok(),
         client: "vllm 0.32 rank 0",
+        namespace: None,
     }
 }
 
@@ -136,6 +137,26 @@ fn a_recipe_of_zero_words_is_not_the_lack_of_one() {
 }
 
 #[test]
+fn a_namespace_travels_behind_the_client_and_the_lack_of_one_is_what_it_was() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    let long = "n".repeat(NAME_BYTES_MAX);
+    for namespace in ["team-a", &long] {
+        let message = Message::Hello(Hello { namespace: Some(namespace), ..hello() });
+        assert_eq!(Message::decode(message.encode(&mut out).unwrap()), Ok(message));
+    }
+    let bytes = Message::Hello(hello()).encode(&mut out).unwrap();
+    assert_eq!(bytes[HEAD_BYTES + 14..HEAD_BYTES + 16], [16, 0]);
+    assert_eq!(bytes.len(), HEAD_BYTES + HELLO_BYTES + 16);
+    let attachment = |namespace| {
+        let bases = bases();
+        let mut messages = messages(&bases);
+        messages[0] = Message::Hello(Hello { namespace, ..hello() });
+        attach(&messages).unwrap().unwrap().namespace
+    };
+    assert_eq!((attachment(None), attachment(Some("team-a"))), (None, Some("team-a".to_owned())));
+}
+
+#[test]
 fn every_reason_has_a_text_and_its_own_word() {
     for (index, reason) in Reason::ALL.into_iter().enumerate() {
         assert_eq!(reason as usize, index + 1);
@@ -155,6 +176,10 @@ fn a_message_of_ours_that_breaks_a_limit_is_not_sent() {
     let long = "x".repeat(NAME_BYTES_MAX + 1);
     for client in ["", "a\nb", &long] {
         let message = Message::Hello(Hello { client, ..hello() });
+        assert_eq!(message.encode(&mut out), Err(AttachError::Name));
+    }
+    for namespace in ["a\nb", &long] {
+        let message = Message::Hello(Hello { namespace: Some(namespace), ..hello() });
         assert_eq!(message.encode(&mut out), Err(AttachError::Name));
     }
     let control_only = Hello { geometry: None, ..hello() };

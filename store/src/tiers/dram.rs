@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
 use block::ChunkKey;
-use tier::{Chunk, Limits as Sizes, Policy, Worth};
+use tier::{Chunk, Limits as Sizes, NAMESPACES_MAX, Policy, Quota, Worth};
 
 use crate::{Limits, POISONED, StoreError};
 
@@ -135,6 +135,19 @@ impl Dram {
 
     pub(super) fn used(&self, keys: &[ChunkKey], now_ms: u64) {
         self.state().policy.used(keys, now_ms);
+    }
+
+    /// Init.
+    pub(super) fn set_quotas(&self, quotas: &[Quota]) {
+        super::set_quotas(&mut self.state().policy, quotas);
+    }
+
+    pub(super) fn namespaces(&self) -> [u64; NAMESPACES_MAX] {
+        super::occupancy(&self.state().policy)
+    }
+
+    pub(super) fn rate(&self, key: &ChunkKey, importance: f32) {
+        self.state().policy.rate(key, importance);
     }
 
     /// Chunks, bytes, and bytes at most.

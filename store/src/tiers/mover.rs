@@ -16,6 +16,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::breaker::MOVER_LANE;
 use super::dram::Incoming;
+use super::returns::Source;
 use super::{Moves, Tiers, chunk};
 use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
 
@@ -31,11 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a tier or T2 that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// A chunk that was used, and the one before it.
+/// A chunk that was used, the one before it, and for whose account.
 #[derive(Clone, Copy, Debug)]
 struct Wish {
     key: ChunkKey,
     parent: Option<ChunkKey>,
+    namespace: u8,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,7 @@ impl Wishes {
     }
 
     /// The leading chunks of one prompt were used; those that `wanted` says are missing somewhere.
-    pub(super) fn add(&self, keys: &[ChunkKey], wanted: impl Fn(&ChunkKey) -> bool) {
+    pub(super) fn add(&self, namespace: u8, keys: &[ChunkKey], wanted: impl Fn(&ChunkKey) -> bool) {
         let mut waiting = self.waiting();
         let mut parent = None;
         for key in keys {
@@ -80,7 +82,7 @@ impl Wishes {
                 break;
             }
             if wanted(key) {
-                waiting.wishes.push_back(Wish { key: *key, parent });
+                waiting.wishes.push_back(Wish { key: *key, parent, namespace });
             }
             parent = Some(*key);
         }
@@ -183,13 +185,6 @@ struct Mover<'a> {
     in_service: bool,
 }
 
-/// Where a chunk comes from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Disk,
-    Bottom,
-}
-
 impl Mover<'_> {
     fn run(&mut self) {
         while let Some(wish) = self.tiers.wishes.next() {
@@ -242,7 +237,13 @@ impl Mover<'_> {
         }
         let manifest_bytes = opened?;
         let moved = match Manifest::parse(&self.manifest[..manifest_bytes]) {
-            Ok(manifest) => self.copy(wish, source, &manifest, manifest_bytes, wants_dram, wants_disk),
+            Ok(manifest) => {
+                // What was said last is what counts, here and, by the copy in T1, after a restart.
+                let rating = tiers.ratings.get(&wish.key).filter(|rating| *rating != manifest.importance());
+                let manifest = rating.map_or(manifest.clone(), |rating| manifest.with_importance(rating));
+                manifest.encode(&mut self.manifest);
+                self.copy(wish, source, &manifest, manifest_bytes, wants_dram, wants_disk)
+            }
             // None of ours to understand: served from T2.
             Err(_) => Ok(0),
         };
@@ -277,32 +278,38 @@ impl Mover<'_> {
         let bytes = head as u64 + manifest_bytes as u64 + blocks;
         let Ok(bytes) = u32::try_from(bytes) else { return Ok(0) };
         let [to_dram, to_disk] = &tiers.moves;
-        let offered = chunk(&wish.key, bytes);
+        let offered = |cost| chunk(&wish.key, bytes, wish.namespace, manifest.importance(), cost);
+        let put = tiers.limits.puts_max;
+        let mut disk =
+            wants_disk && counted(self.admit(&offered(1.0), wish.parent.as_ref(), now_ms), to_disk).is_some();
+        if disk {
+            disk = self.on_disk(|disk| disk.begin_put(put, &wish.key, Instant::now() + PATIENCE), &wish.key, false);
+        }
+        // What T0 gives up comes back from T1, if that has it.
+        let cost = if disk || source == Source::Disk { tiers.returns.disk_cost() } else { 1.0 };
         let mut dram = tiers
             .dram
             .as_ref()
             .filter(|_| wants_dram)
-            .and_then(|dram| counted(dram.begin(&offered, wish.parent.as_ref(), now_ms), to_dram));
+            .and_then(|dram| counted(dram.begin(&offered(cost), wish.parent.as_ref(), now_ms), to_dram));
         if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
             dram.write(incoming, &(manifest.block_count() as u32).to_le_bytes());
             dram.write(incoming, &(manifest_bytes as u32).to_le_bytes());
             manifest.lengths().iter().for_each(|length| dram.write(incoming, &length.to_le_bytes()));
             dram.write(incoming, &self.manifest[..manifest_bytes]);
         }
-        let put = tiers.limits.puts_max;
-        let mut disk = wants_disk && counted(self.admit(&offered, wish.parent.as_ref(), now_ms), to_disk).is_some();
-        if disk {
-            disk = self.on_disk(|disk| disk.begin_put(put, &wish.key, Instant::now() + PATIENCE), &wish.key, false);
-        }
         if dram.is_none() && !disk {
             return Ok(0);
         }
         let mut failed = None;
+        let mut reading = Duration::ZERO;
         for (index, &length) in manifest.lengths().iter().enumerate() {
+            let since = Instant::now();
             if let Err(error) = self.read(source, index, length as usize) {
                 failed = Some(error);
                 break;
             }
+            reading += since.elapsed();
             let block = &self.memory.as_ref().expect("it came back")[..length as usize];
             if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
                 dram.write(incoming, block);
@@ -314,6 +321,7 @@ impl Mover<'_> {
             }
         }
         self.end(wish, dram, disk, manifest, manifest_bytes, failed)?;
+        tiers.returns.saw(source, blocks, reading);
         Ok(u64::from(bytes))
     }
 

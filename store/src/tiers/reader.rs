@@ -83,6 +83,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
                     disk.reads.watch(self.lane, || retry(|| disk.store.open(seat, &key, &mut self.manifest, until)))
             {
                 place(Place::Disk);
+                disk.recall(&key, &self.manifest[..bytes], self.tiers.ratings.get(&key));
                 self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
                 return;
             }

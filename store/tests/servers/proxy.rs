@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
+/// What a throttled wire lets through at once.
+const PIECE: usize = 4096;
+
 /// What the wire does with what the server sends.
 #[derive(Debug, Default)]
 struct Mood {
@@ -13,6 +16,8 @@ struct Mood {
     passes: AtomicUsize,
     /// Milliseconds for each byte; 0: as fast as it comes.
     byte_ms: AtomicU64,
+    /// Milliseconds for each [`PIECE`]; 0: as fast as it comes.
+    piece_ms: AtomicU64,
     /// Connections are accepted and go nowhere.
     deaf: AtomicBool,
     leave: AtomicBool,
@@ -52,6 +57,11 @@ impl Proxy {
         self.mood.byte_ms.store(byte.as_millis() as u64, SeqCst);
     }
 
+    /// Each [`PIECE`] of a connection takes so long.
+    pub(crate) fn throttle(&self, piece: Duration) {
+        self.mood.piece_ms.store(piece.as_millis() as u64, SeqCst);
+    }
+
     pub(crate) fn deafen(&self) {
         self.mood.deaf.store(true, SeqCst);
     }
@@ -59,6 +69,7 @@ impl Proxy {
     pub(crate) fn heal(&self) {
         self.mood.passes.store(usize::MAX, SeqCst);
         self.mood.byte_ms.store(0, SeqCst);
+        self.mood.piece_ms.store(0, SeqCst);
         self.mood.deaf.store(false, SeqCst);
     }
 }
@@ -87,8 +98,12 @@ fn connection(mut client: TcpStream, server: u16, mood: &Arc<Mood>) {
     while let Ok(count @ 1..) = upstream.read(&mut bytes) {
         let mut rest = &bytes[..count];
         while !rest.is_empty() {
-            let slow = mood.byte_ms.load(SeqCst);
-            let want = if slow > 0 { 1 } else { rest.len() };
+            let (byte_ms, piece_ms) = (mood.byte_ms.load(SeqCst), mood.piece_ms.load(SeqCst));
+            let (want, slow) = match (byte_ms, piece_ms) {
+                (0, 0) => (rest.len(), 0),
+                (0, piece_ms) => (rest.len().min(PIECE), piece_ms),
+                (byte_ms, _) => (1, byte_ms),
+            };
             let taken = mood.passes.fetch_update(SeqCst, SeqCst, |left| {
                 Some(if left == usize::MAX { left } else { left - left.min(want) })
             });

@@ -17,6 +17,10 @@ class Options:
     chunk_tokens: int = 256
     recipe: str | None = None
     """Refuses a card that stores with another; by default whatever the card stores with."""
+    namespace: str | None = None
+    """Whose quota of the card's tiers is used (`dpu-app --tier-quota`)."""
+    importance: str = "neutral"
+    """What the tiers hear of a chunk's worth beside its use: `neutral`, or `position`: heads of prompts before tails."""
     load: bool = True
     save: bool = True
     min_load_tokens: int = 0
@@ -51,7 +55,16 @@ class Options:
             raise ValueError(f"kvlane: chunk_tokens {options.chunk_tokens}: give a multiple of the block size")
         if not 0 < options.hold_share <= 1:
             raise ValueError(f"kvlane: hold_share {options.hold_share} is not in (0, 1]")
+        if options.importance not in ("neutral", "position"):
+            raise ValueError(f"kvlane: importance {options.importance!r} is neither neutral nor position")
         return options
+
+    def importances(self, first: int, chunks: int) -> list[float] | None:
+        """Of a prompt's chunks from `first` on. What attention they receive vLLM does not tell a connector; where they
+        stand it does: the further back, the fewer prompts share a chunk. Halves every 16 chunks, to 1/16 at the least."""
+        if self.importance == "neutral":
+            return None
+        return [2.0 ** -min(4.0, (first + index) / 16) for index in range(chunks)]
 
     def deadline(self, tokens: int) -> float:
         """Seconds that a load of `tokens` may take."""

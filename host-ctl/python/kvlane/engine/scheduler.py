@@ -334,6 +334,7 @@ class Scheduler:
             keys=prompt.slice(first, ready),
             pages=pages,
             deadline=self.options.save_deadline_s,
+            first_chunk=first,
         )
         self._hold(save.job, pages, self.ranks)
         self._saving[save.job] = save

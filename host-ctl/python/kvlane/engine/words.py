@@ -34,6 +34,7 @@ class Save:
     keys: tuple[bytes, ...]
     pages: tuple[int, ...]
     deadline: float
+    first_chunk: int
 
 
 @dataclass

@@ -74,7 +74,9 @@ class Worker:
         if session is None or session.recipe != save.recipe:
             return self._end_save(save, 0)
         try:
-            number = session.store(save.keys[self.rank], list(save.pages), deadline=save.deadline)
+            keys = save.keys[self.rank]
+            importance = self.options.importances(save.first_chunk, len(keys) // KEY_BYTES)
+            number = session.store(keys, list(save.pages), importance=importance, deadline=save.deadline)
         except KvlaneError as error:
             self._end_save(save, 0)
             return self._lost(session, error)
