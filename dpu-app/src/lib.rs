@@ -29,6 +29,7 @@ pub mod events;
 pub mod fetcher;
 pub mod fit;
 pub mod flow;
+pub mod footprint;
 pub mod health;
 pub mod histogram;
 pub mod hub;
