@@ -1,4 +1,5 @@
 //! A process that runs the stages of a fetch (`dpu_app::trial`) into this process's pages when it is told to.
+#![allow(dead_code, reason = "each bench takes what it needs")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -6,6 +7,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use dpu_app::Config;
 use dpu_app::trial::{self, Order, Stage, Way};
+
+use host_ctl::Memory;
 
 use crate::rig::{LAYERS, Prefix};
 
@@ -21,22 +24,26 @@ pub(crate) fn job() -> Option<String> {
 pub(crate) struct Bench {
     process: Child,
     answers: BufReader<ChildStdout>,
-    _memory: host_ctl::Memory,
+    _memory: Memory,
     _exports: Vec<doca::Export>,
 }
 
 impl Bench {
     pub(crate) fn start(url: &str, recipe: &str, prefix: &Prefix, emulator: &str) -> Self {
-        let memory = prefix.memory();
+        let program = std::env::current_exe().expect("this program");
+        Self::start_as(Command::new(program).env("DOCA_EMULATOR", emulator), url, recipe, prefix, prefix.memory())
+    }
+
+    /// As `command`, which ends with this program; into `memory`.
+    pub(crate) fn start_as(command: &mut Command, url: &str, recipe: &str, prefix: &Prefix, memory: Memory) -> Self {
         let device = doca::Device::open(&doca::Selector::First).expect("the emulator");
         let export = |region: &host_ctl::Region| {
             doca::Export::new(&device, region.mapping.clone(), doca::Access::ReadWrite).expect("exported")
         };
         let exports: Vec<doca::Export> = memory.regions.iter().map(export).collect();
         let directory = prefix.path.parent().expect("a file in a directory");
-        let mut process = Command::new(std::env::current_exe().expect("this program"))
+        let mut process = command
             .env(JOB, format!("{url} {recipe} {} {}", prefix.shape.tokens, directory.display()))
-            .env("DOCA_EMULATOR", emulator)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -62,6 +69,12 @@ impl Bench {
         let mut line = String::new();
         self.answers.read_line(&mut line).expect("it answers");
         line.trim().parse().expect("MB/s")
+    }
+
+    /// Lets it end by itself.
+    pub(crate) fn finish(mut self) {
+        drop(self.process.stdin.take());
+        assert!(self.process.wait().is_ok_and(|status| status.success()), "it said why above");
     }
 
     pub(crate) fn pid(&self) -> u32 {

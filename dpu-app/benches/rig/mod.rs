@@ -4,14 +4,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry, Namespace, Recipe};
+use doca::{Access, Mapping};
 use host_ctl::{
     Amounts, Arrangement, Client, Completion, FetchOrder, FetchReport, Identity, KvFile, Memory, Options, PageOrder,
     RequestId, Route, StoreOrder, StoreReport, Synthetic, Target, TensorShape, Transfer, fetch, generate, store,
 };
 use mailbox::Tokens;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
 
 pub(crate) const PAGE_TOKENS: u16 = 16;
 pub(crate) const CHUNK_TOKENS: usize = 256;
@@ -90,6 +95,18 @@ impl Prefix {
 impl Drop for Prefix {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Gives it memory that the emulator maps for itself: what the kernel copies between processes respects the protection of
+/// pages, and no tool sees it.
+pub(crate) fn seal(memory: &mut Memory) {
+    for region in &mut memory.regions {
+        let bytes = region.mapping.bytes();
+        let file = memfd_create(c"kv", MFdFlags::MFD_ALLOW_SEALING).expect("a memfd");
+        ftruncate(&file, bytes as i64).expect("room");
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).expect("a seal");
+        region.mapping = Arc::new(Mapping::of_file(&file, bytes, Access::ReadWrite).expect("room"));
     }
 }
 
