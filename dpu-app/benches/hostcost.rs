@@ -9,18 +9,13 @@
 
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use bench::{Report, Sample, Table};
-use doca::{Access, Mapping};
 use host_ctl::Memory;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{ProtFlags, mprotect};
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
-use nix::unistd::ftruncate;
-use rig::{Card, Fetching, LAYERS, Prefix};
+use rig::{Card, Fetching, LAYERS, Prefix, seal};
 
 mod rig;
 
@@ -57,7 +52,7 @@ fn main() {
 /// CPU ms and sleeps for each GB, and GB of one fetch.
 fn fetches(card: &Card, prefix: &Prefix, rounds: usize) -> (Sample, Sample, f64) {
     let mut memory = prefix.memory();
-    memory.regions.iter_mut().for_each(|region| region.mapping = sealed(region.mapping.bytes()));
+    seal(&mut memory);
     let mut fetching = Fetching::open(card, prefix, memory.clone(), card.options().spin);
     let mut once = || fetching.once().restored_bytes as f64 / 1e9;
     // The card's way to the pages is there after this.
@@ -74,14 +69,6 @@ fn fetches(card: &Card, prefix: &Prefix, rounds: usize) -> (Sample, Sample, f64)
     protect(&memory, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
     fetching.close();
     (cpu, sleeps, gb)
-}
-
-/// Memory that the emulator maps for itself: what the kernel copies between processes respects their protection.
-fn sealed(bytes: usize) -> Arc<Mapping> {
-    let file = memfd_create(c"kv", MFdFlags::MFD_ALLOW_SEALING).expect("a memfd");
-    ftruncate(&file, bytes as i64).expect("room");
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).expect("a seal");
-    Arc::new(Mapping::of_file(&file, bytes, Access::ReadWrite).expect("room"))
 }
 
 fn cpu_ms(usage: &Usage) -> f64 {

@@ -108,6 +108,12 @@ pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Resu
     chosen.into_iter().map(start).collect::<Result<_, _>>().map_err(OpenError::Comch)
 }
 
+/// Bytes of the messages that wait, in and out, at the server of one function.
+#[must_use]
+pub(crate) fn memory_bytes(sessions: usize) -> usize {
+    (sessions + PLACES_SPARE) * (doca::comch::RECEIVED_MAX + doca::comch::SENDING_MAX) * ATTACH_MESSAGE_MAX
+}
+
 /// Where hosts of one function come from.
 #[derive(Debug)]
 pub struct ComchListener {

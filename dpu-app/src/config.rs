@@ -8,8 +8,8 @@ use std::time::Duration;
 use block::Recipe;
 use mailbox::COMMANDS;
 
-use crate::notify;
 use crate::slot::{SLOTS_MAX, SlotBytes};
+use crate::{footprint, notify};
 
 /// Host processes attached at the same time.
 pub const SESSIONS_MAX: usize = 16;
@@ -216,6 +216,17 @@ impl Config {
             ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
             ("deadline", format!("{} ms", self.deadline.as_millis())),
         ]
+        .into_iter()
+        .chain(self.memory())
+        .collect()
+    }
+
+    /// What all of it takes, consumer by consumer.
+    fn memory(&self) -> Vec<(&'static str, String)> {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        let line = |(name, bytes): &(&str, usize)| format!("{name} {:.2}", mib(*bytes));
+        let lines: Vec<String> = footprint::lines(self).iter().map(line).collect();
+        vec![("memory MiB", format!("{:.1} ({})", mib(footprint::total(self)), lines.join(" + ")))]
     }
 }
 

@@ -3,18 +3,19 @@
 //! revived here.
 
 use block::Codec;
-use doca::{Completion, RemoteRun};
+use doca::{Completion, Context, Outcome, RemoteRun};
 use mailbox::attach::Farewell;
 
 use crate::counters::{Counters, add};
 use crate::crew::CrewKind;
 use crate::events::Event;
-use crate::flow::Direction;
+use crate::flow::{Direction, Flow, SlotWork};
 use crate::hub::{Engine, Hub, HubError};
-use crate::job::{Failure, Job, Restored, Seat};
+use crate::job::{BlockFacts, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
 use crate::scheduler::Scheduler;
-use crate::slot::{SlotState, Ticket};
+use crate::session::Memory;
+use crate::slot::{Ring, SlotState, Ticket};
 
 /// Runs of one block at most: what a transfer's list is sized for. A layout that needs more is refused at attach.
 pub(crate) const RUNS_MAX: usize = 2048;
@@ -24,7 +25,8 @@ fn word(ticket: Ticket) -> u64 {
     u64::from(ticket.generation) << 16 | u64::from(ticket.index)
 }
 
-fn ticket(word: u64) -> Ticket {
+/// The slot that an operation was for.
+pub(crate) fn ticket(word: u64) -> Ticket {
     Ticket { index: word as u16, generation: (word >> 16) as u32 }
 }
 
@@ -33,6 +35,93 @@ fn refusal(error: doca::Error) -> Launch {
         true => Launch::NoRoom,
         false => Launch::Failed(Failure::Device(error)),
     }
+}
+
+/// Submits wire -> codes of a slot, or says why not; the slot is as before then.
+pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &BlockFacts) -> Launch {
+    let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+    let mut memory = ring.memory(slot);
+    let held = "no one holds a slot that waits for the engine";
+    let (wire, codes) = (memory.wire.take().expect(held), memory.codes.take().expect(held));
+    let payload = facts.payload_start..facts.payload_start + facts.payload_bytes;
+    match context.inflate(word(slot), codec, wire, payload, codes) {
+        Ok(()) => Launch::Started,
+        Err(refused) => {
+            (memory.wire, memory.codes) = (refused.source, refused.destination);
+            refusal(refused.error)
+        }
+    }
+}
+
+/// The slot has its areas back.
+pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
+    let mut memory = ring.memory(slot);
+    (memory.wire, memory.codes) = (completion.source, completion.destination);
+    completion.outcome
+}
+
+/// Submits the slot's bytes to or from where `memory` has the block's pages; as above.
+pub(crate) fn start_transfer(
+    context: &mut Context,
+    ring: &Ring,
+    slot: Ticket,
+    work: &SlotWork,
+    flow: &Flow,
+    memory: &Memory,
+) -> Launch {
+    let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
+    let shift = if let Restored::Wire { start } = work.from { start } else { 0 };
+    let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
+    let mut too_many = false;
+    let clip = flow.tokens.start as usize..flow.tokens.end as usize;
+    let laid_out = memory.layout.runs(&part, &flow.pages, clip, |run| {
+        let remote = &memory.regions[usize::from(run.region)];
+        let run = RemoteRun { remote, offset: run.offset, local: shift + run.tile_offset, bytes: run.bytes };
+        too_many |= runs.push(run).is_err();
+    });
+    match laid_out {
+        Err(_) => return Launch::Failed(Failure::Malformed),
+        Ok(()) if too_many => return Launch::Failed(Failure::Foreign),
+        Ok(()) if runs.is_empty() => return Launch::Nothing,
+        Ok(()) => {}
+    }
+    let mut areas = ring.memory(slot);
+    let held = "no one holds a slot that waits for the engine";
+    let area = match work.from {
+        Restored::Wire { .. } => areas.wire.take().expect(held),
+        Restored::Tile => areas.tile.take().expect(held),
+    };
+    let submitted = match flow.direction {
+        Direction::Fetch => context.write(word(slot), area, &runs),
+        Direction::Store => context.read(word(slot), area, &runs),
+    };
+    match submitted {
+        Ok(()) => Launch::Started,
+        Err(refused) => {
+            let area = refused.source.or(refused.destination);
+            match work.from {
+                Restored::Wire { .. } => areas.wire = area,
+                Restored::Tile => areas.tile = area,
+            }
+            refusal(refused.error)
+        }
+    }
+}
+
+/// The slot has its area back.
+pub(crate) fn bring_transferred(
+    ring: &Ring,
+    slot: Ticket,
+    from: Restored,
+    completion: Completion,
+) -> Result<Outcome, doca::Error> {
+    let area = completion.source.or(completion.destination);
+    let mut memory = ring.memory(slot);
+    match from {
+        Restored::Wire { .. } => memory.wire = area,
+        Restored::Tile => memory.tile = area,
+    }
+    completion.outcome
 }
 
 impl Hub<'_, '_> {
@@ -68,25 +157,15 @@ impl Hub<'_, '_> {
         self.events.add(Event::EngineRestarted(kind), 0);
     }
 
-    fn launch_inflate(&mut self, ticket: Ticket) -> Launch {
-        let facts = self.pipeline.slots.at(ticket).facts;
-        let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+    fn launch_inflate(&mut self, slot: Ticket) -> Launch {
+        let facts = self.pipeline.slots.at(slot).facts;
         let engine = self.inflate.as_mut().expect("asked only where there is one");
-        let mut memory = self.shared.ring.memory(ticket);
-        let held = "no one holds a slot that waits for the engine";
-        let (wire, codes) = (memory.wire.take().expect(held), memory.codes.take().expect(held));
-        let payload = facts.payload_start..facts.payload_start + facts.payload_bytes;
-        match engine.context.inflate(word(ticket), codec, wire, payload, codes) {
-            Ok(()) => {
-                engine.submitted();
-                engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
-                Launch::Started
-            }
-            Err(refused) => {
-                (memory.wire, memory.codes) = (refused.source, refused.destination);
-                refusal(refused.error)
-            }
+        let launch = start_inflate(&mut engine.context, &self.shared.ring, slot, &facts);
+        if launch == Launch::Started {
+            engine.submitted();
+            engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
         }
+        launch
     }
 
     fn take_inflated(&mut self, completion: Completion) {
@@ -95,12 +174,9 @@ impl Hub<'_, '_> {
         let engine = self.inflate.as_mut().expect("it completed something");
         let to_blame = engine.ended(completion.outcome.is_ok(), depth);
         engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
-        {
-            let mut memory = self.shared.ring.memory(ticket);
-            (memory.wire, memory.codes) = (completion.source, completion.destination);
-        }
         let facts = self.pipeline.slots.at(ticket).facts;
-        let outcome = match completion.outcome {
+        let outcome = bring_inflated(&self.shared.ring, ticket, completion);
+        let outcome = match outcome {
             Ok(outcome) => {
                 let crc_right = !self.crc_trusted() || outcome.crc == Some(facts.codes_crc);
                 match outcome.bytes == facts.codes_bytes && crc_right {
@@ -116,53 +192,21 @@ impl Hub<'_, '_> {
         self.inflated(ticket, outcome);
     }
 
-    fn launch_transfer(&mut self, ticket: Ticket) -> Launch {
-        let work = *self.pipeline.slots.at(ticket);
+    fn launch_transfer(&mut self, slot: Ticket) -> Launch {
+        let work = *self.pipeline.slots.at(slot);
         let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
         let memory = self.sessions[flow.session].as_ref().and_then(|session| session.memory.as_ref());
         let memory = memory.expect("a session lives as long as its chunks, and only one with memory has any");
-        let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
-        let shift = if let Restored::Wire { start } = work.from { start } else { 0 };
-        let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
-        let mut too_many = false;
-        let clip = flow.tokens.start as usize..flow.tokens.end as usize;
-        let laid_out = memory.layout.runs(&part, &flow.pages, clip, |run| {
-            let remote = &memory.regions[usize::from(run.region)];
-            let run = RemoteRun { remote, offset: run.offset, local: shift + run.tile_offset, bytes: run.bytes };
-            too_many |= runs.push(run).is_err();
-        });
-        match laid_out {
-            Err(_) => return Launch::Failed(Failure::Malformed),
-            Ok(()) if too_many => return Launch::Failed(Failure::Foreign),
-            Ok(()) if runs.is_empty() => return Launch::Nothing,
-            Ok(()) => {}
+        let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &work, flow, memory);
+        if launch == Launch::Started {
+            let stage = match flow.direction {
+                Direction::Fetch => &self.shared.counters.write,
+                Direction::Store => &self.shared.counters.gather,
+            };
+            self.bulk.submitted();
+            self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
         }
-        let context = &mut self.bulk.context;
-        let mut slot = self.shared.ring.memory(ticket);
-        let held = "no one holds a slot that waits for the engine";
-        let mut take = || match work.from {
-            Restored::Wire { .. } => slot.wire.take().expect(held),
-            Restored::Tile => slot.tile.take().expect(held),
-        };
-        let (submitted, stage) = match flow.direction {
-            Direction::Fetch => (context.write(word(ticket), take(), &runs), &self.shared.counters.write),
-            Direction::Store => (context.read(word(ticket), take(), &runs), &self.shared.counters.gather),
-        };
-        match submitted {
-            Ok(()) => {
-                self.bulk.submitted();
-                self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
-                Launch::Started
-            }
-            Err(refused) => {
-                let area = refused.source.or(refused.destination);
-                match work.from {
-                    Restored::Wire { .. } => slot.wire = area,
-                    Restored::Tile => slot.tile = area,
-                }
-                refusal(refused.error)
-            }
-        }
+        launch
     }
 
     fn take_transferred(&mut self, completion: Completion) {
@@ -175,18 +219,11 @@ impl Hub<'_, '_> {
             _ => &self.shared.counters.write,
         };
         self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
-        {
-            let area = completion.source.or(completion.destination);
-            let mut memory = self.shared.ring.memory(ticket);
-            match from {
-                Restored::Wire { .. } => memory.wire = area,
-                Restored::Tile => memory.tile = area,
-            }
-        }
-        if let Ok(outcome) = completion.outcome {
+        let outcome = bring_transferred(&self.shared.ring, ticket, from, completion);
+        if let Ok(outcome) = outcome {
             stage.tally(outcome.bytes, outcome.bytes);
         }
-        self.transferred(ticket, completion.outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
+        self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
     }
 }
 

@@ -29,6 +29,7 @@ pub mod events;
 pub mod fetcher;
 pub mod fit;
 pub mod flow;
+pub mod footprint;
 pub mod health;
 pub mod histogram;
 pub mod hub;
@@ -49,6 +50,7 @@ pub mod session;
 pub mod simulate;
 pub mod slot;
 mod status;
+pub mod trial;
 pub mod worker;
 
 pub use config::Config;

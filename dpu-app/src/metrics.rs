@@ -52,6 +52,12 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// `nice` of the thread: everything else goes first, and on a card that is busy it still gets a tenth of a core.
 const NICE: i32 = 10;
 
+/// Bytes of all its connections.
+#[must_use]
+pub(crate) fn memory_bytes() -> usize {
+    CONNECTIONS_MAX * (REQUEST_BYTES + connection::HEAD_BYTES + REPLY_BYTES)
+}
+
 /// `ADDR:PORT`, or a port alone, which means loopback.
 ///
 /// # Errors

@@ -155,31 +155,11 @@ pub fn serve(
             .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
         listeners.push(Box::new(listener));
     }
-    let shared = Shared {
-        config,
-        store,
-        ring: Ring::allocate(&device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
-        chunks: Chunks::new(config.chunks),
-        lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),
-        prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
-        counters: Counters::default(),
-        board: Board::default(),
-        engine_bell: EventBell::new().map_err(RunError::System)?,
-        stop,
-        leave: AtomicBool::new(false),
-    };
-    let lines = |count: usize| (0..count).map(|_| Line::default()).collect::<Vec<_>>();
-    let mut fetch = lines(config.fetch_workers);
-    let fetch_bells = (0..config.fetch_workers).map(|_| EventBell::new()).collect::<Result<Vec<_>, _>>();
-    let fetch_bells = fetch_bells.map_err(RunError::System)?;
-    let mut dequantize = lines(config.dequantize_workers);
-    let mut encode = lines(config.encode_workers);
+    let shared = share(config, &device, store, stop)?;
+    let mut lines = Lines::new(config)?;
     thread::scope(|scope| {
-        let mut leaving = Leaving { shared: &shared, bells: Vec::new() };
-        let fetchers = start_fetchers(scope, &shared, &mut fetch, &fetch_bells, &mut leaving)?;
-        let dequantizers = start_crew(scope, &shared, "dequantize", &mut dequantize, &mut leaving)?;
-        let encoders = start_crew(scope, &shared, "encode", &mut encode, &mut leaving)?;
-        let crews = Crews { fetchers, dequantizers, encoders };
+        let mut leaving = Leaving::of(&shared);
+        let crews = lines.staff(scope, &shared, &mut leaving)?;
         let info = device.info().to_string();
         let hub = Hub::new(&shared, device, &fit, crews, listeners).map_err(RunError::Hub)?;
         hub.announce();
@@ -189,6 +169,28 @@ pub fn serve(
         };
         ready();
         hub.run().map_err(RunError::Hub)
+    })
+}
+
+/// All that the threads share, allocated.
+pub(crate) fn share<'a>(
+    config: &'a Config,
+    device: &Device,
+    store: &'a dyn Readable<Area>,
+    stop: &'a EventFd,
+) -> Result<Shared<'a>, RunError> {
+    Ok(Shared {
+        config,
+        store,
+        ring: Ring::allocate(device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
+        chunks: Chunks::new(config.chunks),
+        lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),
+        prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
+        counters: Counters::default(),
+        board: Board::default(),
+        engine_bell: EventBell::new().map_err(RunError::System)?,
+        stop,
+        leave: AtomicBool::new(false),
     })
 }
 
@@ -221,10 +223,51 @@ struct Line {
     bell: WorkerBell,
 }
 
+/// The lines of all crews.
+pub(crate) struct Lines {
+    fetch: Vec<Line>,
+    fetch_bells: Vec<EventBell>,
+    dequantize: Vec<Line>,
+    encode: Vec<Line>,
+}
+
+impl Lines {
+    pub(crate) fn new(config: &Config) -> Result<Self, RunError> {
+        let lines = |count: usize| (0..count).map(|_| Line::default()).collect();
+        let fetch_bells = (0..config.fetch_workers).map(|_| EventBell::new()).collect::<Result<_, _>>();
+        Ok(Self {
+            fetch: lines(config.fetch_workers),
+            fetch_bells: fetch_bells.map_err(RunError::System)?,
+            dequantize: lines(config.dequantize_workers),
+            encode: lines(config.encode_workers),
+        })
+    }
+
+    /// Starts the threads of all crews.
+    pub(crate) fn staff<'scope, 'env, 's: 'env>(
+        &'env mut self,
+        scope: &'scope thread::Scope<'scope, 'env>,
+        shared: &'env Shared<'s>,
+        leaving: &mut Leaving<'env, 's>,
+    ) -> Result<Crews<'env>, RunError> {
+        Ok(Crews {
+            fetchers: start_fetchers(scope, shared, &mut self.fetch, &self.fetch_bells, leaving)?,
+            dequantizers: start_crew(scope, shared, "dequantize", &mut self.dequantize, leaving)?,
+            encoders: start_crew(scope, shared, "encode", &mut self.encode, leaving)?,
+        })
+    }
+}
+
 /// Sends all workers home when the engine thread is done, however that came about.
-struct Leaving<'a, 's> {
+pub(crate) struct Leaving<'a, 's> {
     shared: &'a Shared<'s>,
     bells: Vec<&'a dyn Bell>,
+}
+
+impl<'a, 's> Leaving<'a, 's> {
+    pub(crate) fn of(shared: &'a Shared<'s>) -> Self {
+        Self { shared, bells: Vec::new() }
+    }
 }
 
 impl Drop for Leaving<'_, '_> {

@@ -185,6 +185,14 @@ impl DirStore {
     }
 }
 
+/// Bytes that a store in a directory takes, whatever it holds: its index, and its seats for reading and putting.
+#[must_use]
+pub fn memory_bytes(limits: &Limits) -> usize {
+    index::Index::memory_bytes(limits.chunks_max)
+        + limits.chunks_open_max * Reading::memory_bytes(limits)
+        + limits.puts_max * Putting::memory_bytes(limits)
+}
+
 /// Bytes of the largest tail under `limits`.
 fn tail_bytes_max(limits: &Limits) -> usize {
     tail_bytes(limits.blocks_max, limits.manifest_bytes_max)
@@ -278,9 +286,7 @@ impl Store for DirStore {
         let ledger = self.ledger();
         let (chunks, bytes, chunks_max) = (ledger.index.len(), ledger.bytes(), ledger.index.chunks_max());
         drop(ledger);
-        let memory = index::Index::memory_bytes(chunks_max)
-            + self.limits.chunks_open_max * Reading::memory_bytes(&self.limits)
-            + self.limits.puts_max * Putting::memory_bytes(&self.limits);
+        let memory = memory_bytes(&Limits { chunks_max, ..self.limits });
         let mut text = format!("dir:{}", self.root.path.display());
         let sync = if self.sync { "always" } else { "never" };
         let _ = write!(

@@ -4,13 +4,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::{ChunkKey, ElementType, Geometry, Namespace};
+use block::{ChunkKey, ElementType, Geometry, Namespace, Recipe};
+use doca::{Access, Mapping};
 use host_ctl::{
     Amounts, Arrangement, Client, Completion, FetchOrder, FetchReport, Identity, KvFile, Memory, Options, PageOrder,
     RequestId, Route, StoreOrder, StoreReport, Synthetic, Target, TensorShape, Transfer, fetch, generate, store,
 };
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
 
 pub(crate) const PAGE_TOKENS: u16 = 16;
 pub(crate) const CHUNK_TOKENS: usize = 256;
@@ -35,12 +40,19 @@ impl Prefix {
     /// One of a model of `layers` layers.
     pub(crate) fn of(dir: &Path, layers: usize, tokens: usize) -> Self {
         std::fs::create_dir_all(dir).expect("the working directory");
-        let path = dir.join(format!("kv-{layers}.safetensors"));
-        let shape = TensorShape { layers, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
+        let prefix = Self::made(dir, layers, tokens);
+        let (path, shape) = (&prefix.path, prefix.shape);
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
         let source = KvFile::open(Path::new(source)).expect("testdata");
         let kv = source.kv("kv", None).expect("testdata holds kv");
-        generate((&source, &kv), &Synthetic { shape, seed: 1 }, &path, &mut |_, _| ()).expect("room for the data");
+        generate((&source, &kv), &Synthetic { shape, seed: 1 }, path, &mut |_, _| ()).expect("room for the data");
+        prefix
+    }
+
+    /// One that another process has made there; only one of them may drop it.
+    pub(crate) fn made(dir: &Path, layers: usize, tokens: usize) -> Self {
+        let path = dir.join(format!("kv-{layers}.safetensors"));
+        let shape = TensorShape { layers, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
         Self { path, shape }
     }
 }
@@ -54,6 +66,25 @@ impl Prefix {
         (self.shape.tokens / usize::from(PAGE_TOKENS)) as u32
     }
 
+    /// Of all its elements.
+    pub(crate) fn bytes(&self) -> f64 {
+        (self.shape.tokens * self.geometry().row_bytes() * 2 * self.shape.layers) as f64
+    }
+
+    /// Names of its chunks in a store.
+    pub(crate) fn keys(&self, recipe: Recipe) -> Vec<ChunkKey> {
+        let file = KvFile::open(&self.path).expect("just written");
+        let tokens = file.token_ids("tokens", None).expect("just written");
+        let Identity { model, salt, rank, ranks } = IDENTITY;
+        let namespace = Namespace { model, geometry: self.geometry(), recipe, salt, rank, ranks };
+        host_ctl::Prefix::new(&namespace, &tokens).keys().to_vec()
+    }
+
+    /// Where its chunks lie in memory.
+    pub(crate) fn pages(&self) -> Vec<u32> {
+        PageOrder::Shuffled { seed: 3 }.table(self.page_count())
+    }
+
     /// Room for all of it, as a serving engine allocates it.
     pub(crate) fn memory(&self) -> Memory {
         Arrangement::Vllm.allocate(self.geometry(), PAGE_TOKENS, self.page_count()).expect("room")
@@ -63,6 +94,18 @@ impl Prefix {
 impl Drop for Prefix {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Gives it memory that the emulator maps for itself: what the kernel copies between processes respects the protection of
+/// pages, and no tool sees it.
+pub(crate) fn seal(memory: &mut Memory) {
+    for region in &mut memory.regions {
+        let bytes = region.mapping.bytes();
+        let file = memfd_create(c"kv", MFdFlags::MFD_ALLOW_SEALING).expect("a memfd");
+        ftruncate(&file, bytes as i64).expect("room");
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).expect("a seal");
+        region.mapping = Arc::new(Mapping::of_file(&file, bytes, Access::ReadWrite).expect("room"));
     }
 }
 
@@ -183,13 +226,8 @@ pub(crate) struct Fetching {
 impl Fetching {
     /// `memory` is that of the prefix; the host looks at its page for `spin` before it sleeps.
     pub(crate) fn open(card: &Card, prefix: &Prefix, memory: Memory, spin: Duration) -> Self {
-        let file = KvFile::open(&prefix.path).expect("just written");
-        let tokens = file.token_ids("tokens", None).expect("just written");
-        let recipe = card.options.recipe.expect("start names one");
-        let Identity { model, salt, rank, ranks } = IDENTITY;
-        let namespace = Namespace { model, geometry: prefix.geometry(), recipe, salt, rank, ranks };
-        let keys = host_ctl::Prefix::new(&namespace, &tokens).keys().to_vec();
-        let pages = PageOrder::Shuffled { seed: 3 }.table(prefix.page_count());
+        let keys = prefix.keys(card.options.recipe.expect("start names one"));
+        let pages = prefix.pages();
         let options = Options { spin, ..card.options.clone() };
         Self { client: Client::attach(&options, Some(memory)).expect("it attached before"), keys, pages }
     }

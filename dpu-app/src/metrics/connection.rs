@@ -21,7 +21,7 @@ use crate::status::Text;
 /// Header lines of a request. A browser sends some 20.
 const HEADERS_MAX: usize = 64;
 /// Bytes of the longest answer head.
-const HEAD_BYTES: usize = 256;
+pub(super) const HEAD_BYTES: usize = 256;
 /// Reads that one turn makes for one client, so that a babbler leaves room for the others.
 const READS_MAX: usize = 4;
 
