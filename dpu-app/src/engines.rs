@@ -3,7 +3,7 @@
 //! revived here.
 
 use block::Codec;
-use doca::{Completion, RemoteRun};
+use doca::{Completion, RemoteRun, Source};
 use mailbox::attach::Farewell;
 
 use crate::counters::{Counters, add};
@@ -83,7 +83,8 @@ impl Hub<'_, '_> {
                 Launch::Started
             }
             Err(refused) => {
-                (memory.wire, memory.codes) = (refused.source, refused.destination);
+                refused.source.into_iter().for_each(|source| memory.wire.put(source));
+                memory.codes = refused.destination;
                 refusal(refused.error)
             }
         }
@@ -97,7 +98,8 @@ impl Hub<'_, '_> {
         engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
         {
             let mut memory = self.shared.ring.memory(ticket);
-            (memory.wire, memory.codes) = (completion.source, completion.destination);
+            completion.source.into_iter().for_each(|source| memory.wire.put(source));
+            memory.codes = completion.destination;
         }
         let facts = self.pipeline.slots.at(ticket).facts;
         let outcome = match completion.outcome {
@@ -140,13 +142,18 @@ impl Hub<'_, '_> {
         let context = &mut self.bulk.context;
         let mut slot = self.shared.ring.memory(ticket);
         let held = "no one holds a slot that waits for the engine";
-        let mut take = || match work.from {
-            Restored::Wire { .. } => slot.wire.take().expect(held),
-            Restored::Tile => slot.tile.take().expect(held),
-        };
         let (submitted, stage) = match flow.direction {
-            Direction::Fetch => (context.write(word(ticket), take(), &runs), &self.shared.counters.write),
-            Direction::Store => (context.read(word(ticket), take(), &runs), &self.shared.counters.gather),
+            Direction::Fetch => {
+                let source = match work.from {
+                    Restored::Wire { .. } => slot.wire.take(),
+                    Restored::Tile => slot.tile.take().map(Source::Own),
+                };
+                (context.write(word(ticket), source.expect(held), &runs), &self.shared.counters.write)
+            }
+            Direction::Store => {
+                let tile = slot.tile.take().expect(held);
+                (context.read(word(ticket), tile, &runs), &self.shared.counters.gather)
+            }
         };
         match submitted {
             Ok(()) => {
@@ -155,12 +162,12 @@ impl Hub<'_, '_> {
                 Launch::Started
             }
             Err(refused) => {
-                let area = refused.source.or(refused.destination);
+                let error = refused.error;
                 match work.from {
-                    Restored::Wire { .. } => slot.wire = area,
-                    Restored::Tile => slot.tile = area,
+                    Restored::Wire { .. } => refused.source.into_iter().for_each(|source| slot.wire.put(source)),
+                    Restored::Tile => slot.tile = refused.area(),
                 }
-                refusal(refused.error)
+                refusal(error)
             }
         }
     }
@@ -175,18 +182,18 @@ impl Hub<'_, '_> {
             _ => &self.shared.counters.write,
         };
         self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
+        let outcome = completion.outcome;
         {
-            let area = completion.source.or(completion.destination);
             let mut memory = self.shared.ring.memory(ticket);
             match from {
-                Restored::Wire { .. } => memory.wire = area,
-                Restored::Tile => memory.tile = area,
+                Restored::Wire { .. } => completion.source.into_iter().for_each(|source| memory.wire.put(source)),
+                Restored::Tile => memory.tile = completion.area(),
             }
         }
-        if let Ok(outcome) = completion.outcome {
+        if let Ok(outcome) = outcome {
             stage.tally(outcome.bytes, outcome.bytes);
         }
-        self.transferred(ticket, completion.outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
+        self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
     }
 }
 
@@ -222,6 +229,10 @@ impl World for Hub<'_, '_> {
 
     fn transfer(&mut self, slot: Ticket) -> Launch {
         self.launch_transfer(slot)
+    }
+
+    fn let_go(&mut self, slot: Ticket) {
+        self.shared.ring.memory(slot).wire.settle();
     }
 
     fn start_chunks(&mut self, session: usize) -> bool {

@@ -157,7 +157,7 @@ impl<'a, 's> Fetcher<'a, 's> {
             let chunk = self.shared.chunks.at(seat);
             (chunk.lengths[usize::from(block)] as usize, chunk.until)
         };
-        let memory = self.shared.ring.memory(slot).wire.take().expect("no engine holds a slot in Fetching");
+        let memory = self.shared.ring.memory(slot).wire.take_area().expect("no engine holds a slot in Fetching");
         self.reading += 1;
         self.occupancy.observe(self.reading, &self.shared.counters.fetch);
         Ask::Read { seat: seat.0.into(), index: block.into(), bytes, memory, until }
@@ -196,7 +196,7 @@ impl<'a, 's> Fetcher<'a, 's> {
                 self.reading -= 1;
                 self.occupancy.observe(self.reading, &self.shared.counters.fetch);
                 self.shared.counters.fetch.tally(bytes, bytes);
-                self.shared.ring.memory(slot).wire = Some(memory);
+                self.shared.ring.memory(slot).wire.put_area(memory);
                 let facts = result.map_err(Failure::from).and_then(|()| self.check(slot, seat, block, bytes));
                 Done::Read { slot, facts }
             }
@@ -224,7 +224,7 @@ impl<'a, 's> Fetcher<'a, 's> {
         };
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
-        let wire = &memory.wire.as_ref().expect("it just came home")[..bytes];
+        let wire = &memory.wire.block().expect("it just came home")[..bytes];
         let header = Header::open(wire, &key, &geometry, block.into(), &part).map_err(|_| Failure::Corrupt)?;
         if header.codes_bytes as usize > self.shared.ring.slot_bytes().codes {
             return Err(Failure::Foreign);

@@ -49,6 +49,7 @@ pub mod session;
 pub mod simulate;
 pub mod slot;
 mod status;
+pub mod wire;
 pub mod worker;
 
 pub use config::Config;

@@ -144,7 +144,7 @@ impl Worker<'_, '_> {
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
         let held = "no engine holds a slot in Inflating here";
-        let (wire, codes) = (memory.wire.as_ref().expect(held), memory.codes.as_mut().expect(held));
+        let (wire, codes) = (memory.wire.block().expect(held), memory.codes.as_mut().expect(held));
         let header = memory.header.as_ref().expect("read before it is inflated");
         let codes = &mut codes[..header.codes_bytes as usize];
         self.decompressor.codes(header, wire, codes).map_err(|_| Failure::Corrupt)
@@ -155,7 +155,7 @@ impl Worker<'_, '_> {
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
         let header = memory.header.as_ref().expect("read before it is restored");
-        let wire = memory.wire.as_ref().expect("no engine holds a slot in Restoring");
+        let wire = memory.wire.block().expect("no engine holds a slot in Restoring");
         let codes_bytes = header.codes_bytes as usize;
         let payload = header.payload_range();
         let codes = match from_wire {
@@ -201,7 +201,7 @@ impl Worker<'_, '_> {
         let held = "no engine holds a slot in Encoding";
         let tile_bytes = part.tile_bytes(&geometry);
         let tile = &memory.tile.as_ref().expect(held)[..tile_bytes];
-        let (codes, wire) = (memory.codes.as_mut().expect(held), memory.wire.as_mut().expect(held));
+        let (codes, wire) = (memory.codes.as_mut().expect(held), memory.wire.area_mut().expect(held));
         let compressor = self.compressor.as_mut().expect("encode jobs go to encode workers");
         let index = usize::from(block);
         let bytes = block::encode_tile(recipe, &geometry, &key, index, &part, order, tile, codes, wire, compressor)
