@@ -33,6 +33,7 @@ pub mod health;
 pub mod histogram;
 pub mod hub;
 pub mod job;
+pub mod lender;
 mod mail;
 pub mod metrics;
 pub mod models;
@@ -53,4 +54,5 @@ pub mod wire;
 pub mod worker;
 
 pub use config::Config;
+pub use lender::open_store;
 pub use run::{RunError, run, serve};

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
 use block::{ChunkKey, Manifest, TileOrder, Transform};
-use doca::Area;
+use doca::{Area, Slab};
 use heapless::spsc::{Consumer, Producer};
 use nix::sys::eventfd::EventFd;
 use std::sync::Mutex;
@@ -61,6 +61,8 @@ pub type PrefixKeys = heapless::Vec<ChunkKey, { mailbox::CHUNKS_PER_REQUEST_MAX 
 pub struct Shared<'a> {
     pub config: &'a Config,
     pub store: &'a dyn Readable<Area>,
+    /// What the store lends from, if it does.
+    pub slab: Option<Slab>,
     pub ring: Ring,
     pub chunks: Chunks,
     pub lookups: Vec<Mutex<Asked>>,

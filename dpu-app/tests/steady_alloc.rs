@@ -18,7 +18,6 @@ use host_ctl::{Arrangement, Client, Options, Route};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
 use rig::*;
-use store::Readable;
 
 thread_local! {
     /// The host's own threads, and whoever prints what it caught.
@@ -100,9 +99,7 @@ fn steady_on(url: &str) {
     println!("{url}");
     let home = tempfile::tempdir().unwrap();
     let address = scrape::free_address();
-    let config = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
-    let limits = dpu_app::run::store_limits(&config);
-    let store: Arc<dyn Readable<doca::Area>> = Arc::from(store::open(url, &limits).unwrap());
+    let config = dpu_app::Config { metrics: Some(address), store: url.into(), ..small(home.path()) };
     let stop = Arc::new(EventFd::new().unwrap());
     let nap = config.awake * 5;
     let (ready, is_ready) = mpsc::channel();
@@ -115,7 +112,8 @@ fn steady_on(url: &str) {
             let stop = Arc::clone(&stop);
             move || {
                 let device = doca::Device::open(&doca::Selector::First).unwrap();
-                dpu_app::serve(&config, device, store.as_ref(), &stop, || ready.send(()).unwrap()).unwrap();
+                let (store, slab) = dpu_app::open_store(&config, &device).unwrap();
+                dpu_app::serve(&config, device, store.as_ref(), slab, &stop, || ready.send(()).unwrap()).unwrap();
             }
         })
         .unwrap();

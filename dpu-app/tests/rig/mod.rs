@@ -237,7 +237,7 @@ impl Card {
     ) -> Self {
         let memory = Arc::clone(&store);
         Self::start_any(store, emulator, change, move |config, device, stop, ready| {
-            dpu_app::serve(config, device, memory.as_ref(), stop, ready)
+            dpu_app::serve(config, device, memory.as_ref(), None, stop, ready)
         })
     }
 
@@ -245,8 +245,9 @@ impl Card {
     pub fn start_url(url: &str, change: impl FnOnce(&mut Config)) -> Self {
         let url = url.to_owned();
         Self::start_any(Arc::default(), doca_emulator::Config::default(), change, move |config, device, stop, ready| {
-            let store = store::open(&url, &dpu_app::run::store_limits(config)).map_err(RunError::Store)?;
-            dpu_app::serve(config, device, store.as_ref(), stop, ready)
+            let config = Config { store: url, ..config.clone() };
+            let (store, slab) = dpu_app::open_store(&config, &device).map_err(RunError::Store)?;
+            dpu_app::serve(&config, device, store.as_ref(), slab, stop, ready)
         })
     }
 
