@@ -86,7 +86,10 @@ fn allocations(work: impl FnOnce()) -> usize {
 fn a_steady_data_plane_allocates_nothing() {
     EXEMPT.set(true);
     let home = tempfile::tempdir().unwrap();
-    steady_on(&format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display()));
+    let at = |name: &str| home.path().join(name).display().to_string();
+    steady_on(&format!("dir:{}?sync=never&bytes=64M", at("store")));
+    // Hits are lent.
+    steady_on(&format!("tiers:dram=64M,dir:{}?sync=never&bytes=64M", at("bottom")));
     if let Some(program) = servers::program() {
         let server = servers::Server::start(program, &[]);
         steady_on(&format!("redis://{}", server.address()));
@@ -167,6 +170,13 @@ fn steady_on(url: &str) {
         let rung = counter(&after, "doorbells_rung") - counter(&before, "doorbells_rung");
         let woken = counter(&after, "doorbells_heard") - counter(&before, "doorbells_heard");
         assert!(rung >= ROUNDS as u64 && woken >= 5 * ROUNDS as u64, "by Comch: {rung} doorbells rung, {woken} heard");
+        let dram = |status: &host_ctl::CardStatus, what: &str| status.value()["tiers"][0][what].as_u64().unwrap();
+        if url.starts_with("tiers:") {
+            let lent = dram(&after, "bytes_read") - after.value()["store"]["bytes_copied"].as_u64().unwrap();
+            let [hits, came] = ["hits", "promoted"].map(|what| dram(&after, what) - dram(&before, what));
+            println!("{recipe}: {hits} hits, {lent} bytes lent in all, {came} chunks came in");
+            assert!(hits > 10 && lent > 0);
+        }
         println!("{recipe}: {fetched} blocks fetched, {stored} stored, {caught} allocations");
         assert!(fetched > 1000 && stored > 1000, "{fetched} fetched, {stored} stored");
         assert_eq!(caught, 0, "{recipe}");

@@ -57,6 +57,12 @@ impl Slab {
         self.0.states.len() * self.0.page_bytes
     }
 
+    /// Pages that are lent now, as far as one can know of others.
+    #[must_use]
+    pub fn lent_pages(&self) -> usize {
+        self.0.states.iter().filter(|state| !matches!(state.load(Relaxed), 0 | WRITING)).count()
+    }
+
     /// Copies `from` to byte `offset` and behind it.
     ///
     /// # Panics
@@ -161,7 +167,7 @@ mod tests {
         let slab = slab();
         slab.write(60, &[1, 2, 3, 4, 5, 6, 7, 8]);
         let (loan, again) = (slab.lend(60, 8), slab.lend(66, 2));
-        assert_eq!(slab.bytes(), 256);
+        assert_eq!((slab.bytes(), slab.lent_pages()), (256, 2));
         drop(slab);
         assert_eq!((&loan[..], &again[..]), (&[1, 2, 3, 4, 5, 6, 7, 8][..], &[7, 8][..]));
     }
