@@ -18,7 +18,7 @@ use block::codec::Compressor;
 use block::{Codec, Geometry, Header, Part, Plan, Recipe, TileOrder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun};
+use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun, Source};
 use host_ctl::{Arrangement, KvFile, PageOrder};
 use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, warm};
 
@@ -370,14 +370,14 @@ impl Alone {
             while let Some(done) = self.inflate.poll() {
                 done.outcome.expect("a good block");
                 let index = done.ticket as usize;
-                self.wires[index].0 = done.source;
+                self.wires[index].0 = done.source.and_then(Source::own);
                 self.codes.extend(done.destination);
                 free.push_back(index);
                 to_write += 1;
             }
             while let Some(done) = self.dma.poll() {
                 done.outcome.expect("reachable pages");
-                self.tiles.extend(done.source);
+                self.tiles.extend(done.area());
                 written += 1;
             }
         }

@@ -3,7 +3,7 @@
 //! revived here.
 
 use block::Codec;
-use doca::{Completion, Context, Outcome, RemoteRun};
+use doca::{Completion, Context, Outcome, RemoteRun, Source};
 use mailbox::attach::Farewell;
 
 use crate::counters::{Counters, add};
@@ -47,7 +47,8 @@ pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, fa
     match context.inflate(word(slot), codec, wire, payload, codes) {
         Ok(()) => Launch::Started,
         Err(refused) => {
-            (memory.wire, memory.codes) = (refused.source, refused.destination);
+            refused.source.into_iter().for_each(|source| memory.wire.put(source));
+            memory.codes = refused.destination;
             refusal(refused.error)
         }
     }
@@ -56,7 +57,8 @@ pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, fa
 /// The slot has its areas back.
 pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
     let mut memory = ring.memory(slot);
-    (memory.wire, memory.codes) = (completion.source, completion.destination);
+    completion.source.into_iter().for_each(|source| memory.wire.put(source));
+    memory.codes = completion.destination;
     completion.outcome
 }
 
@@ -87,23 +89,25 @@ pub(crate) fn start_transfer(
     }
     let mut areas = ring.memory(slot);
     let held = "no one holds a slot that waits for the engine";
-    let area = match work.from {
-        Restored::Wire { .. } => areas.wire.take().expect(held),
-        Restored::Tile => areas.tile.take().expect(held),
-    };
     let submitted = match flow.direction {
-        Direction::Fetch => context.write(word(slot), area, &runs),
-        Direction::Store => context.read(word(slot), area, &runs),
+        Direction::Fetch => {
+            let source = match work.from {
+                Restored::Wire { .. } => areas.wire.take(),
+                Restored::Tile => areas.tile.take().map(Source::Own),
+            };
+            context.write(word(slot), source.expect(held), &runs)
+        }
+        Direction::Store => context.read(word(slot), areas.tile.take().expect(held), &runs),
     };
     match submitted {
         Ok(()) => Launch::Started,
         Err(refused) => {
-            let area = refused.source.or(refused.destination);
+            let error = refused.error;
             match work.from {
-                Restored::Wire { .. } => areas.wire = area,
-                Restored::Tile => areas.tile = area,
+                Restored::Wire { .. } => refused.source.into_iter().for_each(|source| areas.wire.put(source)),
+                Restored::Tile => areas.tile = refused.area(),
             }
-            refusal(refused.error)
+            refusal(error)
         }
     }
 }
@@ -115,13 +119,13 @@ pub(crate) fn bring_transferred(
     from: Restored,
     completion: Completion,
 ) -> Result<Outcome, doca::Error> {
-    let area = completion.source.or(completion.destination);
+    let outcome = completion.outcome;
     let mut memory = ring.memory(slot);
     match from {
-        Restored::Wire { .. } => memory.wire = area,
-        Restored::Tile => memory.tile = area,
+        Restored::Wire { .. } => completion.source.into_iter().for_each(|source| memory.wire.put(source)),
+        Restored::Tile => memory.tile = completion.area(),
     }
-    completion.outcome
+    outcome
 }
 
 impl Hub<'_, '_> {
@@ -259,6 +263,10 @@ impl World for Hub<'_, '_> {
 
     fn transfer(&mut self, slot: Ticket) -> Launch {
         self.launch_transfer(slot)
+    }
+
+    fn let_go(&mut self, slot: Ticket) {
+        self.shared.ring.memory(slot).wire.settle();
     }
 
     fn start_chunks(&mut self, session: usize) -> bool {

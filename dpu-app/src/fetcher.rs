@@ -1,7 +1,8 @@
 //! A fetch worker: gives its jobs to its reader of the store as long as that has room, and takes answers as they come.
 //!
 //! ```text
-//!   Fetching: the slot's wire area moves into the reader with `Read` and comes back with the answer
+//!   Fetching: the slot's wire area moves into the reader with `Read` and comes back with the answer. A block that the
+//!             card's tier has is not read at all: the slot borrows it where it lies (lender.rs, wire.rs)
 //! ```
 //!
 //! **Sleep.** It sleeps in one place, the reader's, which also ends when the bell is readable. No wake-up is lost: the
@@ -167,7 +168,7 @@ impl<'a, 's> Fetcher<'a, 's> {
             let chunk = self.shared.chunks.at(seat);
             (chunk.lengths[usize::from(block)] as usize, chunk.until)
         };
-        let memory = self.shared.ring.memory(slot).wire.take().expect("no engine holds a slot in Fetching");
+        let memory = self.shared.ring.memory(slot).wire.take_area().expect("no engine holds a slot in Fetching");
         self.reading += 1;
         self.occupancy.observe(self.reading, &self.shared.counters.fetch);
         Ask::Read { seat: seat.0.into(), index: block.into(), bytes, memory, until }
@@ -202,13 +203,15 @@ impl<'a, 's> Fetcher<'a, 's> {
                 Done::Opened { seat, blocks: Err(error.into()) }
             }
             (Task::Job(Job::Read { slot, seat, block }), Outcome::Read { memory, result }) => {
-                let bytes = self.shared.chunks.at(seat).lengths[usize::from(block)] as usize;
-                self.reading -= 1;
-                self.occupancy.observe(self.reading, &self.shared.counters.fetch);
-                self.shared.counters.fetch.tally(bytes, bytes);
-                self.shared.ring.memory(slot).wire = Some(memory);
+                let bytes = self.arrived(slot, seat, block, memory);
                 let facts = result.map_err(Failure::from).and_then(|()| self.check(slot, seat, block, bytes));
                 Done::Read { slot, facts }
+            }
+            (Task::Job(Job::Read { slot, seat, block }), Outcome::Lies { memory, at }) => {
+                let bytes = self.arrived(slot, seat, block, memory);
+                let slab = self.shared.slab.as_ref().expect("a store lends from the slab that it was opened with");
+                self.shared.ring.memory(slot).wire.lend(slab.lend(at, bytes));
+                Done::Read { slot, facts: self.check(slot, seat, block, bytes) }
             }
             (Task::Discard { seat, then }, Outcome::Discarded) => {
                 self.shared.store.close(seat.0.into());
@@ -217,6 +220,16 @@ impl<'a, 's> Fetcher<'a, 's> {
             (task, outcome) => unreachable!("{task:?} was answered with {outcome:?}"),
         };
         self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+    }
+
+    /// A read is over and the wire area is home again; the bytes of the block.
+    fn arrived(&mut self, slot: Ticket, seat: Seat, block: u16, memory: Area) -> usize {
+        let bytes = self.shared.chunks.at(seat).lengths[usize::from(block)] as usize;
+        self.reading -= 1;
+        self.occupancy.observe(self.reading, &self.shared.counters.fetch);
+        self.shared.counters.fetch.tally(bytes, bytes);
+        self.shared.ring.memory(slot).wire.put_area(memory);
+        bytes
     }
 
     fn adopt(&mut self, seat: Seat, bytes: usize) -> Result<(block::Plan, u16), Failure> {
@@ -234,7 +247,7 @@ impl<'a, 's> Fetcher<'a, 's> {
         };
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
-        let wire = &memory.wire.as_ref().expect("it just came home")[..bytes];
+        let wire = &memory.wire.block().expect("it just came home")[..bytes];
         let header = Header::open(wire, &key, &geometry, block.into(), &part).map_err(|_| Failure::Corrupt)?;
         if header.codes_bytes as usize > self.shared.ring.slot_bytes().codes {
             return Err(Failure::Foreign);

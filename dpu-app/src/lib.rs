@@ -34,6 +34,7 @@ pub mod health;
 pub mod histogram;
 pub mod hub;
 pub mod job;
+pub mod lender;
 mod mail;
 pub mod metrics;
 pub mod models;
@@ -51,7 +52,9 @@ pub mod simulate;
 pub mod slot;
 mod status;
 pub mod trial;
+pub mod wire;
 pub mod worker;
 
 pub use config::Config;
+pub use lender::open_store;
 pub use run::{RunError, run, serve};

@@ -119,10 +119,11 @@ impl Hub<'_, '_> {
         match posted {
             Ok(()) => self.mail.submitted(),
             Err(refused) => {
-                *session.desk.area(lane) = refused.source.or(refused.destination);
+                let error = refused.error;
+                *session.desk.area(lane) = refused.area();
                 session.again(lane);
-                if !refused.error.is_back_pressure() {
-                    log::warn!("session {index}: {}: the session ends", refused.error);
+                if !error.is_back_pressure() {
+                    log::warn!("session {index}: {error}: the session ends");
                     self.lose(index, Farewell::DeviceError);
                 }
             }
@@ -132,13 +133,14 @@ impl Hub<'_, '_> {
     fn mailed(&mut self, completion: Completion) {
         let (index, lane) = place(completion.ticket);
         let depth = self.shared.config.sessions * Lane::ALL.len();
-        let to_blame = self.mail.ended(completion.outcome.is_ok(), depth);
+        let outcome = completion.outcome;
+        let to_blame = self.mail.ended(outcome.is_ok(), depth);
         let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
-        *session.desk.area(lane) = completion.source.or(completion.destination);
+        *session.desk.area(lane) = completion.area();
         if !session.is_live() {
             return;
         }
-        if let Err(error) = completion.outcome {
+        if let Err(error) = outcome {
             session.again(lane);
             session.blames += u8::from(to_blame);
             if session.blames >= UNREACHABLE_MIN {

@@ -160,6 +160,9 @@ pub trait World {
     /// Submits the slot's bytes to or from the host's pages.
     fn transfer(&mut self, slot: Ticket) -> Launch;
 
+    /// A slot's block is over, however it ended: what was borrowed for it goes back.
+    fn let_go(&mut self, slot: Ticket);
+
     /// Moves the oldest unfinished request of a session on, by `free_seat` and `sit`; `true` if
     /// anything happened.
     fn start_chunks(&mut self, session: usize) -> bool;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, Geometry, Header, Plan, Recipe, TileOrder};
-use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine, Region, Remote, RemoteRun};
+use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine, Region, Remote, RemoteRun, Source};
 
 use crate::models::CARD_EVENT_NS;
 use crate::simulate::EngineModel;
@@ -244,7 +244,7 @@ impl Bench {
             self.wait(context)?;
             while let Some(completion) = context.poll() {
                 completion.outcome?;
-                self.tiles.extend(completion.source);
+                self.tiles.extend(completion.area());
                 done += 1;
             }
         }
@@ -252,7 +252,7 @@ impl Bench {
         while context.in_flight() > 0 {
             self.wait(context)?;
             while let Some(completion) = context.poll() {
-                self.tiles.extend(completion.source);
+                self.tiles.extend(completion.area());
             }
         }
         Ok(ns)
@@ -261,7 +261,8 @@ impl Bench {
 
 fn take_back(completion: doca::Completion, held: &mut [Option<Header>], free: &mut VecDeque<((Area, Header), Area)>) {
     let header = held[completion.ticket as usize].take().expect("it was submitted");
-    let (wire, codes) = (completion.source.expect("its wire"), completion.destination.expect("its codes"));
+    let (wire, codes) =
+        (completion.source.and_then(Source::own).expect("its wire"), completion.destination.expect("its codes"));
     free.push_back(((wire, header), codes));
 }
 
@@ -402,7 +403,7 @@ fn event_ns(device: &Device, time: Duration) -> Result<f64, doca::Error> {
         while area.is_none() {
             let _ = engine.progress();
             if let Some(completion) = context.poll() {
-                area = completion.source;
+                area = completion.area();
             }
         }
     });

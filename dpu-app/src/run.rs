@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use block::codec::{Compressor, Decompressor};
-use doca::{Area, Code, Device, DeviceInfo, Selector};
+use doca::{Area, Code, Device, DeviceInfo, Selector, Slab};
 use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::sys::eventfd::EventFd;
@@ -25,6 +25,7 @@ use crate::fetcher::Fetcher;
 use crate::fit::{Fit, Unfit};
 use crate::hub::{Crews, Hub, HubError};
 use crate::job::{Chunks, Done, Job};
+use crate::lender::open_store;
 use crate::metrics;
 use crate::slot::Ring;
 use crate::worker::{Asked, Prefix, QUEUE, Shared, Worker};
@@ -114,8 +115,8 @@ pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), 
     config.check().map_err(RunError::Config)?;
     check_cpus(config)?;
     let device = open(&config.device)?;
-    let store = store::open_for(&config.store, &store_limits(config), &config.namespaces).map_err(RunError::Store)?;
-    serve(config, device, store.as_ref(), stop, ready)
+    let (store, slab) = open_store(config, &device).map_err(RunError::Store)?;
+    serve(config, device, store.as_ref(), slab, stop, ready)
 }
 
 /// The device that was named, or an error that says which there are.
@@ -129,7 +130,7 @@ fn open(wanted: &Selector) -> Result<Device, RunError> {
     })
 }
 
-/// The same with a device and a store that the caller opened.
+/// The same with a device and a store that the caller opened, and the slab that it lends from.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -137,6 +138,7 @@ pub fn serve(
     config: &Config,
     device: Device,
     store: &dyn Readable<Area>,
+    slab: Option<Slab>,
     stop: &EventFd,
     ready: impl FnOnce(),
 ) -> Result<(), RunError> {
@@ -155,7 +157,7 @@ pub fn serve(
             .map_err(|error| RunError::Channel { socket: config.socket.clone(), error })?;
         listeners.push(Box::new(listener));
     }
-    let shared = share(config, &device, store, stop)?;
+    let shared = share(config, &device, store, slab, stop)?;
     let mut lines = Lines::new(config)?;
     thread::scope(|scope| {
         let mut leaving = Leaving::of(&shared);
@@ -177,11 +179,13 @@ pub(crate) fn share<'a>(
     config: &'a Config,
     device: &Device,
     store: &'a dyn Readable<Area>,
+    slab: Option<Slab>,
     stop: &'a EventFd,
 ) -> Result<Shared<'a>, RunError> {
     Ok(Shared {
         config,
         store,
+        slab,
         ring: Ring::allocate(device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
         chunks: Chunks::new(config.chunks),
         lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),

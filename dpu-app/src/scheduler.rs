@@ -319,6 +319,7 @@ pub trait Scheduler: World {
     }
 
     fn release(&mut self, slot: Ticket) {
+        self.let_go(slot);
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
         pipeline.slots.set(slot, SlotState::Free);

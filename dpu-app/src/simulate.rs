@@ -320,6 +320,8 @@ impl World for Simulation<'_> {
         &self.counters
     }
 
+    fn let_go(&mut self, _slot: Ticket) {}
+
     fn give(&mut self, job: Job) {
         let model = self.model;
         match job {

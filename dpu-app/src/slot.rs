@@ -18,6 +18,8 @@ use std::sync::{Mutex, MutexGuard};
 use block::Header;
 use doca::{Area, Device, Region};
 
+use crate::wire::Wire;
+
 /// Largest ring that a config may ask for: tickets and queues are sized for it.
 pub const SLOTS_MAX: usize = 64;
 
@@ -31,7 +33,7 @@ pub struct Ticket {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SlotState {
     Free,
-    /// A fetch worker reads the block from the store into `wire`.
+    /// A fetch worker reads the block from the store into `wire`, or borrows it where the card's tier has it.
     Fetching,
     /// Waits for the decompress engine, or is in it: `wire` -> `codes`.
     Inflating,
@@ -107,10 +109,10 @@ impl SlotBytes {
 /// The areas of one slot; an empty place means that an engine holds it.
 #[derive(Debug)]
 pub struct SlotMemory {
-    pub wire: Option<Area>,
+    pub wire: Wire,
     pub codes: Option<Area>,
     pub tile: Option<Area>,
-    /// Header of the block in `wire`, once a fetch worker has checked it.
+    /// Header of the block, once a fetch worker has checked it.
     pub header: Option<Header>,
 }
 
@@ -137,8 +139,9 @@ impl Ring {
         let mut region = Region::allocate(device, slots * bytes.total())?;
         let slots = (0..slots)
             .map(|_| {
-                let mut carve = |bytes| Some(region.carve(bytes).expect("the region was sized for all slots"));
-                let (wire, codes, tile) = (carve(bytes.wire), carve(bytes.codes), carve(bytes.tile));
+                let mut carve = |bytes| region.carve(bytes).expect("the region was sized for all slots");
+                let (wire, codes, tile) =
+                    (Wire::new(carve(bytes.wire)), Some(carve(bytes.codes)), Some(carve(bytes.tile)));
                 Mutex::new(SlotMemory { wire, codes, tile, header: None })
             })
             .collect();

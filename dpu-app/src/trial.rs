@@ -29,8 +29,9 @@ use crate::fit::Fit;
 use crate::flow::{Direction, Flow, Pages, Phase};
 use crate::hub::{Crews, MODERATED_DEPTH};
 use crate::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
+use crate::lender::open_store;
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::run::{Leaving, Lines, RunError, share, store_limits};
+use crate::run::{Leaving, Lines, RunError, share};
 use crate::scheduler::Scheduler;
 use crate::session::Memory;
 use crate::slot::Ticket;
@@ -122,9 +123,9 @@ impl std::fmt::Debug for Trial<'_, '_> {
 pub fn run<R>(config: &Config, order: &Order, work: impl FnOnce(&mut Trial<'_, '_>) -> R) -> Result<R, RunError> {
     config.check().map_err(RunError::Config)?;
     let device = Device::open(&config.device).map_err(RunError::Device)?;
-    let store = store::open(&config.store, &store_limits(config)).map_err(RunError::Store)?;
+    let (store, slab) = open_store(config, &device).map_err(RunError::Store)?;
     let stop = EventFd::new().map_err(|errno: Errno| RunError::System(errno.into()))?;
-    let shared = share(config, &device, store.as_ref(), &stop)?;
+    let shared = share(config, &device, store.as_ref(), slab, &stop)?;
     let mut lines = Lines::new(config)?;
     thread::scope(|scope| {
         let mut leaving = Leaving::of(&shared);
@@ -332,6 +333,10 @@ impl World for Trial<'_, '_> {
 
     fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    fn let_go(&mut self, slot: Ticket) {
+        self.shared.ring.memory(slot).wire.settle();
     }
 
     fn give(&mut self, job: Job) {

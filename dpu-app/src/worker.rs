@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
 use block::{ChunkKey, Importance, Manifest, TileOrder, Transform};
-use doca::Area;
+use doca::{Area, Slab};
 use heapless::spsc::{Consumer, Producer};
 use nix::sys::eventfd::EventFd;
 use std::sync::Mutex;
@@ -80,6 +80,8 @@ impl Prefix {
 pub struct Shared<'a> {
     pub config: &'a Config,
     pub store: &'a dyn Readable<Area>,
+    /// What the store lends from, if it does.
+    pub slab: Option<Slab>,
     pub ring: Ring,
     pub chunks: Chunks,
     pub lookups: Vec<Mutex<Asked>>,
@@ -168,7 +170,7 @@ impl Worker<'_, '_> {
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
         let held = "no engine holds a slot in Inflating here";
-        let (wire, codes) = (memory.wire.as_ref().expect(held), memory.codes.as_mut().expect(held));
+        let (wire, codes) = (memory.wire.block().expect(held), memory.codes.as_mut().expect(held));
         let header = memory.header.as_ref().expect("read before it is inflated");
         let codes = &mut codes[..header.codes_bytes as usize];
         self.decompressor.codes(header, wire, codes).map_err(|_| Failure::Corrupt)
@@ -179,7 +181,7 @@ impl Worker<'_, '_> {
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
         let header = memory.header.as_ref().expect("read before it is restored");
-        let wire = memory.wire.as_ref().expect("no engine holds a slot in Restoring");
+        let wire = memory.wire.block().expect("no engine holds a slot in Restoring");
         let codes_bytes = header.codes_bytes as usize;
         let payload = header.payload_range();
         let codes = match from_wire {
@@ -225,7 +227,7 @@ impl Worker<'_, '_> {
         let held = "no engine holds a slot in Encoding";
         let tile_bytes = part.tile_bytes(&geometry);
         let tile = &memory.tile.as_ref().expect(held)[..tile_bytes];
-        let (codes, wire) = (memory.codes.as_mut().expect(held), memory.wire.as_mut().expect(held));
+        let (codes, wire) = (memory.codes.as_mut().expect(held), memory.wire.area_mut().expect(held));
         let compressor = self.compressor.as_mut().expect("encode jobs go to encode workers");
         let index = usize::from(block);
         let bytes = block::encode_tile(recipe, &geometry, &key, index, &part, order, tile, codes, wire, compressor)

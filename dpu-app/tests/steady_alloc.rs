@@ -18,7 +18,6 @@ use host_ctl::{Arrangement, Client, Options, Route};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
 use rig::*;
-use store::Readable;
 
 thread_local! {
     /// The host's own threads, and whoever prints what it caught.
@@ -87,7 +86,10 @@ fn allocations(work: impl FnOnce()) -> usize {
 fn a_steady_data_plane_allocates_nothing() {
     EXEMPT.set(true);
     let home = tempfile::tempdir().unwrap();
-    steady_on(&format!("dir:{}?sync=never&bytes=64M", home.path().join("store").display()));
+    let at = |name: &str| home.path().join(name).display().to_string();
+    steady_on(&format!("dir:{}?sync=never&bytes=64M", at("store")));
+    // Hits are lent.
+    steady_on(&format!("tiers:dram=64M,dir:{}?sync=never&bytes=64M", at("bottom")));
     if let Some(program) = servers::program() {
         let server = servers::Server::start(program, &[]);
         steady_on(&format!("redis://{}", server.address()));
@@ -100,9 +102,7 @@ fn steady_on(url: &str) {
     println!("{url}");
     let home = tempfile::tempdir().unwrap();
     let address = scrape::free_address();
-    let config = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
-    let limits = dpu_app::run::store_limits(&config);
-    let store: Arc<dyn Readable<doca::Area>> = Arc::from(store::open(url, &limits).unwrap());
+    let config = dpu_app::Config { metrics: Some(address), store: url.into(), ..small(home.path()) };
     let stop = Arc::new(EventFd::new().unwrap());
     let nap = config.awake * 5;
     let (ready, is_ready) = mpsc::channel();
@@ -115,7 +115,8 @@ fn steady_on(url: &str) {
             let stop = Arc::clone(&stop);
             move || {
                 let device = doca::Device::open(&doca::Selector::First).unwrap();
-                dpu_app::serve(&config, device, store.as_ref(), &stop, || ready.send(()).unwrap()).unwrap();
+                let (store, slab) = dpu_app::open_store(&config, &device).unwrap();
+                dpu_app::serve(&config, device, store.as_ref(), slab, &stop, || ready.send(()).unwrap()).unwrap();
             }
         })
         .unwrap();
@@ -169,6 +170,13 @@ fn steady_on(url: &str) {
         let rung = counter(&after, "doorbells_rung") - counter(&before, "doorbells_rung");
         let woken = counter(&after, "doorbells_heard") - counter(&before, "doorbells_heard");
         assert!(rung >= ROUNDS as u64 && woken >= 5 * ROUNDS as u64, "by Comch: {rung} doorbells rung, {woken} heard");
+        let dram = |status: &host_ctl::CardStatus, what: &str| status.value()["tiers"][0][what].as_u64().unwrap();
+        if url.starts_with("tiers:") {
+            let lent = dram(&after, "bytes_read") - after.value()["store"]["bytes_copied"].as_u64().unwrap();
+            let [hits, came] = ["hits", "promoted"].map(|what| dram(&after, what) - dram(&before, what));
+            println!("{recipe}: {hits} hits, {lent} bytes lent in all, {came} chunks came in");
+            assert!(hits > 10 && lent > 0);
+        }
         println!("{recipe}: {fetched} blocks fetched, {stored} stored, {caught} allocations");
         assert!(fetched > 1000 && stored > 1000, "{fetched} fetched, {stored} stored");
         assert_eq!(caught, 0, "{recipe}");

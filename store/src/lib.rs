@@ -55,6 +55,7 @@ mod namespaces;
 mod node;
 pub mod redis;
 pub mod scrub;
+mod slab;
 pub mod tiers;
 mod url;
 
@@ -62,8 +63,9 @@ pub use caller::Caller;
 pub use direct::{Direct, retry};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
+pub use slab::{Allocate, Slab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
-pub use url::{OpenError, SCHEMES, bytes, dir_path, open, open_for};
+pub use url::{OpenError, SCHEMES, bytes, dir_path, open, open_with};
 
 /// Tries of a read whose error may pass by itself.
 pub const STORE_TRIES: usize = 3;
@@ -157,7 +159,7 @@ pub enum Ask<M> {
     /// chunk for eviction.
     Open { seat: usize, key: ChunkKey, until: Instant },
     /// Reads block `index` of the open chunk, all `bytes` of it (so long the manifest says it is), to the head of
-    /// `memory`. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
+    /// `memory`, or says where it lies. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
     /// `Miss` if the chunk went or changed since it was opened. After any error the content of `memory` means nothing.
     Read { seat: usize, index: usize, bytes: usize, memory: M, until: Instant },
     /// A block of this seat's chunk failed a check that the store cannot make: takes the chunk out, if it still is the
@@ -184,6 +186,12 @@ pub enum Outcome<M> {
     Read {
         memory: M,
         result: Result<(), StoreError>,
+    },
+    /// The whole block lies at byte `at` of the [`Slab`] that the store was opened with, until its seat is closed;
+    /// `memory` was not touched.
+    Lies {
+        memory: M,
+        at: usize,
     },
     Discarded,
 }
@@ -251,7 +259,8 @@ pub struct Stats {
     pub corrupt: u64,
     /// Calls that failed for a reason that is not in the bytes.
     pub io_errors: u64,
-    /// Bytes of blocks that were copied between socket and slot: 0 unless replies were other than expected, or by TLS.
+    /// Bytes of blocks that were copied on the way to the slot: between socket and slot 0 unless replies were other than
+    /// expected, or by TLS; out of a tier in memory where they could not be read in place.
     pub bytes_copied: u64,
     /// The last attempt to write found the store read-only.
     pub read_only: bool,

@@ -2,7 +2,7 @@
 //! everything (T2). What each tier keeps is decided by the room `tier`; what it means to operators is in docs/tiers.md.
 //!
 //! ```text
-//!   fetch worker   TierReader (reader.rs): T0 copied, T1 read, T2 asked    touch -> wishes
+//!   fetch worker   TierReader (reader.rs): T0 lends (or is copied), T1 read, T2 asked    touch -> wishes
 //!   mover          mover.rs: a thread of its own, one chunk at a time, T2 (or T1) -> T1, T0; rate-limited, after fetches
 //!   encode worker  puts go to T2 alone; what T0 and T1 have of that name goes
 //! ```
@@ -34,7 +34,7 @@ use crate::namespaces::{Namespaces, UNCLAIMED};
 use crate::node::NodeFacts;
 use crate::redis::RedisStore;
 use crate::url::{OpenError, bytes, dir_options};
-use crate::{Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError};
+use crate::{Allocate, Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError};
 use breaker::Breaker;
 use dram::Dram;
 use mover::Wishes;
@@ -45,9 +45,11 @@ use returns::Returns;
 mod breaker;
 mod dram;
 mod mover;
+mod pages;
 mod ratings;
 mod reader;
 mod returns;
+mod runs;
 
 /// What of a disk tier the policy gives away: the rest is for the quarantine, a chunk on its way in, and tails of files.
 const DISK_SHARE: f64 = 15.0 / 16.0;
@@ -161,7 +163,12 @@ pub struct TierStore {
 
 impl TierStore {
     /// Init: opens every tier, takes T0's memory, starts the mover.
-    pub fn open(url: &str, limits: &Limits, namespaces: &Namespaces) -> Result<Self, OpenError> {
+    pub fn open(
+        url: &str,
+        limits: &Limits,
+        namespaces: &Namespaces,
+        slab: Option<Allocate<'_>>,
+    ) -> Result<Self, OpenError> {
         let bad = |what: &str| OpenError::Option { url: crate::redis::options::redact(url), what: what.into() };
         let parts = Parts::of(url).map_err(bad)?;
         // The mover has a seat of its own.
@@ -177,7 +184,11 @@ impl TierStore {
         };
         let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed, namespaces)).transpose()?;
         let dram = match parts.dram {
-            Some(bytes) => Some(Dram::new(bytes, &inner, seed).ok_or(bad("dram= is too small or too large"))?),
+            Some(bytes) => match Dram::new(bytes, &inner, seed, slab) {
+                Ok(Some(dram)) => Some(dram),
+                Ok(None) => return Err(bad("dram= is too small or too large")),
+                Err(error) => return Err(bad(&format!("no memory for dram={bytes}: {error}: make it smaller"))),
+            },
             None => None,
         };
         if let Some(dram) = &dram {
@@ -450,7 +461,7 @@ impl Store for TierStore {
         if let Some(dram) = &self.tiers.dram {
             stats.hits += dram.hits.load(Relaxed);
             stats.bytes_read += dram.bytes_read.load(Relaxed);
-            stats.bytes_copied += dram.bytes_read.load(Relaxed);
+            stats.bytes_copied += dram.bytes_copied.load(Relaxed);
         }
         if let Some(disk) = &self.tiers.disk {
             let disk = disk.store.stats();
@@ -520,13 +531,8 @@ impl Store for TierStore {
     fn describe(&self) -> String {
         let mut text = String::from("tiers: ");
         if let Some(dram) = &self.tiers.dram {
-            let (_, _, bytes_max) = dram.occupancy();
-            let _ = write!(
-                text,
-                "dram {bytes_max} bytes in pages of {}, memory {}; ",
-                dram::PAGE_BYTES,
-                dram.memory_bytes()
-            );
+            let (slab, books) = dram.memory_bytes();
+            let _ = write!(text, "dram {slab} bytes in pages of {}, books {books} bytes; ", dram::PAGE_BYTES,);
         }
         if let Some(disk) = &self.tiers.disk {
             let _ = write!(
@@ -563,7 +569,7 @@ mod tests {
             assert!(Parts::of(wrong).is_err(), "{wrong}");
         }
         assert!(
-            TierStore::open("tiers:dram=1G", &Limits::default(), &Namespaces::default())
+            TierStore::open("tiers:dram=1G", &Limits::default(), &Namespaces::default(), None)
                 .unwrap_err()
                 .to_string()
                 .contains("holds everything")

@@ -10,7 +10,7 @@ use super::dir::{DirStore, Options};
 use super::redis::RedisStore;
 use super::redis::options::redact;
 use super::tiers::TierStore;
-use super::{Limits, Memory, NamespaceError, Namespaces, Readable};
+use super::{Allocate, Limits, Memory, NamespaceError, Namespaces, Readable};
 
 /// What `--help` and an unknown scheme say.
 pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never] or \
@@ -19,14 +19,16 @@ pub const SCHEMES: &str = "dir:PATH[?bytes=N[K|M|G|T]&chunks=N&sync=always|never
 
 /// Opens the store that `url` names. The options of the URL win over `limits`.
 pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>>, OpenError> {
-    open_for(url, limits, &Namespaces::default())
+    open_with(url, limits, &Namespaces::default(), None)
 }
 
-/// The same, for these namespaces; a store without tiers has no use for them.
-pub fn open_for<M: Memory>(
+/// The same for these namespaces, which a store without tiers has no use for, and with memory of the caller's for the tier
+/// T0, from which the store then lends: it answers reads with [`crate::Outcome::Lies`], too.
+pub fn open_with<M: Memory>(
     url: &str,
     limits: &Limits,
     namespaces: &Namespaces,
+    slab: Option<Allocate<'_>>,
 ) -> Result<Box<dyn Readable<M>>, OpenError> {
     let Some((scheme, rest)) = url.split_once(':') else { return Err(OpenError::Scheme { url: url.into() }) };
     match scheme {
@@ -35,7 +37,7 @@ pub fn open_for<M: Memory>(
             Ok(Box::new(DirStore::open(&path, limits, options)?))
         }
         "redis" | "rediss" => Ok(Box::new(RedisStore::open(url, limits)?)),
-        "tiers" => Ok(Box::new(TierStore::open(url, limits, namespaces)?)),
+        "tiers" => Ok(Box::new(TierStore::open(url, limits, namespaces, slab)?)),
         _ => Err(OpenError::Scheme { url: redact(url) }),
     }
 }

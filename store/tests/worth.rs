@@ -35,7 +35,7 @@ impl Rig {
     fn open(&self, tiers: &str, namespaces: &Namespaces) -> Box<Any> {
         let place = |name: &str| self.dir.path().join(name).display().to_string();
         let url = format!("tiers:{}dir:{}", tiers.replace("DIR", &place("tier")), place("bottom"));
-        store::open_for(&url, &Limits { chunks_max: 256, ..limits() }, namespaces).expect("it opens")
+        store::open_with(&url, &Limits { chunks_max: 256, ..limits() }, namespaces, None).expect("it opens")
     }
 
     /// Whether the memory tier has it.
@@ -169,6 +169,7 @@ fn quotas_that_no_tier_can_keep_are_the_operators_mistake() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let url = |path: &Path| format!("tiers:dram=1M,dir:{}", path.display());
     let namespaces = Namespaces::new(["a=60%", "b=600K"], []).expect("each is possible");
-    let error = store::open_for::<Vec<u8>>(&url(&dir.path().join("b")), &limits(), &namespaces).expect_err("118 %");
+    let error =
+        store::open_with::<Vec<u8>>(&url(&dir.path().join("b")), &limits(), &namespaces, None).expect_err("118 %");
     assert!(error.to_string().contains("more than the tier has"), "{error}");
 }

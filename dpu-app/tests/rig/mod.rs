@@ -197,6 +197,8 @@ pub struct Card {
     /// How a test's hosts come that speak the words themselves.
     pub raw: Route,
     pub store: Arc<MemoryStore>,
+    /// The memory of the tier T0, where the store has one.
+    pub slab: Option<doca::Slab>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<Result<(), RunError>>>,
     _home: tempfile::TempDir,
@@ -237,18 +239,26 @@ impl Card {
     ) -> Self {
         let memory = Arc::clone(&store);
         Self::start_any(store, emulator, change, move |config, device, stop, ready| {
-            dpu_app::serve(config, device, memory.as_ref(), stop, ready)
+            dpu_app::serve(config, device, memory.as_ref(), None, stop, ready)
         })
     }
 
     /// A card over the store that a URL names; its own memory store stays empty.
     pub fn start_url(url: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_url_with(url, doca_emulator::Config::default(), change)
+    }
+
+    pub fn start_url_with(url: &str, emulator: doca_emulator::Config, change: impl FnOnce(&mut Config)) -> Self {
         let url = url.to_owned();
-        Self::start_any(Arc::default(), doca_emulator::Config::default(), change, move |config, device, stop, ready| {
-            let store = store::open_for(&url, &dpu_app::run::store_limits(config), &config.namespaces)
-                .map_err(RunError::Store)?;
-            dpu_app::serve(config, device, store.as_ref(), stop, ready)
-        })
+        let (opened, is_opened) = mpsc::channel();
+        let mut card = Self::start_any(Arc::default(), emulator, change, move |config, device, stop, ready| {
+            let config = Config { store: url, ..config.clone() };
+            let (store, slab) = dpu_app::open_store(&config, &device).map_err(RunError::Store)?;
+            opened.send(slab.clone()).expect("somebody waits");
+            dpu_app::serve(&config, device, store.as_ref(), slab, stop, ready)
+        });
+        card.slab = is_opened.recv().expect("it opened");
+        card
     }
 
     fn start_any(
@@ -274,7 +284,7 @@ impl Card {
             })
         };
         is_ready.recv_timeout(Duration::from_secs(10)).expect("the card starts");
-        Self { raw: comch.clone(), comch, socket, store, stop, thread: Some(thread), _home: home }
+        Self { raw: comch.clone(), comch, socket, store, slab: None, stop, thread: Some(thread), _home: home }
     }
 
     /// Every way to the card.

@@ -25,50 +25,15 @@ pub(crate) struct Memory {
     _device: Device,
 }
 
-// SAFETY: the mapping is plain memory; its bytes are reached through `Area`s only, which are disjoint and exclusive. The
-// mmap handle is used read-only after start (buffers are made from it by the engine's thread) and destroyed once.
+// SAFETY: the mapping is plain memory; its bytes are reached through `Area`s, which are disjoint and exclusive, or through a
+// `Slab`, which counts who reads and writes. The mmap handle is used read-only after start (buffers are made from it by the engine's thread) and destroyed once.
 unsafe impl Send for Memory {}
 // SAFETY: as above; nothing in `Memory` itself is written through a shared reference.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    pub(crate) fn mmap(&self) -> *mut sys::doca_mmap {
-        self.mmap.as_ptr()
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: `mmap` is live; buffers made from it hold their areas in a context's table, and those hold this Arc.
-        if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
-            log::warn!("region of {} bytes leaked: {error}", self.bytes);
-            return;
-        }
-        // SAFETY: mapped in `Region::allocate` with this base and length; no Area is left (each holds the Arc).
-        if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
-            log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
-        }
-    }
-}
-
-/// A registered allocation of fixed size, carved from its start.
-pub struct Region {
-    memory: Arc<Memory>,
-    carved: usize,
-}
-
-impl fmt::Debug for Region {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Region").field("bytes", &self.memory.bytes).field("carved", &self.carved).finish()
-    }
-}
-
-impl Region {
-    /// Maps `bytes` of zeroed, populated memory (huge pages if the system has them reserved) and registers it with `device`.
-    ///
-    /// # Errors
-    /// `NO_MEMORY` if the system refuses the mapping, else what the DOCA call answered.
-    pub fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
+    /// See [`Region::allocate`].
+    pub(crate) fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
         const HUGE_PAGE: usize = 2 << 20;
         let no_memory = Error::new("mmap", Code::NO_MEMORY);
         let bytes = bytes.checked_next_multiple_of(HUGE_PAGE).ok_or(no_memory)?;
@@ -93,8 +58,54 @@ impl Region {
                 return Err(error);
             }
         };
-        let memory = Memory { base, bytes, mmap, _device: device.clone() };
-        Ok(Self { memory: Arc::new(memory), carved: 0 })
+        Ok(Self { base, bytes, mmap, _device: device.clone() })
+    }
+
+    /// Where byte `offset` lies, which is inside.
+    pub(crate) fn address(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.bytes, "byte {offset} of {}", self.bytes);
+        // SAFETY: just checked against the mapping.
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    pub(crate) fn mmap(&self) -> *mut sys::doca_mmap {
+        self.mmap.as_ptr()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `mmap` is live; buffers made from it hold their areas in a context's table, and those hold this Arc.
+        if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
+            log::warn!("region of {} bytes leaked: {error}", self.bytes);
+            return;
+        }
+        // SAFETY: mapped in `Region::allocate` with this base and length; no Area or Loan is left (each holds the Arc).
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
+            log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
+        }
+    }
+}
+
+/// A registered allocation of fixed size, carved from its start.
+pub struct Region {
+    memory: Arc<Memory>,
+    carved: usize,
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("bytes", &self.memory.bytes).field("carved", &self.carved).finish()
+    }
+}
+
+impl Region {
+    /// Maps `bytes` of zeroed, populated memory (huge pages if the system has them reserved) and registers it with `device`.
+    ///
+    /// # Errors
+    /// `NO_MEMORY` if the system refuses the mapping, else what the DOCA call answered.
+    pub fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
+        Ok(Self { memory: Arc::new(Memory::allocate(device, bytes)?), carved: 0 })
     }
 
     /// The next `bytes` of the region, aligned to [`AREA_ALIGNMENT`]; `None` when it is used up.
@@ -129,19 +140,27 @@ impl fmt::Debug for Area {
     }
 }
 
-impl Area {
-    pub(crate) fn memory(&self) -> &Memory {
+/// Memory of this side that an engine can be given.
+pub(crate) trait Registered {
+    fn memory(&self) -> &Memory;
+
+    fn address(&self) -> *mut u8;
+
+    /// Its length, without the slice that `len` would make: an engine may be writing to the bytes already.
+    fn bytes(&self) -> usize;
+}
+
+impl Registered for Area {
+    fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// Its length, without the slice that `len` would make: an engine may be writing to the bytes already.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    fn address(&self) -> *mut u8 {
+        self.memory.address(self.offset)
     }
 
-    pub(crate) fn address(&self) -> *mut u8 {
-        // SAFETY: `offset` was range-checked against the mapping when the area was carved.
-        unsafe { self.memory.base.as_ptr().add(self.offset) }
+    fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 

@@ -14,18 +14,19 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::ptr;
 use std::time::{Duration, Instant};
 
 use doca_sys as sys;
 
-use crate::area::Area;
+use crate::area::{Area, Memory, Registered};
 use crate::device::{Caps, Device};
 use crate::engine::ProgressEngine;
 use crate::error::{Code, Error};
 use crate::inventory::{Chain, Inventory, Side};
 use crate::mapping::RemoteRun;
+use crate::slab::Loan;
 use crate::task::{self, Fired, Task};
 
 /// How long a stopping context may take to give its tasks back; engines need microseconds.
@@ -79,21 +80,99 @@ pub struct Outcome {
     pub crc: Option<u32>,
 }
 
-/// An operation that has ended, with the areas that it held.
+/// What an engine reads: memory of the caller's own, or a run of a slab that others may read meanwhile.
+#[derive(Debug)]
+pub enum Source {
+    Own(Area),
+    Lent(Loan),
+}
+
+impl Source {
+    /// The area, if it is one.
+    #[must_use]
+    pub fn own(self) -> Option<Area> {
+        match self {
+            Self::Own(area) => Some(area),
+            Self::Lent(_) => None,
+        }
+    }
+
+    fn registered(&self) -> &dyn Registered {
+        match self {
+            Self::Own(area) => area,
+            Self::Lent(loan) => loan,
+        }
+    }
+}
+
+impl From<Area> for Source {
+    fn from(area: Area) -> Self {
+        Self::Own(area)
+    }
+}
+
+impl From<Loan> for Source {
+    fn from(loan: Loan) -> Self {
+        Self::Lent(loan)
+    }
+}
+
+impl Deref for Source {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(area) => area,
+            Self::Lent(loan) => loan,
+        }
+    }
+}
+
+impl Registered for Source {
+    fn memory(&self) -> &Memory {
+        self.registered().memory()
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.registered().address()
+    }
+
+    fn bytes(&self) -> usize {
+        self.registered().bytes()
+    }
+}
+
+/// An operation that has ended, with the memory that it held.
 #[derive(Debug)]
 pub struct Completion {
     pub ticket: u64,
     pub outcome: Result<Outcome, Error>,
-    pub source: Option<Area>,
+    pub source: Option<Source>,
     pub destination: Option<Area>,
 }
 
-/// An operation that was not accepted, with the areas that it would have held.
+impl Completion {
+    /// The one area of a transfer.
+    #[must_use]
+    pub fn area(self) -> Option<Area> {
+        self.source.and_then(Source::own).or(self.destination)
+    }
+}
+
+/// An operation that was not accepted, with the memory that it would have held.
 #[derive(Debug)]
 pub struct Refused {
     pub error: Error,
-    pub source: Option<Area>,
+    pub source: Option<Source>,
     pub destination: Option<Area>,
+}
+
+impl Refused {
+    /// The one area of a transfer.
+    #[must_use]
+    pub fn area(self) -> Option<Area> {
+        self.source.and_then(Source::own).or(self.destination)
+    }
 }
 
 /// Sizes of a context, fixed at its creation.
@@ -107,7 +186,7 @@ pub struct Depth {
 
 struct Operation {
     ticket: u64,
-    source: Option<Area>,
+    source: Option<Source>,
     destination: Option<Area>,
     tasks_pending: usize,
     outcome: Result<Outcome, Error>,
@@ -306,15 +385,16 @@ impl Context {
     /// Inflates `range` of `source` into `destination` from its start.
     ///
     /// # Errors
-    /// Gives the areas back; back-pressure if the context is full.
+    /// Gives the memory back; back-pressure if the context is full.
     pub fn inflate(
         &mut self,
         ticket: u64,
         codec: Codec,
-        source: Area,
+        source: impl Into<Source>,
         range: Range<usize>,
         destination: Area,
     ) -> Result<(), Refused> {
+        let source = source.into();
         let Raw::Compress(raw) = self.raw else { unreachable!("inflate on a DMA context") };
         let bytes = range.len();
         let fits = bytes as u64 <= self.caps.bytes_max && destination.len() as u64 <= self.caps.bytes_max;
@@ -341,38 +421,39 @@ impl Context {
     /// Writes pieces of `source` to host runs.
     ///
     /// # Errors
-    /// Gives the area back; back-pressure if the context is full.
-    pub fn write(&mut self, ticket: u64, source: Area, runs: &[RemoteRun<'_>]) -> Result<(), Refused> {
-        self.transfer(ticket, source, runs, Side::Source)
+    /// Gives the memory back; back-pressure if the context is full.
+    pub fn write(&mut self, ticket: u64, source: impl Into<Source>, runs: &[RemoteRun<'_>]) -> Result<(), Refused> {
+        self.transfer(ticket, Some(source.into()), None, runs, Side::Source)
     }
 
     /// Reads host runs into pieces of `destination`.
     ///
     /// # Errors
-    /// Gives the area back; back-pressure if the context is full.
+    /// Gives the memory back; back-pressure if the context is full.
     pub fn read(&mut self, ticket: u64, destination: Area, runs: &[RemoteRun<'_>]) -> Result<(), Refused> {
-        self.transfer(ticket, destination, runs, Side::Destination)
+        self.transfer(ticket, None, Some(destination), runs, Side::Destination)
     }
 
-    /// `side` is the side of the task that the local area is on.
-    fn transfer(&mut self, ticket: u64, area: Area, runs: &[RemoteRun<'_>], side: Side) -> Result<(), Refused> {
+    /// `side` is the side of the task that the local memory is on; the other place is empty.
+    fn transfer(
+        &mut self,
+        ticket: u64,
+        source: Option<Source>,
+        destination: Option<Area>,
+        runs: &[RemoteRun<'_>],
+        side: Side,
+    ) -> Result<(), Refused> {
         let Raw::Dma(raw) = self.raw else { unreachable!("transfer on a decompress context") };
-        let refuse = |error, area| match side {
-            Side::Source => Err(Refused { error, source: Some(area), destination: None }),
-            Side::Destination => Err(Refused { error, source: None, destination: Some(area) }),
-        };
         let caps = self.caps;
         let tasks = Batches { runs, caps }.count();
         if runs.is_empty() || runs.iter().any(|run| run.bytes == 0 || run.bytes as u64 > caps.bytes_max) {
-            return refuse(Error::new("doca_dma_task_memcpy_alloc_init", Code::INVALID_VALUE), area);
+            let error = Error::new("doca_dma_task_memcpy_alloc_init", Code::INVALID_VALUE);
+            return Err(Refused { error, source, destination });
         }
         if let Err(error) = self.room(tasks) {
-            return refuse(error, area);
+            return Err(Refused { error, source, destination });
         }
-        let operation = match side {
-            Side::Source => self.open(ticket, Some(area), None),
-            Side::Destination => self.open(ticket, None, Some(area)),
-        };
+        let operation = self.open(ticket, source, destination);
         let mut launched = Ok(());
         for batch in (Batches { runs, caps }) {
             launched = self.transfer_batch(operation, raw, batch, side);
@@ -390,10 +471,12 @@ impl Context {
         runs: &[RemoteRun<'_>],
         side: Side,
     ) -> Result<(), Error> {
-        let opened = self.operations[operation].as_ref();
-        let area =
-            opened.and_then(|o| o.source.as_ref().or(o.destination.as_ref())).expect("a transfer holds its area");
-        let local = self.inventory.scattered(area, runs, side)?;
+        let opened = self.operations[operation].as_ref().expect("opened by the caller");
+        let local = match (&opened.source, &opened.destination) {
+            (Some(source), _) => self.inventory.scattered(source, runs, side),
+            (None, Some(destination)) => self.inventory.scattered(destination, runs, side),
+            (None, None) => unreachable!("a transfer holds its memory"),
+        }?;
         let remote_side = if side == Side::Source { Side::Destination } else { Side::Source };
         let remote = self.inventory.remote(runs, remote_side).inspect_err(|_| self.inventory.put(local))?;
         let (from, to) = if side == Side::Source { (local, remote) } else { (remote, local) };
@@ -406,7 +489,7 @@ impl Context {
         room.then_some(()).ok_or(Error::new("doca_task_submit", Code::AGAIN))
     }
 
-    fn open(&mut self, ticket: u64, source: Option<Area>, destination: Option<Area>) -> usize {
+    fn open(&mut self, ticket: u64, source: Option<Source>, destination: Option<Area>) -> usize {
         let index = self.operations_free.pop().expect("room was checked");
         let outcome = Ok(Outcome { bytes: 0, crc: None });
         self.operations[index] = Some(Operation { ticket, source, destination, tasks_pending: 0, outcome });
@@ -575,7 +658,7 @@ impl Drop for Context {
         let _ = unsafe { call!(doca_ctx_stop(self.base)) };
         if let Err(error) = self.come_to_idle() {
             log::error!("{:?} context leaked with its memory: {error}", self.kind());
-            // The device may still write: the areas of these operations must never be freed.
+            // The device may still write: the memory of these operations must never be freed.
             std::mem::forget(std::mem::take(&mut self.operations));
             return;
         }

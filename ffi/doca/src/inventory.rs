@@ -5,7 +5,7 @@ use std::ptr::{self, NonNull};
 
 use doca_sys as sys;
 
-use crate::area::Area;
+use crate::area::Registered;
 use crate::error::{Code, Error};
 use crate::mapping::RemoteRun;
 
@@ -35,7 +35,13 @@ impl Inventory {
     }
 
     /// One buffer over `bytes` bytes at `offset` of `area`.
-    pub(crate) fn local(&self, area: &Area, offset: usize, bytes: usize, side: Side) -> Result<Chain, Error> {
+    pub(crate) fn local(
+        &self,
+        area: &impl Registered,
+        offset: usize,
+        bytes: usize,
+        side: Side,
+    ) -> Result<Chain, Error> {
         if offset > area.bytes() || bytes > area.bytes() - offset {
             return Err(Error::new("doca_buf_inventory_buf_get_by_args", Code::INVALID_VALUE));
         }
@@ -54,7 +60,7 @@ impl Inventory {
     }
 
     /// A chain over the local side of runs, neighbours joined: one buffer where the runs cover the area without a gap.
-    pub(crate) fn scattered(&self, area: &Area, runs: &[RemoteRun<'_>], side: Side) -> Result<Chain, Error> {
+    pub(crate) fn scattered(&self, area: &impl Registered, runs: &[RemoteRun<'_>], side: Side) -> Result<Chain, Error> {
         let mut rest = runs;
         self.chain(std::iter::from_fn(|| {
             let last = rest.last()?;

@@ -2,9 +2,9 @@
 //! decompress, DMA and Comch.
 //!
 //! What it guarantees: no use of memory that an engine owns (an [`Area`] moves into its task and comes back with the
-//! [`Completion`]), no pointer as DOCA user data (a task carries its place in a table and that place's generation), no
-//! unwinding through C (callbacks record one word and return), parents that outlive their children, and a stopped
-//! context restarted as one operation ([`Context::restart`]).
+//! [`Completion`]; a [`Loan`] keeps its part of a [`Slab`] from being written), no pointer as DOCA user data (a task
+//! carries its place in a table and that place's generation), no unwinding through C (callbacks record one word and
+//! return), parents that outlive their children, and a stopped context restarted as one operation ([`Context::restart`]).
 //!
 //! What it refuses: threads. A [`ProgressEngine`] and its contexts belong to the thread that made them; areas, regions,
 //! devices and Comch clients may move between threads.
@@ -22,14 +22,16 @@ mod engine;
 mod inventory;
 mod mapping;
 mod representor;
+mod slab;
 mod task;
 pub mod version;
 
 pub use area::{AREA_ALIGNMENT, Area, Region};
-pub use context::{Codec, Completion, Context, ContextState, Depth, Kind, Outcome, Refused};
+pub use context::{Codec, Completion, Context, ContextState, Depth, Kind, Outcome, Refused, Source};
 pub use device::{Caps, Device, DeviceInfo, Selector};
 pub use doca_sys::FLAVOUR;
 pub use engine::ProgressEngine;
 pub use error::{Code, Error};
 pub use mapping::{Access, Export, Mapping, Remote, RemoteRun};
 pub use representor::{Representor, RepresentorInfo};
+pub use slab::{Loan, Slab};

@@ -1,11 +1,12 @@
 //! The wrapper over the emulator: areas come back from every operation, a stopped context restarts, nothing leaks.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use doca::{
     Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Export, Mapping, ProgressEngine,
-    Region, Remote, RemoteRun, Selector,
+    Region, Remote, RemoteRun, Selector, Slab,
 };
 
 const AREA: usize = 64 << 10;
@@ -271,4 +272,42 @@ fn areas_of_one_region_never_overlap() {
         assert!(area.iter().all(|byte| *byte == index as u8));
     }
     assert!(region.carve(usize::MAX).is_none());
+}
+
+#[test]
+fn several_operations_read_one_run_of_a_slab_and_its_pages_stay_lent_until_the_last_loan_comes_home() {
+    const PAGE: usize = 4096;
+    let mut rig = Rig::new();
+    let (content, at) = (text(9, 30_000), PAGE - 8);
+    let packed = deflate(&content);
+    let slab = Slab::allocate(&rig.device, packed.len() / PAGE + 3, PAGE).unwrap();
+    slab.write(at, &packed);
+    let mut context = rig.decompress(4);
+    for ticket in 0..3 {
+        let destination = rig.area(&[]);
+        context.inflate(ticket, Codec::Deflate, slab.lend(at, packed.len()), 0..packed.len(), destination).unwrap();
+    }
+    let write = || catch_unwind(AssertUnwindSafe(|| slab.write(PAGE, &[0])));
+    for _ in 0..3 {
+        assert!(write().is_err(), "an engine may be reading, or a loan is in the completion");
+        let done = rig.next(&mut context);
+        assert_eq!(done.outcome.unwrap().bytes, content.len());
+        assert_eq!(&done.destination.unwrap()[..content.len()], &content[..]);
+        assert_eq!(&done.source.unwrap()[..], &packed[..]);
+    }
+    // A transfer reads from it, too, and gives the loan back where it is refused.
+    let mapping = Arc::new(Mapping::anonymous(PAGE).unwrap());
+    let export = Export::new(&rig.device, Arc::clone(&mapping), Access::ReadWrite).unwrap();
+    let remote = Remote::import(&rig.device, export.blob()).unwrap();
+    let mut dma = rig.dma(1, 4);
+    let run = [RemoteRun { remote: &remote, offset: 5, local: 3, bytes: 100 }];
+    dma.write(0, slab.lend(at, packed.len()), &run).unwrap();
+    let refused = dma.write(1, slab.lend(at, 200), &run).unwrap_err();
+    assert!(refused.error.is_back_pressure() && refused.source.as_deref() == Some(&packed[..200]));
+    drop(refused);
+    rig.next(&mut dma).outcome.unwrap();
+    let mut there = [0; 100];
+    mapping.read(5, &mut there);
+    assert_eq!(there, packed[3..103]);
+    assert!(write().is_ok(), "nothing is lent any more");
 }

@@ -1,67 +1,57 @@
-//! T0: compressed chunks in the card's own memory. A slab of pages of one size, taken in Init; a chunk is a chain of
-//! pages that holds its table of lengths, its manifest and its blocks one after the other, so that what a chunk wastes is
-//! less than a page.
+//! T0: compressed chunks in the card's own memory. A slab of pages of one size, taken in Init. Each part of a chunk has
+//! pages of its own, neighbours where possible (pages.rs), so that a chunk wastes less than a page for each of its blocks:
 //!
-//! A hit is **copied**, once, from the pages to where the block is wanted. Who reads holds a place in its chunk's record:
-//! a chunk that has to leave meanwhile is found by nobody any more, and its pages are free when the last reader closes.
+//! ```text
+//!   head     u32 blocks | u32 manifest bytes | u32 length of each block | manifest
+//!   block 0, block 1, ...
+//! ```
 //!
-//! Locks: `state` is never held while bytes are copied. Blocks of one seat are read side by side. A page's lock is for the
-//! compiler's sake: nobody writes a page that others read.
+//! A hit **lies where it is** if whoever opened the store brought memory that can be read in place (slab.rs) and the
+//! block's pages are neighbours; else it is copied, once. Who reads holds a place in its chunk's record until its seat is
+//! closed: a chunk that has to leave meanwhile is found by nobody any more, and its pages are free when the last reader
+//! closes.
+//!
+//! Locks: `state` is never held while bytes are copied. Blocks of one seat are read side by side.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
 use block::ChunkKey;
 use tier::{Chunk, Limits as Sizes, NAMESPACES_MAX, Policy, Quota, Worth};
 
+use super::pages::{Pages, RUNS_PER_CHUNK_MAX};
+use super::runs::Run;
+use crate::slab::{Allocate, Plain, Slab};
 use crate::{Limits, POISONED, StoreError};
 
-/// Bytes of a page: small beside a chunk, large beside the 4 bytes that link it.
-pub(super) const PAGE_BYTES: usize = 32 << 10;
+/// Bytes of a page: small beside a block, large beside the 16 bytes of tables for it.
+pub(super) const PAGE_BYTES: usize = 4 << 10;
+/// What of the slab stays free, so that there are long runs: without, most blocks would lie in pieces after a while
+/// (docs/tiers.md).
+pub(super) const SPARE: f64 = 1.0 / 16.0;
 /// The smallest chunk that the tables are made for.
 const CHUNK_BYTES_LEAST: u64 = 256 << 10;
-/// Pages of the largest chunk that is taken: 64 MiB.
-const PAGES_PER_CHUNK_MAX: usize = (64 << 20) / PAGE_BYTES;
-const NONE: u32 = u32::MAX;
-
-/// A chunk's pages.
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    first: u32,
-    pages: u32,
-    users: u32,
-    /// Out of the map: its pages go with the last user.
-    gone: bool,
-    next_free: u32,
-}
-
-/// Who has which pages.
-#[derive(Debug)]
-struct Slab {
-    records: Box<[Record]>,
-    free_record: u32,
-    /// The page after each page of a chain.
-    next: Box<[u32]>,
-    free_page: u32,
-    free_pages: usize,
-}
+/// The largest chunk that is taken.
+const CHUNK_BYTES_MAX: usize = 64 << 20;
+/// The words in front of the table.
+const HEAD_BYTES: usize = 8;
 
 #[derive(Debug)]
 struct State {
     policy: Worth,
     map: HashMap<ChunkKey, u32>,
-    slab: Slab,
+    pages: Pages,
 }
 
 /// One seat for reading.
 #[derive(Debug)]
 struct Seat {
     open: Option<(ChunkKey, u32)>,
-    pages: Vec<u32>,
-    /// Where each block begins, and where the last one ends.
-    starts: Vec<u64>,
-    manifest_at: u64,
+    runs: Vec<Run>,
+    /// Which run each block begins with, and its bytes.
+    blocks: Vec<(usize, u32)>,
 }
 
 /// A chunk on its way in: found by nobody until it is published.
@@ -69,60 +59,77 @@ struct Seat {
 pub(super) struct Incoming {
     key: ChunkKey,
     record: u32,
-    page: u32,
-    offset: usize,
-    left: usize,
+    blocks_left: usize,
+    /// There was no room for a part.
+    failed: bool,
 }
 
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Dram {
-    pages: Box<[RwLock<Box<[u8]>>]>,
+    slab: Box<dyn Slab>,
+    /// Others can read the slab in place.
+    lends: bool,
+    page_count: usize,
     state: Mutex<State>,
     seats: Box<[RwLock<Seat>]>,
     pub(super) hits: AtomicU64,
     pub(super) bytes_read: AtomicU64,
+    pub(super) bytes_copied: AtomicU64,
     pub(super) evicted: AtomicU64,
     pub(super) bytes_evicted: AtomicU64,
 }
 
+/// Pages of a part; one that is empty has one, too.
+fn pages_of(bytes: usize) -> usize {
+    bytes.div_ceil(PAGE_BYTES).max(1)
+}
+
+/// Where a block begins in the slab.
+fn start(run: Run) -> usize {
+    run.first as usize * PAGE_BYTES
+}
+
 impl Dram {
     /// Init. `None`: it has no room for a page.
-    pub(super) fn new(bytes_max: u64, limits: &Limits, seed: u64) -> Option<Self> {
-        let count = usize::try_from(bytes_max / PAGE_BYTES as u64).ok().filter(|n| (1..NONE as usize).contains(n))?;
-        let bytes_max = (count * PAGE_BYTES) as u64;
+    pub(super) fn new(
+        bytes_max: u64,
+        limits: &Limits,
+        seed: u64,
+        allocate: Option<Allocate<'_>>,
+    ) -> io::Result<Option<Self>> {
+        let count = usize::try_from(bytes_max / PAGE_BYTES as u64).ok();
+        let Some(count) = count.filter(|n| (1..1 << 31).contains(n)) else { return Ok(None) };
+        let bytes_max = ((count - (count as f64 * SPARE) as usize) * PAGE_BYTES) as u64;
         let chunks_max = (bytes_max / CHUNK_BYTES_LEAST).max(16) as usize;
-        let link = |at: usize, count: usize| if at + 1 < count { at as u32 + 1 } else { NONE };
-        let record = |at| Record { first: NONE, pages: 0, users: 0, gone: false, next_free: link(at, 2 * chunks_max) };
         let seat = || Seat {
             open: None,
-            pages: Vec::with_capacity(PAGES_PER_CHUNK_MAX),
-            starts: Vec::with_capacity(limits.blocks_max + 1),
-            manifest_at: 0,
+            runs: Vec::with_capacity(RUNS_PER_CHUNK_MAX),
+            blocks: Vec::with_capacity(limits.blocks_max),
         };
         let state = State {
             policy: Worth::new(Sizes::of(bytes_max, chunks_max), seed),
             // Twice as many as there can be: then it never grows.
             map: HashMap::with_capacity(2 * chunks_max),
-            slab: Slab {
-                // Those that are gone and still read have records, too.
-                records: (0..2 * chunks_max).map(record).collect(),
-                free_record: 0,
-                next: (0..count).map(|at| link(at, count)).collect(),
-                free_page: 0,
-                free_pages: count,
-            },
+            // Those that are gone and still read have records, too.
+            pages: Pages::new(count, 2 * chunks_max),
         };
-        Some(Self {
-            // Written to, so that the memory is there before anybody waits for it.
-            pages: (0..count).map(|_| RwLock::new(vec![0xff; PAGE_BYTES].into())).collect(),
+        let slab = match allocate {
+            Some(allocate) => allocate(count, PAGE_BYTES)?,
+            None => Box::new(Plain::new(count, PAGE_BYTES)),
+        };
+        Ok(Some(Self {
+            slab,
+            lends: allocate.is_some(),
+            page_count: count,
             state: Mutex::new(state),
             seats: (0..limits.chunks_open_max).map(|_| RwLock::new(seat())).collect(),
             hits: 0.into(),
             bytes_read: 0.into(),
+            bytes_copied: 0.into(),
             evicted: 0.into(),
             bytes_evicted: 0.into(),
-        })
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -160,74 +167,108 @@ impl Dram {
         super::scores(&self.state().policy, now_ms)
     }
 
-    pub(super) fn memory_bytes(&self) -> u64 {
+    /// The slab, and the books of it.
+    pub(super) fn memory_bytes(&self) -> (u64, u64) {
         let state = self.state();
         let books = Worth::memory_bytes(state.policy.limits().chunks_max)
-            + state.slab.records.len() * size_of::<Record>()
+            + state.pages.memory_bytes()
             + state.map.capacity() * (size_of::<(ChunkKey, u32)>() + 1);
-        (self.pages.len() * (PAGE_BYTES + size_of::<u32>()) + books) as u64
+        ((self.page_count * PAGE_BYTES) as u64, books as u64)
     }
 
-    /// Whether the chunk is worth its room; then room for `bytes` of it.
-    pub(super) fn begin(&self, chunk: &Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> Option<Incoming> {
-        let left = chunk.bytes as usize;
-        let pages = left.div_ceil(PAGE_BYTES);
-        if pages > PAGES_PER_CHUNK_MAX {
-            return None;
-        }
-        let mut state = self.state();
-        let State { policy, map, slab } = &mut *state;
-        let rounded = Chunk { bytes: (pages * PAGE_BYTES) as u32, ..*chunk };
-        let offered = policy.offer(&rounded, parent, now_ms, &mut |key, bytes| {
-            self.evicted.fetch_add(1, Relaxed);
-            self.bytes_evicted.fetch_add(bytes.into(), Relaxed);
-            if let Some(record) = map.remove(key) {
-                slab.leave(record);
-            }
-        });
-        offered.ok()?;
-        // Those that left may still be read.
-        let Some((record, page)) = slab.take(pages) else {
-            policy.remove(&chunk.key);
-            return None;
+    /// Whether the chunk is worth its room; then room for a manifest and blocks of these lengths. `chunk.bytes` is not read.
+    pub(super) fn begin(
+        &self,
+        chunk: &Chunk,
+        parent: Option<&ChunkKey>,
+        now_ms: u64,
+        (manifest, lengths): (&[u8], &[u32]),
+    ) -> Option<Incoming> {
+        let head_bytes = HEAD_BYTES + 4 * lengths.len() + manifest.len();
+        let count = lengths.iter().fold(pages_of(head_bytes), |count, &length| count + pages_of(length as usize));
+        let bytes = Some(count * PAGE_BYTES).filter(|&bytes| bytes <= CHUNK_BYTES_MAX)? as u32;
+        let record = {
+            let mut state = self.state();
+            let State { policy, map, pages } = &mut *state;
+            let offered = policy.offer(&Chunk { bytes, ..*chunk }, parent, now_ms, &mut |key, bytes| {
+                self.evicted.fetch_add(1, Relaxed);
+                self.bytes_evicted.fetch_add(bytes.into(), Relaxed);
+                if let Some(record) = map.remove(key) {
+                    pages.leave(record);
+                }
+            });
+            offered.ok()?;
+            // Those that left may still be read. One chunk comes in at a time, so that what is free stays free for it.
+            let record = if pages.free_pages() < count { None } else { pages.begin() };
+            let Some(record) = record else {
+                policy.remove(&chunk.key);
+                return None;
+            };
+            record
         };
-        Some(Incoming { key: chunk.key, record, page, offset: 0, left })
+        let mut incoming = Incoming { key: chunk.key, record, blocks_left: lengths.len(), failed: false };
+        let words = [lengths.len() as u32, manifest.len() as u32].into_iter().chain(lengths.iter().copied());
+        let run = self.room(&mut incoming, head_bytes);
+        let mut at = 0;
+        words.for_each(|word| at = self.write(run, at, &word.to_le_bytes()));
+        self.write(run, at, manifest);
+        Some(incoming)
     }
 
-    /// The next bytes of a chunk.
-    pub(super) fn write(&self, incoming: &mut Incoming, mut bytes: &[u8]) {
-        assert!(bytes.len() <= incoming.left, "write: {} bytes where {} are left", bytes.len(), incoming.left);
-        incoming.left -= bytes.len();
-        while !bytes.is_empty() {
-            if incoming.offset == PAGE_BYTES {
-                incoming.page = self.state().slab.next[incoming.page as usize];
-                incoming.offset = 0;
+    /// The next block of a chunk.
+    pub(super) fn write_block(&self, incoming: &mut Incoming, block: &[u8]) {
+        incoming.blocks_left -= 1;
+        let run = self.room(incoming, block.len());
+        self.write(run, 0, block);
+    }
+
+    /// The first run of room for the next part.
+    fn room(&self, incoming: &mut Incoming, bytes: usize) -> Option<Run> {
+        let run = self.state().pages.extend(incoming.record, pages_of(bytes)).filter(|_| !incoming.failed);
+        incoming.failed |= run.is_none();
+        run
+    }
+
+    /// Writes to byte `at` of the part that begins with this run; where the next bytes go.
+    fn write(&self, run: Option<Run>, at: usize, bytes: &[u8]) -> usize {
+        let Some(mut run) = run else { return at };
+        let (mut from, mut done) = (at, 0);
+        while done < bytes.len() {
+            let length = run.pages as usize * PAGE_BYTES;
+            if from >= length {
+                (from, run) = (from - length, self.state().pages.after(run).expect("room for the whole part"));
+                continue;
             }
-            let (now, later) = bytes.split_at(bytes.len().min(PAGE_BYTES - incoming.offset));
-            let mut page = self.pages[incoming.page as usize].write().expect(POISONED);
-            page[incoming.offset..incoming.offset + now.len()].copy_from_slice(now);
-            incoming.offset += now.len();
-            bytes = later;
+            let now = (bytes.len() - done).min(length - from);
+            self.slab.write(start(run) + from, &bytes[done..done + now]);
+            (from, done) = (from + now, done + now);
         }
+        at + done
     }
 
-    /// All is written: from here on it can be found.
-    pub(super) fn publish(&self, incoming: Incoming) {
-        assert_eq!(incoming.left, 0, "publish: bytes are missing");
+    /// All is written: from here on it can be found. `false`: there was no room for it.
+    pub(super) fn publish(&self, incoming: Incoming) -> bool {
+        assert_eq!(incoming.blocks_left, 0, "publish: blocks are missing");
+        if incoming.failed {
+            self.give_up(incoming);
+            return false;
+        }
         let mut state = self.state();
         // Removed while it came in: it was put anew.
         if !state.policy.holds(&incoming.key) {
-            return state.slab.release(incoming.record);
+            state.pages.release(incoming.record);
+            return true;
         }
-        state.slab.records[incoming.record as usize].gone = false;
+        state.pages.publish(incoming.record);
         let old = state.map.insert(incoming.key, incoming.record);
         assert!(old.is_none(), "publish: the policy takes no chunk twice");
+        true
     }
 
     pub(super) fn give_up(&self, incoming: Incoming) {
         let mut state = self.state();
         state.policy.remove(&incoming.key);
-        state.slab.release(incoming.record);
+        state.pages.release(incoming.record);
     }
 
     /// Takes a chunk out.
@@ -235,7 +276,7 @@ impl Dram {
         let mut state = self.state();
         state.policy.remove(key);
         if let Some(record) = state.map.remove(key) {
-            state.slab.leave(record);
+            state.pages.leave(record);
         }
     }
 
@@ -243,58 +284,59 @@ impl Dram {
     pub(super) fn open(&self, at: usize, key: &ChunkKey, manifest: &mut [u8]) -> Option<Result<usize, StoreError>> {
         let mut seat = self.seats[at].write().expect(POISONED);
         assert!(seat.open.is_none(), "open: seat {at} is occupied");
+        let Seat { open, runs, blocks } = &mut *seat;
         let record = {
             let mut state = self.state();
             let record = *state.map.get(key)?;
-            let slab = &mut state.slab;
-            slab.records[record as usize].users += 1;
-            seat.pages.clear();
-            let mut page = slab.records[record as usize].first;
-            while page != NONE {
-                seat.pages.push(page);
-                page = slab.next[page as usize];
-            }
+            state.pages.open(record);
+            runs.clear();
+            runs.extend(state.pages.of(record));
             record
         };
-        let mut head = [0; 8];
-        self.copy(&seat.pages, 0, &mut head);
-        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
-        let (blocks, manifest_bytes) = (word(&head[..4]) as usize, word(&head[4..]) as usize);
-        seat.manifest_at = (8 + 4 * blocks) as u64;
-        let mut start = seat.manifest_at + manifest_bytes as u64;
-        seat.starts.clear();
-        seat.starts.push(start);
-        for block in 0..blocks {
-            let mut length = [0; 4];
-            self.copy(&seat.pages, (8 + 4 * block) as u64, &mut length);
-            start += u64::from(u32::from_le_bytes(length));
-            seat.starts.push(start);
-        }
+        let word = |at: usize| {
+            let mut word = [0; 4];
+            self.copy(runs, at, &mut word);
+            u32::from_le_bytes(word)
+        };
+        let (count, manifest_bytes) = (word(0) as usize, word(4) as usize);
         let max = manifest.len();
         let Some(out) = manifest.get_mut(..manifest_bytes) else {
-            self.state().slab.close(record);
+            self.state().pages.close(record);
             return Some(Err(StoreError::Large { what: "manifest", value: manifest_bytes, max }));
         };
-        self.copy(&seat.pages, seat.manifest_at, out);
-        seat.open = Some((*key, record));
+        let head_bytes = HEAD_BYTES + 4 * count + manifest_bytes;
+        self.copy(runs, head_bytes - manifest_bytes, out);
+        let mut run = behind(runs, 0, head_bytes);
+        blocks.clear();
+        for block in 0..count {
+            let bytes = word(HEAD_BYTES + 4 * block);
+            blocks.push((run, bytes));
+            run = behind(runs, run, bytes as usize);
+        }
+        *open = Some((*key, record));
         self.hits.fetch_add(1, Relaxed);
         Some(Ok(manifest_bytes))
     }
 
-    /// Fills `into` with a whole block.
-    pub(super) fn read(&self, at: usize, index: usize, into: &mut [u8]) -> Result<(), StoreError> {
+    /// Where in the slab a whole block lies until the seat is closed; where it cannot be read there, `into` is filled
+    /// with it instead.
+    pub(super) fn read(&self, at: usize, index: usize, into: &mut [u8]) -> Result<Option<usize>, StoreError> {
         let seat = self.seats[at].read().expect(POISONED);
         assert!(seat.open.is_some(), "read_block: seat {at} is empty");
-        let place = |index: usize| seat.starts.get(index).copied();
-        let (Some(from), Some(until)) = (place(index), index.checked_add(1).and_then(place)) else {
+        let Some(&(first, bytes)) = seat.blocks.get(index) else {
             return Err(StoreError::Corrupt { what: "no such block", value: index as u64 });
         };
-        if until - from != into.len() as u64 {
-            return Err(StoreError::Corrupt { what: "block of another length, bytes", value: until - from });
+        if bytes as usize != into.len() {
+            return Err(StoreError::Corrupt { what: "block of another length, bytes", value: bytes.into() });
         }
-        self.copy(&seat.pages, from, into);
-        self.bytes_read.fetch_add(into.len() as u64, Relaxed);
-        Ok(())
+        self.bytes_read.fetch_add(bytes.into(), Relaxed);
+        let run = seat.runs[first];
+        let lies = (self.lends && run.pages as usize >= pages_of(into.len())).then(|| start(run));
+        if lies.is_none() {
+            self.copy(&seat.runs[first..], 0, into);
+            self.bytes_copied.fetch_add(bytes.into(), Relaxed);
+        }
+        Ok(lies)
     }
 
     /// The chunk in a seat.
@@ -306,66 +348,34 @@ impl Dram {
     pub(super) fn close(&self, at: usize) {
         let open = self.seats[at].write().expect(POISONED).open.take();
         let (_, record) = open.unwrap_or_else(|| panic!("close: seat {at} is empty"));
-        self.state().slab.close(record);
+        self.state().pages.close(record);
     }
 
-    /// What lies at byte `at` of a chain of pages and behind it.
-    fn copy(&self, pages: &[u32], at: u64, into: &mut [u8]) {
+    /// What lies at byte `at` of the part that begins with the first of these runs.
+    fn copy(&self, runs: &[Run], mut at: usize, into: &mut [u8]) {
         let mut done = 0;
-        while done < into.len() {
-            let position = at + done as u64;
-            let from = (position % PAGE_BYTES as u64) as usize;
-            let bytes = (into.len() - done).min(PAGE_BYTES - from);
-            let page = pages[(position / PAGE_BYTES as u64) as usize];
-            let page = self.pages[page as usize].read().expect(POISONED);
-            into[done..done + bytes].copy_from_slice(&page[from..from + bytes]);
-            done += bytes;
+        for run in runs {
+            let length = run.pages as usize * PAGE_BYTES;
+            let now = (into.len() - done).min(length.saturating_sub(at));
+            if now > 0 {
+                self.slab.read(start(*run) + at, &mut into[done..done + now]);
+            }
+            (at, done) = (at.saturating_sub(length), done + now);
+            if done == into.len() {
+                return;
+            }
         }
+        unreachable!("a part has runs for all of its bytes");
     }
 }
 
-impl Slab {
-    /// A record with a chain of so many pages, and the first of them; found by nobody yet.
-    fn take(&mut self, pages: usize) -> Option<(u32, u32)> {
-        if self.free_pages < pages || self.free_record == NONE {
-            return None;
-        }
-        let (record, first) = (self.free_record, self.free_page);
-        self.free_record = self.records[record as usize].next_free;
-        let mut last = first;
-        (1..pages).for_each(|_| last = self.next[last as usize]);
-        self.free_page = std::mem::replace(&mut self.next[last as usize], NONE);
-        self.free_pages -= pages;
-        self.records[record as usize] = Record { first, pages: pages as u32, users: 0, gone: true, next_free: NONE };
-        Some((record, first))
+/// The run behind those of a part that begins with run `first`.
+fn behind(runs: &[Run], first: usize, bytes: usize) -> usize {
+    let (mut left, mut run) = (pages_of(bytes), first);
+    while left > 0 {
+        (left, run) = (left - runs[run].pages as usize, run + 1);
     }
-
-    /// Nobody finds it any more.
-    fn leave(&mut self, record: u32) {
-        self.records[record as usize].gone = true;
-        self.release(record);
-    }
-
-    /// One reader less.
-    fn close(&mut self, record: u32) {
-        self.records[record as usize].users -= 1;
-        self.release(record);
-    }
-
-    /// Frees the pages of a record that is gone and that nobody reads.
-    fn release(&mut self, record: u32) {
-        let Record { first, pages, users, gone, .. } = self.records[record as usize];
-        if !gone || users > 0 {
-            return;
-        }
-        let mut last = first;
-        while self.next[last as usize] != NONE {
-            last = self.next[last as usize];
-        }
-        self.next[last as usize] = std::mem::replace(&mut self.free_page, first);
-        self.free_pages += pages as usize;
-        self.records[record as usize].next_free = std::mem::replace(&mut self.free_record, record);
-    }
+    run
 }
 
 #[cfg(test)]
@@ -385,34 +395,64 @@ mod tests {
     /// Two blocks and a manifest of four bytes.
     fn bring(dram: &Dram, n: u32, bytes: usize, now_ms: u64) -> bool {
         let blocks = [block(n, bytes), block(n + 1, bytes / 2 + 1)];
-        let all = 8 + 8 + 4 + blocks[0].len() + blocks[1].len();
-        let chunk = Chunk { key: key(n), bytes: all as u32, namespace: 0, importance: 1.0, cost_us: 1.0 };
+        let lengths = [blocks[0].len() as u32, blocks[1].len() as u32];
         dram.used(&[key(n)], now_ms);
-        let Some(mut incoming) = dram.begin(&chunk, None, now_ms) else { return false };
-        dram.write(&mut incoming, &2u32.to_le_bytes());
-        dram.write(&mut incoming, &4u32.to_le_bytes());
-        blocks.iter().for_each(|block| dram.write(&mut incoming, &(block.len() as u32).to_le_bytes()));
-        dram.write(&mut incoming, &n.to_le_bytes());
-        blocks.iter().for_each(|block| dram.write(&mut incoming, block));
+        let parts = (&n.to_le_bytes()[..], &lengths[..]);
+        let Some(mut incoming) = dram.begin(&offered(n), None, now_ms, parts) else { return false };
+        blocks.iter().for_each(|block| dram.write_block(&mut incoming, block));
         dram.publish(incoming);
         true
     }
 
-    fn check(dram: &Dram, seat: usize, n: u32, bytes: usize) {
-        let mut into = vec![0; bytes];
-        dram.read(seat, 0, &mut into).expect("block 0");
-        assert!(into == block(n, bytes), "block 0 of {n}");
-        into.resize(bytes / 2 + 1, 0);
-        dram.read(seat, 1, &mut into).expect("block 1");
-        assert!(into == block(n + 1, bytes / 2 + 1), "block 1 of {n}");
+    fn offered(n: u32) -> Chunk {
+        Chunk { key: key(n), bytes: 1, namespace: 0, importance: 1.0, cost_us: 1.0 }
+    }
+
+    /// Whether both blocks are right; how many of them lie where they can be read in place.
+    fn check(dram: &Dram, seat: usize, n: u32, bytes: usize) -> usize {
+        let mut in_place = 0;
+        for (index, right) in [block(n, bytes), block(n + 1, bytes / 2 + 1)].iter().enumerate() {
+            let mut into = vec![0; right.len()];
+            if let Some(at) = dram.read(seat, index, &mut into).expect("a block") {
+                assert!(into.iter().all(|&byte| byte == 0) && at.is_multiple_of(PAGE_BYTES));
+                dram.slab.read(at, &mut into);
+                in_place += 1;
+            }
+            assert!(into == *right, "block {index} of {n}");
+        }
+        in_place
     }
 
     #[test]
     fn what_is_found_is_right_through_any_eviction_and_no_page_is_lost() {
+        let (read, in_place) = churned(None);
+        assert!(read > 400 && in_place == 0, "plain memory is copied: {in_place} of {read}");
+        let (read, in_place) = churned(Some(&|pages, page_bytes| Ok(Box::new(Plain::new(pages, page_bytes)))));
+        assert!(read > 400 && in_place > read / 2, "{in_place} of {read}");
+    }
+
+    #[test]
+    fn a_block_that_had_to_be_cut_is_copied_and_right() {
+        let allocate: Allocate<'_> = &|pages, page_bytes| Ok(Box::new(Plain::new(pages, page_bytes)));
+        let dram = Dram::new(1 << 20, &Limits::default(), 1, Some(allocate)).expect("memory").expect("256 pages");
+        // 16 chunks of 13 pages; then 8 holes of 13 pages, and 48 at the end.
+        assert!((0..16).all(|n| bring(&dram, n, 30_000, n.into())));
+        (0..16).step_by(2).for_each(|n| dram.remove(&key(n)));
+        dram.used(&[key(200)], 900);
+        assert!(bring(&dram, 200, 240_000, 1000), "there is room");
+        for (n, bytes, in_place) in [(200, 240_000, 0), (1, 30_000, 2)] {
+            dram.open(0, &key(n), &mut [0; 64]).expect("it is there").expect("room for its manifest");
+            assert_eq!(check(&dram, 0, n, bytes), in_place);
+            dram.close(0);
+        }
+    }
+
+    /// How many blocks were read, and how many of them where they lie.
+    fn churned(allocate: Option<Allocate<'_>>) -> (usize, usize) {
         let limits = Limits { chunks_open_max: 2, ..Limits::default() };
-        let dram = Dram::new(2 << 20, &limits, 1).expect("64 pages");
-        let pages = dram.pages.len();
-        let sizes = [1, 1000, PAGE_BYTES, 3 * PAGE_BYTES + 5, 200_000];
+        let dram = Dram::new(2 << 20, &limits, 1, allocate).expect("memory").expect("512 pages");
+        let (pages, mut read, mut in_place) = (dram.page_count, 0, 0);
+        let sizes = [1, 1000, 32 << 10, 100_000, 200_000];
         let size = |n: u32| sizes[n as usize % sizes.len()];
         let mut manifest = [0; 64];
         assert!(bring(&dram, 3, size(3), 0));
@@ -423,7 +463,8 @@ mod tests {
                 if let Some(opened) = dram.open(0, &key(old), &mut manifest) {
                     assert_eq!(opened, Ok(4));
                     assert_eq!(manifest[..4], old.to_le_bytes());
-                    check(&dram, 0, old, size(old));
+                    in_place += check(&dram, 0, old, size(old));
+                    read += 2;
                     dram.close(0);
                 }
             }
@@ -435,19 +476,20 @@ mod tests {
         check(&dram, 1, 3, size(3));
         dram.close(1);
         let state = dram.state();
-        let held: usize = state.map.values().map(|&record| state.slab.records[record as usize].pages as usize).sum();
-        assert_eq!(held + state.slab.free_pages, pages);
+        let held: usize =
+            state.map.values().flat_map(|&record| state.pages.of(record)).map(|run| run.pages as usize).sum();
+        assert_eq!(held + state.pages.free_pages(), pages);
         assert_eq!(state.policy.bytes(), (held * PAGE_BYTES) as u64);
         assert_eq!(state.policy.len(), state.map.len());
+        (read, in_place)
     }
 
     #[test]
     fn a_chunk_that_was_removed_while_it_came_in_is_not_found() {
-        let dram = Dram::new(1 << 20, &Limits::default(), 1).expect("32 pages");
-        let chunk = Chunk { key: key(1), bytes: 100, namespace: 0, importance: 1.0, cost_us: 1.0 };
+        let dram = Dram::new(1 << 20, &Limits::default(), 1, None).expect("memory").expect("256 pages");
         for remove in [false, true] {
-            let mut incoming = dram.begin(&chunk, None, 0).expect("an empty tier");
-            dram.write(&mut incoming, &[0; 100]);
+            let mut incoming = dram.begin(&offered(1), None, 0, (&[], &[100])).expect("an empty tier");
+            dram.write_block(&mut incoming, &[0; 100]);
             if remove {
                 dram.remove(&key(1));
                 dram.publish(incoming);
@@ -455,8 +497,8 @@ mod tests {
                 dram.give_up(incoming);
             }
             assert!(!dram.holds(&key(1)));
-            assert_eq!(dram.state().slab.free_pages, 32);
+            assert_eq!(dram.state().pages.free_pages(), 256);
         }
-        assert!(Dram::new(100, &Limits::default(), 1).is_none());
+        assert!(Dram::new(100, &Limits::default(), 1, None).expect("memory").is_none());
     }
 }

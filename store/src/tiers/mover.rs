@@ -287,17 +287,12 @@ impl Mover<'_> {
         }
         // What T0 gives up comes back from T1, if that has it.
         let cost = if disk || source == Source::Disk { tiers.returns.disk_cost() } else { 1.0 };
+        let parts = (&self.manifest[..manifest_bytes], manifest.lengths());
         let mut dram = tiers
             .dram
             .as_ref()
             .filter(|_| wants_dram)
-            .and_then(|dram| counted(dram.begin(&offered(cost), wish.parent.as_ref(), now_ms), to_dram));
-        if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
-            dram.write(incoming, &(manifest.block_count() as u32).to_le_bytes());
-            dram.write(incoming, &(manifest_bytes as u32).to_le_bytes());
-            manifest.lengths().iter().for_each(|length| dram.write(incoming, &length.to_le_bytes()));
-            dram.write(incoming, &self.manifest[..manifest_bytes]);
-        }
+            .and_then(|dram| counted(dram.begin(&offered(cost), wish.parent.as_ref(), now_ms, parts), to_dram));
         if dram.is_none() && !disk {
             return Ok(0);
         }
@@ -312,7 +307,7 @@ impl Mover<'_> {
             reading += since.elapsed();
             let block = &self.memory.as_ref().expect("it came back")[..length as usize];
             if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
-                dram.write(incoming, block);
+                dram.write_block(incoming, block);
             }
             disk = disk && self.on_disk(|disk| disk.put_block(put, index, block), &wish.key, true);
             if tiers.wishes.stopped() {
@@ -359,9 +354,10 @@ impl Mover<'_> {
                 tier.give_up(incoming);
                 to_dram.failed.fetch_add(1, Relaxed);
             } else {
-                tier.publish(incoming);
-                to_dram.promoted.fetch_add(1, Relaxed);
-                to_dram.bytes_promoted.fetch_add(bytes, Relaxed);
+                let published = tier.publish(incoming);
+                let counter = if published { &to_dram.promoted } else { &to_dram.refused };
+                counter.fetch_add(1, Relaxed);
+                to_dram.bytes_promoted.fetch_add(if published { bytes } else { 0 }, Relaxed);
             }
         }
         // A put of this chunk began or ended while its bytes were read: nobody knows which they are.

@@ -109,7 +109,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
             self.tiers.dram().read(seat, index, into)
         } else {
             let disk = self.tiers.disk();
-            disk.reads.watch(self.lane, || retry(|| disk.store.read_block(seat, index, into, until)))
+            disk.reads.watch(self.lane, || retry(|| disk.store.read_block(seat, index, into, until))).map(|()| None)
         };
         // T2 has the chunk, and this tier not any more: to who asks that is a chunk that went.
         let result = result.map_err(|error| match error {
@@ -119,7 +119,12 @@ impl<'a, M: Memory> TierReader<'a, M> {
             }
             other => other,
         });
-        self.local = Some(Answer { tag, outcome: Outcome::Read { memory, result } });
+        let outcome = match result {
+            Ok(Some(at)) => Outcome::Lies { memory, at },
+            Ok(None) => Outcome::Read { memory, result: Ok(()) },
+            Err(error) => Outcome::Read { memory, result: Err(error) },
+        };
+        self.local = Some(Answer { tag, outcome });
     }
 
     fn key_of(&self, place: Place, seat: usize) -> ChunkKey {
