@@ -35,9 +35,14 @@ impl Prefix {
 
     /// One of a model of `layers` layers.
     pub(crate) fn of(dir: &Path, layers: usize, tokens: usize) -> Self {
+        Self::shaped(dir, layers, HEADS, tokens)
+    }
+
+    /// One of a model of `layers` layers with `heads` KV heads.
+    pub(crate) fn shaped(dir: &Path, layers: usize, heads: usize, tokens: usize) -> Self {
         std::fs::create_dir_all(dir).expect("the working directory");
-        let path = dir.join(format!("kv-{layers}.safetensors"));
-        let shape = TensorShape { layers, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
+        let path = dir.join(format!("kv-{layers}-{heads}-{tokens}.safetensors"));
+        let shape = TensorShape { layers, tokens, heads, head_size: HEAD_SIZE, element: ElementType::Bf16 };
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
         let source = KvFile::open(Path::new(source)).expect("testdata");
         let kv = source.kv("kv", None).expect("testdata holds kv");
@@ -48,7 +53,8 @@ impl Prefix {
 
 impl Prefix {
     pub(crate) fn geometry(&self) -> Geometry {
-        Geometry::new(self.shape.layers, HEADS, HEAD_SIZE, CHUNK_TOKENS, self.shape.element).expect("a geometry")
+        Geometry::new(self.shape.layers, self.shape.heads, HEAD_SIZE, CHUNK_TOKENS, self.shape.element)
+            .expect("a geometry")
     }
 
     fn page_count(&self) -> u32 {
@@ -199,6 +205,11 @@ impl Fetching {
         let completion = answered(&mut self.client, |client| client.post_fetch(&transfer));
         assert_eq!(completion.chunks_done, self.keys.len(), "all of it");
         completion
+    }
+
+    /// Of its first chunk.
+    pub(crate) fn key(&self) -> ChunkKey {
+        self.keys[0]
     }
 
     pub(crate) fn close(self) {
