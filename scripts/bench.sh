@@ -21,6 +21,7 @@ model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q 
 check|the model beside the emulator on this machine: its error|cargo bench -q -p dpu-app --bench check --
 calibrate|what calibrate proposes beside a sweep|cargo bench -q -p dpu-app --bench calibrate --
 tiers-cards|four cards with tiers, and on one Redis over a shared link|scripts/bench-cards.sh --yes
+tiers-latency|tiers: a small hit of T0, T1 and T2, alone and beside a long fetch|cargo bench -q -p dpu-app --bench tiers-latency --
 tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
 TABLE
 }

@@ -165,7 +165,7 @@ fn hostile(card: &Card, prompts: &[Prompt], mut random: Random, rounds: usize) {
         let mut host = card.attach(prompt.recipe, target.clone());
         let fate = random.below(6);
         let deadline = (fate == 0).then(|| Duration::from_micros(200 + random.below(3000) as u64));
-        let id = host.post_fetch(&Transfer { keys, pages: &pages, tokens: Tokens::ALL, deadline }).unwrap();
+        let id = host.post_fetch(&Transfer { deadline, ..Transfer::new(keys, &pages) }).unwrap();
         thread::sleep(Duration::from_micros(random.below(2000) as u64));
         match fate {
             1 => host.cancel(id).unwrap(),

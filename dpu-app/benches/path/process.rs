@@ -10,7 +10,7 @@ use dpu_app::trial::{self, Order, Stage, Way};
 
 use host_ctl::Memory;
 
-use crate::rig::{LAYERS, Prefix};
+use crate::rig::{HEADS, LAYERS, Prefix};
 
 const JOB: &str = "KVLANE_BENCH_TRIAL";
 
@@ -95,7 +95,7 @@ pub(crate) fn serve(job: &str) {
     let mut word = || words.next().expect("URL RECIPE TOKENS DIRECTORY");
     let (url, recipe) = (word().to_owned(), word().parse().expect("a recipe"));
     let tokens = word().parse().expect("tokens");
-    let prefix = Prefix::made(Path::new(word()), LAYERS, tokens);
+    let prefix = Prefix::made(Path::new(word()), LAYERS, HEADS, tokens);
     let mut lines = std::io::stdin().lines().map(|line| line.expect("text"));
     let blobs = lines.by_ref().take_while(|line| !line.is_empty()).map(|line| bytes(&line)).collect();
     let layout = prefix.memory().check().expect("the layout of the host");

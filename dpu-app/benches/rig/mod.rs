@@ -39,8 +39,13 @@ impl Prefix {
 
     /// One of a model of `layers` layers.
     pub(crate) fn of(dir: &Path, layers: usize, tokens: usize) -> Self {
+        Self::shaped(dir, layers, HEADS, tokens)
+    }
+
+    /// One of a model of `layers` layers with `heads` KV heads.
+    pub(crate) fn shaped(dir: &Path, layers: usize, heads: usize, tokens: usize) -> Self {
         std::fs::create_dir_all(dir).expect("the working directory");
-        let prefix = Self::made(dir, layers, tokens);
+        let prefix = Self::made(dir, layers, heads, tokens);
         let (path, shape) = (&prefix.path, prefix.shape);
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
         let source = KvFile::open(Path::new(source)).expect("testdata");
@@ -50,16 +55,17 @@ impl Prefix {
     }
 
     /// One that another process has made there; only one of them may drop it.
-    pub(crate) fn made(dir: &Path, layers: usize, tokens: usize) -> Self {
-        let path = dir.join(format!("kv-{layers}.safetensors"));
-        let shape = TensorShape { layers, tokens, heads: HEADS, head_size: HEAD_SIZE, element: ElementType::Bf16 };
+    pub(crate) fn made(dir: &Path, layers: usize, heads: usize, tokens: usize) -> Self {
+        let path = dir.join(format!("kv-{layers}-{heads}-{tokens}.safetensors"));
+        let shape = TensorShape { layers, tokens, heads, head_size: HEAD_SIZE, element: ElementType::Bf16 };
         Self { path, shape }
     }
 }
 
 impl Prefix {
     pub(crate) fn geometry(&self) -> Geometry {
-        Geometry::new(self.shape.layers, HEADS, HEAD_SIZE, CHUNK_TOKENS, self.shape.element).expect("a geometry")
+        Geometry::new(self.shape.layers, self.shape.heads, HEAD_SIZE, CHUNK_TOKENS, self.shape.element)
+            .expect("a geometry")
     }
 
     fn page_count(&self) -> u32 {
@@ -237,6 +243,11 @@ impl Fetching {
         let completion = answered(&mut self.client, |client| client.post_fetch(&transfer));
         assert_eq!(completion.chunks_done, self.keys.len(), "all of it");
         completion
+    }
+
+    /// Of its first chunk.
+    pub(crate) fn key(&self) -> ChunkKey {
+        self.keys[0]
     }
 
     pub(crate) fn close(self) {
