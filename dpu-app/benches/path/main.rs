@@ -143,7 +143,7 @@ impl Case<'_> {
         let mut card = Card::start_as(&setup, &url, self.recipe);
         card.store(prefix);
         let mut fetching = Fetching::open(&card, prefix, prefix.memory(), card.options().spin);
-        let mut bench = Bench::start(&url, self.recipe, prefix, self.emulator);
+        let mut bench = Bench::start(&self.shelf.twin(), self.recipe, prefix, self.emulator);
         let stages = self.stages();
         let mut figures = Figures::new(&stages);
         // Warm: pages of the host are there, and a remembering engine has seen all blocks.

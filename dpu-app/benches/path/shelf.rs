@@ -48,6 +48,16 @@ impl Shelf {
         }
     }
 
+    /// The same chunks for a second process. A directory has one owner: the other gets a copy, in the page cache as well.
+    pub(crate) fn twin(&self) -> String {
+        let Self::Directory(path) = self else { return self.url() };
+        let twin = path.with_extension("twin");
+        let _ = std::fs::remove_dir_all(&twin);
+        let copied = Command::new("cp").arg("--recursive").args([path, &twin]).status();
+        assert!(copied.is_ok_and(|status| status.success()), "cp {}", path.display());
+        format!("dir:{}?sync=never", twin.display())
+    }
+
     /// CPU seconds of the server so far; a directory has none.
     pub(crate) fn cpu(&self) -> f64 {
         match self {
@@ -60,7 +70,10 @@ impl Shelf {
 impl Drop for Shelf {
     fn drop(&mut self) {
         match self {
-            Self::Directory(path) => drop(std::fs::remove_dir_all(path)),
+            Self::Directory(path) => {
+                let _ = std::fs::remove_dir_all(path.with_extension("twin"));
+                let _ = std::fs::remove_dir_all(path);
+            }
             Self::Redis { server, .. } => {
                 let _ = server.kill();
                 let _ = server.wait();
