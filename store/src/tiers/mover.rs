@@ -201,6 +201,9 @@ impl Mover<'_> {
             let started = Instant::now();
             let moved = self.serve(&wish);
             self.tiers.wishes.waiting().moving = None;
+            if let Some(disk) = &self.tiers.disk {
+                *disk.coming.lock().expect(POISONED) = None;
+            }
             match moved {
                 Ok(0) => {}
                 Ok(bytes) => {
@@ -374,7 +377,10 @@ impl Mover<'_> {
         let disk = self.tiers.disk();
         let leaving = &mut self.leaving;
         let leaves = &mut |key: &ChunkKey, _| leaving.push(*key);
-        let admitted = disk.policy.lock().expect(POISONED).offer(offered, parent, now_ms, leaves);
+        let mut policy = disk.policy.lock().expect(POISONED);
+        *disk.coming.lock().expect(POISONED) = Some(offered.key);
+        let admitted = policy.offer(offered, parent, now_ms, leaves);
+        drop(policy);
         for key in leaving.drain(..) {
             // One that cannot be removed is evicted by the directory's own LRU when it needs the room.
             let _ = disk.store.evict_chunk(&key);
