@@ -9,7 +9,7 @@ usage() {
 Usage: scripts/bench-cards.sh [--rate MBIT] [--cards N] [--requests N] [--runs N] [--recipe R] [--quick] [--yes]
   --rate MBIT    Mbit/s of the server's link, which all cards share [default: 500]
   --cards N      [default: 4]
-  --requests N   of the trace; half of them fill the tiers, half are measured [default: 600]
+  --requests N   of the trace; two thirds fill the tiers, the last third is measured [default: 900]
   --runs N       of each variant, in turn, of which the median counts [default: 3]
   --recipe R     [default: q8+raw]
   --quick        60 requests, once: to see that it works

@@ -98,6 +98,8 @@ struct Moves {
 struct Disk {
     store: DirStore,
     policy: Mutex<Worth>,
+    /// What the policy has taken in and the store has not got yet. Set under the policy's lock.
+    coming: Mutex<Option<ChunkKey>>,
     /// A disk that cannot take what is written may still be good to read from.
     reads: Breaker,
     writes: Breaker,
@@ -283,7 +285,8 @@ impl Disk {
             // One that stays is found again by the next start.
             let _ = store.evict_chunk(key);
         }
-        Ok(Self { store, policy: Mutex::new(policy), reads: Breaker::new(), writes: Breaker::new() })
+        let (policy, coming) = (Mutex::new(policy), Mutex::new(None));
+        Ok(Self { store, policy, coming, reads: Breaker::new(), writes: Breaker::new() })
     }
 
     /// Whether a fetch would get this chunk from here.
@@ -294,8 +297,9 @@ impl Disk {
     /// Counts a use; what the store lost by itself, the policy forgets, and what was nobody's is the user's.
     fn used(&self, namespace: u8, keys: &[ChunkKey], now_ms: u64) {
         let mut policy = self.policy.lock().expect(POISONED);
+        let coming = *self.coming.lock().expect(POISONED);
         for key in keys {
-            if policy.holds(key) && !self.store.holds(key) {
+            if policy.holds(key) && !self.store.holds(key) && coming.as_ref() != Some(key) {
                 policy.remove(key);
             }
             policy.hand_over(key, UNCLAIMED, namespace);

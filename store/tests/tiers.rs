@@ -155,6 +155,25 @@ fn while_the_store_below_is_down_tiers_serve_what_they_have() {
 }
 
 #[test]
+fn a_chunk_that_is_used_while_it_comes_in_is_known_when_it_is_there() {
+    with_bottom_dir("dir:DIR=32M", |_, open, _| {
+        let store = open();
+        let prompt = Real::prompt(24);
+        for chunk in &prompt {
+            put(&*store, 0, &chunk.key, &chunk.blocks, &chunk.manifest).expect("put");
+        }
+        // What the policy does not know is nobody's parent: those behind it would be refused for good.
+        wait_until("promotion", || {
+            store.touch(&keys(&prompt));
+            let mut refused = 0;
+            store.tiers(false, &mut |tier| refused = tier.refused);
+            assert_eq!(refused, 0, "there is room for all of them");
+            facts(&*store, "dir").0 == prompt.len() as u64
+        });
+    });
+}
+
+#[test]
 fn many_readers_and_the_mover_never_mix_chunks() {
     with_bottom_dir("dram=256K,dir:DIR=1M", |_, open, _| {
         let store = open();

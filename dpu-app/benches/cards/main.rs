@@ -8,7 +8,7 @@
 //!
 //! All chunks are in Redis before the clock starts, and what a request asks for is what somebody has computed before it
 //! in the trace. So both variants restore the same bytes; stores are left out, as they are the same for both. The first
-//! half of the trace fills the tiers; the second half is measured.
+//! two thirds of the trace fill the tiers; the last is measured.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -81,7 +81,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Arguments {
         spaces: Vec::new(),
         link: None,
         recipe: String::from("q8+raw"),
-        requests: 600,
+        requests: 900,
         runs: 3,
         dir: std::env::temp_dir().join("kvlane-bench-cards"),
     };
@@ -188,7 +188,7 @@ impl Variant {
         self.carried.push((sent(&arguments.redis) - before) * 8.0 / 1e9 / seconds);
         let sum = |name: &str| answers.iter().map(|answer| number(answer, name)).sum::<f64>();
         let chunks = sum("chunks");
-        let expected: usize = work.requests[work.half..].iter().map(|request| request.known).sum();
+        let expected: usize = work.requests[work.measured..].iter().map(|request| request.known).sum();
         assert_eq!(chunks as usize, expected, "every chunk that somebody had computed came");
         self.restored.push(sum("bytes") / 1e9 / seconds);
         let [dram, disk] = ["dram", "dir"].map(|tier| sum(tier) / chunks);
@@ -231,7 +231,7 @@ fn report(arguments: &Arguments, work: &Work, of_wire: f64, variants: &[Variant]
          chunks asked for, {different} different); conversations go to cards by their system prompt ({} chunks). A chunk \
          is 1 MiB of bf16, a thirty-second of an 8B-class model's; recipe {}, so that no inflating in software hides the \
          link. Each card has one request in flight. All chunks are in Redis before the clock starts, stores are left out, \
-         the first half of the trace fills the tiers, the second is measured. T0 has a sixteenth and T1 a quarter of the {:.0} \
+         the first two thirds of the trace fill the tiers, the last is measured. T0 has a sixteenth and T1 a quarter of the {:.0} \
          MB that Redis holds.",
         arguments.requests,
         load.join(", "),

@@ -17,8 +17,8 @@ pub(crate) struct Work {
     pub(crate) requests: Vec<Request>,
     /// Every different chunk, by number.
     pub(crate) different: BTreeSet<u64>,
-    /// Where the measured part begins.
-    pub(crate) half: usize,
+    /// Where the measured part begins: what is before it fills the tiers.
+    pub(crate) measured: usize,
 }
 
 impl Work {
@@ -35,8 +35,8 @@ impl Work {
             Request { chunks: request.chunks, known }
         };
         let requests: Vec<Request> = trace.requests.into_iter().map(of).collect();
-        let half = requests.len() / 2;
-        Self { requests, different, half }
+        let measured = requests.len() * 2 / 3;
+        Self { requests, different, measured }
     }
 
     /// Chunks that are asked for.

@@ -24,8 +24,10 @@ use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
 pub(super) const BYTES_PER_S: u64 = 256 << 20;
 /// Wishes that wait.
 const WISHES_MAX: usize = 4096;
-/// How long it stands back for fetches before it moves one chunk all the same, and how often it looks.
-const STAND_BACK: Duration = Duration::from_millis(200);
+/// How long it stands back for fetches before it moves one chunk all the same, and how often it looks: so long as the chunk
+/// before would take at this many bytes a second, that small chunks do not starve where fetches never pause.
+const STAND_BACK_MAX: Duration = Duration::from_millis(200);
+const BYTES_PER_S_LEAST: u64 = 16 << 20;
 const LOOK: Duration = Duration::from_millis(2);
 /// What one call may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -160,7 +162,7 @@ pub(super) fn start(tiers: Arc<Tiers>) -> std::io::Result<JoinHandle<()>> {
         let seat = tiers.limits.chunks_open_max;
         // Address space; what of it is ever touched is what one chunk ever pushed out.
         let leaving = Vec::with_capacity(if tiers.disk.is_some() { tiers.limits.chunks_max } else { 0 });
-        let mut mover = Mover { tiers: &tiers, reader, manifest, memory, seat, leaving, in_service: true };
+        let mut mover = Mover { tiers: &tiers, reader, manifest, memory, seat, leaving, in_service: true, moved: 0 };
         let _ = sender.send(Ok(()));
         mover.run();
     };
@@ -183,6 +185,8 @@ struct Mover<'a> {
     leaving: Vec<ChunkKey>,
     /// Whether T1 was when it was looked at last.
     in_service: bool,
+    /// Bytes of the chunk that was moved last.
+    moved: u64,
 }
 
 impl Mover<'_> {
@@ -192,9 +196,13 @@ impl Mover<'_> {
             let started = Instant::now();
             let moved = self.serve(&wish);
             self.tiers.wishes.waiting().moving = None;
+            if let Some(disk) = &self.tiers.disk {
+                *disk.coming.lock().expect(POISONED) = None;
+            }
             match moved {
                 Ok(0) => {}
                 Ok(bytes) => {
+                    self.moved = bytes;
                     let least = Duration::from_secs_f64(bytes as f64 / BYTES_PER_S as f64);
                     self.tiers.wishes.sleep(least.saturating_sub(started.elapsed()));
                 }
@@ -256,7 +264,8 @@ impl Mover<'_> {
 
     /// Fetches go first.
     fn stand_back(&self) {
-        let end = Instant::now() + STAND_BACK;
+        let patience = Duration::from_secs_f64(self.moved as f64 / BYTES_PER_S_LEAST as f64).min(STAND_BACK_MAX);
+        let end = Instant::now() + patience;
         while self.tiers.fetching.load(Relaxed) > 0 && Instant::now() < end && !self.tiers.wishes.stopped() {
             thread::sleep(LOOK);
         }
@@ -372,7 +381,10 @@ impl Mover<'_> {
         let disk = self.tiers.disk();
         let leaving = &mut self.leaving;
         let leaves = &mut |key: &ChunkKey, _| leaving.push(*key);
-        let admitted = disk.policy.lock().expect(POISONED).offer(offered, parent, now_ms, leaves);
+        let mut policy = disk.policy.lock().expect(POISONED);
+        *disk.coming.lock().expect(POISONED) = Some(offered.key);
+        let admitted = policy.offer(offered, parent, now_ms, leaves);
+        drop(policy);
         for key in leaving.drain(..) {
             // One that cannot be removed is evicted by the directory's own LRU when it needs the room.
             let _ = disk.store.evict_chunk(&key);
