@@ -514,6 +514,9 @@ impl Store for TierStore {
         }
         if let Some(disk) = &self.tiers.disk {
             let stats = disk.store.stats();
+            let policy = disk.policy.lock().expect(POISONED);
+            let (namespaces, scores) = (occupancy(&policy), with_scores.then(|| scores(&policy, now_ms)));
+            drop(policy);
             each(&TierFacts {
                 hits: stats.hits,
                 bytes_read: stats.bytes_read,
@@ -521,12 +524,8 @@ impl Store for TierStore {
                 bytes_evicted: stats.bytes_evicted,
                 slow: disk.reads.slow.load(Relaxed) + disk.writes.slow.load(Relaxed),
                 out: !disk.reads.serves() || !disk.writes.serves(),
-                namespaces: occupancy(&disk.policy.lock().expect(POISONED)),
-                scores: if with_scores {
-                    scores(&disk.policy.lock().expect(POISONED), now_ms)
-                } else {
-                    [0; SCORE_BUCKETS]
-                },
+                namespaces,
+                scores: scores.unwrap_or_default(),
                 ..facts("dir", &self.tiers.moves[1], (stats.chunks, stats.bytes, stats.bytes_max))
             });
         }
