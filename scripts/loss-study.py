@@ -118,6 +118,7 @@ def main():
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--peaks", default="7,4,3,2,1")
     parser.add_argument("--scales", default=",".join(SCALES), help="which of them, for K and then for V")
+    parser.add_argument("--both", action="store_true", help="V per token at the same peak as K, as a recipe has it")
     options = parser.parse_args()
     weights = load(f"{options.decoder}/model.safetensors")
     text = np.frombuffer(open(options.text, "rb").read(), np.uint8)
@@ -152,11 +153,12 @@ def main():
             losses.append(loss(list(zip(*restored)), continued))
         print(f"| {k[0]} {k[1]} | {v[0]} {v[1]} | {raw / stored:.2f} | {np.mean(losses):.4f} |", flush=True)
 
+    peaks = list(map(int, options.peaks.split(",")))
     for scale in options.scales.split(","):
-        for peak in map(int, options.peaks.split(",")):
-            row((scale, peak), ("token", 127))
-    for scale in options.scales.split(","):
-        for peak in map(int, options.peaks.split(",")):
+        for peak in peaks:
+            row((scale, peak), ("token", peak if options.both else 127))
+    for scale in options.scales.split(",") if not options.both else ():
+        for peak in peaks:
             row(("token", 127), (scale, peak))
 
 

@@ -7,7 +7,7 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/wheel.sh [--yes] [--out DIR] [--sdk] [--old-glibc] [--smoke [--vllm PYTHON]]
   --yes          let setup.sh install what is missing without asking
-  --out DIR      where the wheel goes [default: target/wheel]
+  --out DIR      where the wheel goes [default: target/python-wheel-release]
   --sdk          for a card: linked with DOCA's libraries, which must be installed here; runs where they are
   --old-glibc    for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip brings; else as new as this machine's
   --smoke        install it in a new environment, import it, name a chunk's keys, and load the connector's options
@@ -53,7 +53,7 @@ if [ -f "$HOME/.cargo/env" ]; then
 fi
 
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
-out=${out:-$target/wheel}
+out=${out:-$target/python-wheel-release}
 venv=$target/python-venv
 if $old; then
     "$venv/bin/pip" install --quiet --disable-pip-version-check 'ziglang>=0.13,<0.16'

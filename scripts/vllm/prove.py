@@ -3,6 +3,7 @@
 
     identity  prompts of many lengths (shared, partial, disjoint, exact multiples of a chunk, shorter than a chunk), saved by one
               vLLM and loaded by another, whole prefills and chunked ones, 16 at a time
+    preempt   identity with so few pages that vLLM preempts, and a failure if it did not
     kill      requests while dpu-app is killed at random and started again
     freeze    requests while dpu-app stands still: each is answered within its deadline, and again after it wakes
     corrupt   every stored chunk is damaged on disk before it is loaded: recomputed with one policy, refused with the other
@@ -36,6 +37,8 @@ from card import Card  # noqa: E402
 CHUNK, BLOCK, LONGEST = 256, 32, 2048
 PREFIX = 4 * CHUNK
 KILL_PROMPTS = 50
+PREFILL = {"whole": 4096, "chunked": 256}
+"""Tokens of a step."""
 SETTLE, PAUSE = 60.0, 1.0
 """Seconds: the longest that saves may take, and what this process has for its part between two batches."""
 OUTPUT = 32
@@ -256,21 +259,28 @@ class Proof:
 
     def identity(self) -> None:
         """Recompute, save, load, in whole and in chunked prefill."""
-        made, ranks, blocks = prompts(self.text, self.given.prompts), self.given.ranks, self.given.blocks
-        for batched, name in ((4096, "whole"), (256, "chunked")):
-            truth = self.truth(list(range(len(made))), batched)
-            card = new_card(self.given.dpu_app, self.directory / f"card-{name}", self.given.recipe)
-            order = {"socket": card.socket, "prefix_caching": True, "batched_tokens": batched, "ranks": ranks, "blocks": blocks}
-            for turn in ("save", "load"):
-                result = self.engine(f"{name}-{turn}", self.order(in_batches(made, 16), **order))
-                metrics = result["metrics"]
-                note = f"{metrics[HITS]} tokens loaded, {metrics[SAVED]} chunks saved, errors {metrics[ERRORS]}"
-                if blocks:
-                    note += f", {metrics[PREEMPTIONS]} preemptions"
-                self.check(f"identity, {name} prefill, {turn}", differing(result, truth), len(made), note)
-                self.must(turn == "save" or metrics[HITS] > 0, "nothing was loaded")
-                self.must(not blocks or metrics[PREEMPTIONS] > 0, f"{blocks} pages did not make vLLM preempt: use fewer")
-            card.kill()
+        for prefill in self.given.prefill.split(","):
+            self._identity("identity", prefill, None)
+
+    def preempt(self) -> None:
+        """The same with so few pages that vLLM has to preempt, which is counted."""
+        self._identity("preempt", "whole", self.given.blocks)
+
+    def _identity(self, part: str, prefill: str, blocks: int | None) -> None:
+        made, batched = prompts(self.text, self.given.prompts), PREFILL[prefill]
+        truth = self.truth(list(range(len(made))), batched)
+        card = new_card(self.given.dpu_app, self.directory / f"card-{part}-{prefill}", self.given.recipe)
+        order = {"socket": card.socket, "prefix_caching": True, "batched_tokens": batched}
+        order |= {"ranks": self.given.ranks, "blocks": blocks}
+        for turn in ("save", "load"):
+            result = self.engine(f"{part}-{prefill}-{turn}", self.order(in_batches(made, 16), **order))
+            metrics = result["metrics"]
+            note = f"{metrics[HITS]} tokens loaded, {metrics[SAVED]} chunks saved, errors {metrics[ERRORS]}"
+            note += f", {metrics[PREEMPTIONS]} preemptions"
+            self.check(f"{part}, {prefill} prefill, {turn}", differing(result, truth), len(made), note)
+            self.must(turn == "save" or metrics[HITS] > 0, "nothing was loaded")
+            self.must(not blocks or metrics[PREEMPTIONS] > 0, f"{blocks} pages did not make vLLM preempt: use fewer")
+        card.kill()
 
     def kill(self) -> None:
         """Kills dpu-app at a random moment of each batch."""
@@ -384,8 +394,8 @@ class Proof:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["identity", "kill", "freeze", "corrupt"]
-    parser.add_argument("parts", nargs="*", default=parts, help="identity, kill, freeze, corrupt (these by default), quality")
+    parts = ["identity", "preempt", "kill", "freeze", "corrupt"]
+    parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)} (these by default), quality")
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
     parser.add_argument("--model", type=Path, default=ROOT / "testdata/decoder")
     parser.add_argument("--text", default=str(ROOT / "testdata/heldout.txt"))
@@ -396,7 +406,8 @@ def main() -> None:
     parser.add_argument("--continued", type=int, default=128, help="bytes of each text whose loss quality measures")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=1, help="tensor parallel size")
-    parser.add_argument("--blocks", type=int, help="pages of identity's KV cache: so few that vLLM must preempt")
+    parser.add_argument("--blocks", type=int, default=80, help="pages of preempt's KV cache")
+    parser.add_argument("--prefill", default=",".join(PREFILL), help="of identity")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and stores, kept")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
