@@ -6,7 +6,8 @@
 
 DIR holds model.safetensors of a Llama-architecture decoder with byte tokens (6 layers, 4 heads, 2 KV heads x 64, bf16);
 FILE is text that it has not seen. For each of --texts places: prefill of --prefix bytes, quantize that KV (symmetric
-codes, a scale per token, per token and head, or per channel of a 256-token chunk), then the loss on the next --continued
+codes, a scale per token, per token and head, per channel of a 256-token chunk, or per pair of channels of a 32-token page
+over all heads, which is what a "token" of K is in vLLM's CPU pages: they lie transposed), then the loss on the next --continued
 bytes. Prints a markdown table: what K and V were quantized with (scale, peak C; levels are 2C + 1), ratio to bf16 with zlib
 level 6 and scales counted, loss in nats per byte. A plain numpy forward pass, float32; differences below 0.003 are noise.
 """
@@ -19,8 +20,9 @@ import numpy as np
 
 LAYERS, HEADS, KV_HEADS, HEAD_SIZE, CHUNK = 6, 4, 2, 64, 256
 ROPE = 1 / 50000.0 ** (np.arange(0, HEAD_SIZE, 2) / HEAD_SIZE)
-# Axes of [token, head, channel] that share one scale.
-SCALES = {"token": (1, 2), "token+head": (2,), "channel": (0,)}
+PAGE = 32
+# Axes of [token, head, channel] that share one scale; of [page, channel pair, head, channel, token] for "page".
+SCALES = {"token": (1, 2), "token+head": (2,), "channel": (0,), "page": (2, 3, 4)}
 
 
 def load(path):
@@ -79,14 +81,29 @@ def forward(weights, tokens, past, start):
     return normalize(x, weights["model.norm.weight"]) @ weights["model.embed_tokens.weight"].T, own
 
 
+def transposed(part):
+    """[token, head, channel] to [page, channel pair, head, channel, token]; the last page is filled up with zeros."""
+    full = np.pad(part, ((0, -len(part) % PAGE), (0, 0), (0, 0)))
+    return full.reshape(-1, PAGE, KV_HEADS, HEAD_SIZE // 2, 2).transpose(0, 3, 2, 4, 1)
+
+
+def straight(pages):
+    """Back again."""
+    return pages.transpose(0, 4, 2, 1, 3).reshape(-1, KV_HEADS, HEAD_SIZE)
+
+
 def quantize(x, scale, peak):
     """One layer's K or V [token, head, channel]: what is restored, the codes by chunk, and bytes of scales."""
     restored, codes, scale_bytes = [], [], 0
     for first in range(0, len(x), CHUNK):
         part = x[first : first + CHUNK]
+        count = len(part)
+        if scale == "page":
+            part = transposed(part)
         greatest = np.abs(part).max(SCALES[scale], keepdims=True)
         code = np.rint(part * np.where(greatest > 0, peak / np.maximum(greatest, 1e-30), 0))
-        restored.append(to_bf16(code * (greatest / peak)))
+        value = to_bf16(code * (greatest / peak))
+        restored.append(straight(value)[:count] if scale == "page" else value)
         codes.append((code + peak).astype(np.uint8).tobytes())
         scale_bytes += 2 * greatest.size
     return np.concatenate(restored), codes, scale_bytes
@@ -100,6 +117,8 @@ def main():
     parser.add_argument("--continued", type=int, default=512)
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--peaks", default="7,4,3,2,1")
+    parser.add_argument("--scales", default=",".join(SCALES), help="which of them, for K and then for V")
+    parser.add_argument("--both", action="store_true", help="V per token at the same peak as K, as a recipe has it")
     options = parser.parse_args()
     weights = load(f"{options.decoder}/model.safetensors")
     text = np.frombuffer(open(options.text, "rb").read(), np.uint8)
@@ -134,11 +153,12 @@ def main():
             losses.append(loss(list(zip(*restored)), continued))
         print(f"| {k[0]} {k[1]} | {v[0]} {v[1]} | {raw / stored:.2f} | {np.mean(losses):.4f} |", flush=True)
 
-    for scale in SCALES:
-        for peak in map(int, options.peaks.split(",")):
-            row((scale, peak), ("token", 127))
-    for scale in SCALES:
-        for peak in map(int, options.peaks.split(",")):
+    peaks = list(map(int, options.peaks.split(",")))
+    for scale in options.scales.split(","):
+        for peak in peaks:
+            row((scale, peak), ("token", peak if options.both else 127))
+    for scale in options.scales.split(",") if not options.both else ():
+        for peak in peaks:
             row(("token", 127), (scale, peak))
 
 

@@ -3,6 +3,7 @@
 
     identity  prompts of many lengths (shared, partial, disjoint, exact multiples of a chunk, shorter than a chunk), saved by one
               vLLM and loaded by another, whole prefills and chunked ones, 16 at a time
+    preempt   identity with so few pages that vLLM preempts, and a failure if it did not
     kill      requests while dpu-app is killed at random and started again
     freeze    requests while dpu-app stands still: each is answered within its deadline, and again after it wakes
     corrupt   every stored chunk is damaged on disk before it is loaded: recomputed with one policy, refused with the other
@@ -15,13 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,15 @@ sys.path.insert(0, str(ROOT / "host-ctl/python/tests"))
 from card import Card  # noqa: E402
 
 CHUNK, BLOCK, LONGEST = 256, 32, 2048
+PREFIX = 4 * CHUNK
+KILL_PROMPTS = 50
+PREFILL = {"whole": 4096, "chunked": 256}
+"""Tokens of a step."""
+SETTLE, PAUSE = 60.0, 1.0
+"""Seconds: the longest that saves may take, and what this process has for its part between two batches."""
 OUTPUT = 32
+PREEMPTIONS, ERRORS = "vllm:num_preemptions", "vllm:kvlane_errors"
+HITS, SAVED = "vllm:kvlane_hit_tokens", "vllm:kvlane_saved_chunks"
 
 
 def prompts(text: bytes, count: int) -> list[list[int]]:
@@ -69,6 +81,7 @@ def engine(order: dict[str, Any]) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM, SamplingParams
     from vllm.config import KVTransferConfig
+    from vllm.v1.metrics.reader import Histogram
 
     transfer = None
     if order["socket"]:
@@ -98,8 +111,14 @@ def engine(order: dict[str, Any]) -> None:
     )
     sampling = SamplingParams(temperature=0, max_tokens=OUTPUT, detokenize=False, ignore_eos=True, logprobs=2)
     for at, batch in enumerate(order["batches"]):
+        forget = order.get("forget") and at
+        # It cannot forget while saves hold pages: this is also how their end is known.
+        until = time.monotonic() + order.get("settle", 0)
+        while forget and time.monotonic() < until and not llm.reset_prefix_cache():
+            time.sleep(0.1)
         say({"begin": at})
-        if order.get("forget") and at:
+        time.sleep(order.get("pause", 0))
+        if forget:
             llm.reset_prefix_cache()
         began = time.monotonic()
         answers = llm.generate([{"prompt_token_ids": each} for each in batch], sampling, use_tqdm=False)
@@ -115,8 +134,12 @@ def engine(order: dict[str, Any]) -> None:
         say({"losses": forced(llm, order["forced"])})
     # The counters of the last step come with the next one.
     llm.generate([{"prompt_token_ids": [10]}], SamplingParams(max_tokens=8, detokenize=False), use_tqdm=False)
-    found = {metric.name: metric for metric in llm.get_metrics() if "kvlane" in metric.name}
-    say({"metrics": {name: getattr(each, "value", None) or getattr(each, "count", 0) for name, each in found.items()}})
+    counts: Counter[str] = Counter({PREEMPTIONS: 0, ERRORS: 0})
+    for metric in llm.get_metrics():
+        if "kvlane" in metric.name or metric.name == PREEMPTIONS:
+            # One for each kind of error: they add up.
+            counts[metric.name] += int(metric.count if isinstance(metric, Histogram) else metric.value)
+    say({"metrics": counts})
 
 
 def gap(place: dict[int, Any]) -> float:
@@ -126,18 +149,17 @@ def gap(place: dict[int, Any]) -> float:
 
 
 def forced(llm: Any, texts: list[dict[str, Any]]) -> list[float]:
-    """Nats of each byte that continues a prefix, one request a byte: what vLLM computes is the last token, the rest comes
-    from its cache, and so from the store."""
+    """Nats of a byte that continues a prefix, the mean of each text. One request a byte and text: the prefix is in vLLM's
+    cache by then, and so from the store; what is computed is what follows it."""
     from vllm import SamplingParams
 
     one = SamplingParams(temperature=0, max_tokens=1, logprobs=256, detokenize=False)
-    losses = []
-    for text in texts:
-        prefix, rest = text["prefix"], text["rest"]
-        for at, byte in enumerate(rest):
-            (answer,) = llm.generate([{"prompt_token_ids": prefix + rest[:at]}], one, use_tqdm=False)
-            losses.append(-answer.outputs[0].logprobs[0][byte].logprob)
-    return losses
+    sums = [0.0] * len(texts)
+    for at in range(len(texts[0]["rest"])):
+        batch = [{"prompt_token_ids": text["prefix"] + text["rest"][:at]} for text in texts]
+        for index, answer in enumerate(llm.generate(batch, one, use_tqdm=False)):
+            sums[index] -= answer.outputs[0].logprobs[0][texts[index]["rest"][at]].logprob
+    return [sum / len(texts[0]["rest"]) for sum in sums]
 
 
 def say(what: dict[str, Any]) -> None:
@@ -202,6 +224,7 @@ class Proof:
         self.given, self.directory = given, directory
         self.text = Path(given.text).read_bytes()
         self.failed = False
+        self._truths: dict[int, dict[str, Any]] = {}
 
     def order(self, batches: list[Any], **more: Any) -> dict[str, Any]:
         base = {"model": str(self.given.model), "socket": None, "extra": {}, "batched_tokens": 4096}
@@ -210,41 +233,62 @@ class Proof:
     def engine(self, name: str, order: dict[str, Any], begins: Any = None) -> dict[str, Any]:
         return run(order, self.directory / f"{name}.log", begins)
 
+    def truth(self, indexes: list[int], batched: int = 4096) -> dict[str, Any]:
+        """What recomputation answers to those of the prompts, each computed once for all parts; with pages enough, and
+        without vLLM's own prefix cache."""
+        made = prompts(self.text, max(self.given.prompts, KILL_PROMPTS))
+        if batched not in self._truths:
+            order = self.order(in_batches(made, 16), batched_tokens=batched, ranks=self.given.ranks)
+            self._truths[batched] = self.engine(f"recompute-{batched}", order)
+        truth = self._truths[batched]
+        return {name: [truth[name][index] for index in indexes] for name in ("answers", "gaps")} | {"seconds": truth["seconds"]}
+
     def check(self, what: str, found: tuple[list[int], list[int]], all: int, note: str) -> None:
         differ, ties = found
         self.failed |= bool(differ)
         equal = all - len(differ) - len(ties)
-        print(f"{'ok  ' if not differ else 'FAIL'} {what}: {equal} of {all} answers equal, {len(ties)} differ from a tie on; {note}", flush=True)
-        if differ or ties:
-            print(f"     differing: {differ}; ties: {ties}", flush=True)
+        word = "FAIL" if differ else "ok  "
+        print(f"{word} {what}: {equal} of {all} answers equal, {len(ties)} differ from a tie on; {note}", flush=True)
+        if differ:
+            print(f"     differing: {differ}", flush=True)
+
+    def must(self, true: bool, else_: str) -> None:
+        if not true:
+            self.failed = True
+            print(f"FAIL {else_}", flush=True)
 
     def identity(self) -> None:
         """Recompute, save, load, in whole and in chunked prefill."""
-        made = prompts(self.text, self.given.prompts)
-        for batched, name in ((4096, "whole"), (256, "chunked")):
-            card = new_card(self.given.dpu_app, self.directory / f"card-{name}", self.given.recipe)
-            order = {"batched_tokens": batched, "ranks": self.given.ranks, "blocks": self.given.blocks}
-            batches = in_batches(made, 16)
-            truth = self.engine(f"{name}-recompute", self.order(batches, **order))
-            with_card = order | {"socket": card.socket, "prefix_caching": True}
-            for turn in ("save", "load"):
-                result = self.engine(f"{name}-{turn}", self.order(batches, **with_card))
-                metrics = result["metrics"]
-                note = f"{metrics['vllm:kvlane_hit_tokens']:.0f} tokens loaded, {metrics['vllm:kvlane_saved_chunks']:.0f} chunks saved"
-                note += f", errors {metrics.get('vllm:kvlane_errors', 0):.0f}"
-                self.check(f"identity, {name} prefill, {turn}", differing(result, truth), len(made), note)
-                if turn == "load" and not metrics["vllm:kvlane_hit_tokens"]:
-                    self.failed = True
-                    print("FAIL nothing was loaded")
-            card.kill()
+        for prefill in self.given.prefill.split(","):
+            self._identity("identity", prefill, None)
+
+    def preempt(self) -> None:
+        """The same with so few pages that vLLM has to preempt, which is counted."""
+        self._identity("preempt", "whole", self.given.blocks)
+
+    def _identity(self, part: str, prefill: str, blocks: int | None) -> None:
+        made, batched = prompts(self.text, self.given.prompts), PREFILL[prefill]
+        truth = self.truth(list(range(len(made))), batched)
+        card = new_card(self.given.dpu_app, self.directory / f"card-{part}-{prefill}", self.given.recipe)
+        order = {"socket": card.socket, "prefix_caching": True, "batched_tokens": batched}
+        order |= {"ranks": self.given.ranks, "blocks": blocks}
+        for turn in ("save", "load"):
+            result = self.engine(f"{part}-{prefill}-{turn}", self.order(in_batches(made, 16), **order))
+            metrics = result["metrics"]
+            note = f"{metrics[HITS]} tokens loaded, {metrics[SAVED]} chunks saved, errors {metrics[ERRORS]}"
+            note += f", {metrics[PREEMPTIONS]} preemptions"
+            self.check(f"{part}, {prefill} prefill, {turn}", differing(result, truth), len(made), note)
+            self.must(turn == "save" or metrics[HITS] > 0, "nothing was loaded")
+            self.must(not blocks or metrics[PREEMPTIONS] > 0, f"{blocks} pages did not make vLLM preempt: use fewer")
+        card.kill()
 
     def kill(self) -> None:
         """Kills dpu-app at a random moment of each batch."""
-        made = prompts(self.text, 50) * 4
+        made = prompts(self.text, KILL_PROMPTS) * 4
         batches = in_batches(made, len(made) // self.given.kills)
-        truth = self.engine("kill-recompute", self.order(batches))
+        truth = self.truth(list(range(KILL_PROMPTS)) * 4)
         card = new_card(self.given.dpu_app, self.directory / "card-kill", "lossless")
-        dice, length = random.Random(20), sum(truth["seconds"]) / len(batches)
+        dice, length = random.Random(20), statistics.median(truth["seconds"]) * len(batches[0]) / 16
         killers: list[threading.Thread] = []
 
         def murder(delay: float, pause: float) -> None:
@@ -265,26 +309,26 @@ class Proof:
             killer.join()
         card.kill()
         metrics = result["metrics"]
-        note = f"{len(batches)} kills, {metrics['vllm:kvlane_hit_tokens']:.0f} tokens loaded, {metrics['vllm:kvlane_saved_chunks']:.0f} chunks saved"
+        note = f"{len(batches)} kills, {metrics[HITS]} tokens loaded, {metrics[SAVED]} chunks saved, errors {metrics[ERRORS]}"
         self.check("kill", differing(result, truth), len(made), note)
 
     def freeze(self) -> None:
         """Stops dpu-app before the second of three rounds and wakes it after."""
         made = prompts(self.text, 16)
-        truth = self.engine("freeze-recompute", self.order([made] * 3))
+        truth = self.truth(list(range(len(made))) * 3)
         card = new_card(self.given.dpu_app, self.directory / "card-freeze", "lossless")
         waker: list[threading.Timer] = []
 
         def begins(batch: int) -> None:
             if batch == 1:
                 # In the middle of the batch's look-ups and loads.
-                waker.append(threading.Timer(0.02, card.freeze))
+                waker.append(threading.Timer(PAUSE + 0.02, card.freeze))
                 waker[-1].start()
             if batch == 2:
                 card.thaw()
 
         extra = {"load_deadline_s": 1.0, "load_grace_s": 0.5}
-        order = self.order([made] * 3, socket=card.socket, prefix_caching=True, forget=True, extra=extra)
+        order = self.order([made] * 3, socket=card.socket, prefix_caching=True, forget=True, extra=extra, pause=PAUSE)
         result = self.engine("freeze", order, begins)
         card.kill()
         seconds = ", ".join(f"{each:.1f}" for each in result["seconds"])
@@ -294,7 +338,7 @@ class Proof:
     def corrupt(self) -> None:
         """Damages the store between saving and loading."""
         made = prompts(self.text, 16)
-        truth = self.engine("corrupt-recompute", self.order([made] * 2))
+        truth = self.truth(list(range(len(made))) * 2)
         for policy in ("recompute", "fail"):
             card = new_card(self.given.dpu_app, self.directory / f"card-corrupt-{policy}", "lossless")
 
@@ -308,49 +352,50 @@ class Proof:
                         file.write_bytes(data)
 
             order = self.order([made] * 2, socket=card.socket, prefix_caching=True, forget=True, policy=policy)
+            order |= {"settle": SETTLE, "pause": PAUSE}
             result = self.engine(f"corrupt-{policy}", order, begins)
             card.kill()
-            half, errors = len(made), result["metrics"].get("vllm:kvlane_errors", 0)
+            half, errors = len(made), result["metrics"][ERRORS]
             reasons = result["reasons"][half:]
             refused = {index for index, reason in enumerate(reasons) if reason == "error"}
             # The first half saved, and was compared by `identity`.
             differ = differing(result, truth, set(range(half)) | {half + index for index in refused})
-            note = f"{errors:.0f} errors counted, {len(refused)} requests refused"
+            note = f"{errors} errors counted, {len(refused)} requests refused"
             self.check(f"corrupt, policy {policy}", differ, half - len(refused), note)
-            if not errors or bool(refused) != (policy == "fail"):
-                self.failed = True
-                print("FAIL the damage was not noticed, or the policy not kept")
+            self.must(errors > 0, "the damage was not noticed")
+            self.must(bool(refused) == (policy == "fail"), "the policy was not kept")
 
     def quality(self) -> None:
         """Each recipe saves exact KV, forgets it, loads it back, and goes on from there."""
-        texts = [self.text[2500 * index :][:1100] for index in range(self.given.texts)]
-        prefixes = [list(text[: 4 * CHUNK + 1]) for text in texts]
-        rest = [{"prefix": list(text[:1024]), "rest": list(text[1024:1088])} for text in texts]
+        apart = len(self.text) // self.given.texts
+        texts = [self.text[apart * index :] for index in range(self.given.texts)]
+        prefixes = [list(text[: PREFIX + 1]) for text in texts]
+        rest = [{"prefix": list(text[:PREFIX]), "rest": list(text[PREFIX : PREFIX + self.given.continued])} for text in texts]
         truth = self.engine("quality-exact", self.order([prefixes] * 2, prefix_caching=True, forced=rest))
-        exact = sum(truth["losses"]) / len(truth["losses"])
-        print(f"\n{len(texts)} prefixes of 1024 tokens, {OUTPUT} greedy tokens and {len(truth['losses'])} bytes of loss")
-        print("| recipe | tokens loaded | wire bytes, of KV | equal greedy tokens | nats per byte | change |\n|---|---|---|---|---|---|")
-        print(f"| recomputed | 0 | | | {exact:.4f} | |", flush=True)
+        exact = statistics.mean(truth["losses"])
+        print(f"\n{len(texts)} prefixes of {PREFIX} tokens; behind each {OUTPUT} greedy tokens, {self.given.continued} bytes of loss\n")
+        print("| recipe | tokens loaded | KV by wire bytes | equal greedy tokens | answers equal throughout | nats per byte | change |")
+        print(f"|---|---|---|---|---|---|---|\n| recomputed | 0 | | | | {exact:.4f} | |", flush=True)
         for recipe in self.given.recipes.split(","):
             card = new_card(self.given.dpu_app, self.directory / f"card-{recipe}", recipe)
-            order = self.order([prefixes] * 2, socket=card.socket, prefix_caching=True, forget=True, forced=rest)
+            order = self.order([prefixes] * 2, socket=card.socket, prefix_caching=True, forget=True, forced=rest, settle=SETTLE)
             result = self.engine(f"quality-{recipe}", order)
             card.kill()
-            metrics, half = result["metrics"], len(prefixes)
-            pairs = [pair for one, other in zip(result["answers"][half:], truth["answers"]) for pair in zip(one, other)]
-            equal = sum(one == other for one, other in pairs) / len(pairs)
-            loss = sum(result["losses"]) / len(result["losses"])
-            wire = metrics["vllm:kvlane_fetch_wire_bytes"] / max(1, metrics["vllm:kvlane_fetched_bytes"])
-            hits = metrics["vllm:kvlane_hit_tokens"]
-            print(f"| {recipe} | {hits:.0f} | {wire:.3f} | {equal:.1%} | {loss:.4f} | {loss - exact:+.4f} |", flush=True)
-            if not hits:
-                self.failed = True
-                print("FAIL nothing was loaded")
+            metrics, answers = result["metrics"], list(zip(result["answers"][len(prefixes) :], truth["answers"]))
+            pairs = [pair for one, other in answers for pair in zip(one, other)]
+            equal, whole = (sum(one == other for one, other in each) for each in (pairs, answers))
+            changes = [one - other for one, other in zip(result["losses"], truth["losses"])]
+            change, error = statistics.mean(changes), statistics.stdev(changes) / math.sqrt(len(changes))
+            ratio = metrics["vllm:kvlane_fetched_bytes"] / max(1, metrics["vllm:kvlane_fetch_wire_bytes"])
+            row = f"| {recipe} | {metrics[HITS]} | {ratio:.2f} | {equal / len(pairs):.1%} | {whole} of {len(answers)} "
+            print(f"{row}| {exact + change:.4f} | {change:+.4f} +- {error:.4f} |", flush=True)
+            self.must(metrics[HITS] == len(prefixes) * PREFIX, "not every prefix was loaded whole")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["identity", "kill", "freeze", "corrupt"], help="identity, kill, freeze, corrupt (these by default), quality")
+    parts = ["identity", "preempt", "kill", "freeze", "corrupt"]
+    parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)} (these by default), quality")
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
     parser.add_argument("--model", type=Path, default=ROOT / "testdata/decoder")
     parser.add_argument("--text", default=str(ROOT / "testdata/heldout.txt"))
@@ -358,9 +403,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--recipes", default="lossless,q8,q5,q4,q3,cachegen", help="of quality")
     parser.add_argument("--texts", type=int, default=16, help="of quality")
+    parser.add_argument("--continued", type=int, default=128, help="bytes of each text whose loss quality measures")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=1, help="tensor parallel size")
-    parser.add_argument("--blocks", type=int, help="pages of the KV cache: few of them make vLLM preempt")
+    parser.add_argument("--blocks", type=int, default=80, help="pages of preempt's KV cache")
+    parser.add_argument("--prefill", default=",".join(PREFILL), help="of identity")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and stores, kept")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::device::Device;
 use crate::error::{Code, Error};
+use crate::mapping::Dmabuf;
 
 /// CPU-side alignment that performs best (DOCA Core guide: 64 bytes).
 pub const AREA_ALIGNMENT: usize = 64;
@@ -50,7 +52,11 @@ impl Memory {
         }
         .map_err(|_| no_memory)?
         .cast::<u8>();
-        let mmap = match register(device, base, bytes, sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0) {
+        let mmap = match register(
+            device,
+            Range::Address(base, bytes),
+            sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0,
+        ) {
             Ok(mmap) => mmap,
             Err(error) => {
                 // SAFETY: mapped just above, nobody else has seen it.
@@ -180,13 +186,31 @@ impl DerefMut for Area {
     }
 }
 
+/// How memory is named to DOCA, with its address and length.
+#[derive(Clone, Copy)]
+pub(crate) enum Range<'a> {
+    Address(NonNull<u8>, usize),
+    Dmabuf(&'a Dmabuf, NonNull<u8>, usize),
+}
+
+impl Range<'_> {
+    /// # Safety
+    /// `mmap` is live and idle, and the memory stays where it is until it is destroyed.
+    unsafe fn set(self, mmap: *mut sys::doca_mmap) -> Result<(), Error> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Address(base, bytes) => unsafe { call!(doca_mmap_set_memrange(mmap, base.as_ptr().cast(), bytes)) },
+            Self::Dmabuf(dmabuf, base, bytes) => {
+                let (fd, offset) = (dmabuf.fd.as_raw_fd(), dmabuf.offset);
+                // SAFETY: as above, and the descriptor is open: it is owned by what is borrowed here.
+                unsafe { call!(doca_mmap_set_dmabuf_memrange(mmap, fd, base.as_ptr().cast(), offset, bytes)) }
+            }
+        }
+    }
+}
+
 /// Creates and starts a `doca_mmap` over memory that the caller keeps alive until it is destroyed.
-pub(crate) fn register(
-    device: &Device,
-    base: NonNull<u8>,
-    bytes: usize,
-    permissions: u32,
-) -> Result<NonNull<sys::doca_mmap>, Error> {
+pub(crate) fn register(device: &Device, range: Range, permissions: u32) -> Result<NonNull<sys::doca_mmap>, Error> {
     let mut raw = ptr::null_mut();
     // SAFETY: `raw` is a valid place for the handle.
     unsafe { call!(doca_mmap_create(&raw mut raw)) }?;
@@ -195,7 +219,7 @@ pub(crate) fn register(
     let started = unsafe {
         call!(doca_mmap_add_dev(raw, device.raw()))
             .and_then(|()| call!(doca_mmap_set_permissions(raw, permissions)))
-            .and_then(|()| call!(doca_mmap_set_memrange(raw, base.as_ptr().cast(), bytes)))
+            .and_then(|()| range.set(raw))
             .and_then(|()| call!(doca_mmap_start(raw)))
     };
     if let Err(error) = started {

@@ -32,6 +32,6 @@ pub use device::{Caps, Device, DeviceInfo, Selector};
 pub use doca_sys::FLAVOUR;
 pub use engine::ProgressEngine;
 pub use error::{Code, Error};
-pub use mapping::{Access, Export, Mapping, Remote, RemoteRun};
+pub use mapping::{Access, Dmabuf, Export, Mapping, Remote, RemoteRun};
 pub use representor::{Representor, RepresentorInfo};
 pub use slab::{Loan, Slab};

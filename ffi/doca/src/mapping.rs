@@ -4,14 +4,14 @@ use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use doca_sys as sys;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::area::register;
+use crate::area::{Range, register};
 use crate::device::Device;
 use crate::error::{Code, Error};
 
@@ -20,6 +20,14 @@ use crate::error::{Code, Error};
 pub enum Access {
     Read,
     ReadWrite,
+}
+
+/// The dma-buf of a GPU's memory: what a driver needs to reach memory that is not the host's.
+#[derive(Debug)]
+pub struct Dmabuf {
+    pub fd: OwnedFd,
+    /// Where in it the memory begins, bytes.
+    pub offset: usize,
 }
 
 /// A shared mapping of a file, anonymous memory, or memory that somebody else allocated, made to be exported.
@@ -31,6 +39,8 @@ pub struct Mapping {
     bytes: usize,
     /// Who keeps lent memory alive; `None` where the memory is our own to unmap.
     lender: Option<Box<dyn Any + Send + Sync>>,
+    /// Of a GPU's memory, which no copy here can reach.
+    dmabuf: Option<Dmabuf>,
 }
 
 // SAFETY: plain memory with no thread affinity; every access is a copy through a raw pointer.
@@ -58,7 +68,7 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) };
         let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
-        Ok(Self { base, bytes, lender: None })
+        Ok(Self { base, bytes, lender: None, dmabuf: None })
     }
 
     /// Zeroed anonymous memory, as a serving engine's allocator would give it.
@@ -71,7 +81,7 @@ impl Mapping {
         // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) };
         let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
-        Ok(Self { base, bytes, lender: None })
+        Ok(Self { base, bytes, lender: None, dmabuf: None })
     }
 
     /// Memory that somebody else allocated, a serving engine's KV cache: `lender` keeps it alive and is dropped, not
@@ -88,7 +98,28 @@ impl Mapping {
         if bytes == 0 || wraps {
             return Err(Error::new("lend", Code::INVALID_VALUE));
         }
-        Ok(Self { base, bytes, lender: Some(lender) })
+        Ok(Self { base, bytes, lender: Some(lender), dmabuf: None })
+    }
+
+    /// A GPU's memory, lent: registered by its dma-buf, or by its address where that is refused (which a card allows if the
+    /// kernel module `nvidia_peermem` is there). Untried with a real GPU: none stood beside a card.
+    ///
+    /// # Safety
+    /// As for [`Mapping::lent`], but for reading and writing: the bytes stay the GPU's until `lender` is dropped, and
+    /// they are those of the dma-buf from its offset on.
+    ///
+    /// # Errors
+    /// As for [`Mapping::lent`].
+    pub unsafe fn lent_dmabuf(
+        base: NonNull<u8>,
+        bytes: usize,
+        dmabuf: Dmabuf,
+        lender: Box<dyn Any + Send + Sync>,
+    ) -> Result<Self, Error> {
+        // SAFETY: what the caller promises is all that is needed while `read` and `write` refuse this mapping.
+        let mut lent = unsafe { Self::lent(base, bytes, lender) }?;
+        lent.dmabuf = Some(dmabuf);
+        Ok(lent)
     }
 
     #[must_use]
@@ -105,8 +136,9 @@ impl Mapping {
     /// Copies out of the mapping.
     ///
     /// # Panics
-    /// If the range is not inside.
+    /// If the range is not inside, or the memory is a GPU's.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(self.dmabuf.is_none(), "memory of a GPU: not for this processor");
         assert!(offset <= self.bytes && into.len() <= self.bytes - offset, "read of {} at {offset}", into.len());
         // SAFETY: range-checked above; `into` is exclusive and cannot overlap a mapping that no reference is made to.
         unsafe { ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
@@ -115,11 +147,26 @@ impl Mapping {
     /// Copies into the mapping, which must have been made with [`Access::ReadWrite`].
     ///
     /// # Panics
-    /// If the range is not inside.
+    /// If the range is not inside, or the memory is a GPU's.
     pub fn write(&self, offset: usize, from: &[u8]) {
+        assert!(self.dmabuf.is_none(), "memory of a GPU: not for this processor");
         assert!(offset <= self.bytes && from.len() <= self.bytes - offset, "write of {} at {offset}", from.len());
         // SAFETY: range-checked above; `from` cannot overlap a mapping that no reference is made to.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
+    }
+}
+
+impl Mapping {
+    fn register(&self, device: &Device, permissions: u32) -> Result<NonNull<sys::doca_mmap>, Error> {
+        if let Some(dmabuf) = &self.dmabuf {
+            match register(device, Range::Dmabuf(dmabuf, self.base, self.bytes), permissions) {
+                Ok(mmap) => return Ok(mmap),
+                Err(error) => {
+                    log::warn!("GPU memory by dma-buf: {error}; tried by address, which needs nvidia_peermem")
+                }
+            }
+        }
+        register(device, Range::Address(self.base, self.bytes), permissions)
     }
 }
 
@@ -166,7 +213,7 @@ impl Export {
             Access::Read => sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_ONLY,
             Access::ReadWrite => sys::doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE,
         };
-        let mmap = register(device, mapping.base, mapping.bytes, flag.0 | local.0)?;
+        let mmap = mapping.register(device, flag.0 | local.0)?;
         let mut export = Self { mmap, blob: Vec::new(), mapping, _device: device.clone() };
         let (mut blob, mut bytes) = (ptr::null::<c_void>(), 0_usize);
         // SAFETY: the mmap is started and holds the device; both out parameters are valid places.

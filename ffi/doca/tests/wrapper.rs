@@ -5,8 +5,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use doca::{
-    Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Export, Mapping, ProgressEngine,
-    Region, Remote, RemoteRun, Selector, Slab,
+    Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Dmabuf, Export, Mapping,
+    ProgressEngine, Region, Remote, RemoteRun, Selector, Slab,
 };
 
 const AREA: usize = 64 << 10;
@@ -200,6 +200,26 @@ fn lent_memory_is_reached_in_place_and_its_lender_goes_with_the_last_export() {
     assert_eq!(Arc::strong_count(&memory), 1);
     // SAFETY: nothing is lent: a length of zero is refused.
     assert!(unsafe { Mapping::lent(base, 0, Box::new(())) }.is_err());
+}
+
+#[test]
+fn a_dmabuf_that_is_refused_is_registered_by_address() {
+    let mut rig = Rig::new();
+    let memory = Arc::new(Mapping::anonymous(4096).unwrap());
+    let base = NonNull::new(memory.address() as *mut u8).unwrap();
+    let lender = Box::new(Arc::clone(&memory));
+    let dmabuf = Dmabuf { fd: std::fs::File::open("/dev/null").unwrap().into(), offset: 0 };
+    // SAFETY: the lender is the mapping itself; no dma-buf is behind the descriptor, and the emulator takes none.
+    let lent = unsafe { Mapping::lent_dmabuf(base, 4096, dmabuf, lender) }.unwrap();
+    let export = Export::new(&rig.device, Arc::new(lent), Access::ReadWrite).unwrap();
+    let remote = Remote::import(&rig.device, export.blob()).unwrap();
+    let mut context = rig.dma(1, 4);
+    let area = rig.area(b"card data");
+    context.write(0, area, &[RemoteRun { remote: &remote, offset: 100, local: 0, bytes: 9 }]).unwrap();
+    assert!(rig.next(&mut context).outcome.is_ok());
+    let mut seen = [0; 9];
+    memory.read(100, &mut seen);
+    assert_eq!(&seen, b"card data");
 }
 
 #[test]

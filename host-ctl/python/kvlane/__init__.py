@@ -59,7 +59,7 @@ def register(
         bases = [(index, half * (found.bytes // 2)) for index, found in enumerate(spans) for half in (0, 1)]
     return Memory(
         geometry,
-        [(found.address, found.bytes, found.owner) for found in spans],
+        [(found.address, found.bytes, found.owner, found.dmabuf) for found in spans],
         list(bases),
         order=form.order,
         page_tokens=form.page_tokens,

@@ -31,7 +31,7 @@ class Memory:
     def __init__(
         self,
         geometry: Geometry,
-        regions: list[tuple[int, int, Any]],
+        regions: list[tuple[int, int, Any, tuple[int, int] | None]],
         bases: list[tuple[int, int]],
         *,
         order: str,

@@ -19,6 +19,8 @@ class Span:
     bytes: int
     owner: Any
     writable: bool = True
+    dmabuf: tuple[int, int] | None = None
+    """Of a GPU's memory: a descriptor, which goes to whoever registers the span, and the offset in it (cuda.py)."""
 
 
 class _Device(ctypes.Structure):

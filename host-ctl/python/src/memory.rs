@@ -1,5 +1,7 @@
 //! A KV cache in a process's own memory: regions by address, and where each layer's K and V lie in them.
 
+use std::os::fd::RawFd;
+
 use doca::Access;
 use host_ctl::Region;
 use mailbox::layout::{Base, Form, Order};
@@ -18,13 +20,13 @@ pub(crate) struct Memory {
 
 #[pymethods]
 impl Memory {
-    /// `regions`: (address, bytes, owner). `bases`: (region, byte offset) of K, then V, of layer 0, then of layer 1, ...
+    /// `regions`: (address, bytes, owner, dma-buf: descriptor and offset, or None). `bases`: (region, byte offset) of K, then V, of layer 0, then of layer 1, ...
     #[new]
     #[pyo3(signature = (geometry, regions, bases, *, order, page_tokens, page_count, page_stride, token_stride, head_stride, writable))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         geometry: &Geometry,
-        regions: Vec<(usize, usize, Py<PyAny>)>,
+        regions: Vec<(usize, usize, Py<PyAny>, Option<(RawFd, usize)>)>,
         bases: Vec<(u16, u64)>,
         order: &str,
         page_tokens: u16,
@@ -40,7 +42,8 @@ impl Memory {
             other => return Err(input(format!("order {other:?} is not token-major or head-major"))),
         };
         let access = if writable { Access::ReadWrite } else { Access::Read };
-        let region = |(address, bytes, owner)| Ok(Region { mapping: lend(address, bytes, owner)?, access });
+        let region =
+            |(address, bytes, owner, dmabuf)| Ok(Region { mapping: lend(address, bytes, owner, dmabuf)?, access });
         let inner = host_ctl::Memory {
             geometry: geometry.inner,
             form: Form { order, page_tokens, page_count, page_stride, token_stride, head_stride },

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
+from dataclasses import replace
 
 import kvlane
 import pytest
@@ -40,6 +42,16 @@ def done(session, number):
     completion = session.wait(20.0)
     assert completion is not None and completion.id == number
     return completion
+
+
+def test_a_dmabuf_that_doca_refuses_is_registered_by_address(card):
+    source = buffers(7)
+    held = [kvlane.span(buffer) for buffer in source]
+    spans = [replace(each, dmabuf=(os.open("/dev/null", os.O_RDWR), 0)) for each in held]
+    session = attached(card, spans)
+    stored = done(session, session.store(keys(CHUNK, session.recipe), list(range(4))))
+    assert stored.ok and stored.chunks_done == 1
+    assert session.close()
 
 
 @pytest.mark.parametrize("form", [TOKEN_MAJOR, HEAD_MAJOR], ids=lambda form: form.order)

@@ -8,12 +8,15 @@ another backend never takes them for its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import Form, InputError, Memory, Span, register
+from .. import Form, InputError, Memory, Span, cuda, register
 from .._kvlane import Geometry
+
+logger = logging.getLogger("vllm.kvlane")
 
 DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "f16", "torch.float32": "f32"}
 
@@ -90,7 +93,8 @@ def memory(caches: Mapping[str, Any], shape: Shape, chunk_tokens: int, cpu: bool
         storage = tensor.untyped_storage()
         start = storage.data_ptr()
         if start not in spans:
-            spans[start] = (len(spans), Span(start, storage.nbytes(), tensor))
+            dmabuf = _dmabuf(start, storage.nbytes()) if tensor.device.type == "cuda" else None
+            spans[start] = (len(spans), Span(start, storage.nbytes(), tensor, dmabuf=dmabuf))
         region, k = spans[start][0], tensor.data_ptr() - start
         bases += [(region, k), (region, k + found.v)]
     head_major = found.head > found.token
@@ -103,3 +107,16 @@ def memory(caches: Mapping[str, Any], shape: Shape, chunk_tokens: int, cpu: bool
         head_stride=found.head,
     )
     return register(shape.geometry(chunk_tokens), [span for _, span in spans.values()], form, bases=bases)
+
+
+def _dmabuf(start: int, bytes: int) -> tuple[int, int] | None:
+    try:
+        found = cuda.export(start, bytes)
+    except cuda.NoDmaBuf as why:
+        logger.warning(
+            "kvlane: the GPU gives no dma-buf of its KV cache: %s. It is registered by address, which needs the kernel module "
+            "nvidia_peermem on this machine (modprobe nvidia-peermem)",
+            why,
+        )
+        return None
+    return found.fd, found.offset
