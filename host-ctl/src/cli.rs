@@ -7,6 +7,7 @@ mod generate;
 mod given;
 mod inspect;
 mod lookup;
+mod precision;
 mod show;
 mod status;
 mod store;
