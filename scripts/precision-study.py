@@ -228,9 +228,11 @@ def publish(options, prefix, results, reference, spread):
             error = delta.std(ddof=1) / np.sqrt(len(delta))
             divergence = found[:, 1].mean()
             series.setdefault(way, []).append([float(bits), float(divergence)])
+            loss = f"{found[:, 0].mean() - np.mean(reference):+.4f}"
+            better = f"{int((found[:, 1] < base[:, 1]).sum())} of {len(results)}"
             table["rows"].append([
-                way, f"{bytes_share:.3f}", f"{found[:, 0].mean() - np.mean(reference):+.4f} ± {error:.4f}", f"{divergence:.5f}",
-                f"{divergence / base[:, 1].mean():.2f}", f"{int((found[:, 1] < base[:, 1]).sum())} of {len(results)}",
+                way, f"{bytes_share:.3f}", loss if way == "uniform" else f"{loss} ± {error:.4f}", f"{divergence:.5f}",
+                f"{divergence / base[:, 1].mean():.2f}", "" if way == "uniform" else better,
             ])
         tables.append(table)
     drawn = ["uniform", "window", "oracle", "shuffled", "reversed"]

@@ -70,7 +70,7 @@ fn each_chunk_is_stored_in_its_own_precision_and_any_reader_of_the_name_fetches_
     let prefix = Prefix::new(&names, &tokens);
     let peak = |key| {
         let chunk = card.store.chunk(key).unwrap();
-        let peaks = chunk.blocks.iter().map(|block| match Header::decode(block).unwrap().transform {
+        let peaks = chunk.blocks.iter().map(|block| match Header::parse(block).unwrap().transform {
             block::Transform::Quant { peak } => peak,
             other => panic!("{other}"),
         });
