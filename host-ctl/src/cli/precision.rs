@@ -29,7 +29,7 @@ pub(crate) struct Precision {
         long,
         value_name = "RECIPE,...",
         value_delimiter = ',',
-        default_value = "q8,q6,q5,q4,q3",
+        default_value = "q8,q6,q5,q4,peak4,q3,peak2,peak1",
         value_parser = given::parse_recipe
     )]
     levels: Vec<Recipe>,
