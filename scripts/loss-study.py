@@ -55,8 +55,9 @@ def rotate(x, positions):
     return x * cosine + np.concatenate([-x[..., half:], x[..., :half]], -1) * sine
 
 
-def forward(weights, tokens, past, start):
-    """Logits of `tokens` at positions from `start` on, after `past` [(K, V)] by layer; and their own K and V."""
+def forward(weights, tokens, past, start, watch=None):
+    """Logits of `tokens` at positions from `start` on, after `past` [(K, V)] by layer; and their own K and V.
+    `watch` is shown each layer's attention [head, query, key]."""
     count = len(tokens)
     positions = np.arange(start, start + count)
     x, own = weights["model.embed_tokens.weight"][tokens], []
@@ -70,11 +71,13 @@ def forward(weights, tokens, past, start):
         if past is not None:
             k, v = np.concatenate([past[layer][0], k]), np.concatenate([past[layer][1], v])
         k, v = np.repeat(k, HEADS // KV_HEADS, 1), np.repeat(v, HEADS // KV_HEADS, 1)
-        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(HEAD_SIZE)
+        scores = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) / np.float32(np.sqrt(HEAD_SIZE))
         scores = np.where(np.arange(k.shape[0])[None, :] > positions[:, None], -1e30, scores)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
-        x = x + np.einsum("hqk,khd->qhd", scores, v).reshape(count, -1) @ weight("self_attn.o_proj").T
+        if watch:
+            watch(scores)
+        x = x + (scores @ v.transpose(1, 0, 2)).transpose(1, 0, 2).reshape(count, -1) @ weight("self_attn.o_proj").T
         h = normalize(x, weight("post_attention_layernorm"))
         gate = h @ weight("mlp.gate_proj").T
         x = x + ((gate / (1 + np.exp(-gate))) * (h @ weight("mlp.up_proj").T)) @ weight("mlp.down_proj").T

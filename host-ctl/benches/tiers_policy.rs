@@ -1,4 +1,7 @@
 //! Policies on synthetic traces: hit rates over sizes, memory for equal hit rate, cost of the bookkeeping.
+//!
+//! The policy's settings were chosen on seeds [`TRAINED_ON`] (`--train` shows the choice); every figure is of other seeds.
+//! `--trace FILE` adds a trace of requests as `host-ctl tiers simulate` reads it, on which nothing was chosen.
 
 use std::time::Instant;
 
@@ -12,19 +15,31 @@ const RAW_CHUNK_BYTES: u32 = 32 << 20;
 const RATIO: f64 = 3.5;
 const GIB: f64 = (1u64 << 30) as f64;
 
+const TRAINED_ON: [u64; 2] = [101, 102];
+const MEASURED_ON: [u64; 3] = [1, 2, 3];
+const SCENARIOS: [Scenario; 3] = [Scenario::Chat, Scenario::Scan, Scenario::Agents];
+
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let requests = if quick { 4_000 } else { 40_000 };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let quick = has("--quick");
+    let requests = if quick { 4_000 } else { 20_000 };
+    let seeds = if quick { &MEASURED_ON[..1] } else { &MEASURED_ON[..] };
     let mut report = Report::new(
         "tiers-policy",
         "Tiers: which chunks to keep",
         "cargo bench --package host-ctl --bench tiers-policy",
     );
     report.notes.push(format!(
-        "{requests} requests of each SYNTHETIC trace (seed 1; `host-ctl tiers simulate --synthetic NAME`), one tier of \
-         compressed chunks ({RATIO} times smaller than bf16). A chunk counts as a hit if all chunks before it are hits."
+        "{requests} requests of each SYNTHETIC trace (`host-ctl tiers simulate --synthetic NAME --seed N`, seeds {seeds:?}; the \
+         policy's settings were chosen on seeds {TRAINED_ON:?}), one tier of compressed chunks ({RATIO} times smaller than \
+         bf16). A chunk counts as a hit if all chunks before it are hits."
     ));
     let sizes = Sizes::of((f64::from(RAW_CHUNK_BYTES) / RATIO) as u32);
+    if has("--train") {
+        report.tables.push(train(requests, sizes));
+        return report.publish().expect("KVLANE_BENCH_OUT is a directory that can be written");
+    }
     let mut memory = Table::new(
         "Memory for the hit rate that ours has",
         &[
@@ -37,29 +52,60 @@ fn main() {
             "less than LRU bf16",
         ],
     );
-    for scenario in [Scenario::Chat, Scenario::Scan, Scenario::Agents] {
-        let trace = synthetic(scenario, requests, 1);
-        curves(&trace, sizes, &mut report);
-        equal_hits(&trace, sizes, &mut memory);
+    for scenario in SCENARIOS {
+        for &seed in seeds {
+            let mut trace = synthetic(scenario, requests, seed);
+            if seed == seeds[0] {
+                curves(&trace, sizes, &[128, 64, 32, 16, 8], &mut report);
+            }
+            trace.name = format!("{}, seed {seed}", trace.name);
+            equal_hits(&trace, sizes, &[128, 32], &mut memory);
+        }
+    }
+    if let Some(file) = arguments.iter().skip_while(|argument| *argument != "--trace").nth(1) {
+        let trace = Trace::read(std::path::Path::new(file)).expect("--trace FILE is a trace");
+        curves(&trace, sizes, &[64, 32, 16, 8, 4, 2], &mut report);
+        equal_hits(&trace, sizes, &[64, 16, 4], &mut memory);
     }
     report.tables.push(memory);
     report.tables.push(bookkeeping(quick));
     report.publish().expect("KVLANE_BENCH_OUT is a directory that can be written");
 }
 
-fn tier_bytes(trace: &Trace, sizes: Sizes) -> Vec<u64> {
-    let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
-    [128, 64, 32, 16, 8].map(|part| all / part).to_vec()
+/// What the policy's settings are chosen by.
+fn train(requests: usize, sizes: Sizes) -> Table {
+    let mut table =
+        Table::new("Settings", &["trace", "half-life s", "probation", "hit rate at 1/128", "at 1/32", "at 1/8"]);
+    for (scenario, seed) in SCENARIOS.into_iter().flat_map(|scenario| TRAINED_ON.map(|seed| (scenario, seed))) {
+        let trace = synthetic(scenario, requests, seed);
+        let bytes = tier_bytes(&trace, sizes, &[128, 32, 8]);
+        for (half_life_ms, probation_share) in
+            [60_000, 300_000, 1_200_000].into_iter().flat_map(|half_life| [0.1, 0.5].map(|share| (half_life, share)))
+        {
+            let sizes = Sizes { half_life_ms, probation_share, ..sizes };
+            let rates = Curve::of(&trace, PolicyKind::Ours, &bytes, sizes).points;
+            let rate = |at: usize| format!("{:.3}", rates[at].1);
+            let name = format!("{}, seed {seed}", trace.name);
+            table.row(&[&name, &(half_life_ms / 1000), &probation_share, &rate(0), &rate(1), &rate(2)]);
+        }
+    }
+    table
 }
 
-fn curves(trace: &Trace, sizes: Sizes, report: &mut Report) {
-    let bytes = tier_bytes(trace, sizes);
+/// One tier of each of these parts of all that is asked for.
+fn tier_bytes(trace: &Trace, sizes: Sizes, parts: &[u64]) -> Vec<u64> {
+    let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
+    parts.iter().map(|part| all / part).collect()
+}
+
+fn curves(trace: &Trace, sizes: Sizes, parts: &[u64], report: &mut Report) {
+    let bytes = tier_bytes(trace, sizes, parts);
     let curves: Vec<_> = KINDS.iter().map(|&kind| Curve::of(trace, kind, &bytes, sizes)).collect();
     let mut columns = vec!["tier GiB", "share of all different chunks"];
     columns.extend(KINDS.iter().map(|kind| kind.name()));
     let mut table = Table::new(&format!("Hit rate, {}", trace.name), &columns);
     for (row, &size) in bytes.iter().enumerate() {
-        let mut cells = vec![format!("{:.1}", size as f64 / GIB), format!("1/{}", 128 >> row)];
+        let mut cells = vec![format!("{:.1}", size as f64 / GIB), format!("1/{}", parts[row])];
         cells.extend(curves.iter().map(|curve| format!("{:.3}", curve.points[row].1)));
         table.rows.push(cells);
     }
@@ -81,19 +127,20 @@ fn curves(trace: &Trace, sizes: Sizes, report: &mut Report) {
     });
 }
 
-fn equal_hits(trace: &Trace, sizes: Sizes, table: &mut Table) {
+fn equal_hits(trace: &Trace, sizes: Sizes, parts: &[u64], table: &mut Table) {
     let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
-    let bytes = all / 128;
-    let rate = Curve::of(trace, PolicyKind::Ours, &[bytes], sizes).points[0].1;
     let raw = Sizes { chunk_bytes: RAW_CHUNK_BYTES, ..sizes };
-    let lru = bytes_for(trace, PolicyKind::Lru, rate, 2 * all, sizes);
-    let lru_raw = bytes_for(trace, PolicyKind::Lru, rate, 8 * all, raw);
     let gib = |bytes: Option<u64>| bytes.map_or("never".into(), |bytes| format!("{:.1}", bytes as f64 / GIB));
-    let less = |other: Option<u64>| {
-        other.map_or("-".into(), |other| format!("{:.0} %", (1.0 - bytes as f64 / other as f64) * 100.0))
-    };
-    let hit_rate = format!("{rate:.3}");
-    table.row(&[&trace.name, &gib(Some(bytes)), &hit_rate, &gib(lru), &gib(lru_raw), &less(lru), &less(lru_raw)]);
+    for bytes in tier_bytes(trace, sizes, parts) {
+        let rate = Curve::of(trace, PolicyKind::Ours, &[bytes], sizes).points[0].1;
+        let lru = bytes_for(trace, PolicyKind::Lru, rate, 2 * all, sizes);
+        let lru_raw = bytes_for(trace, PolicyKind::Lru, rate, 8 * all, raw);
+        let less = |other: Option<u64>| {
+            other.map_or("-".into(), |other| format!("{:.0} %", (1.0 - bytes as f64 / other as f64) * 100.0))
+        };
+        let hit_rate = format!("{rate:.3}");
+        table.row(&[&trace.name, &gib(Some(bytes)), &hit_rate, &gib(lru), &gib(lru_raw), &less(lru), &less(lru_raw)]);
+    }
 }
 
 /// Time of one use and one offer with a full tier, over many chunks.

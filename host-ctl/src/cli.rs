@@ -8,6 +8,7 @@ mod given;
 mod importance;
 mod inspect;
 mod lookup;
+mod precision;
 mod show;
 mod status;
 mod store;

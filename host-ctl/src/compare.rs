@@ -129,7 +129,7 @@ pub fn compare(
 }
 
 /// A part in canonical order.
-fn read_part(
+pub(crate) fn read_part(
     (file, kv): (&KvFile, &KvTensor),
     geometry: &Geometry,
     chunk: usize,

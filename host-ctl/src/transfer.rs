@@ -68,12 +68,19 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    fn of(completion: &Completion, geometry: &Geometry) -> Amounts {
+    pub(crate) fn of(completion: &Completion, geometry: &Geometry) -> Amounts {
         Amounts {
             raw_bytes: completion.chunks_done as u64 * geometry.chunk_bytes() as u64,
             wire_bytes: completion.wire_bytes,
             elapsed: completion.elapsed,
         }
+    }
+
+    /// Another transfer, after this one.
+    pub(crate) fn add(&mut self, other: &Amounts) {
+        self.raw_bytes += other.raw_bytes;
+        self.wire_bytes += other.wire_bytes;
+        self.elapsed += other.elapsed;
     }
 
     /// Raw bytes for one wire byte; 0 where nothing moved.
@@ -105,6 +112,18 @@ pub struct StoreOrder<'a> {
     pub again: bool,
     /// What each whole chunk is worth, or nothing: neutral. Of chunks that are stored already it is said, too.
     pub importances: &'a [Importance],
+}
+
+impl StoreOrder<'_> {
+    /// The named chunks, if there are tokens for one and no more than the tensor has.
+    pub(crate) fn prefix(&self, geometry: Geometry, recipe: Recipe) -> Result<Prefix, Error> {
+        let (ids, held) = (self.tokens.len(), self.kv.shape.tokens);
+        if ids > held {
+            let what = format!("{ids} token ids for a tensor of {held} tokens");
+            return Err(Error::input("--tokens", what, "give one for each token, or fewer"));
+        }
+        self.identity.prefix(geometry, recipe, self.tokens)
+    }
 }
 
 /// What was stored.
@@ -187,18 +206,13 @@ pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
 /// # Errors
 /// Bad input, no card, or what the card answered (with what was done before).
 pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> Result<StoreReport, Error> {
-    let (ids, held) = (order.tokens.len(), order.kv.shape.tokens);
-    if ids > held {
-        let what = format!("{ids} token ids for a tensor of {held} tokens");
-        return Err(Error::input("--tokens", what, "give one for each token, or fewer"));
-    }
     let memory = order.file.memory(order.kv, order.chunk_tokens, order.page_tokens)?;
     let (geometry, pages_per_chunk) = (memory.geometry, memory.pages_per_chunk());
     // Before a card is troubled; the recipe does not change how many there are.
-    order.identity.prefix(geometry, block::Transform::Lossless.into(), order.tokens)?;
+    order.prefix(geometry, block::Transform::Lossless.into())?;
     let mut client = door.attach(Some(memory))?;
     let recipe = client.welcome().recipe;
-    let prefix = order.identity.prefix(geometry, recipe, order.tokens)?;
+    let prefix = order.prefix(geometry, recipe)?;
     let keys = prefix.keys();
     check_importances(order.importances, keys.len())?;
     let known = if order.again { 0 } else { look(&mut client, keys, order.patience)?.chunks_done };
@@ -389,13 +403,13 @@ fn fetch_into(
     client.close(order.patience)
 }
 
-fn look(client: &mut Client, keys: &[ChunkKey], patience: Duration) -> Result<Completion, Error> {
+pub(crate) fn look(client: &mut Client, keys: &[ChunkKey], patience: Duration) -> Result<Completion, Error> {
     let id = client.post_lookup(keys)?;
     drive(client, id, patience, &mut |_| {})?.ok()
 }
 
 /// Waits for a request as long as it moves, and tells how far it is.
-fn drive(
+pub(crate) fn drive(
     client: &mut Client,
     id: RequestId,
     patience: Duration,
@@ -424,14 +438,14 @@ fn drive(
 }
 
 /// The card's status, if it has one: no transfer fails for want of it.
-fn status(client: &mut Client) -> Option<CardStatus> {
+pub(crate) fn status(client: &mut Client) -> Option<CardStatus> {
     let id = client.post_status().ok()?;
     let completion = client.wait(id, STATUS_TIMEOUT).ok()?;
     debug_assert_eq!(completion.operation, Operation::Status);
     CardStatus::parse(&completion.ok().ok()?.answer).ok()
 }
 
-fn stages_since(client: &mut Client, before: Option<&CardStatus>) -> Vec<StageDelta> {
+pub(crate) fn stages_since(client: &mut Client, before: Option<&CardStatus>) -> Vec<StageDelta> {
     match (before, status(client)) {
         (Some(before), Some(after)) => after.since(before),
         _ => Vec::new(),

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use host_ctl::{Error, StoreOrder, TokenSpec, store};
+use host_ctl::{Client, Error, StoreOrder, TokenSpec, read_importance, store, store_mixed};
 use serde_json::json;
 
 use super::Verdict;
 use super::given::{self, Card, Naming, Output, Pick};
+use super::precision::{self, Precision};
 use super::show::{Show, amounts_json, geometry_json, geometry_text, mb, seconds, stages_json};
 
 #[derive(Debug, Args)]
@@ -34,6 +35,8 @@ pub(crate) struct Arguments {
     /// Store also what is stored already
     #[arg(long)]
     again: bool,
+    #[command(flatten)]
+    precision: Precision,
     #[command(flatten)]
     card: Card,
     #[command(flatten)]
@@ -63,11 +66,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let mut door = arguments.card.options(arguments.naming.recipe);
     door.part_chunks = Some(PART_CHUNKS);
     let mut bar = show.bar("store", "chunks");
-    let report = store(&mut door, &order, &mut |done, all| bar.set(done, all))?;
+    let watch = &mut |done, all| bar.set(done, all);
+    let (report, mixed) = match arguments.precision.importance() {
+        None => (store(&mut door, &order, watch)?, None),
+        Some(path) => {
+            let importance = read_importance(path)?;
+            let mixture = arguments.precision.mixture(&importance)?;
+            let mut attach = |recipe, memory| {
+                door.recipe = recipe;
+                Client::attach(&door, memory)
+            };
+            let mixed = store_mixed(&mut attach, arguments.naming.recipe, &order, &mixture, watch)?;
+            (mixed.whole.clone(), Some(mixed))
+        }
+    };
     drop(bar);
 
     let amounts = &report.amounts;
-    show.table(&[
+    let mut rows = vec![
         ("geometry", geometry_text(&report.geometry)),
         ("recipe", report.recipe.to_string()),
         ("tokens", format!("{} ({} behind the last whole chunk are left out)", report.tokens, report.remainder)),
@@ -82,7 +98,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
             ),
         ),
         ("time", format!("{}, {:.1} MB/s of raw bytes", seconds(amounts.elapsed), amounts.raw_mb_s())),
-    ]);
+    ];
+    rows.extend(mixed.iter().flat_map(precision::rows));
+    show.table(&rows);
     show.stages(&report.stages, amounts.elapsed);
     let whole = report.known + report.stored == report.chunks;
     let verdict = if whole {
@@ -102,6 +120,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         "chunks_stored": report.stored,
         "amounts": amounts_json(amounts),
         "stages": stages_json(&report.stages),
+        "precision": mixed.as_ref().map(precision::json),
     });
     show.end(&verdict, &value);
     Ok(if whole { Verdict::Good } else { Verdict::Bad })

@@ -1,0 +1,252 @@
+//! A prefix whose chunks are stored in different precision ([`crate::precision`]): what differs from [`crate::store()`].
+//!
+//! ```text
+//! session with the recipe that NAMES the prefix (--recipe, or the card's own): keys, how much is known
+//! a few chunks encoded here, in every level: what a chunk takes
+//! importances + budget -> a level for each chunk
+//! one session for each level that is used: stores its chunks, under the keys of the first
+//! ```
+//! A key says which prefix, a block's header says how it was stored: whoever fetches names the prefix as always and needs
+//! nothing else. A name therefore stands for a least precision no longer; a model name of its own keeps such prefixes apart.
+//! Only store() in its ordinary form leaves all KV bytes to the card: here the sample is read and encoded by the host.
+
+use std::path::Path;
+
+use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
+use block::{Geometry, Plan, Recipe, TileOrder};
+use mailbox::Tokens;
+use serde_json::Value;
+
+use crate::client::{Client, Transfer};
+use crate::compare::read_part;
+use crate::error::Error;
+use crate::memory::Memory;
+use crate::precision::{Level, assign};
+use crate::transfer::{Amounts, StoreOrder, StoreReport, Watch, drive, look, stages_since, status};
+
+/// Chunks that are encoded here to learn what a level takes: sizes of one level differ by a few percent.
+const SAMPLES: usize = 3;
+
+/// What all chunks together may take in the store.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    Bytes(u64),
+    BitsPerElement(f64),
+}
+
+impl Budget {
+    /// For a prefix of `chunks`.
+    fn bytes(self, geometry: &Geometry, chunks: usize) -> u64 {
+        let elements = chunks * geometry.chunk_bytes() / geometry.element.bytes();
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::BitsPerElement(bits) => (bits * elements as f64 / 8.0) as u64,
+        }
+    }
+}
+
+/// Precision by importance.
+#[derive(Clone, Copy, Debug)]
+pub struct Mixture<'a> {
+    /// One for each chunk of the prompt.
+    pub importance: &'a [f32],
+    pub levels: &'a [Recipe],
+    pub budget: Budget,
+}
+
+/// What one level got.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Portion {
+    pub recipe: Recipe,
+    /// What the sample says that one takes.
+    pub chunk_bytes: u64,
+    /// Assigned, of all chunks of the prompt.
+    pub chunks: usize,
+    /// Stored now: neither known before nor failed.
+    pub stored: usize,
+    pub wire_bytes: u64,
+}
+
+/// A [`StoreReport`] of the whole, and by level.
+#[derive(Clone, Debug)]
+pub struct MixedReport {
+    pub whole: StoreReport,
+    pub portions: Vec<Portion>,
+    pub budget_bytes: u64,
+    /// By what the sample says.
+    pub planned_bytes: u64,
+}
+
+/// Opens a session with a recipe (`None`: the card's own).
+pub type Attach<'a> = &'a mut dyn FnMut(Option<Recipe>, Option<Memory>) -> Result<Client, Error>;
+
+/// Importances from a JSON file: `{"chunks":[0.5,...]}`, one for each chunk from the prompt's start.
+///
+/// # Errors
+/// It cannot be read, or is something else.
+pub fn read_importance(path: &Path) -> Result<Vec<f32>, Error> {
+    let text = std::fs::read_to_string(path).map_err(Error::system("open", path))?;
+    let parse = |text: &str| -> Option<Vec<f32>> {
+        let value: Value = serde_json::from_str(text).ok()?;
+        value.get("chunks")?.as_array()?.iter().map(|number| number.as_f64().map(|number| number as f32)).collect()
+    };
+    parse(&text).ok_or_else(|| {
+        Error::input(
+            path.display(),
+            "no importances",
+            r#"write {"chunks":[NUMBER,...]}, one for each chunk of the prompt"#,
+        )
+    })
+}
+
+/// Stores the whole chunks of a tensor, each in its own precision. `named` is the recipe in the prefix's name.
+///
+/// # Errors
+/// As for [`crate::store()`]; importances, levels or a budget that cannot be.
+pub fn store_mixed(
+    attach: Attach<'_>,
+    named: Option<Recipe>,
+    order: &StoreOrder<'_>,
+    mixture: &Mixture<'_>,
+    watch: Watch<'_>,
+) -> Result<MixedReport, Error> {
+    let memory = || order.file.memory(order.kv, order.chunk_tokens, order.page_tokens);
+    let (geometry, pages_per_chunk) = memory().map(|memory| (memory.geometry, memory.pages_per_chunk()))?;
+    let mut client = attach(named, None)?;
+    let welcome = client.welcome().clone();
+    let prefix = order.prefix(geometry, welcome.recipe)?;
+    let keys = prefix.keys();
+    if mixture.importance.len() != keys.len() {
+        let what = format!("{} importances for {} chunks", mixture.importance.len(), keys.len());
+        return Err(Error::input("--importance", what, "give one for each whole chunk of --chunk-tokens"));
+    }
+    let known = if order.again { 0 } else { look(&mut client, keys, order.patience)?.chunks_done };
+    let before = status(&mut client);
+
+    let levels = measure(order, &geometry, keys.len(), welcome.block_elements as usize, mixture.levels)?;
+    let budget_bytes = mixture.budget.bytes(&geometry, keys.len());
+    let chosen = assign(mixture.importance, &levels, budget_bytes)
+        .map_err(|error| Error::input("precision", error, "change --importance, --levels or the budget"))?;
+    let mut report = MixedReport {
+        whole: StoreReport {
+            recipe: welcome.recipe,
+            geometry,
+            chunks: keys.len(),
+            known,
+            stored: 0,
+            tokens: prefix.tokens(),
+            remainder: prefix.remainder(),
+            amounts: Amounts::default(),
+            stages: Vec::new(),
+        },
+        portions: Vec::new(),
+        budget_bytes,
+        planned_bytes: chosen.iter().map(|&level| levels[level].bytes).sum(),
+    };
+    for (level, &Level { recipe, bytes }) in levels.iter().enumerate() {
+        let mine = |chunk: &usize| chosen[*chunk] == level;
+        let new: Vec<usize> = (known..keys.len()).filter(mine).collect();
+        let mut portion = Portion {
+            recipe,
+            chunk_bytes: bytes,
+            chunks: (0..keys.len()).filter(mine).count(),
+            stored: 0,
+            wire_bytes: 0,
+        };
+        if !new.is_empty() {
+            let done = report.whole.known + report.whole.stored;
+            let mut session = attach(Some(recipe), Some(memory()?))?;
+            let keys_of: Vec<_> = new.iter().map(|&chunk| keys[chunk]).collect();
+            let pages: Vec<u32> = new.iter().flat_map(|&chunk| pages_of(chunk, pages_per_chunk)).collect();
+            let transfer = Transfer { keys: &keys_of, pages: &pages, tokens: Tokens::ALL, deadline: order.deadline };
+            let id = session.post_store(&transfer)?;
+            let progress = &mut |now| watch(done + now, keys.len());
+            let completion = drive(&mut session, id, order.patience, progress)?.ok()?;
+            session.close(order.patience)?;
+            portion.stored = completion.chunks_done;
+            portion.wire_bytes = completion.wire_bytes;
+            report.whole.stored += completion.chunks_done;
+            report.whole.amounts.add(&Amounts::of(&completion, &geometry));
+        }
+        report.portions.push(portion);
+    }
+    report.whole.stages = stages_since(&mut client, before.as_ref());
+    client.close(order.patience)?;
+    Ok(report)
+}
+
+fn pages_of(chunk: usize, pages_per_chunk: usize) -> impl Iterator<Item = u32> {
+    (chunk * pages_per_chunk..(chunk + 1) * pages_per_chunk).map(|page| page as u32)
+}
+
+/// Mean bytes of a chunk at every level, of [`SAMPLES`] chunks spread over the prompt.
+fn measure(
+    order: &StoreOrder<'_>,
+    geometry: &Geometry,
+    chunks: usize,
+    block_elements: usize,
+    levels: &[Recipe],
+) -> Result<Vec<Level>, Error> {
+    let plan = Plan::choose(geometry, block_elements);
+    let plan = plan.map_err(|error| Error::input("--chunk-tokens", error, "choose another"))?;
+    let samples = SAMPLES.min(chunks);
+    let mut sums = vec![0; levels.len()];
+    let mut tile = Vec::new();
+    for sample in 0..samples {
+        let chunk = sample * (chunks - 1) / (samples - 1).max(1);
+        for index in 0..plan.block_count(geometry) {
+            let part = plan.part(geometry, index).expect("below the plan's block count");
+            read_part((order.file, order.kv), geometry, chunk, &part, &mut tile)?;
+            for (sum, &recipe) in sums.iter_mut().zip(levels) {
+                *sum += block_bytes(recipe, geometry, index, &part, &tile)?;
+            }
+        }
+    }
+    let level = |(&recipe, sum): (&Recipe, u64)| Level { recipe, bytes: (sum / samples as u64).max(1) };
+    Ok(levels.iter().zip(sums).map(level).collect())
+}
+
+fn block_bytes(
+    recipe: Recipe,
+    geometry: &Geometry,
+    index: usize,
+    part: &block::Part,
+    tile: &[u8],
+) -> Result<u64, Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::input("--levels", error, "report it");
+    let mut codes = vec![0; tile.len()];
+    let mut wire = vec![0; block::wire_bytes_max(geometry, part)];
+    let mut compressor = Compressor::new(DEFLATE_LEVEL_DEFAULT, tile.len()).map_err(|error| failed(&error))?;
+    let key = block::ChunkKey::new([0; block::KEY_BYTES]);
+    let order = TileOrder::TokenMajor;
+    block::encode_tile(recipe, geometry, &key, index, part, order, tile, &mut codes, &mut wire, &mut compressor)
+        .map(|bytes| bytes as u64)
+        .map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn importances_are_read_and_anything_else_is_refused() {
+        let read = |text: &str| {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            read_importance(file.path())
+        };
+        assert_eq!(read(r#"{"chunks":[1,0.25]}"#).unwrap(), [1.0, 0.25]);
+        for bad in ["", "[1]", r#"{"chunks":1}"#, r#"{"chunks":["1"]}"#] {
+            assert!(read(bad).unwrap_err().to_string().contains("chunks"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bits_of_an_element_are_bytes_of_the_prefix() {
+        let geometry = Geometry::new(4, 2, 32, 64, block::ElementType::Bf16).unwrap();
+        assert_eq!(Budget::BitsPerElement(4.0).bytes(&geometry, 3), 3 * 4 * 2 * 2 * 32 * 64 / 2);
+        assert_eq!(Budget::Bytes(7).bytes(&geometry, 3), 7);
+    }
+}
