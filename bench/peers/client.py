@@ -16,10 +16,10 @@ from ways import WAYS
 
 def fetch(way):
     way.before()
-    cpu, start = meter.cpu_seconds(way.helpers()), time.perf_counter()
+    own, all, start = meter.cpu_seconds(), meter.cpu_seconds(way.helpers()), time.perf_counter()
     seconds, times = way.fetch() or (time.perf_counter() - start, 1)
-    cpu = (meter.cpu_seconds(way.helpers()) - cpu) / times
-    return {"seconds": seconds, "cpu": cpu, "beyond_mib": meter.peak_mib(way.helpers()) - way.pages_bytes() / (1 << 20)}
+    own, all = (meter.cpu_seconds() - own) / times, (meter.cpu_seconds(way.helpers()) - all) / times
+    return {"seconds": seconds, "cpu": all, "host_cpu": own, "beyond_mib": meter.peak_mib(way.helpers()) - way.pages_bytes() / (1 << 20)}
 
 
 def answer(way, word):

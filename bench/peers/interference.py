@@ -23,7 +23,7 @@ import numpy as np
 from decoder import Decoder
 from place import ROOT, Bench, say
 from prefix import CHUNK_BYTES
-from report import Report, Table, median, quantile, spread
+from report import Report, Table, command, median, quantile, spread
 from ways import WAYS
 
 BATCH, CONTEXT = 16, 512
@@ -214,8 +214,7 @@ def main():
         os.execv(sys.executable, [sys.executable, *sys.argv])
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("two cores are needed: one for the loop, one for the card")
-    report = Report("interference", "What restoring costs a decode loop",
-                    "bench/peers/install.sh && target/peers/bin/python bench/peers/interference.py " + " ".join(sys.argv[1:]))
+    report = Report("interference", "What restoring costs a decode loop", command("interference"))
     report.versions = [f"{package} {version(package)}" for package in ("numpy", "redis", "hiredis", "lmcache")]
     with Bench(options.mib) as bench:
         place = bench.place(over_link=False, cpus="1", server_cpus="1")
