@@ -16,10 +16,10 @@ from ways import WAYS
 
 def fetch(way):
     way.before()
-    own, all, start = meter.cpu_seconds(), meter.cpu_seconds(way.helpers()), time.perf_counter()
+    own, helpers, start = meter.cpu_seconds(), sum(map(meter.of_process, way.helpers())), time.perf_counter()
     seconds, times = way.fetch() or (time.perf_counter() - start, 1)
-    own, all = (meter.cpu_seconds() - own) / times, (meter.cpu_seconds(way.helpers()) - all) / times
-    return {"seconds": seconds, "cpu": all, "host_cpu": own, "beyond_mib": meter.peak_mib(way.helpers()) - way.pages_bytes() / (1 << 20)}
+    own, helpers = meter.cpu_seconds() - own, sum(map(meter.of_process, way.helpers())) - helpers
+    return {"seconds": seconds, "cpu": (own + helpers) / times, "host_cpu": own / times, "beyond_mib": meter.peak_mib(way.helpers()) - way.pages_bytes() / (1 << 20)}
 
 
 def answer(way, word):
