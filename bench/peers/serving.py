@@ -23,7 +23,8 @@ CHUNK, BLOCK, CHUNKS, OWN, ANSWER, LONGEST = 256, 32, 7, 20, 24, 2048
 # Geometry of the larger model: its weights are random, so it costs what such a model costs, and its answers mean nothing.
 LARGER = {"hidden_size": 1280, "intermediate_size": 3584, "num_hidden_layers": 18, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 64}
 ENGINE_CPU, OTHER_CPU = "0", "1"
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "INFO",
+# One process: each of vLLM's would import torch again, and on one core they would take turns.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "INFO",
                "PYTHONHASHSEED": "0", "LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "HF_HUB_OFFLINE": "1"}
 
 KVLANE = {"kv_connector": "KvlaneConnector", "kv_connector_module_path": "kvlane.vllm_connector"}
@@ -132,7 +133,7 @@ def measured(far, name, order):
         ready = select.select([run.stdout], [], [], far.options.patience_s)[0]
         out = run.stdout.readline() if ready else ""
     finally:
-        end_group(run)  # its engine core is a process of its own, which would stay
+        end_group(run)
     if not ready:
         raise RuntimeError(f"no answer in {far.options.patience_s} s")
     log = path.read_text()
@@ -204,10 +205,10 @@ def arguments():
     parser.add_argument("--lmcache", default="target/peers-vllm-lmcache", help="folder with LMCache for this vLLM [%(default)s]")
     parser.add_argument("--model", default=str(ROOT / "testdata/decoder"), help="the small decoder [%(default)s]")
     parser.add_argument("--prompts", type=int, default=3, help="[%(default)s]")
-    parser.add_argument("--runs", type=int, default=3, help="rounds with the small model, after one that warms up; the larger one has one less [%(default)s]")
+    parser.add_argument("--runs", type=int, default=3, help="rounds with the small model, after one that warms up; the larger one has two prompts, and one round less [%(default)s]")
     parser.add_argument("--only", default="", help="ways whose names contain one of these, comma-separated; recompute is always there")
     parser.add_argument("--models", default="small,larger", help="[%(default)s]")
-    parser.add_argument("--patience-s", type=int, default=150, help="longest time of one way; longer is an error of its row [%(default)s]")
+    parser.add_argument("--patience-s", type=int, default=300, help="longest time of one way; longer is an error of its row [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="two prompts, one run, the small model, recompute and kvlane: does it work?")
     options = parser.parse_args()
     options.lmcache = str(Path(options.lmcache).resolve())
@@ -220,7 +221,7 @@ def notes(options):
     return [
         f"**CPU only**: no card and no GPU. vLLM has core 0 and one thread; dpu-app with its emulated engines, redis-server and LMCache's server share core 1. {options.prompts} prompts of "
         f"{CHUNKS * CHUNK} tokens of text and {OWN} of their own, {ANSWER} tokens of answer, greedy. Every prompt was answered once before, and vLLM's own prefix cache "
-        "was emptied, so each way has to load or to recompute. One vLLM process a way, one after another: medians over prompts and rounds.",
+        "was emptied, so each way has to load or to recompute. One vLLM a way, engine and worker in one process, one after another: medians over prompts and rounds.",
         "The OffloadingConnector keeps its copy in vLLM's own process and loses it with it: it copies memory to memory. The others would still have theirs after a restart. LMCache's server keeps 1 GB in its own memory in front of Redis.",
         "Equal answers: to recompute's in this run, a prompt at a time. vLLM's CPU kernels sum in another order where a prefix is loaded, and a tie between two tokens then falls otherwise, with any connector. "
         "The larger model has random weights (`--load-format dummy`): its times are those of its size, its answers mean nothing.",
@@ -246,7 +247,7 @@ def main():
             count = parameters(json.loads(Path(model, "config.json").read_text()))
             title = f"The small decoder, {count / 1e6:.1f} M parameters" if small else f"A Llama of {count / 1e9:.2f} G random parameters"
             order = {"model": model, "load_format": "auto" if small else "dummy", "prompts": prompts if small else prompts[:2],
-                     "runs": options.runs if small else max(options.runs - 1, 1), "answer": ANSWER, "longest": LONGEST, "block": BLOCK}
+                     "warm": 1 if small else 0, "runs": options.runs if small else max(options.runs - 1, 1), "answer": ANSWER, "longest": LONGEST, "block": BLOCK}
             measure = Measure(far, title, order)
             for name in ways:
                 if name not in failed:
