@@ -19,6 +19,9 @@ model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q 
 check|the model beside the emulator on this machine: its error|cargo bench -q -p dpu-app --bench check --
 calibrate|what calibrate proposes beside a sweep|cargo bench -q -p dpu-app --bench calibrate --
 tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
+peers|beside what users pick: LMCache, Redis clients, safetensors, NIXL, Mooncake; loopback and links|bench/peers/run.sh peers
+interference|what restoring costs a decode loop beside it|bench/peers/run.sh interference
+serving|the real vLLM on CPUs: TTFT and TPOT, recomputed or loaded|bench/peers/run.sh serving
 TABLE
 }
 

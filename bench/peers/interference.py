@@ -130,7 +130,7 @@ def measured(loop, ways, options):
 def opened(place, options):
     """Every way, its prefix stored and its memory taken; or the error."""
     ways = {}
-    for key in {key for _, key, _ in BESIDE if key}:
+    for key in dict.fromkeys(key for _, key, _ in BESIDE if key):
         say(f"storing for {key}")
         try:
             # A process of its own stores, so that this one starts clean.

@@ -47,7 +47,7 @@ case "$name" in
         need "$vllm/bin/python" "scripts/vllm/install.sh $vllm --yes"
         cargo build --quiet --release -p dpu-app -p host-ctl
         package
-        exec "$vllm/bin/python" bench/peers/serving.py --lmcache "$lmcache" "$@"
+        KVLANE_VLLM_LMCACHE=$lmcache exec "$vllm/bin/python" bench/peers/serving.py "$@"
         ;;
     --help | -h) usage ;;
     *)

@@ -93,7 +93,7 @@ def lmcache_in_process(far):
 
 def lmcache_path(far):
     if not Path(far.options.lmcache, "lmcache").is_dir():
-        raise RuntimeError(f"no {far.options.lmcache}: bench/peers/install.sh --vllm-lmcache {sys.prefix} {far.options.lmcache}")
+        raise RuntimeError(f"no {far.options.lmcache}: bench/peers/install.sh --vllm-lmcache {sys.prefix} {far.options.lmcache}".replace(f"{ROOT}/", ""))
     return {"PYTHONPATH": far.options.lmcache}
 
 
@@ -165,7 +165,7 @@ class Measure:
         except Exception as error:  # the table says so
             say(f"  {error}")
             self.failed.add(name)
-            self.table.row(name, "cannot run here", *["-"] * 6, str(error))
+            self.table.row(name, "cannot run here", *["-"] * 6, str(error).replace(f"{sys.prefix}/", ""))
             return
         answers = [answer for each in rounds for answer in each["alone"]["tokens"]]
         ttft, tpot = (median(ttfts(rounds, "alone", what)) * 1e3 for what in ("ttft", "tpot"))
@@ -202,7 +202,6 @@ def parameters(config):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lmcache", default="target/peers-vllm-lmcache", help="folder with LMCache for this vLLM [%(default)s]")
     parser.add_argument("--model", default=str(ROOT / "testdata/decoder"), help="the small decoder [%(default)s]")
     parser.add_argument("--prompts", type=int, default=3, help="[%(default)s]")
     parser.add_argument("--runs", type=int, default=3, help="rounds with the small model, after one that warms up; the larger one has two prompts, and one round less [%(default)s]")
@@ -211,7 +210,7 @@ def arguments():
     parser.add_argument("--patience-s", type=int, default=300, help="longest time of one way; longer is an error of its row [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="two prompts, one run, the small model, recompute and kvlane: does it work?")
     options = parser.parse_args()
-    options.lmcache = str(Path(options.lmcache).resolve())
+    options.lmcache = str(Path(os.environ.get("KVLANE_VLLM_LMCACHE", "target/peers-vllm-lmcache")).resolve())
     if options.quick:
         options.prompts, options.runs, options.models, options.only = 2, 1, "small", options.only or "kvlane q5"
     return options
