@@ -156,7 +156,7 @@ class Measure:
     def __init__(self, far, title, order):
         self.far, self.order = far, order
         self.table = Table(title, ["way", "TTFT alone ms", "spread", "of recompute's", "TPOT alone ms", "TTFT of all at once ms", "TPOT of all at once ms",
-                                   "equal answers", "equal tokens"])
+                                   "prefix loaded", "equal answers", "equal tokens"])
         self.truth, self.bars, self.failed = None, [], set()
 
     def way(self, name):
@@ -165,17 +165,18 @@ class Measure:
         except Exception as error:  # the table says so
             say(f"  {error}")
             self.failed.add(name)
-            self.table.row(name, "cannot run here", *["-"] * 6, str(error).replace(f"{sys.prefix}/", ""))
+            self.table.row(name, "cannot run here", *["-"] * 7, str(error).replace(f"{sys.prefix}/", ""))
             return
         answers = [answer for each in rounds for answer in each["alone"]["tokens"]]
         ttft, tpot = (median(ttfts(rounds, "alone", what)) * 1e3 for what in ("ttft", "tpot"))
         ttft_all, tpot_all = (median(ttfts(rounds, "together", what)) * 1e3 for what in ("ttft", "tpot"))
         self.truth = self.truth or (answers, ttft)
+        loaded = [tokens for each in rounds for how in ("alone", "together") for tokens in each[how]["loaded"]]
         pairs = list(zip(answers, self.truth[0]))
         equal = sum(one == other for one, other in pairs) / len(pairs)
         tokens = sum(one == other for pair in pairs for one, other in zip(*pair)) / (len(pairs) * ANSWER)
         self.table.row(name, f"{ttft:.1f}", spread(ttfts(rounds, "alone")), f"{ttft / self.truth[1]:.2f}", f"{tpot:.2f}", f"{ttft_all:.1f}", f"{tpot_all:.2f}",
-                       f"{equal:.0%}", f"{tokens:.1%}")
+                       f"{sum(loaded) / len(loaded) / (CHUNKS * CHUNK):.0%}", f"{equal:.0%}", f"{tokens:.1%}")
         self.bars.append((name, ttft, ttft_all))
         say("  " + " | ".join(self.table.rows[-1]))
 
@@ -204,7 +205,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "testdata/decoder"), help="the small decoder [%(default)s]")
     parser.add_argument("--prompts", type=int, default=3, help="[%(default)s]")
-    parser.add_argument("--runs", type=int, default=3, help="rounds with the small model, after one that warms up; the larger one has two prompts, and one round less [%(default)s]")
+    parser.add_argument("--runs", type=int, default=3, help="rounds with the small model; the larger one has two prompts, and one round less [%(default)s]")
     parser.add_argument("--only", default="", help="ways whose names contain one of these, comma-separated; recompute is always there")
     parser.add_argument("--models", default="small,larger", help="[%(default)s]")
     parser.add_argument("--patience-s", type=int, default=300, help="longest time of one way; longer is an error of its row [%(default)s]")
@@ -219,10 +220,10 @@ def arguments():
 def notes(options):
     return [
         f"**CPU only**: no card and no GPU. vLLM has core 0 and one thread; dpu-app with its emulated engines, redis-server and LMCache's server share core 1. {options.prompts} prompts of "
-        f"{CHUNKS * CHUNK} tokens of text and {OWN} of their own, {ANSWER} tokens of answer, greedy. Every prompt was answered once before, and vLLM's own prefix cache "
+        f"{CHUNKS * CHUNK} tokens of text and {OWN} of their own, {ANSWER} tokens of answer, greedy. Every prompt was answered, and loaded, once before, and vLLM's own prefix cache "
         "was emptied, so each way has to load or to recompute. One vLLM a way, engine and worker in one process, one after another: medians over prompts and rounds.",
         "The OffloadingConnector keeps its copy in vLLM's own process and loses it with it: it copies memory to memory. The others would still have theirs after a restart. LMCache's server keeps 1 GB in its own memory in front of Redis.",
-        "Equal answers: to recompute's in this run, a prompt at a time. vLLM's CPU kernels sum in another order where a prefix is loaded, and a tie between two tokens then falls otherwise, with any connector. "
+        "Prefix loaded: prompt tokens that were not computed, of those of whole chunks. Equal answers: to recompute's in this run, a prompt at a time. vLLM's CPU kernels sum in another order where a prefix is loaded, and a tie between two tokens then falls otherwise, with any connector. "
         "The larger model has random weights (`--load-format dummy`): its times are those of its size, its answers mean nothing.",
     ]
 
@@ -246,7 +247,7 @@ def main():
             count = parameters(json.loads(Path(model, "config.json").read_text()))
             title = f"The small decoder, {count / 1e6:.1f} M parameters" if small else f"A Llama of {count / 1e9:.2f} G random parameters"
             order = {"model": model, "load_format": "auto" if small else "dummy", "prompts": prompts if small else prompts[:2],
-                     "warm": 1 if small else 0, "runs": options.runs if small else max(options.runs - 1, 1), "answer": ANSWER, "longest": LONGEST, "block": BLOCK}
+                     "prefix": CHUNKS * CHUNK, "runs": options.runs if small else max(options.runs - 1, 1), "answer": ANSWER, "longest": LONGEST, "block": BLOCK}
             measure = Measure(far, title, order)
             for name in ways:
                 if name not in failed:

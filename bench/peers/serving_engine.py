@@ -11,6 +11,9 @@ import time
 # Longest time that pages of answered requests may be held, by connectors that still save them.
 HELD_S = 20
 
+# Tries after which a prefix that was saved has to come back.
+TRIES = 3
+
 
 class Engine:
     def __init__(self, order):
@@ -25,16 +28,22 @@ class Engine:
         self.sampling = SamplingParams(temperature=0, max_tokens=self.count, detokenize=False, ignore_eos=True)
 
     def ask(self, prompts):
-        """Answers to prompts that arrive at once: tokens, seconds to the first one and for each further one."""
+        """Answers to prompts that arrive at once: prompt tokens not computed, answer, seconds to the first token and for each further one."""
         outputs = self.llm.generate([{"prompt_token_ids": each} for each in prompts], self.sampling, use_tqdm=False)
         told = [output.metrics for output in outputs]
-        return {"tokens": [list(output.outputs[0].token_ids) for output in outputs], "ttft": [each.first_token_latency for each in told],
+        return {"loaded": [output.num_cached_tokens or 0 for output in outputs], "tokens": [list(output.outputs[0].token_ids) for output in outputs], "ttft": [each.first_token_latency for each in told],
                 "tpot": [(each.last_token_ts - each.first_token_ts) / (self.count - 1) for each in told]}
 
-    def settle(self):
-        """Connectors finish saving with the steps that follow."""
-        time.sleep(1)
-        self.ask([[7] * 40])
+    def save(self, prompts, prefix):
+        """Answers them once, and until their first `prefix` tokens are loaded: connectors save beside the steps that follow."""
+        for prompt in prompts:
+            self.ask([prompt])
+        for _ in range(TRIES):
+            time.sleep(1)
+            self.ask([[7] * 40])
+            self.forget()
+            if all(self.ask([prompt])["loaded"][0] >= prefix for prompt in prompts):
+                break
 
     def forget(self):
         """Empties vLLM's own prefix cache."""
@@ -49,7 +58,7 @@ class Engine:
         self.forget()
         alone = [self.ask([prompt]) for prompt in prompts]
         self.forget()
-        return {"alone": {key: [each[key][0] for each in alone] for key in ("tokens", "ttft", "tpot")}, "together": self.ask(prompts)}
+        return {"alone": {key: [each[key][0] for each in alone] for key in ("loaded", "tokens", "ttft", "tpot")}, "together": self.ask(prompts)}
 
 
 def main():
@@ -59,11 +68,9 @@ def main():
     engine = Engine(order)
     engine.ask([[7] * 40])
     if order["transfer"]:
-        for prompt in order["prompts"]:
-            engine.ask([prompt])
-        engine.settle()
-    rounds = [engine.round(order["prompts"]) for _ in range(order["warm"] + order["runs"])]
-    print(json.dumps(rounds[order["warm"]:]), file=answers, flush=True)
+        engine.save(order["prompts"], order["prefix"])
+    rounds = [engine.round(order["prompts"]) for _ in range(order["runs"])]
+    print(json.dumps(rounds), file=answers, flush=True)
     os._exit(0)  # threads of connectors do not all end
 
 
