@@ -94,7 +94,9 @@ def lmcache_in_process(far):
 def lmcache_path(far):
     if not Path(far.options.lmcache, "lmcache").is_dir():
         raise RuntimeError(f"no {far.options.lmcache}: bench/peers/install.sh --vllm-lmcache {sys.prefix} {far.options.lmcache}".replace(f"{ROOT}/", ""))
-    return {"PYTHONPATH": far.options.lmcache}
+    # Where the worker starts in a process that has imported numba for LMCache, vLLM 0.32 fails in its kernels' registration
+    # ("'_lib_fn_wrapper' object has no attribute 'get'"): a worker of its own has not.
+    return {"PYTHONPATH": far.options.lmcache, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
 # Each: what vLLM is told of the connector, and the environment.
@@ -221,7 +223,8 @@ def notes(options):
     return [
         f"**CPU only**: no card and no GPU. vLLM has core 0 and one thread; dpu-app with its emulated engines, redis-server and LMCache's server share core 1. {options.prompts} prompts of "
         f"{CHUNKS * CHUNK} tokens of text and {OWN} of their own, {ANSWER} tokens of answer, greedy. Every prompt was answered, and loaded, once before, and vLLM's own prefix cache "
-        "was emptied, so each way has to load or to recompute. One vLLM a way, engine and worker in one process, one after another: medians over prompts and rounds.",
+        "was emptied, so each way has to load or to recompute. One vLLM a way, engine and worker in one process, one after another: medians over prompts and rounds. With LMCache that does not start: its vLLM is three processes "
+        "on core 0, which costs each step some ms.",
         "The OffloadingConnector keeps its copy in vLLM's own process and loses it with it: it copies memory to memory. The others would still have theirs after a restart. LMCache's server keeps 1 GB in its own memory in front of Redis.",
         "Prefix loaded: prompt tokens that were not computed, of those of whole chunks. Equal answers: to recompute's in this run, a prompt at a time. vLLM's CPU kernels sum in another order where a prefix is loaded, and a tie between two tokens then falls otherwise, with any connector. "
         "The larger model has random weights (`--load-format dummy`): its times are those of its size, its answers mean nothing.",
