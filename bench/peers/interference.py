@@ -30,13 +30,13 @@ BATCH, CONTEXT = 16, 512
 # What runs beside the loop: (name, way, core of its thread).
 BESIDE = [
     ("idle", None, 0),
-    ("kvlane q5", "kvlane q5", 0),
-    ("kvlane lossless", "kvlane lossless", 0),
-    ("redis-py, bf16", "redis-py + hiredis", 0),
-    ("redis-py, zlib of q5 codes", "redis-py, zlib of q5 codes", 0),
-    ("LMCache, naive", "LMCache, naive", 0),
-    ("redis-py, bf16, on core 1", "redis-py + hiredis", 1),
-    ("redis-py, zlib of q5 codes, on core 1", "redis-py, zlib of q5 codes", 1),
+    ("dpu-app on core 1, q5", "kvlane q5", 0),
+    ("dpu-app on core 1, lossless", "kvlane lossless", 0),
+    ("core 0: redis-py, bf16", "redis-py + hiredis", 0),
+    ("core 0: redis-py, zlib of q5 codes", "redis-py, zlib of q5 codes", 0),
+    ("core 0: LMCache, naive", "LMCache, naive", 0),
+    ("core 1: redis-py, bf16", "redis-py + hiredis", 1),
+    ("core 1: redis-py, zlib of q5 codes", "redis-py, zlib of q5 codes", 1),
 ]
 
 # Longest time for one run of a way; longer is an error of its row.

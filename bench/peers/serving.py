@@ -225,7 +225,7 @@ def notes(options):
         f"{CHUNKS * CHUNK} tokens of text and {OWN} of their own, {ANSWER} tokens of answer, greedy. Every prompt was answered, and loaded, once before, and vLLM's own prefix cache "
         "was emptied, so each way has to load or to recompute. One vLLM a way, engine and worker in one process, one after another: medians over prompts and rounds. With LMCache that does not start: its vLLM is three processes "
         "on core 0, which costs each step some ms.",
-        "The OffloadingConnector keeps its copy in vLLM's own process and loses it with it: it copies memory to memory. The others would still have theirs after a restart. LMCache's server keeps 1 GB in its own memory in front of Redis.",
+        "LMCache's server keeps 1 GB in its own memory in front of Redis. vLLM's OffloadingConnector (0.32) refuses CPUs.",
         "Prefix loaded: prompt tokens that were not computed, of those of whole chunks. Equal answers: to recompute's in this run, a prompt at a time. vLLM's CPU kernels sum in another order where a prefix is loaded, and a tie between two tokens then falls otherwise, with any connector. "
         "The larger model has random weights (`--load-format dummy`): its times are those of its size, its answers mean nothing.",
     ]
