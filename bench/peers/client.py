@@ -16,10 +16,10 @@ from ways import WAYS
 
 def fetch(way):
     way.before()
-    cpu, start = meter.cpu_seconds(way.helpers()), time.perf_counter()
+    own, helpers, start = meter.cpu_seconds(), sum(map(meter.of_process, way.helpers())), time.perf_counter()
     seconds, times = way.fetch() or (time.perf_counter() - start, 1)
-    cpu = (meter.cpu_seconds(way.helpers()) - cpu) / times
-    return {"seconds": seconds, "cpu": cpu, "beyond_mib": meter.peak_mib(way.helpers()) - way.pages_bytes() / (1 << 20)}
+    own, helpers = meter.cpu_seconds() - own, sum(map(meter.of_process, way.helpers())) - helpers
+    return {"seconds": seconds, "cpu": (own + helpers) / times, "host_cpu": own / times, "beyond_mib": meter.peak_mib(way.helpers()) - way.pages_bytes() / (1 << 20)}
 
 
 def answer(way, word):

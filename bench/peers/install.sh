@@ -5,21 +5,28 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 usage() {
     cat <<'USAGE'
-Usage: bench/peers/install.sh [--dir VENV] [--yes] [--dry-run]
+Usage: bench/peers/install.sh [--dir VENV] [--vllm-lmcache VENV FOLDER] [--yes] [--dry-run]
   --dir VENV   where the environment goes [default: target/peers of this repository]; 7 GB, most of it torch
+  --vllm-lmcache VENV FOLDER
+               instead of that: LMCache for the vLLM in VENV (scripts/vllm/install.sh) into FOLDER, which VENV does not see by itself
   --yes        install Debian packages that are missing without asking
   --dry-run    say what would be done
 USAGE
 }
 
 venv=$here/../../target/peers
+folder=
 yes=false
 dry=
 while [ $# -gt 0 ]; do
     case "$1" in
         --dir) venv=${2:?--dir needs a path} && shift ;;
+        --vllm-lmcache)
+            venv=${2:?--vllm-lmcache needs an environment} folder=${3:?--vllm-lmcache needs a folder}
+            shift 2
+            ;;
         --yes) yes=true ;;
-        --dry-run) dry=echo ;;
+        --dry-run) dry='echo' ;;
         --help | -h) usage && exit 0 ;;
         *) usage >&2 && exit 2 ;;
     esac
@@ -42,6 +49,11 @@ if [ ${#missing[@]} -gt 0 ]; then
     $dry apt-get update --quiet --quiet
     $dry apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}"
 fi
+if [ -n "$folder" ]; then
+    $dry "$venv/bin/python" -m pip install --quiet --no-deps --upgrade --target "$folder" --requirement "$here/requirements-vllm.txt"
+    echo "install.sh: ready: KVLANE_VLLM_VENV=$venv KVLANE_VLLM_LMCACHE=$folder bench/peers/run.sh serving --quick"
+    exit 0
+fi
 [ -x "$venv/bin/python" ] || $dry python3 -m venv "$venv"
 $dry "$venv/bin/pip" install --quiet --requirement "$here/requirements.txt"
-echo "install.sh: ready: $venv/bin/python bench/peers/peers.py --quick"
+echo "install.sh: ready: KVLANE_PEERS_VENV=$venv bench/peers/run.sh peers --quick"

@@ -23,20 +23,20 @@ import numpy as np
 from decoder import Decoder
 from place import ROOT, Bench, say
 from prefix import CHUNK_BYTES
-from report import Report, Table, median, quantile, spread
+from report import Report, Table, command, median, quantile, spread
 from ways import WAYS
 
 BATCH, CONTEXT = 16, 512
 # What runs beside the loop: (name, way, core of its thread).
 BESIDE = [
     ("idle", None, 0),
-    ("kvlane q5", "kvlane q5", 0),
-    ("kvlane lossless", "kvlane lossless", 0),
-    ("redis-py, bf16", "redis-py + hiredis", 0),
-    ("redis-py, zlib of q5 codes", "redis-py, zlib of q5 codes", 0),
-    ("LMCache, naive", "LMCache, naive", 0),
-    ("redis-py, bf16, on core 1", "redis-py + hiredis", 1),
-    ("redis-py, zlib of q5 codes, on core 1", "redis-py, zlib of q5 codes", 1),
+    ("dpu-app on core 1, q5", "kvlane q5", 0),
+    ("dpu-app on core 1, lossless", "kvlane lossless", 0),
+    ("core 0: redis-py, bf16", "redis-py + hiredis", 0),
+    ("core 0: redis-py, zlib of q5 codes", "redis-py, zlib of q5 codes", 0),
+    ("core 0: LMCache, naive", "LMCache, naive", 0),
+    ("core 1: redis-py, bf16", "redis-py + hiredis", 1),
+    ("core 1: redis-py, zlib of q5 codes", "redis-py, zlib of q5 codes", 1),
 ]
 
 # Longest time for one run of a way; longer is an error of its row.
@@ -130,7 +130,7 @@ def measured(loop, ways, options):
 def opened(place, options):
     """Every way, its prefix stored and its memory taken; or the error."""
     ways = {}
-    for key in {key for _, key, _ in BESIDE if key}:
+    for key in dict.fromkeys(key for _, key, _ in BESIDE if key):
         say(f"storing for {key}")
         try:
             # A process of its own stores, so that this one starts clean.
@@ -214,8 +214,7 @@ def main():
         os.execv(sys.executable, [sys.executable, *sys.argv])
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("two cores are needed: one for the loop, one for the card")
-    report = Report("interference", "What restoring costs a decode loop",
-                    "bench/peers/install.sh && target/peers/bin/python bench/peers/interference.py " + " ".join(sys.argv[1:]))
+    report = Report("interference", "What restoring costs a decode loop", command("interference"))
     report.versions = [f"{package} {version(package)}" for package in ("numpy", "redis", "hiredis", "lmcache")]
     with Bench(options.mib) as bench:
         place = bench.place(over_link=False, cpus="1", server_cpus="1")

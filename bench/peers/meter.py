@@ -4,10 +4,10 @@ import resource
 from pathlib import Path
 
 
-def cpu_seconds(pids=()):
-    """CPU of this process, of its children that have ended, and of the processes `pids`."""
+def cpu_seconds():
+    """CPU of this process and of its children that have ended."""
     own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in own) + sum(map(of_process, pids))
+    return sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 def of_process(pid):

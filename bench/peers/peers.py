@@ -4,15 +4,16 @@ import argparse
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from place import Bench, limit, say
+from place import Bench, end_group, limit, say
 from prefix import CHUNK_BYTES
-from report import Report, Table, median, spread
-from ways import LINKED, WAYS
+from report import Report, Table, command, median, spread
+from ways import LINKED, QUICK_LINKED, WAYS
 
 PACKAGES = ("lmcache", "torch", "redis", "hiredis", "lz4", "zstandard", "safetensors", "nixl", "mooncake-transfer-engine-non-cuda", "numpy")
 
@@ -21,7 +22,7 @@ PATIENCE_S = 60
 
 
 class Client:
-    """A way in its own process, driven by words."""
+    """A way in its own process, driven by words. It and what it started stand still unless a word is being answered."""
 
     def __init__(self, bench, name, place):
         self.name = name
@@ -30,50 +31,56 @@ class Client:
                                    stdout=subprocess.PIPE, stderr=log, text=True,
                                    env=dict(os.environ, PYTHONHASHSEED="0"))  # LMCache's keys depend on it
         self.error = None
-        self.fetches = []
+
+    def signal(self, number):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
 
     def ask(self, word):
         """The answer, or None from the first error on."""
         if self.error:
             return None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        if select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
-            line = self.process.stdout.readline()
-            reply = json.loads(line) if line else {"error": f"its process ended with {self.process.wait()}"}
+        self.signal(signal.SIGCONT)
+        try:
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+            line = select.select([self.process.stdout], [], [], PATIENCE_S)[0] and self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if line:
+            reply = json.loads(line)
         else:
-            self.process.kill()
-            reply = {"error": f"{word}: no answer in {PATIENCE_S} s"}
+            reply = {"error": f"{word}: no answer in {PATIENCE_S} s" if line == [] else f"its process ended with {self.process.wait()}"}
+        self.signal(signal.SIGKILL if line == [] else signal.SIGSTOP)
         self.error = reply.get("error")
         if self.error:
             say(f"  {self.name}: {word}: {self.error}")
         return None if self.error else reply
 
     def end(self):
-        if self.process.poll() is None:
-            self.process.stdin.write("end\n")
+        self.signal(signal.SIGCONT)
+        try:
             self.process.stdin.close()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.process.wait(20)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            pass  # an engine that does not close
+        end_group(self.process)
 
 
 def stored(bench, place, names):
     """Stores the prefix for each way; its bytes on the wire, or the error."""
     told = {}
-    for name in names:
+    for index, name in enumerate(names):
+        say(f"store {index + 1} of {len(names)}: {name}")
         client = Client(bench, name, place)
         reply = client.ask("store")
         client.end()
         told[name] = reply["wire_bytes"] if reply else client.error
-        say(f"  stored: {name}")
     return told
 
 
 def leg(bench, place, names, rates, runs, warm):
-    """All ways in turn, `runs` times at each rate: {rate: {name: Client-like record}}."""
+    """All ways in turn, `runs` times at each rate: (bytes on the wire, {rate: {name: its fetches}}, checks, errors)."""
     told = stored(bench, place, names)
     clients = {name: Client(bench, name, place) for name in names if not isinstance(told[name], str)}
     for client in clients.values():
@@ -84,11 +91,10 @@ def leg(bench, place, names, rates, runs, warm):
             limit(rate)
         samples = {name: [] for name in clients}
         for turn in range(warm + runs):
-            say(f"{rate}: turn {turn + 1} of {warm + runs}")
-            for name, client in clients.items():
-                reply = client.ask("fetch")
-                if reply:
-                    say(f"  {name}: {reply['seconds']:.2f} s")
+            replies = {name: client.ask("fetch") for name, client in clients.items()}
+            say(f"{rate}{' Gbit/s' * (rate != 'loopback')}: turn {turn + 1} of {warm + runs}: "
+                + ", ".join(f"{name} {reply['seconds']:.2f} s" for name, reply in replies.items() if reply))
+            for name, reply in replies.items():
                 if reply and turn >= warm:
                     samples[name].append(reply)
         measured[rate] = samples
@@ -101,18 +107,19 @@ def leg(bench, place, names, rates, runs, warm):
 
 
 def loopback_table(told, samples, checks, errors, raw_bytes, runs):
-    table = Table("On loopback", ["way", "wire MB", "restored bf16 MB/s", "spread", "MB per CPU-second", "CPU s / GB", "peak RSS beyond the pages, MiB", "checked"],
-                  note=f"Medians of {runs}, in turn. CPU and memory: the client's process and its helpers (for kvlane host-ctl and dpu-app, "
-                       "emulated engines included), the server apart. A process with torch or numpy in it weighs what those weigh.")
+    table = Table("On loopback", ["way", "wire MB", "restored bf16 MB/s", "spread", "MB per CPU-second", "CPU s / GB", "of it the client's process", "peak RSS beyond the pages, MiB", "checked"],
+                  note=f"Medians of {runs}, in turn. CPU and memory: the client's process and its helpers (for kvlane host-ctl, with its "
+                       "start and the first touch of its memory, and dpu-app, emulated engines included), the server apart. Each stands still while another is measured. A process with torch or numpy in it weighs what those weigh.")
     for name, words in told.items():
         if name in errors:
-            table.row(name, "-", "cannot run here", "-", "-", "-", "-", errors[name])
+            table.row(name, "-", "cannot run here", *["-"] * 5, errors[name])
             continue
         seconds = [one["seconds"] for one in samples[name]]
         cpu = median([one["cpu"] for one in samples[name]])
+        host = median([one["host_cpu"] for one in samples[name]])
         peak = max(one["beyond_mib"] for one in samples[name])
         table.row(name, f"{words / 1e6:.0f}", f"{raw_bytes / 1e6 / median(seconds):.0f}", spread(seconds), f"{raw_bytes / 1e6 / cpu:.0f}",
-                  f"{cpu / raw_bytes * 1e9:.2f}", f"{peak:.0f}", checks[name]["check"])
+                  f"{cpu / raw_bytes * 1e9:.2f}", f"{host / raw_bytes * 1e9:.2f}", f"{peak:.0f}", checks[name]["check"])
     return table
 
 
@@ -132,54 +139,61 @@ def link_table(measured, told, errors, raw_bytes):
     return table
 
 
+def bars(report, name, title, measured, good, raw_bytes):
+    """Restored GB/s: a group for each way, a bar for each link."""
+    def speed(rate, way):
+        return raw_bytes / 1e9 / median([one["seconds"] for one in measured[rate][way]])
+
+    series = [(rate if rate == "loopback" else f"{rate} Gbit/s", [(index, round(speed(rate, way), 3)) for index, way in enumerate(good)], good)
+              for rate in measured]
+    report.plot(name, title, "", "GB/s", series, kind="bars")
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=256, help="restored bf16, in steps of 32 [%(default)s]")
     parser.add_argument("--runs", type=int, default=5, help="fetches of which the median counts [%(default)s]")
     parser.add_argument("--rates", default="loopback,1,5,10", help="Gbit/s, comma-separated, and loopback [%(default)s]")
     parser.add_argument("--only", default="", help="ways whose names contain one of these, comma-separated")
-    parser.add_argument("--quick", action="store_true", help="32 MiB, one run, loopback: does everything work?")
+    parser.add_argument("--quick", action="store_true", help="32 MiB, one run, loopback, and three ways at 10 Gbit/s: does everything work?")
     options = parser.parse_args()
     if options.quick:
-        options.mib, options.runs, options.rates = 32, 1, "loopback"
+        options.mib, options.runs, options.rates = 32, 1, "loopback,10"
     return options
+
+
+def notes(raw_bytes):
+    return [
+        f"{raw_bytes >> 20} MiB of bf16 KV of an 8B-class geometry (32 layers x 8 heads x 128, chunks of 256 tokens; synthetic, made from real KV by "
+        "`host-ctl generate`) come back into shuffled pages of 16 tokens, as a serving engine holds them. kvlane's engines and DMA are the emulator's: "
+        "**software on the same two cores**, where a card has hardware of its own; its CPU figures say what that software costs, not what a host pays. "
+        "\"remembered\": the emulator copies what it inflated before instead of inflating it, a measurement-only mode.",
+        "LMCache: its engine with the Redis connector, chunks of 256 tokens, CPU tensors, no local tier; a connector of ours of ten lines copies chunks into "
+        "the pages, since its own need a GPU. Mooncake and NIXL move bytes out of another process's memory: no store, no look-up. Every way is checked after its runs.",
+    ]
 
 
 def main():
     options = arguments()
     names = [name for name in WAYS if not options.only or any(part in name for part in options.only.split(","))]
     rates = options.rates.split(",")
-    links = [rate for rate in rates if rate != "loopback"]
-    report = Report("peers", "Beside what users pick", "bench/peers/install.sh && target/peers/bin/python bench/peers/peers.py " + " ".join(sys.argv[1:]))
+    links, linked = [rate for rate in rates if rate != "loopback"], QUICK_LINKED if options.quick else LINKED
+    report = Report("peers", "Beside what users pick", command("peers"))
     report.versions = [f"{package} {version(package)}" for package in PACKAGES]
     report.versions.append(subprocess.run(["redis-server", "--version"], capture_output=True, text=True).stdout.split()[2].replace("v=", "redis-server "))
     with Bench(options.mib) as bench:
         raw_bytes = bench.chunks * CHUNK_BYTES
-        report.notes = [
-            f"{raw_bytes >> 20} MiB of bf16 KV of an 8B-class geometry (32 layers x 8 heads x 128, chunks of 256 tokens; synthetic, made from real KV by "
-            "`host-ctl generate`) come back into shuffled pages of 16 tokens, as a serving engine holds them. kvlane's engines and DMA are the emulator's: "
-            "**software on the same two cores**, where a card has hardware of its own; its CPU figures say what that software costs, not what a host pays. "
-            "\"remembered\": the emulator copies what it inflated before instead of inflating it, a measurement-only mode.",
-            "LMCache: its engine with the Redis connector, chunks of 256 tokens, CPU tensors, no local tier; a connector of ours of ten lines copies chunks into "
-            "the pages, since its own need a GPU. Mooncake and NIXL move bytes out of another process's memory: no store, no look-up. Every way is checked after its runs.",
-        ]
-        plot = []
+        report.notes = notes(raw_bytes)
         if "loopback" in rates:
             place = bench.place(over_link=False)
-            told, measured, checks, errors = leg(bench, place, names, ["loopback"], options.runs, 1)
+            told, measured, checks, errors = leg(bench, place, names, ["loopback"], options.runs, 0 if options.quick else 1)
             report.tables.append(loopback_table(told, measured["loopback"], checks, errors, raw_bytes, options.runs))
-            good = [name for name in told if name not in errors]
-            speed = [raw_bytes / 1e6 / median([one["seconds"] for one in measured["loopback"][name]]) for name in good]
-            report.plot("peers-loopback", "Restored bf16 on loopback", "", "MB/s", [("MB/s", list(enumerate(speed)), good)], kind="bars")
+            bars(report, "peers-loopback", "Restored bf16 on loopback", measured, [name for name in told if name not in errors], raw_bytes)
         if links:
             place = bench.place(over_link=True)
-            far = [name for name in names if name in LINKED]
-            told, measured, _, errors = leg(bench, place, far, links, max(options.runs - 2, 1), 0)
+            told, measured, _, errors = leg(bench, place, [name for name in names if name in linked], links, max(options.runs - 2, 1), 0)
             report.tables.append(link_table(measured, told, errors, raw_bytes))
-            for name in (name for name in told if name not in errors):
-                points = [(float(rate), raw_bytes / 1e6 / median([one["seconds"] for one in measured[rate][name]])) for rate in links]
-                plot.append((name, points))
-            report.plot("peers-links", "Restored bf16 over links", "link, Gbit/s", "MB/s", plot, log_x=True, log_y=True)
+            bars(report, "peers-links", "Restored bf16 over links", measured, [name for name in told if name not in errors], raw_bytes)
     report.publish()
 
 

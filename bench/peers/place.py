@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Place:
     directory: str
     chunks: int
     host: str = "127.0.0.1"
-    port: int = 7491
+    port: int = 0
     far: list = field(default_factory=list)
     cpus: str = ""
 
@@ -57,37 +57,46 @@ class Place:
         return (["taskset", "--cpu-list", self.cpus] if self.cpus else []) + [str(word) for word in command]
 
 
+def bound(command):
+    """`command`, ended by the kernel when the thread that starts it ends, in whatever way: nothing outlives a benchmark."""
+    return ["setpriv", "--pdeathsig", "KILL", *(str(word) for word in command)]
+
+
+def end_group(child):
+    """Kills a process that `Bench.start` started, and what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 class Bench:
-    """A temporary directory with the generated prefix; ends every process that was started here."""
+    """A temporary directory with the generated prefix; undoes everything that it did to the machine."""
 
     def __init__(self, mib):
-        for program in (HOST_CTL, DPU_APP):
-            if not program.exists():
-                sys.exit(f"{program.name} is not built: cargo build --release")
-        stop_on_signals()
-        self.directory = tempfile.mkdtemp(prefix="kvlane-peers-")
-        self.children = []
-        self.space = False
         self.chunks = max(mib // 32, 1)
-        self.file = f"{self.directory}/kv.safetensors"
-        say(f"generating {self.chunks * 32} MiB of KV")
-        subprocess.run([HOST_CTL, "generate", "--from", ROOT / "testdata/decoder-kv.safetensors", "--tokens",
-                        str(self.chunks * 256), "--out", self.file, "--quiet"], check=True, stdout=subprocess.DEVNULL)
 
     def __enter__(self):
+        for program in (HOST_CTL, DPU_APP):
+            if not program.exists():
+                sys.exit(f"{program.name} is not built: cargo build --release -p dpu-app -p host-ctl")
+        stop_on_signals()
+        with ExitStack() as undo:
+            self.undo = undo
+            self.directory = undo.enter_context(tempfile.TemporaryDirectory(prefix="kvlane-peers-", ignore_cleanup_errors=True))
+            self.file = f"{self.directory}/kv.safetensors"
+            say(f"generating {self.chunks * 32} MiB of KV")
+            subprocess.run([HOST_CTL, "generate", "--from", ROOT / "testdata/decoder-kv.safetensors", "--tokens",
+                            str(self.chunks * 256), "--out", self.file, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+            self.undo = undo.pop_all()
         return self
 
     def __exit__(self, *_):
-        for child in self.children:
-            child.kill()
-            child.wait()
-        if self.space:
-            subprocess.run(["ip", "netns", "delete", SPACE], stderr=subprocess.DEVNULL)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.undo.close()
 
     def start(self, command, **options):
-        child = subprocess.Popen([str(word) for word in command], **options)
-        self.children.append(child)
+        """A process in a group of its own, so that it can be stopped and ended with what it starts."""
+        child = subprocess.Popen(bound(command), start_new_session=True, **options)
+        self.undo.callback(end_group, child)
         return child
 
     def place(self, over_link, cpus="", server_cpus=""):
@@ -96,7 +105,7 @@ class Bench:
         if over_link:
             self.link()
             host, far = FAR, ["ip", "netns", "exec", SPACE]
-        port = 7492 if over_link else 7491
+        port = free_port()
         pin = ["taskset", "--cpu-list", server_cpus] if server_cpus else []
         server = self.start([*far, *pin, "redis-server", "--bind", host, "--port", str(port), "--dir", self.directory, "--save", "",
                              "--appendonly", "no", "--protected-mode", "no"], stdout=subprocess.DEVNULL)
@@ -107,7 +116,8 @@ class Bench:
         """A veth pair into a namespace of its own; `limit` sets what the far side may send."""
         if os.geteuid() != 0:
             sys.exit("a network namespace needs root: run as root, or with --rates loopback")
-        subprocess.run(["ip", "netns", "delete", SPACE], stderr=subprocess.DEVNULL)
+        unlink()  # of a run that was killed
+        self.undo.callback(unlink)
         inside = ["ip", "netns", "exec", SPACE]
         for words in (["ip", "netns", "add", SPACE],
                       ["ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", SPACE],
@@ -115,7 +125,19 @@ class Bench:
                       [*inside, "ip", "address", "add", f"{FAR}/30", "dev", "eth0"],
                       [*inside, "ip", "link", "set", "eth0", "up"], [*inside, "ip", "link", "set", "lo", "up"]):
             subprocess.run(words, check=True)
-            self.space = True
+
+
+def unlink():
+    """Takes the link away, then the namespace: the kernel would take its time over the link of a namespace that is gone."""
+    for what in (["link", "delete", LINK], ["netns", "delete", SPACE]):
+        subprocess.run(["ip", *what], stderr=subprocess.DEVNULL)
+
+
+def free_port():
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def limit(rate):
@@ -132,4 +154,4 @@ def wait_for(host, port, process, seconds=10):
             return socket.create_connection((host, port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
-    sys.exit(f"nothing listens on {host}:{port}: is the port taken, or did {process.args[-1]} fail?")
+    raise RuntimeError(f"nothing listens on {host}:{port}: {' '.join(process.args)} has failed or takes longer than {seconds} s")

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def machine():
         "memory_gib": round(int(read("/proc/meminfo", "MemTotal").split()[0]) / (1 << 20), 1),
         "kernel": platform.release(),
     }
+
+
+def command(name):
+    """What to type to get the figures of the report `name` again."""
+    return " ".join(["bench/peers/run.sh", name, *sys.argv[1:]])
 
 
 def quantile(values, rank):

@@ -11,6 +11,10 @@ const TITLE: f64 = 34.0;
 const LEGEND_LINE: f64 = 18.0;
 const DRAWING: f64 = 300.0;
 const BOTTOM: f64 = 58.0;
+/// Of a character, about.
+const LETTER: f64 = 7.0;
+/// Of names of groups that do not fit beside each other, in degrees.
+const SLANT: f64 = 55.0;
 /// About as many marks on an axis.
 const TICKS: f64 = 6.0;
 /// Share of a group's width that its bars take.
@@ -94,7 +98,7 @@ pub fn draw(plot: &Plot) -> String {
     let lines = legend(plot);
     let top = TITLE + lines.len() as f64 * LEGEND_LINE;
     let bottom = top + DRAWING;
-    let height = bottom + BOTTOM;
+    let height = bottom + BOTTOM + hanging(plot);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
          <title>{0}</title>\n<style>{STYLE}</style>\n<text class=\"t\" x=\"{LEFT}\" y=\"22\">{0}</text>\n",
@@ -140,7 +144,7 @@ pub fn draw(plot: &Plot) -> String {
 fn legend(plot: &Plot) -> Vec<String> {
     let (mut lines, mut x) = (Vec::new(), f64::INFINITY);
     for (index, series) in plot.series.iter().enumerate() {
-        let width = 26.0 + series.name.chars().count() as f64 * 7.0;
+        let width = 26.0 + series.name.chars().count() as f64 * LETTER;
         if x + width > WIDTH - RIGHT {
             lines.push(String::new());
             x = LEFT;
@@ -184,11 +188,26 @@ fn draw_lines(plot: &Plot, x: &Axis, y: &Axis, out: &mut String) {
     }
 }
 
-fn draw_bars(plot: &Plot, y: &Axis, out: &mut String) {
+/// Names of the groups of a bar plot, and a group's width.
+fn groups(plot: &Plot) -> (&[String], f64) {
     let labels = plot.series.first().map_or(&[][..], |series| &series.labels);
     let furthest = plot.series.iter().flat_map(|series| &series.points).map(|point| point.0 as usize + 1).max();
-    let groups = labels.len().max(furthest.unwrap_or(0)).max(1);
-    let group = (WIDTH - LEFT - RIGHT) / groups as f64;
+    let count = labels.len().max(furthest.unwrap_or(0)).max(1);
+    (labels, (WIDTH - LEFT - RIGHT) / count as f64)
+}
+
+/// How far names of groups reach down where they are slanted because they do not fit beside each other; 0 where they do.
+fn hanging(plot: &Plot) -> f64 {
+    if plot.kind != PlotKind::Bars {
+        return 0.0;
+    }
+    let (labels, group) = groups(plot);
+    let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) as f64 * LETTER;
+    if longest > group { longest * SLANT.to_radians().sin() } else { 0.0 }
+}
+
+fn draw_bars(plot: &Plot, y: &Axis, out: &mut String) {
+    let (labels, group) = groups(plot);
     let bar = group * BARS / plot.series.len().max(1) as f64;
     let foot = y.at(if y.log { y.low } else { 0.0 });
     for (index, series) in plot.series.iter().enumerate() {
@@ -206,10 +225,10 @@ fn draw_bars(plot: &Plot, y: &Axis, out: &mut String) {
             );
         }
     }
-    let slanted = labels.iter().any(|label| label.chars().count() as f64 * 7.0 > group);
+    let slanted = hanging(plot) > 0.0;
     for (index, text) in labels.iter().enumerate() {
         let (x, y) = (LEFT + (index as f64 + 0.5) * group, y.from + 16.0);
-        let turn = if slanted { " rotate(-20)" } else { "" };
+        let turn = if slanted { format!(" rotate(-{SLANT})") } else { String::new() };
         let anchor = if slanted { "end" } else { "middle" };
         let _ = writeln!(
             out,
@@ -265,6 +284,19 @@ mod tests {
         assert!(bars.contains("A &amp; B") && bars.contains("10 &lt;Gbit/s&gt;"));
         let lines = draw(&plot(PlotKind::Lines));
         assert_eq!((lines.matches("<polyline").count(), lines.matches("<circle").count()), (2, 4));
+    }
+
+    #[test]
+    fn names_that_do_not_fit_hang_and_the_plot_makes_room_for_them() {
+        let height = |plot: &Plot| {
+            draw(plot).split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse::<f64>().unwrap()
+        };
+        let mut bars = plot(PlotKind::Bars);
+        let before = height(&bars);
+        bars.series[0].labels[0] = "a way with a long name ".repeat(4);
+        assert!(draw(&bars).contains("rotate(-55)") && height(&bars) > before + 300.0);
+        bars.kind = PlotKind::Lines;
+        assert!((height(&bars) - before).abs() < 1e-9, "lines have no groups");
     }
 
     #[test]

@@ -32,3 +32,6 @@ WAYS = {
 # What is measured over links, too: not files, not what is slower than any link, one of each kind.
 LINKED = {"kvlane q5", "kvlane lossless", "kvlane q8+raw", "kvlane q5, remembered", "LMCache, naive", "LMCache, naive, resp client",
           "redis-py + hiredis", "redis-py, zstd", "redis-py, zlib of q5 codes", "NIXL UCX (tcp)", "Mooncake TE (tcp)"}
+
+# What `--quick` shows over a link: that the link works.
+QUICK_LINKED = {"kvlane q5", "redis-py + hiredis", "Mooncake TE (tcp)"}

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from place import DPU_APP, HOST_CTL
+from place import DPU_APP, HOST_CTL, bound
 from prefix import CHUNK_BYTES
 from ways.way import Way
 
@@ -25,8 +25,8 @@ class Kvlane(Way):
         emulator = f"remember={2 * self.place.chunks * CHUNK_BYTES}" if self.remember else ""
         environment = dict(os.environ, DOCA_EMULATOR=emulator)
         log = open(f"{self.place.directory}/dpu-app.{os.getpid()}.log", "w")
-        self.app = subprocess.Popen(self.place.pinned([DPU_APP, "run", "--attach", "socket", "--socket", self.socket, "--store",
-                                    f"redis://{self.place.host}:{self.place.port}"]), stderr=log, stdout=log, env=environment)
+        self.app = subprocess.Popen(bound(self.place.pinned([DPU_APP, "run", "--attach", "socket", "--socket", self.socket, "--store",
+                                    f"redis://{self.place.host}:{self.place.port}"])), stderr=log, stdout=log, env=environment)
         end = time.monotonic() + 20
         while not Path(self.socket).exists():
             if self.app.poll() is not None or time.monotonic() > end:
@@ -74,5 +74,5 @@ class Kvlane(Way):
 
     def close(self):
         if self.app:
-            self.app.terminate()
+            self.app.kill()
             self.app.wait()

@@ -15,6 +15,7 @@ from ways.way import Way
 
 os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
 os.environ.setdefault("LMCACHE_DISABLE_BANNER", "1")
+os.environ.setdefault("LMCACHE_LOG_LEVEL", "WARNING")
 
 import torch  # noqa: E402
 from lmcache.v1.cache_engine import LMCacheEngineBuilder  # noqa: E402

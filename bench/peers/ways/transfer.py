@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from place import bound
 from prefix import CHUNK_BYTES
 from ways.way import Way
 
@@ -26,7 +27,7 @@ class Transfer(Way):
     def open(self):
         super().open()
         there = "eth0" if self.place.far else "lo"
-        self.far = subprocess.Popen([*self.place.far, sys.executable, FAR, self.kind, self.place.text()], stdin=subprocess.PIPE,
+        self.far = subprocess.Popen(bound([*self.place.far, sys.executable, FAR, self.kind, self.place.text()]), stdin=subprocess.PIPE,
                                     stdout=subprocess.PIPE, text=True, env=dict(os.environ, **self.environment(there)))
         line = self.far.stdout.readline()
         if not line:
