@@ -164,7 +164,7 @@ fn a_chunk_that_is_used_while_it_comes_in_is_known_when_it_is_there() {
         }
         // What the policy does not know is nobody's parent: those behind it would be refused for good.
         wait_until("promotion", || {
-            store.touch(&keys(&prompt));
+            store.touch(0, &keys(&prompt));
             let mut refused = 0;
             store.tiers(false, &mut |tier| refused = tier.refused);
             assert_eq!(refused, 0, "there is room for all of them");
