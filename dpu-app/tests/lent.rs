@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use block::ChunkKey;
 use host_ctl::{Arrangement, Transfer};
-use mailbox::{Status, Tokens};
+use mailbox::Status;
 use rig::*;
 
 const CHUNKS: usize = 6;

@@ -25,6 +25,7 @@ fn source() -> KvFile {
 fn store(card: &Card, importance: &[f32], budget: Budget) -> Result<MixedReport, Error> {
     let file = source();
     let (kv, tokens) = (file.kv("kv", None)?, file.token_ids("tokens", None)?);
+    let importances = importance.iter().map(|&factor| host_ctl::importance(factor)).collect::<Result<Vec<_>, _>>()?;
     let order = StoreOrder {
         file: &file,
         kv: &kv,
@@ -35,6 +36,7 @@ fn store(card: &Card, importance: &[f32], budget: Budget) -> Result<MixedReport,
         deadline: None,
         patience: WAIT,
         again: false,
+        importances: &importances,
     };
     let levels = LEVELS.map(|level| level.parse().unwrap());
     let mut options = card.options(NAME);
@@ -42,7 +44,7 @@ fn store(card: &Card, importance: &[f32], budget: Budget) -> Result<MixedReport,
         options.recipe = recipe;
         Client::attach(&options, memory)
     };
-    let mixture = Mixture { importance, levels: &levels, budget };
+    let mixture = Mixture { levels: &levels, budget };
     store_mixed(&mut attach, Some(NAME.parse().unwrap()), &order, &mixture, &mut |_, _| {})
 }
 
@@ -119,7 +121,7 @@ fn what_cannot_be_met_is_refused_before_anything_is_stored() {
     for (importance, budget, word) in [
         (vec![1.0; CHUNKS - 1], Budget::BitsPerElement(4.0), "7 importances for 8 chunks"),
         (vec![1.0; CHUNKS], Budget::Bytes(1000), "coarsest level"),
-        (vec![f32::NAN; CHUNKS], Budget::BitsPerElement(4.0), "chunk 0"),
+        (vec![f32::NAN; CHUNKS], Budget::BitsPerElement(4.0), "NaN"),
     ] {
         let error = store(&card, &importance, budget).unwrap_err();
         assert!(error.to_string().contains(word), "{error}");

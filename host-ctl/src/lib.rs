@@ -47,7 +47,7 @@ pub use generate::{Synthetic, generate};
 pub use importances::{importance, load_importances};
 pub use kv_file::{KvFile, KvTensor, Tensor, TensorShape};
 pub use memory::{Memory, Region};
-pub use mixed::{Attach, Budget, MixedReport, Mixture, Portion, read_importance, store_mixed};
+pub use mixed::{Attach, Budget, MixedReport, Mixture, Portion, store_mixed};
 pub use out_file::OutFile;
 pub use prefix::Prefix;
 pub use route::Route;

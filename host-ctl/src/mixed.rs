@@ -10,19 +10,17 @@
 //! nothing else. A name therefore stands for a least precision no longer; a model name of its own keeps such prefixes apart.
 //! Only store() in its ordinary form leaves all KV bytes to the card: here the sample is read and encoded by the host.
 
-use std::path::Path;
-
 use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
 use block::{Geometry, Plan, Recipe, TileOrder};
-use mailbox::Tokens;
-use serde_json::Value;
 
 use crate::client::{Client, Transfer};
 use crate::compare::read_part;
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::precision::{Level, assign};
-use crate::transfer::{Amounts, StoreOrder, StoreReport, Watch, drive, look, stages_since, status};
+use crate::transfer::{
+    Amounts, StoreOrder, StoreReport, Watch, check_importances, drive, look, rate_known, stages_since, status,
+};
 
 /// Chunks that are encoded here to learn what a level takes: sizes of one level differ by a few percent.
 const SAMPLES: usize = 3;
@@ -45,11 +43,9 @@ impl Budget {
     }
 }
 
-/// Precision by importance.
+/// Precision by the importances of a [`StoreOrder`].
 #[derive(Clone, Copy, Debug)]
 pub struct Mixture<'a> {
-    /// One for each chunk of the prompt.
-    pub importance: &'a [f32],
     pub levels: &'a [Recipe],
     pub budget: Budget,
 }
@@ -80,25 +76,6 @@ pub struct MixedReport {
 /// Opens a session with a recipe (`None`: the card's own).
 pub type Attach<'a> = &'a mut dyn FnMut(Option<Recipe>, Option<Memory>) -> Result<Client, Error>;
 
-/// Importances from a JSON file: `{"chunks":[0.5,...]}`, one for each chunk from the prompt's start.
-///
-/// # Errors
-/// It cannot be read, or is something else.
-pub fn read_importance(path: &Path) -> Result<Vec<f32>, Error> {
-    let text = std::fs::read_to_string(path).map_err(Error::system("open", path))?;
-    let parse = |text: &str| -> Option<Vec<f32>> {
-        let value: Value = serde_json::from_str(text).ok()?;
-        value.get("chunks")?.as_array()?.iter().map(|number| number.as_f64().map(|number| number as f32)).collect()
-    };
-    parse(&text).ok_or_else(|| {
-        Error::input(
-            path.display(),
-            "no importances",
-            r#"write {"chunks":[NUMBER,...]}, one for each chunk of the prompt"#,
-        )
-    })
-}
-
 /// Stores the whole chunks of a tensor, each in its own precision. `named` is the recipe in the prefix's name.
 ///
 /// # Errors
@@ -116,16 +93,17 @@ pub fn store_mixed(
     let welcome = client.welcome().clone();
     let prefix = order.prefix(geometry, welcome.recipe)?;
     let keys = prefix.keys();
-    if mixture.importance.len() != keys.len() {
-        let what = format!("{} importances for {} chunks", mixture.importance.len(), keys.len());
-        return Err(Error::input("--importance", what, "give one for each whole chunk of --chunk-tokens"));
+    if order.importances.is_empty() && !keys.is_empty() {
+        return Err(Error::input("importances", "none", "give one for each whole chunk of the prompt"));
     }
+    check_importances(order.importances, keys.len())?;
     let known = if order.again { 0 } else { look(&mut client, keys, order.patience)?.chunks_done };
     let before = status(&mut client);
 
     let levels = measure(order, &geometry, keys.len(), welcome.block_elements as usize, mixture.levels)?;
     let budget_bytes = mixture.budget.bytes(&geometry, keys.len());
-    let chosen = assign(mixture.importance, &levels, budget_bytes)
+    let factors: Vec<f32> = order.importances.iter().map(|importance| importance.factor()).collect();
+    let chosen = assign(&factors, &levels, budget_bytes)
         .map_err(|error| Error::input("precision", error, "change --importance, --levels or the budget"))?;
     let mut report = MixedReport {
         whole: StoreReport {
@@ -158,7 +136,9 @@ pub fn store_mixed(
             let mut session = attach(Some(recipe), Some(memory()?))?;
             let keys_of: Vec<_> = new.iter().map(|&chunk| keys[chunk]).collect();
             let pages: Vec<u32> = new.iter().flat_map(|&chunk| pages_of(chunk, pages_per_chunk)).collect();
-            let transfer = Transfer { keys: &keys_of, pages: &pages, tokens: Tokens::ALL, deadline: order.deadline };
+            let importances: Vec<_> = new.iter().map(|&chunk| order.importances[chunk]).collect();
+            let ask = Transfer::new(&keys_of, &pages);
+            let transfer = Transfer { deadline: order.deadline, importances: &importances, ..ask };
             let id = session.post_store(&transfer)?;
             let progress = &mut |now| watch(done + now, keys.len());
             let completion = drive(&mut session, id, order.patience, progress)?.ok()?;
@@ -171,6 +151,7 @@ pub fn store_mixed(
         report.portions.push(portion);
     }
     report.whole.stages = stages_since(&mut client, before.as_ref());
+    rate_known(&mut client, keys, order, known)?;
     client.close(order.patience)?;
     Ok(report)
 }
@@ -226,22 +207,7 @@ fn block_bytes(
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
-
-    #[test]
-    fn importances_are_read_and_anything_else_is_refused() {
-        let read = |text: &str| {
-            let mut file = tempfile::NamedTempFile::new().unwrap();
-            file.write_all(text.as_bytes()).unwrap();
-            read_importance(file.path())
-        };
-        assert_eq!(read(r#"{"chunks":[1,0.25]}"#).unwrap(), [1.0, 0.25]);
-        for bad in ["", "[1]", r#"{"chunks":1}"#, r#"{"chunks":["1"]}"#] {
-            assert!(read(bad).unwrap_err().to_string().contains("chunks"), "{bad}");
-        }
-    }
 
     #[test]
     fn bits_of_an_element_are_bytes_of_the_prefix() {

@@ -239,15 +239,26 @@ pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> R
         report.amounts = Amounts::of(&completion, &geometry);
         report.stages = stages_since(&mut client, before.as_ref());
     }
-    if known > 0 && !order.importances.is_empty() {
-        let id = client.post_rate(&keys[..known], &order.importances[..known])?;
-        drive(&mut client, id, order.patience, &mut |_| {})?.ok()?;
-    }
+    rate_known(&mut client, keys, order, known)?;
     client.close(order.patience)?;
     Ok(report)
 }
 
-fn check_importances(importances: &[Importance], chunks: usize) -> Result<(), Error> {
+/// Says what the chunks are worth that were stored before.
+pub(crate) fn rate_known(
+    client: &mut Client,
+    keys: &[ChunkKey],
+    order: &StoreOrder<'_>,
+    known: usize,
+) -> Result<(), Error> {
+    if known > 0 && !order.importances.is_empty() {
+        let id = client.post_rate(&keys[..known], &order.importances[..known])?;
+        drive(client, id, order.patience, &mut |_| {})?.ok()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn check_importances(importances: &[Importance], chunks: usize) -> Result<(), Error> {
     if importances.is_empty() || importances.len() == chunks {
         return Ok(());
     }

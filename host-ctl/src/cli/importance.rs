@@ -32,7 +32,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     let (shape, tokens) = arguments.shape.load()?;
     let geometry = shape.geometry(arguments.naming.chunk_tokens);
-    let geometry = geometry.map_err(|error| bad("geometry", error.to_string(), "change --geometry or --chunk-tokens"))?;
+    let geometry =
+        geometry.map_err(|error| bad("geometry", error.to_string(), "change --geometry or --chunk-tokens"))?;
     let of = |chunks: usize| match (&arguments.file, arguments.value) {
         (Some(file), _) => load_importances(file),
         (None, value) => Ok(vec![importance(value.unwrap_or(1.0))?; chunks]),

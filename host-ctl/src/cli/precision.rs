@@ -1,7 +1,5 @@
 //! Arguments of `host-ctl store` for precision by importance, and what it prints of it.
 
-use std::path::PathBuf;
-
 use block::Recipe;
 use clap::Args;
 use host_ctl::{Budget, MixedReport, Mixture, Portion};
@@ -13,18 +11,14 @@ use super::show::mb;
 #[derive(Debug, Args)]
 #[group(id = "budget", multiple = false, args = ["bits_per_element", "budget_bytes"])]
 pub(crate) struct Precision {
-    /// Store chunks of low importance in fewer bits: JSON file {"chunks":[NUMBER,...]}, one for each chunk of the prompt,
-    /// for instance its share of the attention. Readers name the prefix as always (--recipe); give it a --model of its own
-    /// if they rely on a least precision
-    #[arg(long, value_name = "FILE", requires = "budget")]
-    importance: Option<PathBuf>,
-    /// With --importance: what an element may take in the store, on average
+    /// With --importance: store chunks of low importance in fewer bits; this is what an element may take in the store, on
+    /// average. Readers name the prefix as always (--recipe); give it a --model of its own if they rely on a least precision
     #[arg(long, value_name = "BITS", requires = "importance")]
     bits_per_element: Option<f64>,
     /// With --importance: what the whole prefix may take in the store, as in 200M
     #[arg(long, value_name = "BYTES", requires = "importance", value_parser = parse_bytes)]
     budget_bytes: Option<u64>,
-    /// With --importance: recipes to choose from
+    /// With one of these: recipes to choose from
     #[arg(
         long,
         value_name = "RECIPE,...",
@@ -36,19 +30,17 @@ pub(crate) struct Precision {
 }
 
 impl Precision {
-    pub(crate) fn importance(&self) -> Option<&PathBuf> {
-        self.importance.as_ref()
-    }
-
-    pub(crate) fn mixture<'a>(&'a self, importance: &'a [f32]) -> Result<Mixture<'a>, host_ctl::Error> {
+    /// None where all chunks are to have the same precision.
+    pub(crate) fn mixture(&self) -> Result<Option<Mixture<'_>>, host_ctl::Error> {
         let budget = match (self.bits_per_element, self.budget_bytes) {
+            (None, None) => return Ok(None),
             (Some(bits), _) if !(bits.is_finite() && bits > 0.0) => {
                 return Err(given::bad("--bits-per-element", bits.to_string(), "give a number above 0"));
             }
             (Some(bits), _) => Budget::BitsPerElement(bits),
-            (None, bytes) => Budget::Bytes(bytes.expect("clap: --importance requires one of them")),
+            (None, Some(bytes)) => Budget::Bytes(bytes),
         };
-        Ok(Mixture { importance, levels: &self.levels, budget })
+        Ok(Some(Mixture { levels: &self.levels, budget }))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use host_ctl::{Client, Error, StoreOrder, TokenSpec, read_importance, store, store_mixed};
+use host_ctl::{Client, Error, StoreOrder, TokenSpec, store, store_mixed};
 use serde_json::json;
 
 use super::Verdict;
@@ -67,11 +67,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     door.part_chunks = Some(PART_CHUNKS);
     let mut bar = show.bar("store", "chunks");
     let watch = &mut |done, all| bar.set(done, all);
-    let (report, mixed) = match arguments.precision.importance() {
+    let (report, mixed) = match arguments.precision.mixture()? {
         None => (store(&mut door, &order, watch)?, None),
-        Some(path) => {
-            let importance = read_importance(path)?;
-            let mixture = arguments.precision.mixture(&importance)?;
+        Some(mixture) => {
             let mut attach = |recipe, memory| {
                 door.recipe = recipe;
                 Client::attach(&door, memory)
