@@ -151,7 +151,7 @@ def bars(report, name, title, measured, good, raw_bytes):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=256, help="restored bf16, in steps of 32 [%(default)s]")
+    parser.add_argument("--mib", type=int, default=192, help="restored bf16, in steps of 32 [%(default)s]")
     parser.add_argument("--runs", type=int, default=5, help="fetches of which the median counts [%(default)s]")
     parser.add_argument("--rates", default="loopback,1,5,10", help="Gbit/s, comma-separated, and loopback [%(default)s]")
     parser.add_argument("--only", default="", help="ways whose names contain one of these, comma-separated")

@@ -19,7 +19,7 @@ from pathlib import Path
 from place import DPU_APP, ROOT, Bench, end_group, free_port, say, wait_for
 from report import Report, Table, command, median, spread
 
-CHUNK, BLOCK, CHUNKS, OWN, ANSWER, LONGEST = 256, 32, 7, 20, 24, 2048
+CHUNK, BLOCK, CHUNKS, OWN, ANSWER, LONGEST = 256, 32, 5, 20, 24, 2048
 # Geometry of the larger model: its weights are random, so it costs what such a model costs, and its answers mean nothing.
 LARGER = {"hidden_size": 1280, "intermediate_size": 3584, "num_hidden_layers": 18, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 64}
 ENGINE_CPU, OTHER_CPU = "0", "1"
