@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The Python package as a release wheel (abi3: one for Python 3.10 and later), and a smoke test of it in a fresh environment.
+# It runs with this machine's glibc or a newer one: build it on the oldest system that it is for (maturin names the manylinux).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/wheel.sh [--yes] [--out DIR] [--sdk] [--old-glibc] [--smoke [--vllm PYTHON]]
+Usage: scripts/wheel.sh [--yes] [--out DIR] [--sdk] [--smoke [--vllm PYTHON]]
   --yes          let setup.sh install what is missing without asking
   --out DIR      where the wheel goes [default: target/python-wheel-release]
   --sdk          for a card: linked with DOCA's libraries, which must be installed here; runs where they are
-  --old-glibc    for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip brings; else as new as this machine's
   --smoke        install it in a new environment, import it, name a chunk's keys, and load the connector's options
   --vllm PYTHON  with --smoke: also import the connector with that interpreter's vLLM, which is not written to
 USAGE
@@ -18,7 +18,6 @@ USAGE
 setup=(--python)
 out=
 build=()
-old=false
 smoke=false
 vllm=
 while [ $# -gt 0 ]; do
@@ -29,7 +28,6 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --sdk) build+=(--no-default-features --features sdk --auditwheel skip) ;;
-        --old-glibc) old=true ;;
         --smoke) smoke=true ;;
         --vllm)
             vllm=${2:?--vllm needs an interpreter}
@@ -55,11 +53,6 @@ fi
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
 out=${out:-$target/python-wheel-release}
 venv=$target/python-venv
-if $old; then
-    "$venv/bin/pip" install --quiet --disable-pip-version-check 'ziglang>=0.13,<0.16'
-    build+=(--zig --compatibility manylinux_2_28)
-    PATH=$venv/bin:$PATH
-fi
 mkdir -p "$out"
 rm -f "$out"/kvlane-*.whl
 "$venv/bin/maturin" build --quiet --locked --manifest-path host-ctl/python/Cargo.toml --out "$out" ${build[@]+"${build[@]}"}
