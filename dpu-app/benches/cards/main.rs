@@ -8,7 +8,7 @@
 //!
 //! All chunks are in Redis before the clock starts, and what a request asks for is what somebody has computed before it
 //! in the trace. So both variants restore the same bytes; stores are left out, as they are the same for both. The first
-//! two thirds of the trace fill the tiers; the last is measured.
+//! two thirds of the trace fill the tiers, which then come to rest; the last is measured.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -231,7 +231,7 @@ fn report(arguments: &Arguments, work: &Work, of_wire: f64, variants: &[Variant]
          chunks asked for, {different} different); conversations go to cards by their system prompt ({} chunks). A chunk \
          is 1 MiB of bf16, a thirty-second of an 8B-class model's; recipe {}, so that no inflating in software hides the \
          link. Each card has one request in flight. All chunks are in Redis before the clock starts, stores are left out, \
-         the first two thirds of the trace fill the tiers, the last is measured. T0 has a sixteenth and T1 a quarter of the {:.0} \
+         the first two thirds of the trace fill the tiers, which then come to rest (30 s at most), the last is measured. T0 has a sixteenth and T1 a quarter of the {:.0} \
          MB that Redis holds.",
         arguments.requests,
         load.join(", "),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::{ChunkKey, KeyChain, Namespace};
 use host_ctl::{Arrangement, CardStatus, Client, Memory, Transfer};
@@ -16,6 +16,8 @@ use super::{CHUNK_TOKENS, SEED, geometry};
 const PAGES_PER_CHUNK: usize = (CHUNK_TOKENS / PAGE_TOKENS) as usize;
 /// Chunks of one store.
 const STORED_AT_ONCE: usize = 16;
+/// How long the movers may take to come to rest.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// `worker URL RECIPE REQUESTS CARD CARDS`.
 pub(crate) fn run(words: &[String]) {
@@ -36,7 +38,10 @@ pub(crate) fn run(words: &[String]) {
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
         let answer = match order.as_str() {
             "fill" => host.store(&work),
-            "warm" => host.fetch(own(0..work.measured).map(|request| &request.chunks[..request.known])),
+            "warm" => {
+                host.fetch(own(0..work.measured).map(|request| &request.chunks[..request.known]));
+                host.settle()
+            }
             "measure" => {
                 host.fetch(own(work.measured..work.requests.len()).map(|request| &request.chunks[..request.known]))
             }
@@ -97,7 +102,7 @@ impl Host {
 
     /// Restores one prefix after the other.
     fn fetch<'w>(&mut self, prefixes: impl Iterator<Item = &'w [u64]>) -> Value {
-        let before = self.hits();
+        let before = self.of_tiers("hits");
         let (mut chunks, mut ms) = (0, Vec::new());
         for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
             let keys: Vec<ChunkKey> = prefix.iter().map(|chunk| self.names[chunk]).collect();
@@ -107,9 +112,22 @@ impl Host {
             chunks += answered(&mut self.client, |client| client.post_fetch(&transfer)).chunks_done;
             ms.push(since.elapsed().as_secs_f64() * 1e3);
         }
-        let after = self.hits();
+        let after = self.of_tiers("hits");
         let bytes = chunks * geometry().chunk_bytes();
         json!({ "chunks": chunks, "bytes": bytes, "ms": ms, "dram": after[0] - before[0], "dir": after[1] - before[1] })
+    }
+
+    /// Waits until nothing more comes into the tiers.
+    fn settle(&mut self) -> Value {
+        let end = Instant::now() + SETTLE_MAX;
+        let mut moved = self.of_tiers("promoted");
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let before = std::mem::replace(&mut moved, self.of_tiers("promoted"));
+            if moved == before || Instant::now() > end {
+                return json!({ "promoted": moved });
+            }
+        }
     }
 
     fn status(&mut self) -> Value {
@@ -117,12 +135,12 @@ impl Host {
         CardStatus::parse(&answer).expect("the card's status").value().clone()
     }
 
-    /// Chunks that were opened in T0 and T1 so far.
-    fn hits(&mut self) -> [u64; 2] {
+    /// One of the counters of T0 and T1.
+    fn of_tiers(&mut self, counter: &str) -> [u64; 2] {
         let status = self.status();
         let tiers = status["tiers"].as_array().cloned().unwrap_or_default();
         ["dram", "dir"].map(|name| {
-            tiers.iter().find(|tier| tier["tier"] == name).and_then(|tier| tier["hits"].as_u64()).unwrap_or(0)
+            tiers.iter().find(|tier| tier["tier"] == name).and_then(|tier| tier[counter].as_u64()).unwrap_or(0)
         })
     }
 }

@@ -18,6 +18,8 @@ use super::breaker::MOVER_LANE;
 use super::dram::Incoming;
 use super::returns::Source;
 use super::{Moves, Tiers, chunk};
+use tier::Policy;
+
 use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
 
 /// What it moves in a second at most.
@@ -230,9 +232,14 @@ impl Mover<'_> {
     /// Bytes that were moved.
     fn serve(&mut self, wish: &Wish) -> Result<u64, StoreError> {
         let tiers = self.tiers;
-        let wants_dram = tiers.dram.as_ref().is_some_and(|dram| !dram.holds(&wish.key));
         let on_disk = tiers.disk.as_ref().is_some_and(|disk| disk.store.holds(&wish.key));
-        let wants_disk = !on_disk && tiers.disk.as_ref().is_some_and(|disk| disk.writes.serves());
+        // Where the chunk before it is not, it is worth nothing: known before T2 is asked for it.
+        let follows = |holds: &dyn Fn(&ChunkKey) -> bool| wish.parent.as_ref().is_none_or(holds);
+        let wants_dram = tiers.dram.as_ref().is_some_and(|dram| !dram.holds(&wish.key))
+            && follows(&|parent| tiers.dram().holds(parent));
+        let wants_disk = !on_disk
+            && tiers.disk.as_ref().is_some_and(|disk| disk.writes.serves())
+            && follows(&|parent| tiers.disk().policy.lock().expect(POISONED).holds(parent));
         if !wants_dram && !wants_disk {
             return Ok(0);
         }
