@@ -11,7 +11,6 @@ use host_ctl::{
     Amounts, Arrangement, Client, Completion, FetchOrder, FetchReport, Identity, KvFile, Memory, Options, PageOrder,
     RequestId, Route, StoreOrder, StoreReport, Synthetic, Target, TensorShape, Transfer, fetch, generate, store,
 };
-use mailbox::Tokens;
 
 pub(crate) const PAGE_TOKENS: u16 = 16;
 pub(crate) const CHUNK_TOKENS: usize = 256;
@@ -137,6 +136,7 @@ impl Card {
             deadline: Some(PATIENCE),
             patience: PATIENCE,
             again: false,
+            importances: &[],
         };
         store(&mut self.options, &order, &mut |_, _| ()).expect("stored")
     }
