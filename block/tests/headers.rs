@@ -1,8 +1,8 @@
 //! Headers and manifests believe nothing: random bytes are errors, and so is every single flipped bit.
 
 use block::{
-    ChunkKey, Codec, ElementType, Geometry, Granularity, HEADER_BYTES, Header, HeaderError, Kind, MANIFEST_BYTES_MAX,
-    Manifest, ManifestError, Part, Plan, Transform, align64, manifest_bytes, wire_bytes_max,
+    ChunkKey, Codec, ElementType, Geometry, Granularity, HEADER_BYTES, Header, HeaderError, Importance, Kind,
+    MANIFEST_BYTES_MAX, Manifest, ManifestError, Part, Plan, Transform, align64, manifest_bytes, wire_bytes_max,
 };
 use proptest::prelude::*;
 
