@@ -11,6 +11,9 @@ use crate::errors::{input, raise};
 use crate::keys::Geometry;
 use crate::lent::lend;
 
+/// Address, bytes, owner, and a dma-buf (descriptor and offset) where the memory is a GPU's.
+type Lent = (usize, usize, Py<PyAny>, Option<(RawFd, usize)>);
+
 /// See `kvlane.register`, which makes one.
 #[pyclass(frozen, module = "kvlane")]
 #[derive(Debug)]
@@ -20,13 +23,13 @@ pub(crate) struct Memory {
 
 #[pymethods]
 impl Memory {
-    /// `regions`: (address, bytes, owner, dma-buf: descriptor and offset, or None). `bases`: (region, byte offset) of K, then V, of layer 0, then of layer 1, ...
+    /// `regions`: see [`Lent`]. `bases`: (region, byte offset) of K, then V, of layer 0, then of layer 1, ...
     #[new]
     #[pyo3(signature = (geometry, regions, bases, *, order, page_tokens, page_count, page_stride, token_stride, head_stride, writable))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         geometry: &Geometry,
-        regions: Vec<(usize, usize, Py<PyAny>, Option<(RawFd, usize)>)>,
+        regions: Vec<Lent>,
         bases: Vec<(u16, u64)>,
         order: &str,
         page_tokens: u16,
