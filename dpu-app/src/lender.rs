@@ -27,14 +27,14 @@ impl store::Slab for Lender {
     }
 }
 
-/// A store whose blocks are read into a slot's memory.
-pub type CardStore = Box<dyn Readable<Area>>;
+/// A store, and the memory that it lends from, if it has any.
+pub type Opened = (Box<dyn Readable<Area>>, Option<Slab>);
 
 /// Opens the store that the config names. With a tier in memory there is a slab, from which the store lends.
 ///
 /// # Errors
 /// The operator's to mend; the message says how.
-pub fn open_store(config: &Config, device: &Device) -> Result<(CardStore, Option<Slab>), OpenError> {
+pub fn open_store(config: &Config, device: &Device) -> Result<Opened, OpenError> {
     let slab = RefCell::new(None);
     let allocate = |pages: usize, page_bytes: usize| -> io::Result<Box<dyn store::Slab>> {
         let taken = Slab::allocate(device, pages, page_bytes).map_err(|error| io::Error::other(error.to_string()))?;
