@@ -89,7 +89,8 @@ pub fn store_mixed(
 ) -> Result<MixedReport, Error> {
     let memory = || order.file.memory(order.kv, order.chunk_tokens, order.page_tokens);
     let (geometry, pages_per_chunk) = memory().map(|memory| (memory.geometry, memory.pages_per_chunk()))?;
-    let mut client = attach(named, None)?;
+    // With memory, without which a card names no largest block.
+    let mut client = attach(named, Some(memory()?))?;
     let welcome = client.welcome().clone();
     let prefix = order.prefix(geometry, welcome.recipe)?;
     let keys = prefix.keys();

@@ -52,8 +52,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What a card's tiers have: chosen on the synthetic traces of docs/tiers.md.
-    pub const HALF_LIFE_MS: u64 = 60_000;
+    /// What a card's tiers have: docs/tiers.md says on which traces they were chosen.
+    pub const HALF_LIFE_MS: u64 = 300_000;
     pub const PROBATION_SHARE: f64 = 0.1;
 
     /// With those.
