@@ -44,13 +44,13 @@ fn main() {
     let prefix = Prefix::of(&arguments.dir, LAYERS, arguments.tokens);
     let mut report = Report::new("path", "The whole path, and what bounds it", "cargo bench -p dpu-app --bench path");
     report.notes.push(format!(
-        "{} tokens of an 8B-class geometry (bf16, {} MiB) from a `dir:` store in the page cache or a redis-server on loopback into \
+        "{} tokens of an 8B-class geometry (bf16, {:.0} MiB) from a `dir:` store in the page cache or a redis-server on loopback into \
          shuffled pages of another process; defaults of this machine. Alone: the same workers, engines, scheduler and ring, the \
          other stages left out. In turns: all blocks of the ring are fetched, then all inflated, then dequantized, then written: \
          nothing overlaps. Whole: a real dpu-app. Each in turn within one run, medians of {}; no thread is pinned, everything \
          shares the processors.",
         arguments.tokens,
-        arguments.tokens * prefix.geometry().row_bytes() * 2 * LAYERS >> 20,
+        prefix.bytes() / f64::from(1 << 20),
         arguments.runs
     ));
     report.notes.push(format!(

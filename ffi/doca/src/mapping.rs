@@ -9,7 +9,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use doca_sys as sys;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use crate::area::{Range, register};
 use crate::device::Device;
@@ -48,6 +48,9 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above; concurrent copies may tear, which the callers' checksums are for, but touch only mapped memory.
 unsafe impl Sync for Mapping {}
 
+/// Mappings from here on are worth huge pages.
+const HUGE_BYTES: usize = 2 << 20;
+
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mapping").field("bytes", &self.bytes).finish()
@@ -71,7 +74,8 @@ impl Mapping {
         Ok(Self { base, bytes, lender: None, dmabuf: None })
     }
 
-    /// Zeroed anonymous memory, as a serving engine's allocator would give it.
+    /// Zeroed anonymous memory, as a serving engine's allocator would give it: in huge pages where it is large, since whoever
+    /// writes it from outside, the emulator's kernel or a card, has to look up every page.
     ///
     /// # Errors
     /// `INVALID_VALUE` for zero bytes, `NO_MEMORY` if the system refuses.
@@ -80,8 +84,13 @@ impl Mapping {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) };
-        let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?.cast();
-        Ok(Self { base, bytes, lender: None, dmabuf: None })
+        let base = base.map_err(|_| Error::new("mmap", Code::NO_MEMORY))?;
+        if bytes >= HUGE_BYTES {
+            // SAFETY: advice about the mapping that was just made; its contents stay.
+            // A kernel without huge pages refuses, and all works as without.
+            let _ = unsafe { madvise(base, bytes, MmapAdvise::MADV_HUGEPAGE) };
+        }
+        Ok(Self { base: base.cast(), bytes, lender: None, dmabuf: None })
     }
 
     /// Memory that somebody else allocated, a serving engine's KV cache: `lender` keeps it alive and is dropped, not
