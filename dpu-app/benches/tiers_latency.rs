@@ -279,7 +279,7 @@ fn store_alone(run: &Run) -> Table {
             if dram_hits() == before {
                 assert!(Instant::now() < end, "it does not come into the tier");
                 store.close(0);
-                store.touch(&[key]);
+                store.touch(0, &[key]);
                 thread::sleep(Duration::from_millis(50));
                 continue;
             }
