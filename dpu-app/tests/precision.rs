@@ -120,7 +120,7 @@ fn each_chunk_is_stored_in_its_own_precision_and_any_reader_of_the_name_fetches_
 fn what_cannot_be_met_is_refused_before_anything_is_stored() {
     let card = Card::start();
     for (importance, budget, word) in [
-        (vec![1.0; CHUNKS - 1], Budget::BitsPerElement(4.0), "7 importances for 8 chunks"),
+        (vec![1.0; CHUNKS - 1], Budget::BitsPerElement(4.0), "7 importances for 8 whole chunks"),
         (vec![1.0; CHUNKS], Budget::Bytes(1000), "coarsest level"),
         (vec![f32::NAN; CHUNKS], Budget::BitsPerElement(4.0), "NaN"),
     ] {

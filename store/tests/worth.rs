@@ -11,7 +11,7 @@ use store::{Limits, Namespaces, Readable, TierFacts};
 
 type Any = dyn Readable<Vec<u8>>;
 
-/// Chunks that `dram=512K` holds: one page of 32 KiB each.
+/// Chunks that `dram=340K` holds: five pages of 4 KiB each, with a sixteenth to spare.
 const HELD: u64 = 16;
 
 /// A bottom with so many chunks, each put with its importance, and memory in front of it.
@@ -82,7 +82,7 @@ fn count(rig: &Rig, store: &Any, chunks: impl Iterator<Item = u64>) -> usize {
 fn at_equal_use_the_important_stays() {
     // Every other chunk was stored as four times as important.
     let rig = Rig::new(2 * HELD, |n| if n % 2 == 0 { 4.0 } else { 1.0 });
-    let store = rig.open("dram=512K,", &Namespaces::default());
+    let store = rig.open("dram=340K,", &Namespaces::default());
     for _ in 0..3 {
         uses(&*store, 0, 0..2 * HELD);
     }
@@ -94,7 +94,7 @@ fn at_equal_use_the_important_stays() {
 #[test]
 fn a_rating_is_remembered_for_a_chunk_that_comes_in_later_and_counts_for_one_that_is_in() {
     let rig = Rig::new(2 * HELD, |_| 1.0);
-    let store = rig.open("dram=512K,", &Namespaces::default());
+    let store = rig.open("dram=340K,", &Namespaces::default());
     let of = |word: f32| Importance::of(word).expect("a factor");
     let keys: Vec<ChunkKey> = (HELD..2 * HELD).map(key).collect();
     store.rate(&keys, &vec![of(4.0); keys.len()]);
@@ -133,7 +133,7 @@ fn a_flood_of_one_namespace_takes_nothing_that_another_was_promised() {
     let rig = Rig::new(3 * HELD, |n| if n < HELD { 1.0 } else { 200.0 });
     let namespaces = Namespaces::new(["a=50%", "b=0..75%"], []).expect("quotas");
     let (a, b) = (namespaces.number(Some("a")), namespaces.number(Some("b")));
-    let store = rig.open("dram=512K,", &namespaces);
+    let store = rig.open("dram=340K,", &namespaces);
     for _ in 0..2 {
         uses(&*store, a, 0..HELD);
     }
@@ -155,7 +155,7 @@ fn a_flood_of_one_namespace_takes_nothing_that_another_was_promised() {
 fn what_a_pinned_namespace_holds_up_to_its_most_stays() {
     let rig = Rig::new(3 * HELD, |n| if n < 4 { 1.0 } else { 200.0 });
     let namespaces = Namespaces::new(["system=0..25%"], ["system"]).expect("a pin");
-    let store = rig.open("dram=512K,", &namespaces);
+    let store = rig.open("dram=340K,", &namespaces);
     uses(&*store, 1, 0..4);
     for _ in 0..3 {
         uses(&*store, 0, 4..3 * HELD);

@@ -426,9 +426,9 @@ mod tests {
     #[test]
     fn what_is_found_is_right_through_any_eviction_and_no_page_is_lost() {
         let (read, in_place) = churned(None);
-        assert!(read > 400 && in_place == 0, "plain memory is copied: {in_place} of {read}");
+        assert!(read > 300 && in_place == 0, "plain memory is copied: {in_place} of {read}");
         let (read, in_place) = churned(Some(&|pages, page_bytes| Ok(Box::new(Plain::new(pages, page_bytes)))));
-        assert!(read > 400 && in_place > read / 2, "{in_place} of {read}");
+        assert!(read > 300 && in_place > read / 2, "{in_place} of {read}");
     }
 
     #[test]
