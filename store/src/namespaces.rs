@@ -50,7 +50,7 @@ struct Named {
     pinned: bool,
 }
 
-/// See the module's head. Namespaces have numbers from 0, which is [`DEFAULT`].
+/// See the module's head. Namespaces have numbers from 0, which is `default`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespaces {
     named: Vec<Named>,
