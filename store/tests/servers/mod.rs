@@ -65,7 +65,10 @@ impl Server {
             child: None,
             dir: tempfile::tempdir().expect("a temporary directory"),
         };
-        server.up();
+        // Somebody else may have taken the port meanwhile.
+        while !server.came_up() {
+            server.port = free_port();
+        }
         server
     }
 
@@ -77,8 +80,13 @@ impl Server {
         self.dir.path()
     }
 
-    /// Starts it (again) with the same port and directory.
+    /// Starts it again with the same port and directory.
     pub(crate) fn up(&mut self) {
+        assert!(self.came_up(), "{} ended at once: is port {} in use?", self.program, self.port);
+    }
+
+    /// Whether it answers; not if it ended, as it does where its port is in use.
+    fn came_up(&mut self) -> bool {
         assert!(self.child.is_none());
         let mut command = Command::new(self.program);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(self.dir.path());
@@ -86,12 +94,16 @@ impl Server {
         // Where an argument has to say the port.
         command.args(self.arguments.iter().map(|argument| argument.replace("PORT", &self.port.to_string())));
         command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
-        self.child = Some(command.spawn().expect("the program was found"));
+        let mut child = command.spawn().expect("the program was found");
         let end = Instant::now() + Duration::from_secs(20);
-        while !self.answers() {
+        let mut runs = || child.try_wait().expect("it was started here").is_none();
+        while runs() && !self.answers() {
             assert!(Instant::now() < end, "{} on {} does not answer", self.program, self.port);
             std::thread::sleep(Duration::from_millis(10));
         }
+        let came_up = runs();
+        self.child = came_up.then_some(child);
+        came_up
     }
 
     pub(crate) fn runs(&self) -> bool {
