@@ -4,7 +4,7 @@ use mailbox::{Answer, Operation, Status, Tokens};
 
 use crate::counters::add;
 use crate::events::Event;
-use crate::flow::{Direction, Flow, Pages, Phase};
+use crate::flow::{Direction, Flow, Pages};
 use crate::hub::Hub;
 use crate::job::{Done, Failure, Job, Seat};
 use crate::pipeline::World;
@@ -191,25 +191,9 @@ impl Hub<'_, '_> {
         let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
         let tokens = request.command.tokens;
         let tokens = Tokens { start: within(tokens.start), end: within(tokens.end) };
-        let flow = Flow {
-            session: index,
-            request: place,
-            index: request.next,
-            direction,
-            pages: Pages::from_slice(pages).expect("a record's pages fit"),
-            tokens,
-            geometry: memory.geometry,
-            order: memory.order,
-            phase: Phase::Opening,
-            plan: memory.plan,
-            blocks: memory.plan.block_count(&memory.geometry) as u16,
-            next: 0,
-            in_flight: 0,
-            done: 0,
-            failure: None,
-            wire_bytes: 0,
-            concluded: false,
-        };
+        let pages = Pages::from_slice(pages).expect("a record's pages fit");
+        let opening = Flow::opening(index, pages, (memory.geometry, memory.order, memory.plan));
+        let flow = Flow { request: place, index: request.next, direction, tokens, ..opening };
         {
             let mut chunk = self.shared.chunks.at(seat);
             chunk.key = key;

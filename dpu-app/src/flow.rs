@@ -64,6 +64,30 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// A fetch of a whole chunk, the first of its request, of which nothing has happened yet.
+    #[must_use]
+    pub fn opening(session: usize, pages: Pages, (geometry, order, plan): (Geometry, TileOrder, Plan)) -> Self {
+        Self {
+            session,
+            request: 0,
+            index: 0,
+            direction: Direction::Fetch,
+            pages,
+            tokens: Tokens::ALL,
+            geometry,
+            order,
+            phase: Phase::Opening,
+            plan,
+            blocks: plan.block_count(&geometry) as u16,
+            next: 0,
+            in_flight: 0,
+            done: 0,
+            failure: None,
+            wire_bytes: 0,
+            concluded: false,
+        }
+    }
+
     pub fn become_phase(&mut self, next: Phase) {
         assert!(self.phase.may_become(next), "chunk {:?} -> {next:?}", self.phase);
         self.phase = next;

@@ -11,12 +11,11 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use block::{Codec, Geometry, Plan, TileOrder};
-use mailbox::Tokens;
 
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::crew::least_busy;
-use crate::flow::{Direction, Flow, Pages, Phase};
+use crate::flow::{Direction, Flow, Pages};
 use crate::hub::MODERATED_DEPTH;
 use crate::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
@@ -388,25 +387,8 @@ impl World for Simulation<'_> {
             return false;
         }
         let Some(seat) = self.pipeline.free_seat(Direction::Fetch) else { return false };
-        let flow = Flow {
-            session,
-            request: 0,
-            index: self.started,
-            direction: Direction::Fetch,
-            pages: Pages::new(),
-            tokens: Tokens::ALL,
-            geometry: self.model.geometry,
-            order: TileOrder::TokenMajor,
-            phase: Phase::Opening,
-            plan: self.plan,
-            blocks: self.plan.block_count(&self.model.geometry) as u16,
-            next: 0,
-            in_flight: 0,
-            done: 0,
-            failure: None,
-            wire_bytes: 0,
-            concluded: false,
-        };
+        let opening = Flow::opening(session, Pages::new(), (self.model.geometry, TileOrder::TokenMajor, self.plan));
+        let flow = Flow { index: self.started, ..opening };
         self.started += 1;
         self.pipeline.sit(seat, flow);
         self.give(Job::Open { seat });

@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
 use crate::fit::Fit;
-use crate::flow::{Direction, Flow, Pages, Phase};
+use crate::flow::{Direction, Flow, Pages};
 use crate::hub::{Crews, MODERATED_DEPTH};
 use crate::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
 use crate::lender::open_store;
@@ -410,24 +410,11 @@ impl World for Trial<'_, '_> {
         let Some(seat) = self.pipeline.free_seat(Direction::Fetch) else { return false };
         let Memory { geometry, order, plan, .. } = self.memory;
         let pages = self.memory.layout.pages_per_chunk();
+        let pages = Pages::from_slice(&self.pages[self.started * pages..][..pages]).expect("a chunk's pages fit");
         let flow = Flow {
-            session,
-            request: 0,
             index: self.started as u32,
-            direction: Direction::Fetch,
-            pages: Pages::from_slice(&self.pages[self.started * pages..][..pages]).expect("a chunk's pages fit"),
             tokens: Tokens { start: 0, end: u32::from(geometry.chunk_tokens) },
-            geometry,
-            order,
-            phase: Phase::Opening,
-            plan,
-            blocks: plan.block_count(&geometry) as u16,
-            next: 0,
-            in_flight: 0,
-            done: 0,
-            failure: None,
-            wire_bytes: 0,
-            concluded: false,
+            ..Flow::opening(session, pages, (geometry, order, plan))
         };
         {
             let mut chunk = self.shared.chunks.at(seat);
