@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use block::{ElementType, Recipe};
+use block::{ElementType, Geometry, Recipe};
 use clap::Args;
 use doca::Selector;
 use host_ctl::{Error, Identity, KvFile, KvTensor, Options, Route, TensorShape, TokenSpec};
@@ -107,6 +107,11 @@ impl Naming {
             return Err(bad("--rank", what, "ranks count from 0"));
         }
         Ok(Identity { model: &self.model, salt: self.salt.as_bytes(), rank: self.rank, ranks: self.ranks })
+    }
+
+    /// Of chunks of a tensor of this shape.
+    pub(crate) fn geometry(&self, shape: &TensorShape) -> Result<Geometry, Error> {
+        shape.geometry(self.chunk_tokens).map_err(|error| bad("--chunk-tokens", error.to_string(), "choose another"))
     }
 }
 

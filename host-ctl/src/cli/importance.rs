@@ -7,7 +7,7 @@ use host_ctl::{Error, importance, load_importances, rate};
 use serde_json::json;
 
 use super::Verdict;
-use super::given::{self, Card, Naming, Output, Shape};
+use super::given::{Card, Naming, Output, Shape};
 use super::show::Show;
 
 #[derive(Debug, Args)]
@@ -31,8 +31,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     let (shape, tokens) = arguments.shape.load()?;
-    let geometry = shape.geometry(arguments.naming.chunk_tokens);
-    let geometry = geometry.map_err(|error| given::bad("--chunk-tokens", error.to_string(), "choose another"))?;
+    let geometry = arguments.naming.geometry(&shape)?;
     let of = |chunks: usize| match (&arguments.file, arguments.value) {
         (Some(file), _) => load_importances(file),
         (None, value) => Ok(vec![importance(value.unwrap_or(1.0))?; chunks]),

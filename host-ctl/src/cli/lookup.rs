@@ -5,7 +5,7 @@ use host_ctl::{Error, lookup};
 use serde_json::json;
 
 use super::Verdict;
-use super::given::{self, Card, Naming, Output, Shape};
+use super::given::{Card, Naming, Output, Shape};
 use super::show::{Show, geometry_json, geometry_text, seconds};
 
 #[derive(Debug, Args)]
@@ -23,8 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     let (shape, tokens) = arguments.shape.load()?;
-    let geometry = shape.geometry(arguments.naming.chunk_tokens);
-    let geometry = geometry.map_err(|error| given::bad("--chunk-tokens", error.to_string(), "choose another"))?;
+    let geometry = arguments.naming.geometry(&shape)?;
     let mut door = arguments.card.options(arguments.naming.recipe);
     let identity = arguments.naming.identity()?;
     let found = lookup(&mut door, &identity, geometry, &tokens, arguments.card.patience())?;
