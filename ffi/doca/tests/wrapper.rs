@@ -39,6 +39,17 @@ impl Rig {
         Context::dma(&self.engine, &self.device, Depth { operations, tasks }).unwrap()
     }
 
+    /// What the card writes to the remote is in the memory behind it.
+    fn write_arrives(&mut self, remote: &Remote, memory: &Mapping) {
+        let mut context = self.dma(1, 4);
+        let area = self.area(b"card data");
+        context.write(0, area, &[RemoteRun { remote, offset: 100, local: 0, bytes: 9 }]).unwrap();
+        assert!(self.next(&mut context).outcome.is_ok());
+        let mut seen = [0; 9];
+        memory.read(100, &mut seen);
+        assert_eq!(&seen, b"card data");
+    }
+
     fn next(&self, context: &mut Context) -> Completion {
         loop {
             if let Some(completion) = context.poll() {
@@ -187,13 +198,7 @@ fn lent_memory_is_reached_in_place_and_its_lender_goes_with_the_last_export() {
     let lent = Arc::new(unsafe { Mapping::lent(base, 4096, lender) }.unwrap());
     let export = Export::new(&rig.device, Arc::clone(&lent), Access::ReadWrite).unwrap();
     let remote = Remote::import(&rig.device, export.blob()).unwrap();
-    let mut context = rig.dma(1, 4);
-    let area = rig.area(b"card data");
-    context.write(0, area, &[RemoteRun { remote: &remote, offset: 100, local: 0, bytes: 9 }]).unwrap();
-    assert!(rig.next(&mut context).outcome.is_ok());
-    let mut seen = [0; 9];
-    memory.read(100, &mut seen);
-    assert_eq!(&seen, b"card data");
+    rig.write_arrives(&remote, &memory);
     drop((remote, lent));
     assert_eq!(Arc::strong_count(&memory), 2, "the export needs it");
     drop(export);
@@ -213,13 +218,7 @@ fn a_dmabuf_that_is_refused_is_registered_by_address() {
     let lent = unsafe { Mapping::lent_dmabuf(base, 4096, dmabuf, lender) }.unwrap();
     let export = Export::new(&rig.device, Arc::new(lent), Access::ReadWrite).unwrap();
     let remote = Remote::import(&rig.device, export.blob()).unwrap();
-    let mut context = rig.dma(1, 4);
-    let area = rig.area(b"card data");
-    context.write(0, area, &[RemoteRun { remote: &remote, offset: 100, local: 0, bytes: 9 }]).unwrap();
-    assert!(rig.next(&mut context).outcome.is_ok());
-    let mut seen = [0; 9];
-    memory.read(100, &mut seen);
-    assert_eq!(&seen, b"card data");
+    rig.write_arrives(&remote, &memory);
 }
 
 #[test]
