@@ -50,18 +50,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-missing=()
-command -v redis-server >/dev/null || missing+=(redis-server redis-tools)
-command -v iperf3 >/dev/null || missing+=(iperf3)
-command -v ip >/dev/null || missing+=(iproute2)
-if [ ${#missing[@]} -gt 0 ]; then
-    if ! $yes; then
-        echo "bench-links: missing: ${missing[*]}: install them, or run with --yes" >&2
-        exit 2
-    fi
-    apt-get update --quiet --quiet
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}" >/dev/null
-fi
+scripts/bench-tools.sh bench-links "$yes"
 if [ "$rates" != loopback ] && [ "$(id -u)" != 0 ]; then
     echo "bench-links: a network namespace needs root: run with sudo, or with --rates loopback" >&2
     exit 2
