@@ -210,7 +210,7 @@ def arguments():
     parser.add_argument("--runs", type=int, default=3, help="rounds with the small model; the larger one has two prompts, and one round less [%(default)s]")
     parser.add_argument("--only", default="", help="ways whose names contain one of these, comma-separated; recompute is always there")
     parser.add_argument("--models", default="small,larger", help="[%(default)s]")
-    parser.add_argument("--patience-s", type=int, default=300, help="longest time of one way; longer is an error of its row [%(default)s]")
+    parser.add_argument("--patience-s", type=int, default=100, help="longest time of one way; longer is an error of its row [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="two prompts, one run, the small model, recompute and kvlane: does it work?")
     options = parser.parse_args()
     options.lmcache = str(Path(os.environ.get("KVLANE_VLLM_LMCACHE", "target/peers-vllm-lmcache")).resolve())
