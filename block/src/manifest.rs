@@ -138,7 +138,7 @@ impl Manifest {
         len
     }
 
-    /// The one door for manifests. `bytes` may be longer than the manifest.
+    /// The one door for manifests. `bytes` may be longer than the manifest, but then one of another version is damage.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
             return Err(ManifestError::Bytes { expected: HEAD_BYTES, found: bytes.len() });
@@ -148,7 +148,12 @@ impl Manifest {
         }
         let theirs = u16_at(head, at::VERSION);
         if theirs != FORMAT_VERSION {
-            return Err(ManifestError::Version { ours: FORMAT_VERSION, theirs });
+            // The code is where it is in all versions, so that damage is not taken for a version.
+            let (found, expected) = (crc_of(bytes), u32_at(head, at::CRC));
+            return Err(match found == expected {
+                true => ManifestError::Version { ours: FORMAT_VERSION, theirs },
+                false => ManifestError::Crc { expected, found },
+            });
         }
         let bytes_before = u16_at(head, at::HEAD_BYTES);
         if usize::from(bytes_before) != HEAD_BYTES {

@@ -3,12 +3,12 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use block::{ChunkKey, Geometry, Header, Importance, Manifest, Part, Plan, Recipe, TileOrder};
+use block::{ChunkKey, Geometry, Header, Importance, Manifest, ManifestError, Part, Plan, Recipe, TileOrder};
 use mailbox::Status;
 
 use crate::crew::CrewKind;
 use crate::slot::Ticket;
-use store::{Blame, StoreError};
+use store::{Blame, Position, StoreError};
 
 /// A place of the table of chunks in progress. It is also the chunk's seat in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,6 +204,8 @@ pub struct Chunk {
     pub key: ChunkKey,
     pub geometry: Geometry,
     pub recipe: Recipe,
+    /// For a fetch: where in its prompt it stands.
+    pub position: Position,
     /// For a store: what its host says that it is worth.
     pub importance: Importance,
     pub order: TileOrder,
@@ -236,6 +238,7 @@ impl Chunks {
             key: ChunkKey::new([0; block::KEY_BYTES]),
             geometry,
             recipe: "lossless".parse().expect("a recipe of our own"),
+            position: Position { namespace: 0, parent: None },
             importance: Importance::NEUTRAL,
             order: TileOrder::TokenMajor,
             plan: Plan { layers_per_block: 1, tokens_per_block: 1 },
@@ -262,7 +265,11 @@ impl Chunk {
     /// # Errors
     /// `Corrupt` if it does not parse or names another chunk, `Foreign` if this card cannot take it.
     pub fn adopt(&mut self, manifest: &[u8], wire_max: usize, tile_max: usize) -> Result<(), Failure> {
-        let manifest = Manifest::parse(manifest).map_err(|_| Failure::Corrupt)?;
+        let manifest = Manifest::parse(manifest).map_err(|error| match error {
+            // Somebody else's, and good for them.
+            ManifestError::Version { .. } => Failure::Foreign,
+            _ => Failure::Corrupt,
+        })?;
         if *manifest.key() != self.key {
             return Err(Failure::Corrupt);
         }
@@ -278,5 +285,31 @@ impl Chunk {
         self.blocks = manifest.block_count();
         self.lengths[..self.blocks].copy_from_slice(manifest.lengths());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_of_another_version_is_not_ours_to_throw_away() {
+        let chunks = Chunks::new(1);
+        let mut chunk = chunks.at(Seat(0));
+        let Chunk { key, geometry, plan, .. } = *chunk;
+        let lengths = vec![block::HEADER_BYTES as u32 + 1; plan.block_count(&geometry)];
+        let manifest = Manifest::new(key, geometry, plan, &lengths).expect("a manifest");
+        let mut bytes = [0; block::MANIFEST_BYTES_MAX];
+        let count = manifest.encode(&mut bytes);
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Ok(()));
+        // The version is behind the four letters of the magic, the code over all bytes (with itself as 0) at 60.
+        bytes[4] ^= 1;
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Corrupt), "damage");
+        bytes[60..64].fill(0);
+        let code = crc32fast::hash(&bytes[..count]).to_le_bytes();
+        bytes[60..64].copy_from_slice(&code);
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Foreign));
+        bytes[0] ^= 1;
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Corrupt));
     }
 }
