@@ -89,11 +89,18 @@ struct Ctx {
     connections: RefCell<Vec<*mut doca_comch_connection>>,
 }
 
+/// # Safety
+/// `data` is the user data of a context of this test.
 unsafe fn of(data: doca_data) -> &'static Ctx {
+    // SAFETY: that is a boxed `Ctx`, whose box lives in `World::contexts` until its context is destroyed: 'static for callbacks,
+    // which come before. Only cells of it change.
     unsafe { &*data.ptr.cast::<Ctx>() }
 }
 
+/// # Safety
+/// `ctx` is a live context of this test.
 unsafe fn of_ctx(ctx: *mut doca_ctx) -> &'static Ctx {
+    // SAFETY: every context gets its `Ctx` as user data before anything else is done with it.
     unsafe { of(out(|data| doca_ctx_get_user_data(ctx, data)).expect("user data")) }
 }
 
@@ -101,10 +108,12 @@ impl Ctx {
     fn free(&self, task: *mut doca_task) {
         self.tasks.borrow_mut().retain(|(other, _)| *other != task);
         self.freed.borrow_mut().push(task);
+        // SAFETY: it was in `tasks` (or its completion is running): allocated and not freed since.
         unsafe { doca_task_free(task) };
     }
 
     fn submit(&self, task: *mut doca_task) {
+        // SAFETY: as in `free`; one that is in flight, or of a stopped context, is refused.
         let answer = unsafe {
             match draw(40) {
                 0 => doca_task_submit_ex(task, draw(5) as u32),
@@ -119,11 +128,13 @@ impl Ctx {
 }
 
 unsafe extern "C" fn completed(task: *mut doca_task, _: doca_data, data: doca_data) {
+    // SAFETY: the emulator gives back the user data of the task's context.
     let ctx = unsafe { of(data) };
     ctx.tasks.borrow_mut().iter_mut().filter(|(other, _)| *other == task).for_each(|(_, flies)| *flies = false);
     if ENDING.get() {
         return ctx.free(task);
     }
+    // SAFETY: context and engine are alive in their own completion, and what may not be done there is refused.
     unsafe {
         match draw(8) {
             0..=3 => ctx.free(task),
@@ -144,6 +155,7 @@ unsafe extern "C" fn completed(task: *mut doca_task, _: doca_data, data: doca_da
 macro_rules! erased {
     ($($name:ident: $task:ty;)*) => {$(
         unsafe extern "C" fn $name(task: *mut $task, id: doca_data, data: doca_data) {
+            // SAFETY: a task of any kind is a doca_task first.
             unsafe { completed(task.cast(), id, data) }
         }
     )*};
@@ -161,6 +173,7 @@ erased! {
 }
 
 unsafe extern "C" fn changed(data: doca_data, _: *mut doca_ctx, _: doca_ctx_states, after: doca_ctx_states) {
+    // SAFETY: as in `completed`.
     let ctx = unsafe { of(data) };
     if after == IDLE {
         assert!(ctx.tasks.borrow().is_empty(), "idle with tasks out");
@@ -170,6 +183,7 @@ unsafe extern "C" fn changed(data: doca_data, _: *mut doca_ctx, _: doca_ctx_stat
 }
 
 unsafe extern "C" fn message(_: *mut doca_comch_event_msg_recv, _: *mut u8, _: u32, at: *mut doca_comch_connection) {
+    // SAFETY: a connection is alive in its own event, and so is its server.
     unsafe {
         let server = doca_comch_server_get_server_ctx(at);
         if !server.is_null() && chance(20) {
@@ -179,19 +193,25 @@ unsafe extern "C" fn message(_: *mut doca_comch_event_msg_recv, _: *mut u8, _: u
     }
 }
 
+/// # Safety
+/// `at` is a live connection of a server of this test.
 unsafe fn connections_of(at: *mut doca_comch_connection) -> &'static RefCell<Vec<*mut doca_comch_connection>> {
+    // SAFETY: that server is a context of this test.
     unsafe { &of_ctx(doca_comch_server_as_ctx(doca_comch_server_get_server_ctx(at))).connections }
 }
 
 unsafe extern "C" fn joined(_: *mut doca_comch_event_connection_status_changed, at: *mut doca_comch_connection, _: u8) {
+    // SAFETY: a connection is alive in its own event, and only servers ask for these.
     unsafe { connections_of(at) }.borrow_mut().push(at);
 }
 
 unsafe extern "C" fn left(_: *mut doca_comch_event_connection_status_changed, at: *mut doca_comch_connection, _: u8) {
+    // SAFETY: as in `joined`.
     unsafe { connections_of(at) }.borrow_mut().retain(|other| *other != at);
 }
 
 fn destroy(ctx: &Ctx) -> doca_error {
+    // SAFETY: `kind` is what it was created as; one that cannot go now is refused.
     unsafe {
         match ctx.kind {
             Kind::Dma => doca_dma_destroy(ctx.ctx.cast()),
