@@ -120,6 +120,8 @@ pub struct SlotWork {
     pub generation: u32,
     pub seat: Seat,
     pub block: u16,
+    /// When it is its turn at an engine (turns.rs).
+    pub turn: u64,
     /// Failures while alone on an engine.
     pub blames: u8,
     pub facts: BlockFacts,
@@ -132,6 +134,7 @@ impl SlotWork {
         generation: 0,
         seat: Seat(0),
         block: 0,
+        turn: 0,
         blames: 0,
         facts: BlockFacts {
             codec: block::Codec::Raw,

@@ -52,6 +52,7 @@ pub mod simulate;
 pub mod slot;
 mod status;
 pub mod trial;
+mod turns;
 pub mod wire;
 pub mod worker;
 

@@ -11,13 +11,14 @@
 //! ```
 //! The data plane and the simulator differ in their `World` only: both run the same decisions on the same tables.
 
-use heapless::Deque;
+use heapless::binary_heap::{BinaryHeap, Min};
 
 use crate::config::{CHUNKS_ACTIVE_MAX, Config};
 use crate::counters::Counters;
 use crate::flow::{Direction, Flow, SlotTable};
 use crate::job::{Failure, Job, Seat};
-use crate::slot::{SLOTS_MAX, Ticket};
+use crate::slot::{SLOTS_MAX, SlotState, Ticket};
+use crate::turns::Turns;
 
 /// What the engine that inflates can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,9 @@ pub struct Inflater {
     pub crc_trusted: bool,
 }
 
+/// Slots that wait for an engine, whose turn comes first in front (turns.rs).
+pub(crate) type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
+
 /// The tables of what is in progress. All of it is allocated in Init.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -35,8 +39,9 @@ pub struct Pipeline {
     pub(crate) flows: Vec<Option<Flow>>,
     /// Seats in the order in which their chunks were started.
     pub(crate) order: heapless::Vec<Seat, CHUNKS_ACTIVE_MAX>,
-    pub(crate) to_inflate: Deque<Ticket, SLOTS_MAX>,
-    pub(crate) to_transfer: Deque<Ticket, SLOTS_MAX>,
+    pub(crate) to_inflate: Queue,
+    pub(crate) to_transfer: Queue,
+    turns: Turns,
     /// `None`: software inflates everything.
     pub(crate) inflater: Option<Inflater>,
     store_slots: usize,
@@ -52,8 +57,9 @@ impl Pipeline {
             slots: SlotTable::new(config.slots),
             flows: (0..config.chunks).map(|_| None).collect(),
             order: heapless::Vec::new(),
-            to_inflate: Deque::new(),
-            to_transfer: Deque::new(),
+            to_inflate: Queue::new(),
+            to_transfer: Queue::new(),
+            turns: Turns::default(),
             inflater,
             store_slots: config.store_slots,
             sessions: config.sessions,
@@ -74,11 +80,19 @@ impl Pipeline {
         }
     }
 
-    /// A seat for one more chunk of this direction.
-    pub(crate) fn free_seat(&self, direction: Direction) -> Option<Seat> {
-        let taken = self.flows.iter().flatten().filter(|flow| flow.direction == direction).count();
+    /// Seats that are kept for sessions which have none.
+    fn seats_kept(&self) -> usize {
+        (self.sessions - 1).min(self.flows.len() / 4)
+    }
+
+    /// A seat for one more chunk of this session and direction.
+    pub(crate) fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
+        let taken = |wanted: &dyn Fn(&Flow) -> bool| self.flows.iter().flatten().filter(|flow| wanted(flow)).count();
         let free = self.flows.iter().position(Option::is_none)?;
-        (taken < self.seats(direction)).then_some(Seat(free as u16))
+        let kept = if taken(&|flow| flow.session == session) == 0 { 0 } else { self.seats_kept() };
+        let may = self.flows.len() - self.order.len() > kept
+            && taken(&|flow| flow.direction == direction) < self.seats(direction);
+        may.then_some(Seat(free as u16))
     }
 
     /// A chunk takes a seat that was free.
@@ -94,6 +108,49 @@ impl Pipeline {
         debug_assert!(self.flow(seat).concluded && self.flow(seat).in_flight == 0);
         self.flows[usize::from(seat.0)] = None;
         self.order.retain(|other| *other != seat);
+    }
+
+    /// Whose block of this direction gets the next free slot: fetches by the turns of their sessions, the oldest chunk of
+    /// a session first; stores by age.
+    pub(crate) fn next_in_line(&mut self, direction: Direction) -> Option<Seat> {
+        let mut waiting = self.order.iter().filter_map(|&seat| {
+            let flow = self.flows[usize::from(seat.0)].as_ref().expect("as in flow()");
+            (flow.direction == direction && flow.wants_slot()).then_some((seat, flow.session))
+        });
+        let first = match direction {
+            Direction::Fetch => waiting.min_by_key(|&(_, session)| self.turns.of(session)),
+            Direction::Store => waiting.next(),
+        };
+        first.map(|(seat, _)| seat)
+    }
+
+    /// Takes a slot for a block; one is free.
+    pub(crate) fn take_slot(&mut self, direction: Direction, seat: Seat, block: u16) -> Ticket {
+        let session = self.flow(seat).session;
+        let (state, turn) = match direction {
+            Direction::Fetch => (SlotState::Fetching, self.turns.take(session)),
+            Direction::Store => (SlotState::Gathering, self.turns.after_all()),
+        };
+        let slot = self.slots.take(seat, block, state).expect("one is free");
+        self.slots.at(slot).turn = turn;
+        slot
+    }
+
+    pub(crate) fn queue_inflate(&mut self, slot: Ticket) {
+        self.to_inflate.push((self.slots.at(slot).turn, slot)).expect("a place per slot");
+    }
+
+    pub(crate) fn queue_transfer(&mut self, slot: Ticket) {
+        self.to_transfer.push((self.slots.at(slot).turn, slot)).expect("a place per slot");
+    }
+
+    /// A slot is free again.
+    pub(crate) fn free_slot(&mut self, slot: Ticket) {
+        let work = self.slots.at(slot);
+        if !matches!(work.state, SlotState::Gathering | SlotState::Encoding) {
+            self.turns.passed(work.turn);
+        }
+        self.slots.set(slot, SlotState::Free);
     }
 
     /// Whether the store path holds as many slots as it may.
@@ -115,7 +172,7 @@ pub enum Launch {
     Started,
     /// Nothing of the block is to move.
     Nothing,
-    /// Not now: the ticket waits in front.
+    /// Not now: the ticket waits.
     NoRoom,
     Failed(Failure),
 }

@@ -29,28 +29,20 @@ pub trait Scheduler: World {
         busy
     }
 
-    /// Gives free slots to the oldest chunks of a direction.
+    /// Gives free slots to the blocks of a direction that are next in line.
     fn give_slots(&mut self, direction: Direction) -> bool {
         let mut busy = false;
-        for place in 0..self.pipeline().order.len() {
-            let seat = self.pipeline().order[place];
-            while self.pipeline().slots.free() > 0 {
-                if direction == Direction::Store && self.pipeline().stores_are_full() {
-                    return busy;
-                }
-                let flow = self.pipeline().flow(seat);
-                if flow.direction != direction || !flow.wants_slot() {
-                    break;
-                }
-                let block = flow.next;
-                flow.next += 1;
-                busy = true;
-                if direction == Direction::Fetch && flow.is_clipped(block) {
-                    flow.done += 1;
-                    self.nudge(seat);
-                    // The seat may have gone to its end, and `order` with it only at its answer.
-                    break;
-                }
+        while self.pipeline().slots.free() > 0 && !(direction == Direction::Store && self.pipeline().stores_are_full())
+        {
+            let Some(seat) = self.pipeline().next_in_line(direction) else { break };
+            let flow = self.pipeline().flow(seat);
+            let block = flow.next;
+            flow.next += 1;
+            busy = true;
+            if direction == Direction::Fetch && flow.is_clipped(block) {
+                flow.done += 1;
+                self.nudge(seat);
+            } else {
                 flow.in_flight += 1;
                 self.start_block(direction, seat, block);
             }
@@ -61,15 +53,12 @@ pub trait Scheduler: World {
     /// First stage of a block. A slot is free.
     fn start_block(&mut self, direction: Direction, seat: Seat, block: u16) {
         let pipeline = self.pipeline();
+        let slot = pipeline.take_slot(direction, seat, block);
         match direction {
-            Direction::Fetch => {
-                let slot = pipeline.slots.take(seat, block, SlotState::Fetching).expect("one is free");
-                self.give(Job::Read { slot, seat, block });
-            }
+            Direction::Fetch => self.give(Job::Read { slot, seat, block }),
             Direction::Store => {
-                let slot = pipeline.slots.take(seat, block, SlotState::Gathering).expect("one is free");
                 pipeline.slots.at(slot).from = Restored::Tile;
-                pipeline.to_transfer.push_back(slot).expect("a place per slot");
+                pipeline.queue_transfer(slot);
             }
         }
     }
@@ -77,12 +66,12 @@ pub trait Scheduler: World {
     /// Gives the engines what waits for them; `true` if anything was submitted.
     fn submit(&mut self) -> bool {
         let mut busy = false;
-        while let Some(&slot) = self.pipeline().to_inflate.front() {
+        while let Some(&(_, slot)) = self.pipeline().to_inflate.peek() {
             let by_engine = self.engine_takes(slot);
             if by_engine && !self.inflate_has_room() {
                 break;
             }
-            self.pipeline().to_inflate.pop_front();
+            self.pipeline().to_inflate.pop();
             busy = true;
             if self.abandoned(slot) {
                 continue;
@@ -94,7 +83,7 @@ pub trait Scheduler: World {
             }
         }
         while self.transfer_has_room() {
-            let Some(slot) = self.pipeline().to_transfer.pop_front() else { break };
+            let Some((_, slot)) = self.pipeline().to_transfer.pop() else { break };
             busy = true;
             if !self.abandoned(slot) && !self.submit_transfer(slot) {
                 break;
@@ -115,7 +104,7 @@ pub trait Scheduler: World {
         work.blames < BLAMES_MAX && pipeline.inflater.is_some_and(|inflater| knows(inflater.lz4))
     }
 
-    /// `false`: no room, the ticket waits in front.
+    /// `false`: no room, the ticket waits.
     fn submit_inflate(&mut self, slot: Ticket) -> bool {
         let launch = self.inflate(slot);
         if launch == Launch::Started {
@@ -125,18 +114,18 @@ pub trait Scheduler: World {
             // The engine will not take it: let software decide.
             self.pipeline().slots.at(slot).blames = BLAMES_MAX;
         }
-        self.pipeline().to_inflate.push_front(slot).expect("just popped");
+        self.pipeline().queue_inflate(slot);
         launch != Launch::NoRoom
     }
 
-    /// `false`: no room, the ticket waits in front.
+    /// `false`: no room, the ticket waits.
     fn submit_transfer(&mut self, slot: Ticket) -> bool {
         match self.transfer(slot) {
             Launch::Started => {}
             Launch::Nothing => self.block_done(slot),
             Launch::Failed(failure) => self.block_failed(slot, failure),
             Launch::NoRoom => {
-                self.pipeline().to_transfer.push_front(slot).expect("just popped");
+                self.pipeline().queue_transfer(slot);
                 return false;
             }
         }
@@ -192,7 +181,7 @@ pub trait Scheduler: World {
                 if !self.abandoned(slot) {
                     let pipeline = self.pipeline();
                     pipeline.slots.set(slot, SlotState::Writing);
-                    pipeline.to_transfer.push_back(slot).expect("a place per slot");
+                    pipeline.queue_transfer(slot);
                 }
             }
             Done::Encoded { slot, wire_bytes: Ok(bytes) } => {
@@ -225,7 +214,7 @@ pub trait Scheduler: World {
     fn queue_inflate(&mut self, slot: Ticket) {
         let pipeline = self.pipeline();
         pipeline.slots.set(slot, SlotState::Inflating);
-        pipeline.to_inflate.push_back(slot).expect("a place per slot");
+        pipeline.queue_inflate(slot);
     }
 
     /// An operation of the inflate engine ended, and the slot has its memory back.
@@ -242,7 +231,7 @@ pub trait Scheduler: World {
                 add(&self.counters().blocks_resubmitted, 1);
             }
         }
-        self.pipeline().to_inflate.push_front(slot).expect("a place per slot");
+        self.pipeline().queue_inflate(slot);
     }
 
     /// Next stage of a block whose codes are there (or whose payload is the codes).
@@ -274,7 +263,7 @@ pub trait Scheduler: World {
                 let (seat, blames) = (work.seat, work.blames);
                 if blames < UNREACHABLE_MIN {
                     add(&self.counters().blocks_resubmitted, 1);
-                    self.pipeline().to_transfer.push_front(slot).expect("a place per slot");
+                    self.pipeline().queue_transfer(slot);
                     return;
                 }
                 let session = self.pipeline().flow(seat).session;
@@ -322,7 +311,7 @@ pub trait Scheduler: World {
         self.let_go(slot);
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
-        pipeline.slots.set(slot, SlotState::Free);
+        pipeline.free_slot(slot);
         pipeline.flow(seat).in_flight -= 1;
         self.nudge(seat);
     }

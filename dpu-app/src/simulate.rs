@@ -386,7 +386,7 @@ impl World for Simulation<'_> {
         if session > 0 || self.started == self.chunks {
             return false;
         }
-        let Some(seat) = self.pipeline.free_seat(Direction::Fetch) else { return false };
+        let Some(seat) = self.pipeline.free_seat(session, Direction::Fetch) else { return false };
         let opening = Flow::opening(session, Pages::new(), (self.model.geometry, TileOrder::TokenMajor, self.plan));
         let flow = Flow { index: self.started, ..opening };
         self.started += 1;

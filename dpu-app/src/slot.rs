@@ -24,7 +24,7 @@ use crate::wire::Wire;
 pub const SLOTS_MAX: usize = 64;
 
 /// A slot and its generation: the only thing that travels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct Ticket {
     pub index: u16,
     pub generation: u32,

@@ -407,7 +407,7 @@ impl World for Trial<'_, '_> {
         if session > 0 || self.started == self.keys.len() {
             return false;
         }
-        let Some(seat) = self.pipeline.free_seat(Direction::Fetch) else { return false };
+        let Some(seat) = self.pipeline.free_seat(session, Direction::Fetch) else { return false };
         let Memory { geometry, order, plan, .. } = self.memory;
         let pages = self.memory.layout.pages_per_chunk();
         let pages = Pages::from_slice(&self.pages[self.started * pages..][..pages]).expect("a chunk's pages fit");
