@@ -271,7 +271,7 @@ fn store_alone(run: &Run) -> Table {
             let until = Instant::now() + WAIT;
             let before = dram_hits();
             let since = Instant::now();
-            reader.begin(0, Ask::Open { seat: 0, key, until });
+            reader.begin(0, Ask::Open { seat: 0, key, position: None, until });
             let Some(Answer { outcome: Outcome::Opened(Ok(bytes)), .. }) = reader.poll(&mut manifest) else {
                 panic!("it is there")
             };
@@ -279,7 +279,7 @@ fn store_alone(run: &Run) -> Table {
             if dram_hits() == before {
                 assert!(Instant::now() < end, "it does not come into the tier");
                 store.close(0);
-                store.touch(0, &[key]);
+                store.touch(0, &[key], false);
                 thread::sleep(Duration::from_millis(50));
                 continue;
             }

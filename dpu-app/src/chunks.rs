@@ -1,6 +1,7 @@
 //! Requests become chunks in seats, and chunks that ended become answers. What lies between is scheduler.rs.
 
 use mailbox::{Answer, Operation, Status, Tokens};
+use store::Position;
 
 use crate::counters::add;
 use crate::events::Event;
@@ -179,7 +180,7 @@ impl Hub<'_, '_> {
     }
 
     fn start_chunk(&mut self, index: usize, place: usize, direction: Direction) -> bool {
-        let Some(seat) = self.pipeline.free_seat(direction) else { return false };
+        let Some(seat) = self.pipeline.free_seat(index, direction) else { return false };
         let session = self.sessions[index].as_mut().expect("the caller looked");
         let Session { requests, staged, memory, recipe, namespace, .. } = session;
         let request = requests[place].as_mut().expect("the caller looked");
@@ -194,9 +195,24 @@ impl Hub<'_, '_> {
         let pages = Pages::from_slice(pages).expect("a record's pages fit");
         let opening = Flow::opening(index, pages, (memory.geometry, memory.order, memory.plan));
         let flow = Flow { request: place, index: request.next, direction, tokens, ..opening };
+        let parent = {
+            let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
+            if request.next == 0 {
+                prefix.clear();
+                prefix.namespace = *namespace;
+                prefix.fetched = direction == Direction::Fetch;
+            }
+            let parent = prefix.keys.last().copied();
+            prefix.keys.push(key).expect("a place per chunk of a request");
+            if request.command.has_importances() {
+                prefix.importances.push(importance).expect("a place per chunk of a request");
+            }
+            parent
+        };
         {
             let mut chunk = self.shared.chunks.at(seat);
             chunk.key = key;
+            chunk.position = Position { namespace: *namespace, parent };
             chunk.geometry = memory.geometry;
             chunk.recipe = *recipe;
             chunk.importance = importance;
@@ -204,17 +220,6 @@ impl Hub<'_, '_> {
             chunk.plan = memory.plan;
             chunk.blocks = usize::from(flow.blocks);
             chunk.until = request.until;
-        }
-        {
-            let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
-            if request.next == 0 {
-                prefix.clear();
-                prefix.namespace = *namespace;
-            }
-            prefix.keys.push(key).expect("a place per chunk of a request");
-            if request.command.has_importances() {
-                prefix.importances.push(importance).expect("a place per chunk of a request");
-            }
         }
         request.next += 1;
         request.active += 1;

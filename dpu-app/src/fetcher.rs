@@ -113,10 +113,6 @@ impl<'a, 's> Fetcher<'a, 's> {
     }
 
     fn start(&mut self, job: Job) {
-        let chunk_of = |seat: Seat| {
-            let chunk = self.shared.chunks.at(seat);
-            (chunk.key, chunk.until)
-        };
         let ask = match job {
             Job::Lookup { session } => {
                 let mut asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
@@ -126,7 +122,7 @@ impl<'a, 's> Fetcher<'a, 's> {
                 let prefix = self.shared.prefixes[usize::from(session)].lock().expect("panic is abort");
                 let stated = prefix.importances.len();
                 self.shared.store.rate(&prefix.keys[..stated], &prefix.importances);
-                self.shared.store.touch(prefix.namespace, &prefix.keys);
+                self.shared.store.touch(prefix.namespace, &prefix.keys, prefix.fetched);
                 drop(prefix);
                 return self.answer(Done::Touched { session });
             }
@@ -137,8 +133,8 @@ impl<'a, 's> Fetcher<'a, 's> {
                 return self.answer(Done::Rated { session });
             }
             Job::Open { seat } => {
-                let (key, until) = chunk_of(seat);
-                Ask::Open { seat: seat.0.into(), key, until }
+                let chunk = self.shared.chunks.at(seat);
+                Ask::Open { seat: seat.0.into(), key: chunk.key, position: Some(chunk.position), until: chunk.until }
             }
             Job::Read { slot, seat, block } => self.read(slot, seat, block),
             Job::Close { seat, corrupt: true } => return self.discard(seat, Done::Closed { seat }),

@@ -63,6 +63,8 @@ type OfRequest<T> = heapless::Vec<T, { mailbox::CHUNKS_PER_REQUEST_MAX }>;
 #[derive(Debug, Default)]
 pub struct Prefix {
     pub namespace: u8,
+    /// Of the store; else they are put.
+    pub fetched: bool,
     pub keys: OfRequest<ChunkKey>,
     /// What the host says that they are worth; none where it does not say.
     pub importances: OfRequest<Importance>,

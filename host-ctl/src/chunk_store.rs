@@ -63,7 +63,7 @@ pub fn inspect_store(
 fn look(store: &RedisStore, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<Inspection, StoreError> {
     let mut manifest = vec![0; MANIFEST_BYTES_MAX];
     let path = PathBuf::from(format!("kvlane:{{{key}}}"));
-    let bytes = match caller.open(0, key, &mut manifest, Instant::now() + PATIENCE) {
+    let bytes = match caller.open(0, key, None, &mut manifest, Instant::now() + PATIENCE) {
         Ok(bytes) => bytes,
         Err(error @ StoreError::Corrupt { .. }) => {
             return Ok(Inspection { path, chunk: None, findings: vec![error.to_string()] });

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
-use crate::{Ask, Outcome, Readable, Reader, StoreError};
+use crate::{Ask, Outcome, Position, Readable, Reader, StoreError};
 
 /// See the module's head.
 pub struct Caller<'a> {
@@ -36,10 +36,11 @@ impl<'a> Caller<'a> {
         &mut self,
         seat: usize,
         key: &ChunkKey,
+        position: Option<Position>,
         manifest: &mut [u8],
         until: Instant,
     ) -> Result<usize, StoreError> {
-        match self.ask(Ask::Open { seat, key: *key, until }, manifest) {
+        match self.ask(Ask::Open { seat, key: *key, position, until }, manifest) {
             Outcome::Opened(result) => result,
             other => unreachable!("an open is answered by {other:?}"),
         }

@@ -234,7 +234,7 @@ impl Store for DirStore {
         Ok(self.ledger().index.contains(key))
     }
 
-    fn touch(&self, _namespace: u8, keys: &[ChunkKey]) {
+    fn touch(&self, _namespace: u8, keys: &[ChunkKey], _opened: bool) {
         let mut ledger = self.ledger();
         for key in keys.iter().rev() {
             ledger.index.touch(key);

@@ -59,7 +59,7 @@ impl<S: Direct + ?Sized, M: Memory> Reader<M> for DirectReader<'_, S, M> {
                 let found = retry(|| store.lookup(&keys, until));
                 Outcome::Looked { keys, found }
             }
-            Ask::Open { seat, key, until } => Outcome::Opened(retry(|| store.open(seat, &key, manifest, until))),
+            Ask::Open { seat, key, until, .. } => Outcome::Opened(retry(|| store.open(seat, &key, manifest, until))),
             Ask::Read { seat, index, bytes, mut memory, until } => {
                 let result = retry(|| store.read_block(seat, index, &mut memory[..bytes], until));
                 Outcome::Read { memory, result }

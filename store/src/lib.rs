@@ -87,8 +87,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Tells that the leading chunks `keys` of one prompt were used together by a session of this namespace. An evicting
     /// store then gives up the tail of a prefix before its head, since a chunk is worth nothing without those before it.
-    /// Does not wait.
-    fn touch(&self, _namespace: u8, _keys: &[ChunkKey]) {}
+    /// `opened`: each of them was opened with its [`Position`], which counted this use. Does not wait.
+    fn touch(&self, _namespace: u8, _keys: &[ChunkKey], _opened: bool) {}
 
     /// Tells what a host says that chunks are worth, one importance each, whether they are there or not. Does not wait.
     fn rate(&self, _keys: &[ChunkKey], _importances: &[Importance]) {}
@@ -149,6 +149,15 @@ pub trait Reader<M>: Send {
     fn sleep(&mut self);
 }
 
+/// Where a chunk stands in the prompt that uses it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Position {
+    /// Of the session.
+    pub namespace: u8,
+    /// The chunk before it.
+    pub parent: Option<ChunkKey>,
+}
+
 /// A question to a store.
 #[derive(Debug)]
 pub enum Ask<M> {
@@ -156,8 +165,8 @@ pub enum Ask<M> {
     /// most [`LOOKUP_KEYS_MAX`]. The vector comes back with the answer.
     Lookup { keys: Vec<ChunkKey>, until: Instant },
     /// Opens a chunk in a free seat and reads its manifest. On an error the seat stays free. Counts as a use of the
-    /// chunk for eviction.
-    Open { seat: usize, key: ChunkKey, until: Instant },
+    /// chunk for eviction. With a position, a tier may keep the bytes that are read.
+    Open { seat: usize, key: ChunkKey, position: Option<Position>, until: Instant },
     /// Reads block `index` of the open chunk, all `bytes` of it (so long the manifest says it is), to the head of
     /// `memory`, or says where it lies. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
     /// `Miss` if the chunk went or changed since it was opened. After any error the content of `memory` means nothing.

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //!   fetch worker   TierReader (reader.rs): T0 lends (or is copied), T1 read, T2 asked    touch -> wishes
-//!   mover          mover.rs: a thread of its own, one chunk at a time, T2 (or T1) -> T1, T0; rate-limited, after fetches
+//!                  what comes from T2 is copied into T0 on its way, if T0 wants it (arrivals.rs); rate-limited
+//!   mover          mover.rs: a thread of its own, one chunk at a time, to T1 and T0 what they want and have not; rate-limited,
+//!                  after fetches
 //!   encode worker  puts go to T2 alone; what T0 and T1 have of that name goes
 //! ```
 //!
@@ -34,7 +36,8 @@ use crate::namespaces::{Namespaces, UNCLAIMED};
 use crate::node::NodeFacts;
 use crate::redis::RedisStore;
 use crate::url::{OpenError, bytes, dir_options};
-use crate::{Allocate, Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError};
+use crate::{Allocate, Limits, Memory, POISONED, Position, Readable, Reader, Stats, Store, StoreError};
+use arrivals::Allowance;
 use breaker::Breaker;
 use dram::Dram;
 use mover::Wishes;
@@ -42,6 +45,7 @@ use ratings::Ratings;
 use reader::TierReader;
 use returns::Returns;
 
+mod arrivals;
 mod breaker;
 mod dram;
 mod mover;
@@ -148,6 +152,7 @@ struct Tiers {
     wishes: Wishes,
     ratings: Ratings,
     returns: Returns,
+    allowance: Allowance,
     /// Reads of blocks that fetches have in flight at T2: the mover stands back.
     fetching: AtomicUsize,
     /// By tier: T0, T1.
@@ -206,6 +211,7 @@ impl TierStore {
             wishes: Wishes::new(limits.puts_max),
             ratings: Ratings::new(seed),
             returns: Returns::default(),
+            allowance: Allowance::default(),
             fetching: 0.into(),
             moves: Default::default(),
             readers: 0.into(),
@@ -294,8 +300,8 @@ impl Disk {
         self.store.holds(key) && self.reads.serves()
     }
 
-    /// Counts a use; what the store lost by itself, the policy forgets, and what was nobody's is the user's.
-    fn used(&self, namespace: u8, keys: &[ChunkKey], now_ms: u64) {
+    /// Counts uses, by `count`; what the store lost by itself, the policy forgets, and what was nobody's is the user's.
+    fn used(&self, namespace: u8, keys: &[ChunkKey], count: impl FnOnce(&mut Worth)) {
         let mut policy = self.policy.lock().expect(POISONED);
         let coming = *self.coming.lock().expect(POISONED);
         for key in keys {
@@ -304,7 +310,7 @@ impl Disk {
             }
             policy.hand_over(key, UNCLAIMED, namespace);
         }
-        policy.used(keys, now_ms);
+        count(&mut policy);
     }
 
     /// A chunk that an earlier life left was opened: its manifest says what it was worth then.
@@ -376,9 +382,21 @@ impl Tiers {
             || self.disk.as_ref().is_some_and(|disk| disk.serves(key))
     }
 
-    /// Whether a tier that is there has not got it.
+    /// Counts a use of one chunk of a prompt.
+    fn used(&self, key: &ChunkKey, position: &Position) {
+        let (now_ms, parent) = (self.now_ms(), position.parent.as_ref());
+        if let Some(dram) = &self.dram {
+            dram.used_behind(parent, key, now_ms);
+        }
+        if let Some(disk) = &self.disk {
+            let count = |policy: &mut Worth| policy.used_behind(parent, key, now_ms);
+            disk.used(position.namespace, std::slice::from_ref(key), count);
+        }
+    }
+
+    /// Whether a tier that is there has not got it, nor gets it.
     fn misses(&self, key: &ChunkKey) -> bool {
-        self.dram.as_ref().is_some_and(|dram| !dram.holds(key))
+        self.dram.as_ref().is_some_and(|dram| !dram.expects(key))
             || self.disk.as_ref().is_some_and(|disk| !disk.store.holds(key))
     }
 
@@ -404,19 +422,22 @@ impl Store for TierStore {
         match self.tiers.place(seat) {
             Place::Dram => self.tiers.dram().close(seat),
             Place::Disk => self.tiers.disk().store.close(seat),
-            Place::Bottom => self.tiers.bottom.store().close(seat),
+            Place::Bottom => {
+                self.tiers.end_arrival(seat, true);
+                self.tiers.bottom.store().close(seat);
+            }
         }
     }
 
-    fn touch(&self, namespace: u8, keys: &[ChunkKey]) {
+    fn touch(&self, namespace: u8, keys: &[ChunkKey], opened: bool) {
         let now_ms = self.tiers.now_ms();
-        if let Some(dram) = &self.tiers.dram {
+        if let Some(dram) = self.tiers.dram.as_ref().filter(|_| !opened) {
             dram.used(keys, now_ms);
         }
-        if let Some(disk) = &self.tiers.disk {
-            disk.used(namespace, keys, now_ms);
+        if let Some(disk) = self.tiers.disk.as_ref().filter(|_| !opened) {
+            disk.used(namespace, keys, |policy| policy.used(keys, now_ms));
         }
-        self.tiers.bottom.store().touch(namespace, keys);
+        self.tiers.bottom.store().touch(namespace, keys, opened);
         self.tiers.wishes.add(namespace, keys, |key| self.tiers.misses(key));
     }
 
@@ -546,7 +567,8 @@ impl Store for TierStore {
             );
         }
         let _ = write!(text, "ratings {} bytes; ", Ratings::memory_bytes());
-        let _ = write!(text, "moved at {} bytes/s at most; behind them ", mover::BYTES_PER_S);
+        let (moved, copied) = (mover::BYTES_PER_S, arrivals::BYTES_PER_S);
+        let _ = write!(text, "moved at {moved} bytes/s at most, copied by fetches at {copied}; behind them ");
         text + &self.tiers.bottom.store().describe()
     }
 }

@@ -62,7 +62,7 @@ fn steady_state_allocates_nothing() {
                 store.open(0, key, &mut manifest, soon()).expect("open");
                 store.read_block(0, 0, &mut found, soon()).expect("read");
                 store.close(0);
-                store.touch(0, std::slice::from_ref(key));
+                store.touch(0, std::slice::from_ref(key), false);
             }
             assert_eq!(store.open(0, &keys[0], &mut manifest, soon()), Err(StoreError::Miss));
             condemn(&store, 0, &keys[39]);
@@ -93,13 +93,13 @@ fn a_hit_in_a_tier_allocates_nothing() {
     let mut memory = Some(vec![0; blocks[0].len()]);
     let mut keys = Some(vec![key(1)]);
     let mut round = || {
-        store.touch(0, &[key(1)]);
+        store.touch(0, &[key(1)], false);
         reader.begin(1, Ask::Lookup { keys: keys.take().expect("it came back"), until: soon() });
         let Some(Answer { outcome: Outcome::Looked { keys: back, found: Ok(1) }, .. }) = reader.poll(&mut found) else {
             panic!("it is there")
         };
         keys = Some(back);
-        reader.begin(2, Ask::Open { seat: 0, key: key(1), until: soon() });
+        reader.begin(2, Ask::Open { seat: 0, key: key(1), position: None, until: soon() });
         let opened = reader.poll(&mut found);
         assert!(matches!(opened, Some(Answer { outcome: Outcome::Opened(Ok(_)), .. })), "{opened:?}");
         let memory_now = memory.take().expect("it came back");

@@ -138,7 +138,7 @@ fn a_touched_prefix_loses_its_tail_before_its_head() {
     for n in 0..5 {
         put_block(&store, n).expect("put");
     }
-    store.touch(0, &[key(0), key(1), key(99), key(2), key(3)]);
+    store.touch(0, &[key(0), key(1), key(99), key(2), key(3)], false);
     for n in 10..13 {
         put_block(&store, n).expect("put");
     }

@@ -107,7 +107,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
                 None => prop_assert_eq!(get(&store, 2, &key(n), &[]), Err(StoreError::Miss)),
             },
             Op::Touch { prefix } => {
-                store.touch(0, &prefix.iter().copied().map(key).collect::<Vec<_>>());
+                store.touch(0, &prefix.iter().copied().map(key).collect::<Vec<_>>(), false);
                 prefix.iter().rev().for_each(|&n| _ = model.touch(n));
             }
             &Op::Corrupt { n } => {

@@ -253,29 +253,36 @@ impl Worth {
         self.count(prefix.iter(), now_ms);
     }
 
+    /// The same for one chunk, which stands behind `parent` in its prompt.
+    pub fn used_behind(&mut self, parent: Option<&ChunkKey>, key: &ChunkKey, now_ms: u64) {
+        let before = parent.and_then(|parent| self.find(self.hash(parent), parent)).unwrap_or(NONE);
+        self.count_one(key, before, self.time(now_ms));
+    }
+
     fn count<'k>(&mut self, prefix: impl Iterator<Item = &'k ChunkKey>, now_ms: u64) {
         let time = self.time(now_ms);
-        let mut before = NONE;
-        for key in prefix {
-            let hash = self.hash(key);
-            let Some(at) = self.find(hash, key) else {
-                self.sketch.add(hash, time);
-                before = NONE;
-                continue;
-            };
-            self.leave_heap(at);
-            if before != NONE && !self.has_parent(at) {
-                self.link(at, before);
-            }
-            let entry = &mut self.entries[at as usize];
-            entry.frequency = log2_sum(entry.frequency, time).min(time + USES_LOG2_MAX);
-            if entry.class == Class::Probation {
-                entry.class = Class::Proven;
-                self.probation_bytes -= u64::from(entry.bytes);
-            }
-            self.enter_heap(at);
-            before = at;
+        prefix.fold(NONE, |before, key| self.count_one(key, before, time));
+    }
+
+    /// Its place, if it is held; `before` is its parent's.
+    fn count_one(&mut self, key: &ChunkKey, before: u32, time: f64) -> u32 {
+        let hash = self.hash(key);
+        let Some(at) = self.find(hash, key) else {
+            self.sketch.add(hash, time);
+            return NONE;
+        };
+        self.leave_heap(at);
+        if before != NONE && !self.has_parent(at) {
+            self.link(at, before);
         }
+        let entry = &mut self.entries[at as usize];
+        entry.frequency = log2_sum(entry.frequency, time).min(time + USES_LOG2_MAX);
+        if entry.class == Class::Probation {
+            entry.class = Class::Proven;
+            self.probation_bytes -= u64::from(entry.bytes);
+        }
+        self.enter_heap(at);
+        at
     }
 
     /// A chunk that was just used (and counted) is at hand: may it come in? `leaves` hears who leaves for it, also where

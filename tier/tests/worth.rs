@@ -61,6 +61,26 @@ fn a_chunk_comes_in_after_its_parent_and_never_without() {
 }
 
 #[test]
+fn a_prompt_that_is_counted_chunk_by_chunk_counts_the_same() {
+    let (mut at_once, mut one_by_one) = (Worth::new(LIMITS, 1), Worth::new(LIMITS, 1));
+    for (now, range) in [(0, 0..4), (300, 0..6), (700, 2..5), (900, 0..6)] {
+        let keys: Vec<ChunkKey> = range.clone().map(key).collect();
+        at_once.used(&keys, now);
+        for (place, key) in keys.iter().enumerate() {
+            one_by_one.used_behind(place.checked_sub(1).map(|parent| &keys[parent]), key, now);
+        }
+        for worth in [&mut at_once, &mut one_by_one] {
+            for n in range.clone() {
+                let parent = (n > range.start).then(|| key(n - 1));
+                let _ = worth.offer(&chunk(n), parent.as_ref(), now, &mut |_, _| {});
+            }
+        }
+        assert_eq!(views(&at_once), views(&one_by_one), "{range:?}");
+    }
+    assert_eq!(at_once.len(), 6);
+}
+
+#[test]
 fn what_is_dear_or_important_stays_longer_than_what_is_large() {
     for better in [Chunk { importance: 8.0, ..chunk(1) }, Chunk { cost_us: 8000.0, ..chunk(1) }] {
         let mut worth = Worth::new(LIMITS, 1);

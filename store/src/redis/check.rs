@@ -259,7 +259,7 @@ fn speed(store: &RedisStore, key: &ChunkKey, report: &mut Report) {
     let until = Instant::now() + PATIENCE;
     let bell = EventFd::new().expect("a descriptor");
     if let Ok(mut caller) = crate::Caller::new(store, &bell)
-        && caller.open(0, key, &mut vec![0; store.limits.manifest_bytes_max], until).is_ok()
+        && caller.open(0, key, None, &mut vec![0; store.limits.manifest_bytes_max], until).is_ok()
     {
         caller.discard(0, until);
         store.close(0);
@@ -289,7 +289,7 @@ fn measure(store: &RedisStore, key: &ChunkKey, report: &mut Report) -> Result<()
         latency.count(asked.elapsed());
     }
     report.lookup = Some(latency.quantiles());
-    caller.open(0, key, &mut vec![0; store.limits.manifest_bytes_max], until)?;
+    caller.open(0, key, None, &mut vec![0; store.limits.manifest_bytes_max], until)?;
     drop(caller);
     let read = read_for(store, &bell, &noise, until);
     store.close(0);

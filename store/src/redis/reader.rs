@@ -563,7 +563,7 @@ impl<M: Memory> Desk<'_, M> {
                 let look = Look { limit: keys.len(), keys, ..Look::empty() };
                 (key, until, Step::Ask, Work::Lookup(look))
             }
-            Ask::Open { seat, key, until } => {
+            Ask::Open { seat, key, until, .. } => {
                 assert!(self.store.seat(seat).key.is_none(), "open: seat {seat} is occupied");
                 (key, until, Step::Ask, Work::Open { seat })
             }

@@ -11,11 +11,14 @@
 //! closed: a chunk that has to leave meanwhile is found by nobody any more, and its pages are free when the last reader
 //! closes.
 //!
-//! Locks: `state` is never held while bytes are copied. Blocks of one seat are read side by side.
+//! A chunk **on its way in** has its pages from the beginning, so its blocks may come in any order and from any thread, and
+//! several chunks at a time. It is found by nobody until all of it is there.
+//!
+//! Locks: `state` is never held while bytes are copied, and is taken last. Blocks of one seat are read, and written, side by side.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
 use block::ChunkKey;
@@ -43,6 +46,32 @@ struct State {
     policy: Worth,
     map: HashMap<ChunkKey, u32>,
     pages: Pages,
+    /// By seat.
+    arrivals: Box<[Option<Arrival>]>,
+}
+
+/// A chunk on its way in.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    key: ChunkKey,
+    record: u32,
+    /// It had to leave meanwhile, or was put anew: what has its name now is another.
+    spoilt: bool,
+}
+
+/// Where the blocks of a chunk on its way in go.
+#[derive(Debug)]
+struct Landing {
+    parts: RwLock<Vec<Part>>,
+    /// Blocks that have not come.
+    missing: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Part {
+    run: Run,
+    bytes: u32,
+    is_here: AtomicBool,
 }
 
 /// One seat for reading.
@@ -54,16 +83,6 @@ struct Seat {
     blocks: Vec<(usize, u32)>,
 }
 
-/// A chunk on its way in: found by nobody until it is published.
-#[derive(Debug)]
-pub(super) struct Incoming {
-    key: ChunkKey,
-    record: u32,
-    blocks_left: usize,
-    /// There was no room for a part.
-    failed: bool,
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Dram {
@@ -73,6 +92,7 @@ pub(super) struct Dram {
     page_count: usize,
     state: Mutex<State>,
     seats: Box<[RwLock<Seat>]>,
+    landings: Box<[Landing]>,
     pub(super) hits: AtomicU64,
     pub(super) bytes_read: AtomicU64,
     pub(super) bytes_copied: AtomicU64,
@@ -113,7 +133,10 @@ impl Dram {
             map: HashMap::with_capacity(2 * chunks_max),
             // Those that are gone and still read have records, too.
             pages: Pages::new(count, 2 * chunks_max),
+            arrivals: vec![None; limits.chunks_open_max].into(),
         };
+        let landing =
+            || Landing { parts: RwLock::new(Vec::with_capacity(limits.blocks_max)), missing: AtomicUsize::new(0) };
         let slab = match allocate {
             Some(allocate) => allocate(count, PAGE_BYTES)?,
             None => Box::new(Plain::new(count, PAGE_BYTES)),
@@ -124,6 +147,7 @@ impl Dram {
             page_count: count,
             state: Mutex::new(state),
             seats: (0..limits.chunks_open_max).map(|_| RwLock::new(seat())).collect(),
+            landings: (0..limits.chunks_open_max).map(|_| landing()).collect(),
             hits: 0.into(),
             bytes_read: 0.into(),
             bytes_copied: 0.into(),
@@ -140,8 +164,17 @@ impl Dram {
         self.state().map.contains_key(key)
     }
 
+    /// Whether a chunk is here or on its way.
+    pub(super) fn expects(&self, key: &ChunkKey) -> bool {
+        self.state().policy.holds(key)
+    }
+
     pub(super) fn used(&self, keys: &[ChunkKey], now_ms: u64) {
         self.state().policy.used(keys, now_ms);
+    }
+
+    pub(super) fn used_behind(&self, parent: Option<&ChunkKey>, key: &ChunkKey, now_ms: u64) {
+        self.state().policy.used_behind(parent, key, now_ms);
     }
 
     /// Init.
@@ -172,66 +205,95 @@ impl Dram {
         let state = self.state();
         let books = Worth::memory_bytes(state.policy.limits().chunks_max)
             + state.pages.memory_bytes()
-            + state.map.capacity() * (size_of::<(ChunkKey, u32)>() + 1);
+            + state.map.capacity() * (size_of::<(ChunkKey, u32)>() + 1)
+            + self.landings.iter().map(Landing::memory_bytes).sum::<usize>();
         ((self.page_count * PAGE_BYTES) as u64, books as u64)
     }
 
-    /// Whether the chunk is worth its room; then room for a manifest and blocks of these lengths. `chunk.bytes` is not read.
+    /// Whether the chunk is worth its room. Then a chunk with this manifest and blocks of these lengths is on its way in at seat
+    /// `at`, where nothing else is. `chunk.bytes` is not read.
     pub(super) fn begin(
         &self,
+        at: usize,
         chunk: &Chunk,
         parent: Option<&ChunkKey>,
         now_ms: u64,
         (manifest, lengths): (&[u8], &[u32]),
-    ) -> Option<Incoming> {
+    ) -> bool {
         let head_bytes = HEAD_BYTES + 4 * lengths.len() + manifest.len();
-        let count = lengths.iter().fold(pages_of(head_bytes), |count, &length| count + pages_of(length as usize));
-        let bytes = Some(count * PAGE_BYTES).filter(|&bytes| bytes <= CHUNK_BYTES_MAX)? as u32;
-        let record = {
+        let parts = || std::iter::once(head_bytes).chain(lengths.iter().map(|&length| length as usize));
+        let count: usize = parts().map(pages_of).sum();
+        let Some(bytes) = Some(count * PAGE_BYTES).filter(|&bytes| bytes <= CHUNK_BYTES_MAX) else { return false };
+        let landing = &self.landings[at];
+        let mut blocks = landing.parts.write().expect(POISONED);
+        blocks.clear();
+        let head = {
             let mut state = self.state();
-            let State { policy, map, pages } = &mut *state;
-            let offered = policy.offer(&Chunk { bytes, ..*chunk }, parent, now_ms, &mut |key, bytes| {
+            assert!(state.arrivals[at].is_none(), "begin: something is on its way in at seat {at}");
+            let State { policy, map, pages, arrivals } = &mut *state;
+            let offered = policy.offer(&Chunk { bytes: bytes as u32, ..*chunk }, parent, now_ms, &mut |key, bytes| {
                 self.evicted.fetch_add(1, Relaxed);
                 self.bytes_evicted.fetch_add(bytes.into(), Relaxed);
+                spoil(arrivals, key);
                 if let Some(record) = map.remove(key) {
                     pages.leave(record);
                 }
             });
-            offered.ok()?;
-            // Those that left may still be read. One chunk comes in at a time, so that what is free stays free for it.
+            if offered.is_err() {
+                return false;
+            }
+            // Those that left may still be read.
             let record = if pages.free_pages() < count { None } else { pages.begin() };
             let Some(record) = record else {
                 policy.remove(&chunk.key);
-                return None;
+                return false;
             };
-            record
+            let mut head = None;
+            for (index, bytes) in parts().enumerate() {
+                let Some(run) = pages.extend(record, pages_of(bytes)) else {
+                    policy.remove(&chunk.key);
+                    pages.release(record);
+                    return false;
+                };
+                match index {
+                    0 => head = Some(run),
+                    _ => blocks.push(Part { run, bytes: bytes as u32, is_here: false.into() }),
+                }
+            }
+            arrivals[at] = Some(Arrival { key: chunk.key, record, spoilt: false });
+            head.expect("a head is the first part")
         };
-        let mut incoming = Incoming { key: chunk.key, record, blocks_left: lengths.len(), failed: false };
         let words = [lengths.len() as u32, manifest.len() as u32].into_iter().chain(lengths.iter().copied());
-        let run = self.room(&mut incoming, head_bytes);
-        let mut at = 0;
-        words.for_each(|word| at = self.write(run, at, &word.to_le_bytes()));
-        self.write(run, at, manifest);
-        Some(incoming)
+        let mut to = 0;
+        words.for_each(|word| to = self.write(head, to, &word.to_le_bytes()));
+        self.write(head, to, manifest);
+        landing.missing.store(lengths.len(), Relaxed);
+        true
     }
 
-    /// The next block of a chunk.
-    pub(super) fn write_block(&self, incoming: &mut Incoming, block: &[u8]) {
-        incoming.blocks_left -= 1;
-        let run = self.room(incoming, block.len());
-        self.write(run, 0, block);
+    /// A block of the chunk that is on its way in at this seat; if there is one.
+    pub(super) fn write_block(&self, at: usize, index: usize, block: &[u8]) {
+        let landing = &self.landings[at];
+        if landing.missing.load(Acquire) == 0 {
+            return;
+        }
+        let parts = landing.parts.read().expect(POISONED);
+        let part = &parts[index];
+        assert_eq!(part.bytes as usize, block.len(), "write_block: block {index} has another length than was said");
+        if !part.is_here.swap(true, Relaxed) {
+            self.write(part.run, 0, block);
+            landing.missing.fetch_sub(1, AcqRel);
+        }
     }
 
-    /// The first run of room for the next part.
-    fn room(&self, incoming: &mut Incoming, bytes: usize) -> Option<Run> {
-        let run = self.state().pages.extend(incoming.record, pages_of(bytes)).filter(|_| !incoming.failed);
-        incoming.failed |= run.is_none();
-        run
+    /// How many blocks of what is on its way in at this seat have not come.
+    pub(super) fn missing(&self, at: usize) -> Option<usize> {
+        let arrives = self.state().arrivals[at].is_some();
+        arrives.then(|| self.landings[at].missing.load(Acquire))
     }
 
     /// Writes to byte `at` of the part that begins with this run; where the next bytes go.
-    fn write(&self, run: Option<Run>, at: usize, bytes: &[u8]) -> usize {
-        let Some(mut run) = run else { return at };
+    fn write(&self, mut run: Run, at: usize, bytes: &[u8]) -> usize {
         let (mut from, mut done) = (at, 0);
         while done < bytes.len() {
             let length = run.pages as usize * PAGE_BYTES;
@@ -246,35 +308,40 @@ impl Dram {
         at + done
     }
 
-    /// All is written: from here on it can be found. `false`: there was no room for it.
-    pub(super) fn publish(&self, incoming: Incoming) -> bool {
-        assert_eq!(incoming.blocks_left, 0, "publish: blocks are missing");
-        if incoming.failed {
-            self.give_up(incoming);
-            return false;
-        }
+    /// All of what is on its way in at this seat is there: from here on it can be found. Returns the bytes of its blocks.
+    pub(super) fn publish(&self, at: usize) -> u64 {
+        let landing = &self.landings[at];
+        assert_eq!(landing.missing.load(Acquire), 0, "publish: blocks are missing");
+        let bytes = landing.parts.read().expect(POISONED).iter().map(|part| u64::from(part.bytes)).sum();
         let mut state = self.state();
-        // Removed while it came in: it was put anew.
-        if !state.policy.holds(&incoming.key) {
-            state.pages.release(incoming.record);
-            return true;
+        let Arrival { key, record, spoilt } = state.arrivals[at].take().expect("something is on its way in");
+        if spoilt {
+            state.pages.release(record);
+            return bytes;
         }
-        state.pages.publish(incoming.record);
-        let old = state.map.insert(incoming.key, incoming.record);
+        state.pages.publish(record);
+        let old = state.map.insert(key, record);
         assert!(old.is_none(), "publish: the policy takes no chunk twice");
-        true
+        bytes
     }
 
-    pub(super) fn give_up(&self, incoming: Incoming) {
+    /// What is on its way in at this seat, if anything, does not come.
+    pub(super) fn give_up(&self, at: usize) -> bool {
         let mut state = self.state();
-        state.policy.remove(&incoming.key);
-        state.pages.release(incoming.record);
+        let Some(Arrival { key, record, spoilt }) = state.arrivals[at].take() else { return false };
+        self.landings[at].missing.store(0, Relaxed);
+        if !spoilt {
+            state.policy.remove(&key);
+        }
+        state.pages.release(record);
+        true
     }
 
     /// Takes a chunk out.
     pub(super) fn remove(&self, key: &ChunkKey) {
         let mut state = self.state();
         state.policy.remove(key);
+        spoil(&mut state.arrivals, key);
         if let Some(record) = state.map.remove(key) {
             state.pages.leave(record);
         }
@@ -314,7 +381,6 @@ impl Dram {
             run = behind(runs, run, bytes as usize);
         }
         *open = Some((*key, record));
-        self.hits.fetch_add(1, Relaxed);
         Some(Ok(manifest_bytes))
     }
 
@@ -322,21 +388,21 @@ impl Dram {
     /// with it instead.
     pub(super) fn read(&self, at: usize, index: usize, into: &mut [u8]) -> Result<Option<usize>, StoreError> {
         let seat = self.seats[at].read().expect(POISONED);
-        assert!(seat.open.is_some(), "read_block: seat {at} is empty");
-        let Some(&(first, bytes)) = seat.blocks.get(index) else {
-            return Err(StoreError::Corrupt { what: "no such block", value: index as u64 });
-        };
-        if bytes as usize != into.len() {
-            return Err(StoreError::Corrupt { what: "block of another length, bytes", value: bytes.into() });
-        }
-        self.bytes_read.fetch_add(bytes.into(), Relaxed);
-        let run = seat.runs[first];
-        let lies = (self.lends && run.pages as usize >= pages_of(into.len())).then(|| start(run));
+        let runs = seat.runs_of(at, index, into.len())?;
+        self.bytes_read.fetch_add(into.len() as u64, Relaxed);
+        let lies = (self.lends && runs[0].pages as usize >= pages_of(into.len())).then(|| start(runs[0]));
         if lies.is_none() {
-            self.copy(&seat.runs[first..], 0, into);
-            self.bytes_copied.fetch_add(bytes.into(), Relaxed);
+            self.copy(runs, 0, into);
+            self.bytes_copied.fetch_add(into.len() as u64, Relaxed);
         }
         Ok(lies)
+    }
+
+    /// Copies a block for a tier below: no hit.
+    pub(super) fn copy_block(&self, at: usize, index: usize, into: &mut [u8]) -> Result<(), StoreError> {
+        let seat = self.seats[at].read().expect(POISONED);
+        self.copy(seat.runs_of(at, index, into.len())?, 0, into);
+        Ok(())
     }
 
     /// The chunk in a seat.
@@ -369,6 +435,31 @@ impl Dram {
     }
 }
 
+impl Seat {
+    /// The runs from a block's first on; the block has so many bytes.
+    fn runs_of(&self, at: usize, index: usize, bytes: usize) -> Result<&[Run], StoreError> {
+        assert!(self.open.is_some(), "read_block: seat {at} is empty");
+        match self.blocks.get(index) {
+            None => Err(StoreError::Corrupt { what: "no such block", value: index as u64 }),
+            Some(&(_, length)) if length as usize != bytes => {
+                Err(StoreError::Corrupt { what: "block of another length, bytes", value: length.into() })
+            }
+            Some(&(first, _)) => Ok(&self.runs[first..]),
+        }
+    }
+}
+
+impl Landing {
+    fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.parts.read().expect(POISONED).capacity() * size_of::<Part>()
+    }
+}
+
+/// What is on its way in under this name is not what it will be.
+fn spoil(arrivals: &mut [Option<Arrival>], key: &ChunkKey) {
+    arrivals.iter_mut().flatten().filter(|arrival| arrival.key == *key).for_each(|arrival| arrival.spoilt = true);
+}
+
 /// The run behind those of a part that begins with run `first`.
 fn behind(runs: &[Run], first: usize, bytes: usize) -> usize {
     let (mut left, mut run) = (pages_of(bytes), first);
@@ -397,11 +488,12 @@ mod tests {
         let blocks = [block(n, bytes), block(n + 1, bytes / 2 + 1)];
         let lengths = [blocks[0].len() as u32, blocks[1].len() as u32];
         dram.used(&[key(n)], now_ms);
-        let parts = (&n.to_le_bytes()[..], &lengths[..]);
-        let Some(mut incoming) = dram.begin(&offered(n), None, now_ms, parts) else { return false };
-        blocks.iter().for_each(|block| dram.write_block(&mut incoming, block));
-        dram.publish(incoming);
-        true
+        let began = dram.begin(0, &offered(n), None, now_ms, (&n.to_le_bytes()[..], &lengths[..]));
+        if began {
+            blocks.iter().enumerate().rev().for_each(|(index, block)| dram.write_block(0, index, block));
+            dram.publish(0);
+        }
+        began
     }
 
     fn offered(n: u32) -> Chunk {
@@ -488,17 +580,82 @@ mod tests {
     fn a_chunk_that_was_removed_while_it_came_in_is_not_found() {
         let dram = Dram::new(1 << 20, &Limits::default(), 1, None).expect("memory").expect("256 pages");
         for remove in [false, true] {
-            let mut incoming = dram.begin(&offered(1), None, 0, (&[], &[100])).expect("an empty tier");
-            dram.write_block(&mut incoming, &[0; 100]);
+            assert!(dram.begin(0, &offered(1), None, 0, (&[], &[100])), "an empty tier");
+            dram.write_block(0, 0, &[0; 100]);
             if remove {
                 dram.remove(&key(1));
-                dram.publish(incoming);
+                dram.publish(0);
             } else {
-                dram.give_up(incoming);
+                assert!(dram.give_up(0));
             }
-            assert!(!dram.holds(&key(1)));
+            assert!(!dram.holds(&key(1)) && !dram.expects(&key(1)) && dram.missing(0).is_none());
             assert_eq!(dram.state().pages.free_pages(), 256);
         }
         assert!(Dram::new(100, &Limits::default(), 1, None).expect("memory").is_none());
+    }
+
+    #[test]
+    fn what_has_the_name_of_a_chunk_that_left_on_its_way_in_is_another() {
+        let dram = Dram::new(1 << 20, &Limits::default(), 1, None).expect("memory").expect("256 pages");
+        let begin = |at| dram.begin(at, &offered(1), None, 0, (&[], &[100, 50]));
+        assert!(begin(0));
+        assert!(!begin(1), "it comes already");
+        dram.remove(&key(1));
+        assert!(begin(1), "put anew");
+        for (at, byte) in [(0, 1), (1, 2)] {
+            dram.write_block(at, 1, &[byte; 50]);
+            assert_eq!(dram.missing(at), Some(1));
+            // A block that comes twice is one.
+            dram.write_block(at, 1, &[byte; 50]);
+            dram.write_block(at, 0, &[byte; 100]);
+            dram.publish(at);
+        }
+        dram.open(0, &key(1), &mut []).expect("the later one").expect("room for its manifest");
+        let mut into = [0; 100];
+        assert_eq!(dram.read(0, 0, &mut into), Ok(None));
+        assert_eq!(into, [2; 100]);
+        dram.close(0);
+        dram.remove(&key(1));
+        assert_eq!(dram.state().pages.free_pages(), 256);
+    }
+
+    #[test]
+    fn many_come_in_at_once_from_many_threads() {
+        let limits = Limits { chunks_open_max: 8, ..Limits::default() };
+        let dram = Dram::new(2 << 20, &limits, 1, None).expect("memory").expect("512 pages");
+        std::thread::scope(|scope| {
+            for at in 0..4 {
+                let dram = &dram;
+                scope.spawn(move || {
+                    let mut next = super::super::pages::numbers(at as u64);
+                    for _ in 0..2000 {
+                        let n = next(40) as u32;
+                        let bytes = 1000 * (1 + n as usize % 7);
+                        let content = [block(n, bytes), block(n + 1, bytes / 2 + 1)];
+                        let lengths = [bytes as u32, bytes as u32 / 2 + 1];
+                        dram.used(&[key(n)], 0);
+                        if dram.begin(at, &offered(n), None, 0, (&n.to_le_bytes()[..], &lengths[..])) {
+                            let blocks = if next(5) == 0 { 1 } else { 2 };
+                            (0..blocks).for_each(|index| dram.write_block(at, index, &content[index]));
+                            if blocks == 2 {
+                                dram.publish(at);
+                            } else {
+                                assert!(dram.give_up(at));
+                            }
+                        }
+                        if dram.open(4 + at, &key(n), &mut [0; 4]).is_some() {
+                            check(dram, 4 + at, n, bytes);
+                            dram.close(4 + at);
+                        }
+                        if next(10) == 0 {
+                            dram.remove(&key(next(40) as u32));
+                        }
+                    }
+                });
+            }
+        });
+        (0..40).for_each(|n| dram.remove(&key(n)));
+        assert_eq!(dram.state().pages.free_pages(), 512);
+        assert!(dram.state().map.is_empty() && dram.state().policy.is_empty());
     }
 }

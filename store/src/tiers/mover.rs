@@ -1,5 +1,6 @@
 //! The mover: brings chunks that were used into T0 and T1, one at a time, with a reader of its own. It stands back while
-//! fetches read from T2, and moves no more than [`BYTES_PER_S`].
+//! fetches read from T2, and moves no more than [`BYTES_PER_S`]. What T0 has by then, since it came in with the fetch that
+//! used it (arrivals.rs), goes to T1 from there; the rest is read from T2 a second time.
 //!
 //! It is asked by `touch`, which does not wait: a wish is a chunk and its parent in a ring of fixed size; where that is
 //! full the wish is lost, and the next use of the chunk makes another.
@@ -15,7 +16,6 @@ use block::{ChunkKey, Manifest};
 use nix::sys::eventfd::EventFd;
 
 use super::breaker::MOVER_LANE;
-use super::dram::Incoming;
 use super::returns::Source;
 use super::{Moves, Tiers, chunk};
 use tier::Policy;
@@ -235,8 +235,8 @@ impl Mover<'_> {
         let on_disk = tiers.disk.as_ref().is_some_and(|disk| disk.store.holds(&wish.key));
         // Where the chunk before it is not, it is worth nothing: known before T2 is asked for it.
         let follows = |holds: &dyn Fn(&ChunkKey) -> bool| wish.parent.as_ref().is_none_or(holds);
-        let wants_dram = tiers.dram.as_ref().is_some_and(|dram| !dram.holds(&wish.key))
-            && follows(&|parent| tiers.dram().holds(parent));
+        let wants_dram = tiers.dram.as_ref().is_some_and(|dram| !dram.expects(&wish.key))
+            && follows(&|parent| tiers.dram().expects(parent));
         let wants_disk = !on_disk
             && tiers.disk.as_ref().is_some_and(|disk| disk.writes.serves())
             && follows(&|parent| tiers.disk().policy.lock().expect(POISONED).holds(parent));
@@ -244,9 +244,14 @@ impl Mover<'_> {
             return Ok(0);
         }
         self.stand_back();
-        let mut source = if on_disk { Source::Disk } else { Source::Bottom };
+        let in_dram = tiers.dram.as_ref().is_some_and(|dram| dram.holds(&wish.key));
+        let mut source = match (in_dram, on_disk) {
+            (true, _) => Source::Dram,
+            (false, true) => Source::Disk,
+            (false, false) => Source::Bottom,
+        };
         let mut opened = self.open(source, &wish.key);
-        if opened.is_err() && source == Source::Disk {
+        if opened.is_err() && source != Source::Bottom {
             source = Source::Bottom;
             opened = self.open(source, &wish.key);
         }
@@ -263,6 +268,7 @@ impl Mover<'_> {
             Err(_) => Ok(0),
         };
         match source {
+            Source::Dram => tiers.dram().close(self.seat),
             Source::Disk => tiers.disk().store.close(self.seat),
             Source::Bottom => tiers.bottom.store().close(self.seat),
         }
@@ -304,11 +310,10 @@ impl Mover<'_> {
         // What T0 gives up comes back from T1, if that has it.
         let cost = if disk || source == Source::Disk { tiers.returns.disk_cost() } else { 1.0 };
         let parts = (&self.manifest[..manifest_bytes], manifest.lengths());
-        let mut dram = tiers
-            .dram
-            .as_ref()
-            .filter(|_| wants_dram)
-            .and_then(|dram| counted(dram.begin(&offered(cost), wish.parent.as_ref(), now_ms, parts), to_dram));
+        let dram = tiers.dram.as_ref().filter(|dram| {
+            let begin = || dram.begin(self.seat, &offered(cost), wish.parent.as_ref(), now_ms, parts);
+            wants_dram && counted(begin().then_some(()), to_dram).is_some()
+        });
         if dram.is_none() && !disk {
             return Ok(0);
         }
@@ -322,8 +327,8 @@ impl Mover<'_> {
             }
             reading += since.elapsed();
             let block = &self.memory.as_ref().expect("it came back")[..length as usize];
-            if let (Some(dram), Some(incoming)) = (&tiers.dram, &mut dram) {
-                dram.write_block(incoming, block);
+            if let Some(dram) = dram {
+                dram.write_block(self.seat, index, block);
             }
             disk = disk && self.on_disk(|disk| disk.put_block(put, index, block), &wish.key, true);
             if tiers.wishes.stopped() {
@@ -331,7 +336,7 @@ impl Mover<'_> {
                 break;
             }
         }
-        self.end(wish, dram, disk, manifest, manifest_bytes, failed)?;
+        self.end(wish, dram.is_some(), disk, manifest, manifest_bytes, failed)?;
         tiers.returns.saw(source, blocks, reading);
         Ok(u64::from(bytes))
     }
@@ -340,7 +345,7 @@ impl Mover<'_> {
     fn end(
         &self,
         wish: &Wish,
-        dram: Option<Incoming>,
+        dram: bool,
         disk: bool,
         manifest: &Manifest,
         manifest_bytes: usize,
@@ -365,15 +370,14 @@ impl Mover<'_> {
                 }
             }
         }
-        if let (Some(tier), Some(incoming)) = (&tiers.dram, dram) {
+        if dram {
             if failed.is_some() {
-                tier.give_up(incoming);
+                tiers.dram().give_up(self.seat);
                 to_dram.failed.fetch_add(1, Relaxed);
             } else {
-                let published = tier.publish(incoming);
-                let counter = if published { &to_dram.promoted } else { &to_dram.refused };
-                counter.fetch_add(1, Relaxed);
-                to_dram.bytes_promoted.fetch_add(if published { bytes } else { 0 }, Relaxed);
+                tiers.dram().publish(self.seat);
+                to_dram.promoted.fetch_add(1, Relaxed);
+                to_dram.bytes_promoted.fetch_add(bytes, Relaxed);
             }
         }
         // A put of this chunk began or ended while its bytes were read: nobody knows which they are.
@@ -421,11 +425,17 @@ impl Mover<'_> {
     /// Bytes of the manifest.
     fn open(&mut self, source: Source, key: &ChunkKey) -> Result<usize, StoreError> {
         let until = Instant::now() + PATIENCE;
-        if source == Source::Disk {
-            let disk = self.tiers.disk();
-            return disk.reads.watch(MOVER_LANE, || disk.store.open(self.seat, key, &mut self.manifest, until));
+        match source {
+            Source::Dram => {
+                return self.tiers.dram().open(self.seat, key, &mut self.manifest).unwrap_or(Err(StoreError::Miss));
+            }
+            Source::Disk => {
+                let disk = self.tiers.disk();
+                return disk.reads.watch(MOVER_LANE, || disk.store.open(self.seat, key, &mut self.manifest, until));
+            }
+            Source::Bottom => {}
         }
-        match self.ask(Ask::Open { seat: self.seat, key: *key, until }) {
+        match self.ask(Ask::Open { seat: self.seat, key: *key, position: None, until }) {
             Outcome::Opened(result) => result,
             other => unreachable!("an open is answered by {other:?}"),
         }
@@ -439,10 +449,14 @@ impl Mover<'_> {
             self.memory = Some(memory);
             return Err(StoreError::Large { what: "bytes of a block", value: bytes, max });
         }
-        if source == Source::Disk {
-            let disk = self.tiers.disk();
-            let read = || disk.store.read_block(self.seat, index, &mut memory[..bytes], until);
-            let result = disk.reads.watch(MOVER_LANE, read);
+        if source != Source::Bottom {
+            let into = &mut memory[..bytes];
+            let result = if source == Source::Dram {
+                self.tiers.dram().copy_block(self.seat, index, into)
+            } else {
+                let disk = self.tiers.disk();
+                disk.reads.watch(MOVER_LANE, || disk.store.read_block(self.seat, index, into, until))
+            };
             self.memory = Some(memory);
             return result;
         }

@@ -11,7 +11,7 @@ use block::ChunkKey;
 
 use super::breaker::Breaker;
 use super::{Place, Tiers};
-use crate::{Answer, Ask, Direct, Memory, Outcome, Reader, StoreError, retry};
+use crate::{Answer, Ask, Direct, Memory, Outcome, Position, Reader, StoreError, retry};
 
 /// See the module's head.
 pub(super) struct TierReader<'a, M> {
@@ -34,8 +34,14 @@ enum Asked {
     },
     Open {
         seat: usize,
+        key: ChunkKey,
+        position: Option<Position>,
     },
-    Read,
+    Read {
+        seat: usize,
+        index: usize,
+        bytes: usize,
+    },
 }
 
 impl<'a, M: Memory> TierReader<'a, M> {
@@ -51,7 +57,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
     }
 
     fn pass_on(&mut self, tag: usize, asked: Asked, ask: Ask<M>) {
-        if asked == Asked::Read {
+        if matches!(asked, Asked::Read { .. }) {
             self.tiers.fetching.fetch_add(1, Relaxed);
         }
         self.asked.push((tag, asked));
@@ -68,11 +74,15 @@ impl<'a, M: Memory> TierReader<'a, M> {
         self.pass_on(tag, Asked::Lookup { found }, Ask::Lookup { keys, until });
     }
 
-    fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, until: Instant) {
+    fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, position: Option<Position>, until: Instant) {
+        if let Some(position) = &position {
+            self.tiers.used(&key, position);
+        }
         let place = |place: Place| self.tiers.places[seat].store(place as u8, Relaxed);
         if Instant::now() < until {
             let dram = self.tiers.dram.as_ref().and_then(|dram| dram.open(seat, &key, &mut self.manifest));
             if let Some(Ok(bytes)) = dram {
+                self.tiers.dram().hits.fetch_add(1, Relaxed);
                 place(Place::Dram);
                 self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
                 return;
@@ -88,7 +98,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
                 return;
             }
         }
-        self.pass_on(tag, Asked::Open { seat }, Ask::Open { seat, key, until });
+        self.pass_on(tag, Asked::Open { seat, key, position }, Ask::Open { seat, key, position, until });
     }
 
     /// A block of a chunk that was opened in T0 or T1.
@@ -144,7 +154,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
     }
 
     /// What T2's answer means with what T0 and T1 have.
-    fn complete(&mut self, mut answer: Answer<M>) -> Answer<M> {
+    fn complete(&mut self, mut answer: Answer<M>, manifest: &[u8]) -> Answer<M> {
         let Some(index) = self.asked.iter().position(|(tag, _)| *tag == answer.tag) else { return answer };
         let (_, asked) = self.asked.swap_remove(index);
         match (asked, &mut answer.outcome) {
@@ -160,11 +170,17 @@ impl<'a, M: Memory> TierReader<'a, M> {
                     Err(error) => Err(error),
                 };
             }
-            (Asked::Open { seat }, Outcome::Opened(_)) => {
+            (Asked::Open { seat, key, position }, Outcome::Opened(opened)) => {
                 self.tiers.places[seat].store(Place::Bottom as u8, Relaxed);
+                if let (Ok(bytes), Some(position)) = (opened, &position) {
+                    self.tiers.begin_arrival(seat, &key, position, &manifest[..*bytes], &mut self.manifest);
+                }
             }
-            (Asked::Read, Outcome::Read { .. }) => {
+            (Asked::Read { seat, index, bytes }, Outcome::Read { memory, result }) => {
                 self.tiers.fetching.fetch_sub(1, Relaxed);
+                if result.is_ok() {
+                    self.tiers.bring(seat, index, &memory[..bytes]);
+                }
             }
             (asked, _) => unreachable!("{asked:?} was answered with something else"),
         }
@@ -185,13 +201,19 @@ impl<M: Memory> Reader<M> for TierReader<'_, M> {
         assert!(self.local.is_none(), "begin: an answer of a tier waits");
         match ask {
             Ask::Lookup { keys, until } => self.lookup(tag, keys, until),
-            Ask::Open { seat, key, until } => self.open(tag, seat, key, until),
+            Ask::Open { seat, key, position, until } => self.open(tag, seat, key, position, until),
             Ask::Read { seat, index, bytes, memory, until } => match self.tiers.place(seat) {
-                Place::Bottom => self.pass_on(tag, Asked::Read, Ask::Read { seat, index, bytes, memory, until }),
+                Place::Bottom => {
+                    let asked = Asked::Read { seat, index, bytes };
+                    self.pass_on(tag, asked, Ask::Read { seat, index, bytes, memory, until });
+                }
                 place => self.read(tag, place, seat, index, bytes, memory, until),
             },
             Ask::Discard { seat, until } => match self.tiers.place(seat) {
-                Place::Bottom => self.bottom.begin(tag, Ask::Discard { seat, until }),
+                Place::Bottom => {
+                    self.tiers.end_arrival(seat, false);
+                    self.bottom.begin(tag, Ask::Discard { seat, until });
+                }
                 place => self.discard(tag, place, seat),
             },
         }
@@ -205,7 +227,7 @@ impl<M: Memory> Reader<M> for TierReader<'_, M> {
             return Some(answer);
         }
         let answer = self.bottom.poll(manifest)?;
-        Some(self.complete(answer))
+        Some(self.complete(answer, manifest))
     }
 
     fn sleep(&mut self) {

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub(super) enum Source {
     Disk,
     Bottom,
+    /// For T1 only.
+    Dram,
 }
 
 /// Part of a new measurement in the mean.
@@ -25,6 +27,9 @@ impl Returns {
     }
 
     pub(super) fn saw(&self, source: Source, bytes: u64, took: Duration) {
+        if source == Source::Dram {
+            return;
+        }
         let (now, before) = (took.as_secs_f32() * 1e6 / bytes.max(1) as f32, self.rate(source));
         let mean = if before == 0.0 { now } else { before + (now - before) * WEIGHT };
         self.0[source as usize].store(mean.to_bits(), Relaxed);

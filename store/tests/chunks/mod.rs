@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, ElementType, Geometry, Manifest, Plan, Recipe, TileOrder, Transform};
 use nix::sys::eventfd::EventFd;
-use store::{Caller, Direct, Limits, Readable, Store, StoreError};
+use store::{Caller, Direct, Limits, Position, Readable, Store, StoreError};
 
 /// Small tables: a test that leaks a seat notices.
 pub(crate) fn limits() -> Limits {
@@ -91,7 +91,7 @@ impl Questions for dyn Readable<Vec<u8>> + '_ {
     }
 
     fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
-        with_caller(self, |caller| caller.open(seat, key, manifest, until))
+        with_caller(self, |caller| caller.open(seat, key, None, manifest, until))
     }
 
     fn read(&self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError> {
@@ -116,9 +116,20 @@ pub(crate) fn get(
     key: &ChunkKey,
     lengths: &[usize],
 ) -> Result<(Vec<u8>, Vec<Vec<u8>>), StoreError> {
+    get_as(store, seat, key, None, lengths)
+}
+
+/// The same, by a prompt.
+pub(crate) fn get_as(
+    store: &dyn Readable<Vec<u8>>,
+    seat: usize,
+    key: &ChunkKey,
+    position: Option<Position>,
+    lengths: &[usize],
+) -> Result<(Vec<u8>, Vec<Vec<u8>>), StoreError> {
     with_caller(store, |caller| {
         let mut manifest = vec![0; limits().manifest_bytes_max];
-        let bytes = caller.open(seat, key, &mut manifest, soon())?;
+        let bytes = caller.open(seat, key, position, &mut manifest, soon())?;
         manifest.truncate(bytes);
         let read = |(index, &bytes): (usize, &usize)| caller.read(seat, index, bytes, soon());
         let blocks: Result<Vec<_>, _> = lengths.iter().enumerate().map(read).collect();
