@@ -2,8 +2,8 @@
 //!
 //! How long a small hit takes in each tier: a fetch of K and V of one layer of one chunk (two blocks, the least that a
 //! fetch can be), from the command posted to its completion seen, by a real dpu-app in a process of its own over a Redis
-//! on loopback. **Alone**, and **beside** another session that fetches a chunk of 32 layers of an 8B-class model over and over
-//! from the same tier. The card polls, the host spins.
+//! on loopback. **Alone**: the card polls, the host spins. **Beside** another session that fetches a chunk of 32 layers of an
+//! 8B-class model over and over from the same tier: nobody spins, since two spinners are all that two cores can take.
 //!
 //! The emulator inflates in software, which no card does: every size is measured with Deflate, with an engine that remembers
 //! what it inflated (`remember`: a copy instead), and with a recipe that compresses nothing. The differences are Deflate's own time.
@@ -114,9 +114,9 @@ fn main() {
     let command = "cargo bench -p dpu-app --bench tiers-latency";
     let mut report = Report::new("tiers-latency", "Tiers: latency of a small hit", command);
     report.notes.push(
-        "A fetch of K and V of one layer of one chunk: two blocks. Command posted to completion seen; the card polls, the \
-         host spins, all CPUs. Beside: another session fetches a chunk of 32 layers (64 blocks of 512 KiB of bf16) over and \
-         over. Inflating is software here: `remembered` has a copy instead, `q8+raw` nothing."
+        "A fetch of K and V of one layer of one chunk: two blocks. Command posted to completion seen, all CPUs. Alone: the card \
+         polls, the host spins. Beside: another session fetches a chunk of 32 layers (64 blocks of 512 KiB of bf16) over and \
+         over, and everybody sleeps who waits. Inflating is software here: `remembered` has a copy instead, `q8+raw` nothing."
             .into(),
     );
     let heads: &[usize] = if quick { &[1] } else { &[1, HEADS] };
@@ -146,13 +146,21 @@ fn hits(run: &Run, heads: usize) -> (Table, Plot) {
                 continue;
             }
             let dir = run.dir.join(format!("tier-{heads}-{}", name.replace([' ', ',', '+'], "-")));
-            let setup = Setup { flags: &["--busy-poll"], emulator, ..Setup::default() };
-            let mut card = Card::start_as(&setup, &tier.url(&dir, &run.server), recipe);
-            card.store(&small);
-            card.store(&long);
-            warm(&card, tier, [&small, &long]);
-            let alone = fetches(&card, &small, if run.quick { 100 } else { 5000 }, Duration::ZERO);
-            let beside = beside(&card, &long, || fetches(&card, &small, if run.quick { 20 } else { 2000 }, PAUSE));
+            let start = |flags: &'static [&'static str]| {
+                let setup = Setup { flags, emulator, ..Setup::default() };
+                let mut card = Card::start_as(&setup, &tier.url(&dir, &run.server), recipe);
+                card.store(&small);
+                card.store(&long);
+                warm(&card, tier, [&small, &long]);
+                card
+            };
+            let card = start(&["--busy-poll"]);
+            let alone = fetches(&card, &small, if run.quick { 100 } else { 5000 }, SPIN, Duration::ZERO);
+            drop(card);
+            let card = start(&[]);
+            let spin = card.options().spin;
+            let beside =
+                beside(&card, &long, || fetches(&card, &small, if run.quick { 20 } else { 2000 }, spin, PAUSE));
             points.push((points.len() as f64, alone.quantile(0.5)));
             labels.push(tier.name().to_owned());
             let ([a50, a99, a999], [b50, b99, b999]) = (cells(&alone), cells(&beside));
@@ -180,8 +188,8 @@ fn cells(sample: &Sample) -> [String; 3] {
 }
 
 /// us of each fetch, after a tenth of them for warming up.
-fn fetches(card: &Card, prefix: &Prefix, rounds: usize, pause: Duration) -> Sample {
-    let mut fetching = Fetching::open(card, prefix, prefix.memory(), SPIN);
+fn fetches(card: &Card, prefix: &Prefix, rounds: usize, spin: Duration, pause: Duration) -> Sample {
+    let mut fetching = Fetching::open(card, prefix, prefix.memory(), spin);
     (0..rounds / 10 + 2).for_each(|_| drop(fetching.once()));
     let mut once = || {
         thread::sleep(pause);

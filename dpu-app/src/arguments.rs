@@ -135,7 +135,7 @@ struct Run {
     /// Tasks in flight on the decompress engine [default: the slots]
     #[arg(long, env = "KVLANE_INFLATE_DEPTH", value_name = "N")]
     inflate_depth: Option<usize>,
-    /// Transfers in flight on the DMA engine [default: the slots]
+    /// Transfers in flight on the DMA engine [default: a quarter of the slots, at least 4]
     #[arg(long, env = "KVLANE_DMA_DEPTH", value_name = "N")]
     dma_depth: Option<usize>,
     /// Hosts attached at the same time
@@ -196,7 +196,7 @@ fn defaults() -> Config {
 
 impl Run {
     fn config(&self) -> Result<Config, store::NamespaceError> {
-        let slots = self.slots;
+        let derived = defaults().with_slots(self.slots);
         Ok(Config {
             attach: match self.attach {
                 Way::Both => Attach::Both,
@@ -215,18 +215,18 @@ impl Run {
             recipe: self.recipe,
             deflate_level: self.deflate_level,
             block_bytes: self.block_bytes,
-            slots,
-            store_slots: self.store_slots.unwrap_or(slots / 2),
+            slots: self.slots,
+            store_slots: self.store_slots.unwrap_or(derived.store_slots),
             fetch_workers: self.fetch_workers,
             dequantize_workers: self.dequantize_workers,
             encode_workers: self.encode_workers,
             fetch_cpus: self.fetch_cpus.clone(),
             dequantize_cpus: self.dequantize_cpus.clone(),
             encode_cpus: self.encode_cpus.clone(),
-            inflate_depth: self.inflate_depth.unwrap_or(slots),
-            dma_depth: self.dma_depth.unwrap_or(slots),
+            inflate_depth: self.inflate_depth.unwrap_or(derived.inflate_depth),
+            dma_depth: self.dma_depth.unwrap_or(derived.dma_depth),
             sessions: self.sessions,
-            chunks: self.chunks.unwrap_or(slots),
+            chunks: self.chunks.unwrap_or(derived.chunks),
             deadline: Duration::from_millis(self.deadline_ms),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms),
             metrics: self.metrics,

@@ -144,12 +144,12 @@ impl Config {
         .with_slots(if card { 32 } else { 16 })
     }
 
-    /// With so many slots, and what follows from them unless somebody says otherwise: stores hold half of them, engines and
-    /// chunks have one each.
+    /// With so many slots, and what follows from them unless somebody says otherwise: stores hold half of them, the decompress
+    /// engine and chunks have one each. The DMA engine, in whose queue the mailbox stands too, has enough with a quarter.
     #[must_use]
     pub fn with_slots(self, slots: usize) -> Self {
         let (store_slots, chunks) = ((slots / 2).max(1), slots.min(CHUNKS_ACTIVE_MAX));
-        Self { slots, store_slots, inflate_depth: slots, dma_depth: slots, chunks, ..self }
+        Self { slots, store_slots, inflate_depth: slots, dma_depth: (slots / 4).max(slots.min(4)), chunks, ..self }
     }
 
     /// Sizes of the areas of one slot.
