@@ -138,13 +138,13 @@ def measured(far, name, order):
         out = run.stdout.readline() if ready else ""
     finally:
         end_group(run)
-    if not ready:
-        raise RuntimeError(f"no answer in {far.options.patience_s} s")
     log = path.read_text()
     # LMCache goes on without a connector, and then every look-up waits for nobody.
     if failed := re.search(r"No supported cpu connector found\.?", log):
         late = f" (vLLM goes on, each request {min(ttfts(json.loads(out), 'alone')):.1f} s late)" if out else ""
         raise RuntimeError(failed[0] + late)
+    if not ready:
+        raise RuntimeError(f"no answer in {far.options.patience_s} s")
     if not out:
         raise RuntimeError(blame(log))
     return json.loads(out)

@@ -8,21 +8,23 @@
 mod chunks;
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bench::{Report, Sample, Table};
 use block::ChunkKey;
 use chunks::{chunk_path, key, limits, noise, soon};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use store::dir::{DirStore, Options};
 use store::{Direct, Limits, Store};
 
 const CHUNKS: u64 = 32;
 const BLOCKS: usize = 64;
 const BLOCK_BYTES: usize = 200_000;
+/// A block in a chunk's file.
+const PAGES_BYTES: usize = BLOCK_BYTES.next_multiple_of(4096);
 const CHUNK_BYTES: f64 = (BLOCKS * BLOCK_BYTES) as f64;
 
 struct Arguments {
@@ -124,50 +126,65 @@ fn questions(store: &DirStore, rounds: usize) -> Table {
 fn reads(store: &DirStore, rounds: usize) -> Table {
     let (keys, mut manifest) = (keys(), [0; 4096]);
     let files: Vec<_> = keys.iter().map(|key| File::open(chunk_path(store.path(), key)).expect("open")).collect();
+    let direct =
+        |key| OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(chunk_path(store.path(), key));
+    // Not every file system can.
+    let directs: Option<Vec<_>> = keys.iter().map(|key| direct(key).ok()).collect();
     let give_up_pages = || {
         for file in &files {
             posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).expect("fadvise");
         }
     };
     // One buffer for all, at a page as slots are: where it lies changes the figures more than anything else here.
-    let mut memory = vec![0; BLOCK_BYTES + 4096];
+    let mut memory = vec![0; PAGES_BYTES + 4096];
     let start = memory.as_ptr().align_offset(4096);
-    let into = RefCell::new(&mut memory[start..start + BLOCK_BYTES]);
+    let into = RefCell::new(&mut memory[start..start + PAGES_BYTES]);
     let plain = |ahead: bool| {
-        let mut into = into.borrow_mut();
+        let into = &mut into.borrow_mut()[..BLOCK_BYTES];
         for file in &files {
             if ahead {
                 posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED).expect("fadvise");
             }
             for i in 0..BLOCKS {
-                file.read_exact_at(&mut into, (i * BLOCK_BYTES.next_multiple_of(4096)) as u64).expect("pread");
+                file.read_exact_at(into, (i * PAGES_BYTES) as u64).expect("pread");
+            }
+        }
+    };
+    let mut past_cache = || {
+        let mut into = into.borrow_mut();
+        for file in directs.iter().flatten() {
+            for i in 0..BLOCKS {
+                file.read_exact_at(&mut into, (i * PAGES_BYTES) as u64).expect("pread");
             }
         }
     };
     let mut through = || {
-        let mut into = into.borrow_mut();
+        let into = &mut into.borrow_mut()[..BLOCK_BYTES];
         for key in &keys {
             store.open(0, key, &mut manifest, soon()).expect("open");
             for i in 0..BLOCKS {
-                store.read_block(0, i, &mut into, soon()).expect("read");
+                store.read_block(0, i, into, soon()).expect("read");
             }
             store.close(0);
         }
     };
     let (mut alone, mut ahead) = (|| plain(false), || plain(true));
     let speed = |sample: &Sample| CHUNKS as f64 * CHUNK_BYTES / sample.median() / 1e9;
-    let mut table =
-        Table::new("Reads, GB/s", &["", "plain pread", "the store", "store / plain", "plain, WILLNEED", "spread"]);
-    let mut row = |name: &str, plain: &Sample, store: &Sample, ahead: Option<&Sample>| {
+    let mut table = Table::new(
+        "Reads, GB/s",
+        &["", "plain pread", "the store", "store / plain", "plain, WILLNEED", "plain, O_DIRECT", "spread"],
+    );
+    let mut row = |name: &str, plain: &Sample, store: &Sample, others: [Option<&Sample>; 2]| {
         let (a, b) = (speed(plain), speed(store));
-        let ahead = ahead.map_or(String::from("-"), |ahead| format!("{:.2}", speed(ahead)));
+        let [ahead, direct] =
+            others.map(|other| other.map_or(String::from("-"), |other| format!("{:.2}", speed(other))));
         let (share, spread) = (format!("{:.0} %", 100.0 * b / a), format!("{:.0} %", 100.0 * store.spread()));
-        table.row(&[&name, &format!("{a:.2}"), &format!("{b:.2}"), &share, &ahead, &spread]);
+        table.row(&[&name, &format!("{a:.2}"), &format!("{b:.2}"), &share, &ahead, &direct, &spread]);
     };
     let [a, b] = in_turn(rounds, || {}, [&mut alone, &mut through]);
-    row("warm", &a, &b, None);
-    let [a, b, c] = in_turn(rounds, give_up_pages, [&mut alone, &mut through, &mut ahead]);
-    row("cold", &a, &b, Some(&c));
+    row("warm", &a, &b, [None; 2]);
+    let [a, b, c, d] = in_turn(rounds, give_up_pages, [&mut alone, &mut through, &mut ahead, &mut past_cache]);
+    row("cold", &a, &b, [Some(&c), directs.is_some().then_some(&d)]);
     table
 }
 

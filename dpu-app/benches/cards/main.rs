@@ -8,7 +8,8 @@
 //!
 //! All chunks are in Redis before the clock starts, and what a request asks for is what somebody has computed before it
 //! in the trace. So both variants restore the same bytes; stores are left out, as they are the same for both. The first
-//! two thirds of the trace fill the tiers, which then come to rest; the last is measured.
+//! two thirds of the trace fill the tiers, from empty, and are measured as such; the tiers then come to rest, and the last
+//! third is measured.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -160,6 +161,8 @@ fn fill(arguments: &Arguments, work: &Work) -> f64 {
 struct Variant {
     name: &'static str,
     tiered: bool,
+    /// GB/s of the first two thirds, and of the last.
+    filling: Sample,
     restored: Sample,
     carried: Sample,
     /// Shares of chunks from T0, T1, Redis.
@@ -172,14 +175,18 @@ impl Variant {
     fn new(name: &'static str, tiered: bool) -> Self {
         let empty = Sample::default;
         let from = [empty(), empty(), empty()];
-        Self { name, tiered, restored: empty(), carried: empty(), from, latency_p50: empty(), latency_p99: empty() }
+        let [filling, restored, carried, latency_p50, latency_p99] = std::array::from_fn(|_| empty());
+        Self { name, tiered, filling, restored, carried, from, latency_p50, latency_p99 }
     }
 
     fn run(&mut self, arguments: &Arguments, work: &Work, urls: &[String]) {
         let mut cards: Vec<Worker> =
             urls.iter().enumerate().map(|(card, url)| Worker::start(arguments, card, url)).collect();
+        let since = Instant::now();
+        let restored: f64 = all(&mut cards, "warm").iter().map(|answer| number(answer, "bytes")).sum();
+        self.filling.push(restored / 1e9 / since.elapsed().as_secs_f64());
         if self.tiered {
-            all(&mut cards, "warm");
+            all(&mut cards, "settle");
         }
         let before = sent(&arguments.redis);
         let since = Instant::now();
@@ -231,7 +238,7 @@ fn report(arguments: &Arguments, work: &Work, of_wire: f64, variants: &[Variant]
          chunks asked for, {different} different); conversations go to cards by their system prompt ({} chunks). A chunk \
          is 1 MiB of bf16, a thirty-second of an 8B-class model's; recipe {}, so that no inflating in software hides the \
          link. Each card has one request in flight. All chunks are in Redis before the clock starts, stores are left out, \
-         the first two thirds of the trace fill the tiers, which then come to rest (30 s at most), the last is measured. T0 has a sixteenth and T1 a quarter of the {:.0} \
+         the first two thirds of the trace fill the tiers from empty (\"filling\"), which then come to rest (30 s at most), the last is measured. T0 has a sixteenth and T1 a quarter of the {:.0} \
          MB that Redis holds.",
         arguments.requests,
         load.join(", "),
@@ -244,15 +251,29 @@ fn report(arguments: &Arguments, work: &Work, of_wire: f64, variants: &[Variant]
              server, four cards and four hosts share this machine's processors."
         ));
     }
-    let columns =
-        ["cards", "restored GB/s", "spread", "x", "from T0", "T1", "Redis", "link Gbit/s", "fetch p50 ms", "p99"];
+    let columns = [
+        "cards",
+        "filling GB/s",
+        "x",
+        "restored GB/s",
+        "spread",
+        "x",
+        "from T0",
+        "T1",
+        "Redis",
+        "link Gbit/s",
+        "fetch p50 ms",
+        "p99",
+    ];
     let mut table = Table::new("Together, median of runs", &columns);
-    let base = variants[0].restored.median();
+    let (base, base_filling) = (variants[0].restored.median(), variants[0].filling.median());
     for variant in variants {
         let percent = |share: f64| format!("{:.0} %", 100.0 * share);
         let [dram, disk, redis] = [0, 1, 2].map(|tier| percent(variant.from[tier].median()));
         table.row(&[
             &variant.name,
+            &format!("{:.3}", variant.filling.median()),
+            &format!("{:.2}", variant.filling.median() / base_filling),
             &format!("{:.3}", variant.restored.median()),
             &percent(variant.restored.spread()),
             &format!("{:.2}", variant.restored.median() / base),

@@ -38,10 +38,8 @@ pub(crate) fn run(words: &[String]) {
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
         let answer = match order.as_str() {
             "fill" => host.store(&work),
-            "warm" => {
-                host.fetch(own(0..work.measured).map(|request| &request.chunks[..request.known]));
-                host.settle()
-            }
+            "warm" => host.fetch(own(0..work.measured).map(|request| &request.chunks[..request.known])),
+            "settle" => host.settle(),
             "measure" => {
                 host.fetch(own(work.measured..work.requests.len()).map(|request| &request.chunks[..request.known]))
             }
