@@ -8,7 +8,7 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/bench-links.sh [--rates LIST] [--recipes LIST] [--gb N] [--runs N] [--cluster] [--quick] [--yes]
   --rates LIST    Gbit/s of the link, comma-separated; loopback: no link [default: loopback,1,2.5,5,10]
-  --recipes LIST  comma-separated [default: lossless,q8,q5,q4,q3,q8+raw]
+  --recipes LIST  comma-separated [default: lossless,q5,q4,q3,q8+raw]
   --gb N          GiB of restored bf16 [default: 1]
   --runs N        fetches of which the median counts [default: 3]
   --cluster       three masters (on loopback or behind the link) instead of one server
@@ -19,7 +19,7 @@ USAGE
 }
 
 rates=loopback,1,2.5,5,10
-recipes=lossless,q8,q5,q4,q3,q8+raw
+recipes=lossless,q5,q4,q3,q8+raw
 gb=1
 runs=3
 cluster=false
