@@ -16,7 +16,10 @@ import json
 import struct
 import zlib
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    raise SystemExit("loss-study.py: no numpy here: pip install numpy, or run it with a Python that has it") from None
 
 LAYERS, HEADS, KV_HEADS, HEAD_SIZE, CHUNK = 6, 4, 2, 64, 256
 ROPE = 1 / 50000.0 ** (np.arange(0, HEAD_SIZE, 2) / HEAD_SIZE)

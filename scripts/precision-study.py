@@ -28,7 +28,10 @@ import platform
 import sys
 import zlib
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    raise SystemExit("precision-study.py: no numpy here: pip install numpy, or run it with a Python that has it") from None
 
 HERE = pathlib.Path(__file__).resolve().parent
 spec = importlib.util.spec_from_file_location("loss_study", HERE / "loss-study.py")

@@ -73,15 +73,18 @@ fn table(rooflines: &[&Roofline], stages: &[&str]) -> Table {
     table
 }
 
+/// Settings side by side, each with its stages and what they come to: there are more settings than colours.
 fn plot(rooflines: &[&Roofline], stages: &[&str]) -> Plot {
-    let mut labels: Vec<String> = stages.iter().copied().map(String::from).collect();
-    labels.extend(["memcpy", "processors", "whole path"].map(String::from));
-    let series = |roofline: &&Roofline| {
-        let alone = stages.iter().map(|stage| roofline.alone(stage));
-        let all = alone.chain([Some(roofline.memcpy), roofline.processors, Some(roofline.whole)]);
-        let points = all.enumerate().filter_map(|(place, speed)| Some((place as f64, speed?))).collect();
-        Series { name: roofline.name.clone(), points, labels: labels.clone() }
+    let labels: Vec<String> = rooflines.iter().map(|roofline| roofline.name.clone()).collect();
+    let series = |name: &str, speed: &dyn Fn(&Roofline) -> Option<f64>| {
+        let speeds = rooflines.iter().enumerate();
+        let points = speeds.filter_map(|(place, roofline)| Some((place as f64, speed(roofline)?))).collect();
+        Series { name: name.into(), points, labels: labels.clone() }
     };
+    let mut all: Vec<Series> = stages.iter().map(|stage| series(stage, &|roofline| roofline.alone(stage))).collect();
+    all.push(series("memcpy", &|roofline| Some(roofline.memcpy)));
+    all.push(series("processors", &|roofline| roofline.processors));
+    all.push(series("whole path", &|roofline| Some(roofline.whole)));
     Plot {
         name: "roofline".into(),
         title: "Each stage alone, and the whole path".into(),
@@ -90,7 +93,7 @@ fn plot(rooflines: &[&Roofline], stages: &[&str]) -> Plot {
         log_x: false,
         log_y: true,
         kind: PlotKind::Bars,
-        series: rooflines.iter().map(series).collect(),
+        series: all,
     }
 }
 
@@ -117,7 +120,9 @@ mod tests {
         let (table, plot) = summary(&[&report]).unwrap();
         assert_eq!(table.rows[0], ["q5", "9000", "5000", "-", "10000", "2500", "2000", "inflate", "40 %", "80 %"]);
         assert_eq!(table.rows[1], ["raw", "4000", "-", "8000", "10000", "-", "2000", "fetch", "50 %", "50 %"]);
-        assert_eq!(plot.series[1].points, [(0.0, 4000.0), (2.0, 8000.0), (3.0, 10_000.0), (5.0, 2000.0)]);
+        let of = |name: &str| &plot.series.iter().find(|series| series.name == name).unwrap().points;
+        assert_eq!((of("fetch"), of("write")), (&vec![(0.0, 9000.0), (1.0, 4000.0)], &vec![(1.0, 8000.0)]));
+        assert_eq!((of("processors"), of("whole path").len()), (&vec![(0.0, 2500.0)], 2));
         assert!(summary(&[&Report::new("fetch", "Fetch", "cargo bench")]).is_none());
     }
 }
