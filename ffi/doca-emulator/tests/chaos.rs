@@ -252,13 +252,17 @@ impl World {
         let text = format!("comch_dir={},seed={},{}", self.directory, draw(1 << 20), CONFIGS[draw(CONFIGS.len())]);
         configure_thread(text.parse::<Config>().expect("a configuration"));
         let mut count = 0;
+        // SAFETY: places of its own for what it gives back.
         let list = out(|list| unsafe { doca_devinfo_create_list(list, &mut count) }).expect("a list");
+        // SAFETY: the list has `count` entries and is alive.
         self.devices.push(out(|dev| unsafe { doca_dev_open(*list.add(draw(count as usize)), dev) }).expect("a device"));
+        // SAFETY: an open device does without the list that it was found in; it is not used again.
         ok(unsafe { doca_devinfo_destroy_list(list) });
     }
 
     fn map(&mut self) {
         let Some(device) = pick(&self.devices) else { return };
+        // SAFETY: the devices are open, and the range lies within memory that is never freed.
         unsafe {
             let mmap = out(|mmap| doca_mmap_create(mmap)).expect("an mmap");
             let mut bytes = vec![0x30u8; ARENA];
@@ -281,6 +285,8 @@ impl World {
 
     fn export_or_import(&mut self) {
         let (Some(map), Some(device)) = (pick(&self.maps), pick(&self.devices)) else { return };
+        // SAFETY: map and device are alive. A blob that was exported has `len` bytes, which are copied at once; one that is imported, right
+        // or not, is as long as is said.
         unsafe {
             let mut len = 0;
             if let Ok(blob) = out(|blob| doca_mmap_export_pci(map.raw, device, blob, &mut len)) {
@@ -311,6 +317,7 @@ impl World {
             _ => (64, draw(map.len - 63), 0, 0),
         };
         let (addr, data) = (map.first.wrapping_add(at), map.first.wrapping_add(at + skip));
+        // SAFETY: inventory and map are alive; addresses outside the map's range are refused, not read.
         let buf = out(|buf| unsafe {
             let (addr, data) = (addr.cast(), data.cast());
             doca_buf_inventory_buf_get_by_args(inventory, map.raw, addr, len, data, filled, buf)
@@ -320,6 +327,7 @@ impl World {
 
     fn play_with_bufs(&mut self) {
         let (Some((inventory, one)), Some((_, two))) = (pick(&self.bufs), pick(&self.bufs)) else { return };
+        // SAFETY: their inventories are alive to the end, so a buf that was given back is seen to be one and refused.
         unsafe {
             match draw(10) {
                 0..=2 => doca_buf_dec_refcount(one, ptr::null_mut()),
@@ -346,6 +354,7 @@ impl World {
         let mmap = pick(&self.maps).map_or(ptr::null_mut(), |map| map.raw);
         let name = CString::new(["a", "b"][draw(2)]).expect("no zeroes");
         let mut rep = ptr::null_mut();
+        // SAFETY: the device is open, the connection is one of `connection`, a list has the entries that it says.
         let raw: Result<*mut doca_ctx, doca_error> = unsafe {
             match kind {
                 Kind::Dma => out(|place| doca_dma_create(device, place)).map(|raw| raw.cast()),
