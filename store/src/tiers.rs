@@ -97,6 +97,16 @@ struct Moves {
     bytes_promoted: AtomicU64,
 }
 
+impl Moves {
+    /// Counts a refusal.
+    fn admitted(&self, admitted: bool) -> bool {
+        if !admitted {
+            self.refused.fetch_add(1, Relaxed);
+        }
+        admitted
+    }
+}
+
 /// T1: a directory store, and who decides what it keeps.
 #[derive(Debug)]
 struct Disk {
@@ -380,6 +390,14 @@ impl Tiers {
     fn holds(&self, key: &ChunkKey) -> bool {
         self.dram.as_ref().is_some_and(|dram| dram.holds(key))
             || self.disk.as_ref().is_some_and(|disk| disk.serves(key))
+    }
+
+    /// With the importance that was said last, which is what counts.
+    fn rated(&self, key: &ChunkKey, manifest: Manifest) -> Manifest {
+        match self.ratings.get(key) {
+            Some(rating) => manifest.with_importance(rating),
+            None => manifest,
+        }
     }
 
     /// Counts a use of one chunk of a prompt.

@@ -52,22 +52,13 @@ impl Tiers {
         if !self.allowance.take(blocks, now.as_micros() as u64) {
             return;
         }
-        // What was said last is what counts.
-        let rated = self.ratings.get(key).filter(|rating| *rating != parsed.importance());
-        let manifest = match rated {
-            Some(rating) => {
-                let bytes = parsed.clone().with_importance(rating).encode(scratch);
-                &scratch[..bytes]
-            }
-            None => manifest,
-        };
-        let importance = rated.unwrap_or(parsed.importance());
+        let rated = self.rated(key, parsed);
+        let bytes = rated.encode(scratch);
         // Where T1 has it T1 would have served it.
-        let offered = chunk(key, u32::try_from(blocks).unwrap_or(u32::MAX), position.namespace, importance, 1.0);
-        let now_ms = now.as_millis() as u64;
-        if !dram.begin(seat, &offered, position.parent.as_ref(), now_ms, (manifest, parsed.lengths())) {
-            self.moves[0].refused.fetch_add(1, Relaxed);
-        }
+        let wire_bytes = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let offered = chunk(key, wire_bytes, position.namespace, rated.importance(), 1.0);
+        let (now_ms, parts) = (now.as_millis() as u64, (&scratch[..bytes], rated.lengths()));
+        self.moves[0].admitted(dram.begin(seat, &offered, position.parent.as_ref(), now_ms, parts));
     }
 
     /// A block came from T2.
@@ -77,7 +68,7 @@ impl Tiers {
         }
     }
 
-    /// The fetch is through with its chunk; `good`: as far as anybody knows.
+    /// Whoever brought the chunk of this seat, if anybody did, is through with it; `good`: as far as anybody knows.
     pub(super) fn end_arrival(&self, seat: usize, good: bool) {
         let Some(dram) = &self.dram else { return };
         let moves = &self.moves[0];

@@ -17,7 +17,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::breaker::MOVER_LANE;
 use super::returns::Source;
-use super::{Moves, Tiers, chunk};
+use super::{Tiers, chunk};
 use tier::Policy;
 
 use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
@@ -258,9 +258,8 @@ impl Mover<'_> {
         let manifest_bytes = opened?;
         let moved = match Manifest::parse(&self.manifest[..manifest_bytes]) {
             Ok(manifest) => {
-                // What was said last is what counts, here and, by the copy in T1, after a restart.
-                let rating = tiers.ratings.get(&wish.key).filter(|rating| *rating != manifest.importance());
-                let manifest = rating.map_or(manifest.clone(), |rating| manifest.with_importance(rating));
+                // Here and, by the copy in T1, after a restart.
+                let manifest = tiers.rated(&wish.key, manifest);
                 manifest.encode(&mut self.manifest);
                 self.copy(wish, source, &manifest, manifest_bytes, wants_dram, wants_disk)
             }
@@ -302,8 +301,7 @@ impl Mover<'_> {
         let [to_dram, to_disk] = &tiers.moves;
         let offered = |cost| chunk(&wish.key, bytes, wish.namespace, manifest.importance(), cost);
         let put = tiers.limits.puts_max;
-        let mut disk =
-            wants_disk && counted(self.admit(&offered(1.0), wish.parent.as_ref(), now_ms), to_disk).is_some();
+        let mut disk = wants_disk && to_disk.admitted(self.admit(&offered(1.0), wish.parent.as_ref(), now_ms));
         if disk {
             disk = self.on_disk(|disk| disk.begin_put(put, &wish.key, Instant::now() + PATIENCE), &wish.key, false);
         }
@@ -311,8 +309,7 @@ impl Mover<'_> {
         let cost = if disk || source == Source::Disk { tiers.returns.disk_cost() } else { 1.0 };
         let parts = (&self.manifest[..manifest_bytes], manifest.lengths());
         let dram = tiers.dram.as_ref().filter(|dram| {
-            let begin = || dram.begin(self.seat, &offered(cost), wish.parent.as_ref(), now_ms, parts);
-            wants_dram && counted(begin().then_some(()), to_dram).is_some()
+            wants_dram && to_dram.admitted(dram.begin(self.seat, &offered(cost), wish.parent.as_ref(), now_ms, parts))
         });
         if dram.is_none() && !disk {
             return Ok(0);
@@ -336,7 +333,7 @@ impl Mover<'_> {
                 break;
             }
         }
-        self.end(wish, dram.is_some(), disk, manifest, manifest_bytes, failed)?;
+        self.end(wish, disk, manifest, manifest_bytes, failed)?;
         tiers.returns.saw(source, blocks, reading);
         Ok(u64::from(bytes))
     }
@@ -345,7 +342,6 @@ impl Mover<'_> {
     fn end(
         &self,
         wish: &Wish,
-        dram: bool,
         disk: bool,
         manifest: &Manifest,
         manifest_bytes: usize,
@@ -353,7 +349,7 @@ impl Mover<'_> {
     ) -> Result<(), StoreError> {
         let tiers = self.tiers;
         let put = tiers.limits.puts_max;
-        let [to_dram, to_disk] = &tiers.moves;
+        let to_disk = &tiers.moves[1];
         let bytes = manifest.lengths().iter().map(|&length| u64::from(length)).sum();
         if disk {
             if failed.is_some() {
@@ -370,16 +366,7 @@ impl Mover<'_> {
                 }
             }
         }
-        if dram {
-            if failed.is_some() {
-                tiers.dram().give_up(self.seat);
-                to_dram.failed.fetch_add(1, Relaxed);
-            } else {
-                tiers.dram().publish(self.seat);
-                to_dram.promoted.fetch_add(1, Relaxed);
-                to_dram.bytes_promoted.fetch_add(bytes, Relaxed);
-            }
-        }
+        tiers.end_arrival(self.seat, failed.is_none());
         // A put of this chunk began or ended while its bytes were read: nobody knows which they are.
         if tiers.wishes.waiting().spoilt {
             tiers.remove(&wish.key);
@@ -388,7 +375,7 @@ impl Mover<'_> {
     }
 
     /// Whether T1 should have it; what leaves for it goes from the disk, after the policy is free for others again.
-    fn admit(&mut self, offered: &tier::Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> Option<()> {
+    fn admit(&mut self, offered: &tier::Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> bool {
         let disk = self.tiers.disk();
         let leaving = &mut self.leaving;
         let leaves = &mut |key: &ChunkKey, _| leaving.push(*key);
@@ -400,7 +387,7 @@ impl Mover<'_> {
             // One that cannot be removed is evicted by the directory's own LRU when it needs the room.
             let _ = disk.store.evict_chunk(&key);
         }
-        admitted.ok()
+        admitted.is_ok()
     }
 
     /// A call of the put into T1; where it fails the put is over and T1 goes without.
@@ -478,12 +465,4 @@ impl Mover<'_> {
             self.reader.sleep();
         }
     }
-}
-
-/// Counts a refusal.
-fn counted<T>(admitted: Option<T>, moves: &Moves) -> Option<T> {
-    if admitted.is_none() {
-        moves.refused.fetch_add(1, Relaxed);
-    }
-    admitted
 }
