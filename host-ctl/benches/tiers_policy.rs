@@ -1,15 +1,16 @@
 //! Policies on synthetic traces: hit rates over sizes, memory for equal hit rate, cost of the bookkeeping.
 //!
-//! The policy's settings were chosen on seeds [`TRAINED_ON`] (`--train` shows the choice); every figure is of other seeds.
+//! The policy's few constants were tried on seeds [`TRAINED_ON`]; every figure is of other seeds.
 //! `--trace FILE` adds a trace of requests as `host-ctl tiers simulate` reads it, on which nothing was chosen.
 
 use std::time::Instant;
 
 use bench::{Plot, PlotKind, Report, Sample, Series, Table};
-use host_ctl::tiers::{Curve, PolicyKind, Scenario, Sizes, Trace, bytes_for, synthetic};
+use host_ctl::tiers::{Curve, PolicyKind, Scenario, Trace, bytes_for, synthetic};
 use tier::{Chunk, Limits, Worth};
 
-const KINDS: [PolicyKind; 4] = [PolicyKind::Ours, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3fifo];
+const KINDS: [PolicyKind; 5] =
+    [PolicyKind::Ours, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3fifo, PolicyKind::Best];
 /// A 256-token chunk of an 8B-class model in bf16, and what q5 with Deflate makes of it (docs/measurements.md).
 const RAW_CHUNK_BYTES: u32 = 32 << 20;
 const RATIO: f64 = 3.5;
@@ -32,14 +33,10 @@ fn main() {
     );
     report.notes.push(format!(
         "{requests} requests of each SYNTHETIC trace (`host-ctl tiers simulate --synthetic NAME --seed N`, seeds {seeds:?}; the \
-         policy's settings were chosen on seeds {TRAINED_ON:?}), one tier of compressed chunks ({RATIO} times smaller than \
+         policy's constants were tried on seeds {TRAINED_ON:?}), one tier of compressed chunks ({RATIO} times smaller than \
          bf16). A chunk counts as a hit if all chunks before it are hits."
     ));
-    let sizes = Sizes::of((f64::from(RAW_CHUNK_BYTES) / RATIO) as u32);
-    if has("--train") {
-        report.tables.push(train(requests, sizes));
-        return report.publish().expect("KVLANE_BENCH_OUT is a directory that can be written");
-    }
+    let chunk_bytes = (f64::from(RAW_CHUNK_BYTES) / RATIO) as u32;
     let mut memory = Table::new(
         "Memory for the hit rate that ours has",
         &[
@@ -50,57 +47,38 @@ fn main() {
             "LRU of bf16 GiB",
             "less than LRU compressed",
             "less than LRU bf16",
+            "best: less than LRU compressed",
         ],
     );
     for scenario in SCENARIOS {
         for &seed in seeds {
             let mut trace = synthetic(scenario, requests, seed);
             if seed == seeds[0] {
-                curves(&trace, sizes, &[128, 64, 32, 16, 8], &mut report);
+                curves(&trace, chunk_bytes, &[128, 64, 32, 16, 8], &mut report);
             }
             trace.name = format!("{}, seed {seed}", trace.name);
-            equal_hits(&trace, sizes, &[128, 32], &mut memory);
+            equal_hits(&trace, chunk_bytes, &[128, 32, 8], &mut memory);
         }
     }
     if let Some(file) = arguments.iter().skip_while(|argument| *argument != "--trace").nth(1) {
         let trace = Trace::read(std::path::Path::new(file)).expect("--trace FILE is a trace");
-        curves(&trace, sizes, &[64, 32, 16, 8, 4, 2], &mut report);
-        equal_hits(&trace, sizes, &[64, 16, 4], &mut memory);
+        curves(&trace, chunk_bytes, &[64, 32, 16, 8, 4, 2], &mut report);
+        equal_hits(&trace, chunk_bytes, &[64, 16, 4], &mut memory);
     }
     report.tables.push(memory);
     report.tables.push(bookkeeping(quick));
     report.publish().expect("KVLANE_BENCH_OUT is a directory that can be written");
 }
 
-/// What the policy's settings are chosen by.
-fn train(requests: usize, sizes: Sizes) -> Table {
-    let mut table =
-        Table::new("Settings", &["trace", "half-life s", "probation", "hit rate at 1/128", "at 1/32", "at 1/8"]);
-    for (scenario, seed) in SCENARIOS.into_iter().flat_map(|scenario| TRAINED_ON.map(|seed| (scenario, seed))) {
-        let trace = synthetic(scenario, requests, seed);
-        let bytes = tier_bytes(&trace, sizes, &[128, 32, 8]);
-        for (half_life_ms, probation_share) in
-            [60_000, 300_000, 1_200_000].into_iter().flat_map(|half_life| [0.1, 0.5].map(|share| (half_life, share)))
-        {
-            let sizes = Sizes { half_life_ms, probation_share, ..sizes };
-            let rates = Curve::of(&trace, PolicyKind::Ours, &bytes, sizes).points;
-            let rate = |at: usize| format!("{:.3}", rates[at].1);
-            let name = format!("{}, seed {seed}", trace.name);
-            table.row(&[&name, &(half_life_ms / 1000), &probation_share, &rate(0), &rate(1), &rate(2)]);
-        }
-    }
-    table
-}
-
 /// One tier of each of these parts of all that is asked for.
-fn tier_bytes(trace: &Trace, sizes: Sizes, parts: &[u64]) -> Vec<u64> {
-    let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
+fn tier_bytes(trace: &Trace, chunk_bytes: u32, parts: &[u64]) -> Vec<u64> {
+    let all = trace.chunks().1 * u64::from(chunk_bytes);
     parts.iter().map(|part| all / part).collect()
 }
 
-fn curves(trace: &Trace, sizes: Sizes, parts: &[u64], report: &mut Report) {
-    let bytes = tier_bytes(trace, sizes, parts);
-    let curves: Vec<_> = KINDS.iter().map(|&kind| Curve::of(trace, kind, &bytes, sizes)).collect();
+fn curves(trace: &Trace, chunk_bytes: u32, parts: &[u64], report: &mut Report) {
+    let bytes = tier_bytes(trace, chunk_bytes, parts);
+    let curves: Vec<_> = KINDS.iter().map(|&kind| Curve::of(trace, kind, &bytes, chunk_bytes)).collect();
     let mut columns = vec!["tier GiB", "share of all different chunks"];
     columns.extend(KINDS.iter().map(|kind| kind.name()));
     let mut table = Table::new(&format!("Hit rate, {}", trace.name), &columns);
@@ -127,19 +105,22 @@ fn curves(trace: &Trace, sizes: Sizes, parts: &[u64], report: &mut Report) {
     });
 }
 
-fn equal_hits(trace: &Trace, sizes: Sizes, parts: &[u64], table: &mut Table) {
-    let all = trace.chunks().1 * u64::from(sizes.chunk_bytes);
-    let raw = Sizes { chunk_bytes: RAW_CHUNK_BYTES, ..sizes };
+fn equal_hits(trace: &Trace, chunk_bytes: u32, parts: &[u64], table: &mut Table) {
+    let all = trace.chunks().1 * u64::from(chunk_bytes);
     let gib = |bytes: Option<u64>| bytes.map_or("never".into(), |bytes| format!("{:.1}", bytes as f64 / GIB));
-    for bytes in tier_bytes(trace, sizes, parts) {
-        let rate = Curve::of(trace, PolicyKind::Ours, &[bytes], sizes).points[0].1;
-        let lru = bytes_for(trace, PolicyKind::Lru, rate, 2 * all, sizes);
-        let lru_raw = bytes_for(trace, PolicyKind::Lru, rate, 8 * all, raw);
+    for bytes in tier_bytes(trace, chunk_bytes, parts) {
+        let rate = |kind| Curve::of(trace, kind, &[bytes], chunk_bytes).points[0].1;
+        let lru_for = |rate| bytes_for(trace, PolicyKind::Lru, rate, 2 * all, chunk_bytes);
+        let best = lru_for(rate(PolicyKind::Best));
+        let rate = rate(PolicyKind::Ours);
+        let lru = lru_for(rate);
+        let lru_raw = bytes_for(trace, PolicyKind::Lru, rate, 8 * all, RAW_CHUNK_BYTES);
         let less = |other: Option<u64>| {
             other.map_or("-".into(), |other| format!("{:.0} %", (1.0 - bytes as f64 / other as f64) * 100.0))
         };
         let hit_rate = format!("{rate:.3}");
-        table.row(&[&trace.name, &gib(Some(bytes)), &hit_rate, &gib(lru), &gib(lru_raw), &less(lru), &less(lru_raw)]);
+        let less = [lru, lru_raw, best].map(less);
+        table.row(&[&trace.name, &gib(Some(bytes)), &hit_rate, &gib(lru), &gib(lru_raw), &less[0], &less[1], &less[2]]);
     }
 }
 
@@ -149,8 +130,7 @@ fn bookkeeping(quick: bool) -> Table {
         Table::new("Bookkeeping of ours", &["chunks", "bytes for each", "use, ns", "offer with eviction, ns"]);
     let sizes: &[usize] = if quick { &[1 << 12] } else { &[1 << 12, 1 << 16, 1 << 20] };
     for &chunks_max in sizes {
-        let limits =
-            Limits { bytes_max: chunks_max as u64 * 1000, chunks_max, half_life_ms: 1_000_000, probation_share: 0.1 };
+        let limits = Limits { bytes_max: chunks_max as u64 * 1000, chunks_max };
         let mut worth = Worth::new(limits, 1);
         let chunk = |n: u64| {
             let mut key = [0; 32];

@@ -288,7 +288,8 @@ impl Disk {
         let options = Options { bytes_max: Some(bytes_max), chunks_max: limits.chunks_max, sync: false };
         let store = DirStore::open(std::path::Path::new(path), limits, options)?;
         let bytes_max = ((store.bytes_max() as f64 * DISK_SHARE) as u64).max(1);
-        let mut policy = Worth::new(Sizes::of(bytes_max, limits.chunks_max), seed);
+        let sizes = Sizes { bytes_max, chunks_max: limits.chunks_max };
+        let mut policy = Worth::new(sizes, seed);
         set_quotas(&mut policy, &namespaces.quotas(bytes_max)?);
         let mut excess = Vec::new();
         store.each(|key, bytes| {
@@ -358,9 +359,9 @@ fn occupancy(policy: &Worth) -> [u64; NAMESPACES_MAX] {
 /// Chunks by score.
 fn scores(policy: &Worth, now_ms: u64) -> [u32; SCORE_BUCKETS] {
     let mut buckets = [0; SCORE_BUCKETS];
-    let (now, middle) = (policy.time(now_ms), (SCORE_BUCKETS / 2) as f64);
-    policy.each(|view| {
-        let bucket = (view.priority - now).floor() + middle;
+    let middle = (SCORE_BUCKETS / 2) as f64;
+    policy.each(now_ms, |view| {
+        let bucket = view.score.log2().floor() + middle;
         buckets[bucket.clamp(0.0, (SCORE_BUCKETS - 1) as f64) as usize] += 1;
     });
     buckets

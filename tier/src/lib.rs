@@ -2,10 +2,11 @@
 //! or its disk in front of a remote store. This room decides; whoever asks moves the bytes.
 //!
 //! ```text
-//!   used(prefix)  a prompt used these leading chunks: they are worth more now     worth.rs
+//!   used(prefix)  a prompt used these leading chunks                              worth.rs
+//!                   how soon chunks come back is learned from that                returns.rs
+//!                   also from those that are not held any more                    remembered.rs
 //!   offer(chunk)  may it come in?  -> who leaves for it, or why not               worth.rs
-//!                   candidates are compared by what is remembered of them         sketch.rs
-//!                   who leaves is the least of the leaves                         heap.rs
+//!                   who leaves is the least of some leaves                        sets.rs
 //! ```
 //!
 //! * **Pure.** No I/O, no clock (time is an argument, in milliseconds, and never goes back), no allocation after `new`.
@@ -19,13 +20,17 @@
 use block::ChunkKey;
 
 mod baseline;
-mod heap;
-mod sketch;
+mod remembered;
+mod returns;
+mod sets;
 mod table;
 mod worth;
 
 pub use baseline::{Lfu, Lru, S3Fifo};
-pub use worth::{Class, Limits, NAMESPACES_MAX, Quota, Refusal, View, Worth};
+pub use worth::{Limits, Quota, Refusal, View, Worth};
+
+/// Namespaces of one tier.
+pub const NAMESPACES_MAX: usize = 32;
 
 /// What a tier knows of a chunk before it holds it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +44,14 @@ pub struct Chunk {
     pub importance: f32,
     /// What it takes to get it back from where it comes from, or to compute it again, in microseconds.
     pub cost_us: f32,
+}
+
+impl Chunk {
+    /// Whether a score can be computed of its numbers.
+    fn is_sound(&self) -> bool {
+        let positive = |number: f32| number.is_finite() && number > 0.0;
+        self.bytes > 0 && positive(self.importance) && positive(self.cost_us)
+    }
 }
 
 /// What every policy can be asked, so that they can be compared on one trace.

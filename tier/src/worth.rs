@@ -1,67 +1,45 @@
 //! Keeps what is worth most.
 //!
-//! **Score** = frequency x importance x cost to get it back / bytes, so that a byte of the tier saves as much time as it
-//! can. The frequency halves every half-life: the sum over a chunk's uses of 2^(-age). Told forwards (2^time of each use,
-//! in logarithms) it needs no sweep, and the order of two chunks changes only when one of them is used: that is what lets
-//! heaps keep it. A long half-life is LFU, a short one LRU. It never counts more than four uses at once.
+//! **Score** = uses to expect x importance x cost to get it back / bytes, so that a byte of the tier saves as much time as it
+//! can. How many uses are to be expected of a chunk, by how often and how long ago it was used, is learned from all chunks
+//! that came back or did not (returns.rs), of which those that are not held are remembered for a while (remembered.rs). So
+//! there is nothing to tune: where sessions go on within seconds a chunk is given up after seconds, and what a scan
+//! brings does not come in where scans do not come back.
 //!
-//! **Prefixes.** Only chunks without children here are in a heap. A chunk comes in after its parent and leaves before it.
+//! **Who leaves** is the least of [`DRAWN`] chunks that are drawn at random (of all, if they are so few): scores change
+//! with time, so no order could be kept, and a chunk that is worth much is all but never the least of so many.
 //!
-//! **Scans.** A chunk that is remembered for no earlier use comes in on probation. Those on probation have a share of the
-//! bytes; above it they push out each other, and never one that was used again. A second use ends probation; a chunk with
-//! a remembered use comes in without, if its score beats that of whoever would leave. The share learns, as ARC's does: a
-//! chunk that comes back and was used once before left probation too early, which grows the share; one that had been
-//! used more often left the rest too early, which shrinks it. What a scan brings does not come back and teaches nothing.
+//! **Prefixes.** Only chunks without children here can leave (sets.rs). A chunk comes in after its parent.
 //!
 //! **Quotas.** A namespace never holds more than its `most`, and what it holds up to its `least` no other can take.
 //!
-//! All memory is taken in `new`; each call takes time logarithmic in the chunks held (and linear in its own arguments).
+//! All memory is taken in `new`; each call takes constant time (and linear in its own arguments).
 
 use std::hash::{DefaultHasher, Hasher};
 
 use block::{ChunkKey, KEY_BYTES};
 
-use crate::heap::Heaps;
-use crate::sketch::Sketch;
+use crate::remembered::Remembered;
+use crate::returns::{History, Returns, TICK_MS};
+use crate::sets::Sets;
 use crate::table::{NONE, Table};
-use crate::{Chunk, Policy};
+use crate::{Chunk, NAMESPACES_MAX, Policy};
 
-/// Namespaces of one tier.
-pub const NAMESPACES_MAX: usize = 32;
-/// Uses that a frequency counts at most, as a power of two: what was popular is given up some half-lives after it ceased,
-/// however popular it was.
-const USES_LOG2_MAX: f64 = 2.0;
-/// Bounds of the share that probation has of the bytes.
-const SHARE_LEAST: f64 = 0.05;
-const SHARE_MOST: f64 = 1.0;
-/// A chunk that comes back and had this frequency before, or less, had been used once.
-const ONCE_USES: f64 = 1.1;
-
-/// A frequency from here on, in uses, ends probation: two uses, the first of them up to 1.3 half-lives ago.
-const PROVEN_USES: f64 = 1.4;
+/// Chunks that are compared when one has to leave.
+const DRAWN: usize = 16;
+/// Chunks that are remembered for each that can be held.
+const REMEMBERED: usize = 4;
+/// Places that are looked at with each use, for the time that chunks have been waited for.
+const SWEPT: usize = 4;
+/// Uses are told per minute.
+const TICKS_PER_MINUTE: f64 = 60_000.0 / TICK_MS as f64;
 
 /// What a tier is made for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub bytes_max: u64,
     /// Entries of the tables: chunks held at most.
     pub chunks_max: usize,
-    pub half_life_ms: u64,
-    /// Of the bytes, for chunks that were used once: where learning begins.
-    pub probation_share: f64,
-}
-
-impl Limits {
-    /// What a card's tiers have: docs/tiers.md says on which traces they were chosen.
-    pub const HALF_LIFE_MS: u64 = 300_000;
-    pub const PROBATION_SHARE: f64 = 0.1;
-
-    /// With those.
-    #[must_use]
-    pub const fn of(bytes_max: u64, chunks_max: usize) -> Self {
-        let (half_life_ms, probation_share) = (Self::HALF_LIFE_MS, Self::PROBATION_SHARE);
-        Self { bytes_max, chunks_max, half_life_ms, probation_share }
-    }
 }
 
 /// What one namespace may hold.
@@ -73,13 +51,6 @@ pub struct Quota {
     pub most: u64,
 }
 
-/// Whether a chunk was used more than once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    Probation,
-    Proven,
-}
-
 /// Why a chunk does not come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -87,7 +58,7 @@ pub enum Refusal {
     Held,
     /// Its parent is not.
     Orphan,
-    /// It is larger than the tier, its namespace's quota, or what probation may take.
+    /// It is larger than the tier or its namespace's quota, or a number of it is none.
     Large,
     /// Everything that would have to leave is worth more, is pinned or belongs to others.
     Worse,
@@ -99,22 +70,19 @@ pub struct View<'a> {
     pub key: &'a ChunkKey,
     pub bytes: u32,
     pub namespace: u8,
-    pub class: Class,
     pub children: u32,
     pub pins: u32,
-    /// log2 of the score as it was when the chunk was used last, plus that time in half-lives.
-    pub priority: f64,
+    /// Uses to expect in a minute x importance x microseconds to get it back / bytes.
+    pub score: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: ChunkKey,
-    /// log2 of the sum over its uses of 2^(their time in half-lives).
-    frequency: f64,
-    /// log2 of importance x cost / bytes.
-    weight: f32,
-    /// As they were given, so that one can change without the others.
+    history: History,
     importance: f32,
+    /// Microseconds to get it back, by byte.
+    cost: f32,
     bytes: u32,
     /// Place of the parent, or the next free place; [`NONE`].
     parent: u32,
@@ -124,16 +92,14 @@ struct Entry {
     children: u32,
     pins: u32,
     namespace: u8,
-    class: Class,
     held: bool,
 }
 
-/// Bytes and heaps of one namespace.
+/// Quota and bytes of one namespace.
 #[derive(Clone, Copy, Debug)]
 struct Space {
     quota: Quota,
     bytes: u64,
-    roots: [u32; 2],
 }
 
 /// See the module's head.
@@ -141,17 +107,32 @@ struct Space {
 pub struct Worth {
     limits: Limits,
     seed: u64,
+    /// Of the draws: xorshift64.
+    random: u64,
     entries: Box<[Entry]>,
     table: Table,
-    heaps: Heaps,
-    sketch: Sketch,
-    spaces: Box<[Space; NAMESPACES_MAX]>,
+    /// By namespace, those that can leave.
+    leaves: Sets,
+    remembered: Remembered,
+    returns: Returns,
+    spaces: [Space; NAMESPACES_MAX],
     free: u32,
+    /// Places that ever had a chunk.
+    places: usize,
+    /// Where looking for those who wait goes on: among the places, and then among those remembered.
+    hand: usize,
+    /// Of the use that was counted last.
+    now: u32,
     chunks: usize,
     bytes: u64,
-    probation_bytes: u64,
-    /// What probation may have of the bytes now.
-    share: f64,
+}
+
+/// A chunk that was counted.
+#[derive(Clone, Copy)]
+struct Counted {
+    /// Its place, or [`NONE`].
+    at: u32,
+    history: History,
 }
 
 impl Worth {
@@ -159,24 +140,24 @@ impl Worth {
     pub const fn memory_bytes(chunks_max: usize) -> usize {
         chunks_max * size_of::<Entry>()
             + Table::memory_bytes(chunks_max)
-            + Heaps::memory_bytes(chunks_max)
-            + Sketch::memory_bytes(chunks_max)
+            + Sets::memory_bytes(chunks_max)
+            + Remembered::memory_bytes(REMEMBERED * chunks_max)
+            + Returns::MEMORY_BYTES
     }
 
     /// Init. `seed` should be a secret where hosts can choose keys.
     ///
     /// # Panics
-    /// With a limit of 0, or a share that is none.
+    /// With a limit of 0.
     pub fn new(limits: Limits, seed: u64) -> Self {
-        let Limits { bytes_max, chunks_max, half_life_ms, probation_share } = limits;
-        assert!(chunks_max > 0 && chunks_max < NONE as usize / 4, "chunks_max {chunks_max} is out of range");
-        assert!(bytes_max > 0 && half_life_ms > 0, "a limit is 0: {limits:?}");
-        assert!((0.0..=1.0).contains(&probation_share), "probation_share {probation_share} is no share");
+        let Limits { bytes_max, chunks_max } = limits;
+        assert!(chunks_max > 0 && chunks_max < NONE as usize / 8, "chunks_max {chunks_max} is out of range");
+        assert!(bytes_max > 0, "a limit is 0: {limits:?}");
         let blank = |at| Entry {
             key: ChunkKey::new([0; KEY_BYTES]),
-            frequency: 0.0,
-            weight: 0.0,
+            history: History::first(0, None),
             importance: 1.0,
+            cost: 0.0,
             bytes: 0,
             parent: if at + 1 < chunks_max { at as u32 + 1 } else { NONE },
             parent_life: 0,
@@ -184,23 +165,24 @@ impl Worth {
             children: 0,
             pins: 0,
             namespace: 0,
-            class: Class::Probation,
             held: false,
         };
-        let space = Space { quota: Quota { least: 0, most: bytes_max }, bytes: 0, roots: [NONE; 2] };
         Self {
             limits,
             seed,
+            random: seed | 1,
             entries: (0..chunks_max).map(blank).collect(),
             table: Table::new(chunks_max),
-            heaps: Heaps::new(chunks_max),
-            sketch: Sketch::new(chunks_max),
-            spaces: Box::new([space; NAMESPACES_MAX]),
+            leaves: Sets::new(chunks_max),
+            remembered: Remembered::new(REMEMBERED * chunks_max),
+            returns: Returns::new(),
+            spaces: [Space { quota: Quota { least: 0, most: bytes_max }, bytes: 0 }; NAMESPACES_MAX],
             free: 0,
+            places: 0,
+            hand: 0,
+            now: 0,
             chunks: 0,
             bytes: 0,
-            probation_bytes: 0,
-            share: probation_share.clamp(SHARE_LEAST, SHARE_MOST),
         }
     }
 
@@ -235,11 +217,11 @@ impl Worth {
         if namespace != from || self.bytes_of(to) + bytes > most {
             return false;
         }
-        self.leave_heap(at);
+        self.leaves.remove(usize::from(from), at);
         self.spaces[usize::from(from)].bytes -= bytes;
         self.spaces[usize::from(to)].bytes += bytes;
         self.entries[at as usize].namespace = to;
-        self.enter_heap(at);
+        self.sort(at);
         true
     }
 
@@ -255,34 +237,64 @@ impl Worth {
 
     /// The same for one chunk, which stands behind `parent` in its prompt.
     pub fn used_behind(&mut self, parent: Option<&ChunkKey>, key: &ChunkKey, now_ms: u64) {
-        let before = parent.and_then(|parent| self.find(self.hash(parent), parent)).unwrap_or(NONE);
-        self.count_one(key, before, self.time(now_ms));
+        let before = parent.and_then(|parent| {
+            let hash = self.hash(parent);
+            match self.find(hash, parent) {
+                Some(at) => Some(Counted { at, history: self.entries[at as usize].history }),
+                None => self.remembered.find(hash).map(|history| Counted { at: NONE, history }),
+            }
+        });
+        self.count_one(key, before, ticks(now_ms));
     }
 
     fn count<'k>(&mut self, prefix: impl Iterator<Item = &'k ChunkKey>, now_ms: u64) {
-        let time = self.time(now_ms);
-        prefix.fold(NONE, |before, key| self.count_one(key, before, time));
+        prefix.fold(None, |before, key| Some(self.count_one(key, before, ticks(now_ms))));
     }
 
-    /// Its place, if it is held; `before` is its parent's.
-    fn count_one(&mut self, key: &ChunkKey, before: u32, time: f64) -> u32 {
+    fn count_one(&mut self, key: &ChunkKey, before: Option<Counted>, now: u32) -> Counted {
+        self.sweep(now);
         let hash = self.hash(key);
-        let Some(at) = self.find(hash, key) else {
-            self.sketch.add(hash, time);
-            return NONE;
+        if let Some(at) = self.find(hash, key) {
+            if let Some(Counted { at: parent, .. }) = before
+                && parent != NONE
+                && !self.has_parent(at)
+            {
+                self.link(at, parent);
+            }
+            let history = &mut self.entries[at as usize].history;
+            self.returns.used(history, now);
+            return Counted { at, history: *history };
+        }
+        let history = match self.remembered.take(hash) {
+            Some(mut history) => {
+                self.returns.used(&mut history, now);
+                history
+            }
+            None => History::first(now, before.map(|before| before.history)),
         };
-        self.leave_heap(at);
-        if before != NONE && !self.has_parent(at) {
-            self.link(at, before);
+        self.remember(hash, history);
+        Counted { at: NONE, history }
+    }
+
+    /// Counts the time that some chunks have been waited for.
+    fn sweep(&mut self, now: u32) {
+        self.now = now;
+        for _ in 0..SWEPT.min(self.places + self.remembered.len()) {
+            self.hand = if self.hand + 1 < self.places + self.remembered.len() { self.hand + 1 } else { 0 };
+            let history = match self.hand.checked_sub(self.places) {
+                Some(at) => self.remembered.get_mut(at),
+                None => Some(&mut self.entries[self.hand]).filter(|entry| entry.held).map(|entry| &mut entry.history),
+            };
+            if let Some(history) = history {
+                self.returns.waited(history, now);
+            }
         }
-        let entry = &mut self.entries[at as usize];
-        entry.frequency = log2_sum(entry.frequency, time).min(time + USES_LOG2_MAX);
-        if entry.class == Class::Probation {
-            entry.class = Class::Proven;
-            self.probation_bytes -= u64::from(entry.bytes);
+    }
+
+    fn remember(&mut self, hash: u64, history: History) {
+        if let Some(mut forgotten) = self.remembered.put(hash, history) {
+            self.returns.waited(&mut forgotten, self.now);
         }
-        self.enter_heap(at);
-        at
     }
 
     /// A chunk that was just used (and counted) is at hand: may it come in? `leaves` hears who leaves for it, also where
@@ -297,7 +309,7 @@ impl Worth {
         now_ms: u64,
         leaves: &mut dyn FnMut(&ChunkKey, u32),
     ) -> Result<(), Refusal> {
-        let time = self.time(now_ms);
+        let now = ticks(now_ms);
         let hash = self.hash(&chunk.key);
         if self.find(hash, &chunk.key).is_some() {
             return Err(Refusal::Held);
@@ -306,32 +318,22 @@ impl Worth {
             Some(parent) => self.find(self.hash(parent), parent).ok_or(Refusal::Orphan)?,
             None => NONE,
         };
-        let weight = weight(chunk, chunk.importance).ok_or(Refusal::Large)?;
-        let frequency = self.sketch.frequency_log2(hash, time).unwrap_or(time).min(time + USES_LOG2_MAX);
-        let class = if frequency - time >= PROVEN_USES.log2() { Class::Proven } else { Class::Probation };
-        if class == Class::Proven {
-            self.learn(chunk.bytes, (frequency - time).exp2() - 1.0);
-        }
-        if u64::from(chunk.bytes) > self.spaces[usize::from(chunk.namespace)].quota.most.min(self.limits.bytes_max)
-            || (class == Class::Probation && u64::from(chunk.bytes) > self.probation_max())
-        {
+        if !chunk.is_sound() || u64::from(chunk.bytes) > self.quota_of(chunk).most.min(self.limits.bytes_max) {
             return Err(Refusal::Large);
         }
+        let history = self.remembered.find(hash).unwrap_or(History::first(now, None));
         // While room is made, its parent and with it all that are before have a child.
         self.adopt_child(parent);
-        let made = self.make_room(chunk, class, frequency + f64::from(weight), time, leaves);
+        let score = self.score(&history, chunk.importance, chunk.cost_us / chunk.bytes as f32, now);
+        let made = self.make_room(chunk, score, now, leaves);
         self.lose_child(parent);
         made?;
         let at = self.take_place(chunk, hash);
-        let entry = &mut self.entries[at as usize];
-        (entry.frequency, entry.class) = (frequency, class);
-        if class == Class::Probation {
-            self.probation_bytes += u64::from(chunk.bytes);
-        }
+        // Making room may have made it forgotten.
+        self.entries[at as usize].history = self.remembered.take(hash).unwrap_or(history);
         if parent != NONE {
             self.link(at, parent);
         }
-        self.enter_heap(at);
         Ok(())
     }
 
@@ -339,27 +341,19 @@ impl Worth {
     /// used. `false`: no room.
     pub fn adopt(&mut self, chunk: &Chunk, used_ms: u64) -> bool {
         let hash = self.hash(&chunk.key);
-        let most = self.spaces[usize::from(chunk.namespace)].quota.most;
         let fits = self.bytes + u64::from(chunk.bytes) <= self.limits.bytes_max
-            && self.bytes_of(chunk.namespace) + u64::from(chunk.bytes) <= most;
-        if self.free == NONE || !fits || self.find(hash, &chunk.key).is_some() {
-            return false;
-        }
-        if weight(chunk, chunk.importance).is_none() {
+            && self.bytes_of(chunk.namespace) + u64::from(chunk.bytes) <= self.quota_of(chunk).most;
+        if self.free == NONE || !fits || !chunk.is_sound() || self.find(hash, &chunk.key).is_some() {
             return false;
         }
         let at = self.take_place(chunk, hash);
-        let frequency = self.time(used_ms);
-        let entry = &mut self.entries[at as usize];
-        (entry.frequency, entry.class) = (frequency, Class::Proven);
-        self.enter_heap(at);
+        self.entries[at as usize].history = History::first(ticks(used_ms), None);
         true
     }
 
     /// The bytes are gone, whatever the reason. Children stay: their parent may come back.
     pub fn remove(&mut self, key: &ChunkKey) -> bool {
         let Some(at) = self.find(self.hash(key), key) else { return false };
-        self.leave_heap(at);
         self.give_place(at);
         true
     }
@@ -367,64 +361,51 @@ impl Worth {
     /// A pinned chunk does not leave; pins count.
     pub fn pin(&mut self, key: &ChunkKey) -> bool {
         let Some(at) = self.find(self.hash(key), key) else { return false };
-        self.leave_heap(at);
         self.entries[at as usize].pins += 1;
+        self.sort(at);
         true
     }
 
     /// Takes one pin back. A chunk that was removed meanwhile, or came anew, has none.
     pub fn unpin(&mut self, key: &ChunkKey) {
-        if let Some(at) = self.find(self.hash(key), key)
-            && self.entries[at as usize].pins > 0
-        {
-            self.entries[at as usize].pins -= 1;
-            self.enter_heap(at);
+        if let Some(at) = self.find(self.hash(key), key) {
+            let pins = &mut self.entries[at as usize].pins;
+            *pins = pins.saturating_sub(1);
+            self.sort(at);
         }
     }
 
     /// The host says what a chunk is worth to it. `false`: it is not held, or this is no importance.
     pub fn rate(&mut self, key: &ChunkKey, importance: f32) -> bool {
         let Some(at) = self.find(self.hash(key), key) else { return false };
-        if !(importance.is_finite() && importance > 0.0) {
-            return false;
+        let sound = importance.is_finite() && importance > 0.0;
+        if sound {
+            self.entries[at as usize].importance = importance;
         }
-        self.leave_heap(at);
-        let entry = &mut self.entries[at as usize];
-        entry.weight += (importance / entry.importance).log2();
-        entry.importance = importance;
-        self.enter_heap(at);
-        true
+        sound
     }
 
     /// Shows every chunk that is held.
-    pub fn each(&self, mut show: impl FnMut(View<'_>)) {
-        for entry in self.entries.iter().filter(|entry| entry.held) {
+    pub fn each(&self, now_ms: u64, mut show: impl FnMut(View<'_>)) {
+        for entry in self.entries[..self.places].iter().filter(|entry| entry.held) {
             show(View {
                 key: &entry.key,
                 bytes: entry.bytes,
                 namespace: entry.namespace,
-                class: entry.class,
                 children: entry.children,
                 pins: entry.pins,
-                priority: entry.frequency + f64::from(entry.weight),
+                score: self.score(&entry.history, entry.importance, entry.cost, ticks(now_ms)) * TICKS_PER_MINUTE,
             });
         }
     }
 
-    /// In half-lives, the unit of everything inside.
-    pub fn time(&self, now_ms: u64) -> f64 {
-        now_ms as f64 / self.limits.half_life_ms as f64
+    /// By tick.
+    fn score(&self, history: &History, importance: f32, cost: f32, now: u32) -> f64 {
+        self.returns.rate(history, now) * f64::from(importance) * f64::from(cost)
     }
 
-    /// A chunk came back that had been used so often before.
-    fn learn(&mut self, bytes: u32, uses: f64) {
-        let step = f64::from(bytes) / self.limits.bytes_max as f64;
-        let step = if uses <= ONCE_USES { step } else { -step };
-        self.share = (self.share + step).clamp(SHARE_LEAST, SHARE_MOST);
-    }
-
-    fn probation_max(&self) -> u64 {
-        (self.limits.bytes_max as f64 * self.share) as u64
+    fn quota_of(&self, chunk: &Chunk) -> Quota {
+        self.spaces[usize::from(chunk.namespace)].quota
     }
 
     fn hash(&self, key: &ChunkKey) -> u64 {
@@ -443,9 +424,8 @@ impl Worth {
     fn make_room(
         &mut self,
         chunk: &Chunk,
-        class: Class,
-        priority: f64,
-        time: f64,
+        score: f64,
+        now: u32,
         leaves: &mut dyn FnMut(&ChunkKey, u32),
     ) -> Result<(), Refusal> {
         let bytes = u64::from(chunk.bytes);
@@ -456,52 +436,50 @@ impl Worth {
             if !(over_quota || full) {
                 return Ok(());
             }
-            let over_probation = class == Class::Probation && self.probation_bytes + bytes > self.probation_max();
-            let from = |class| self.least(class, over_quota.then_some(own), own);
-            let probation_is_large = self.probation_bytes > self.probation_max();
-            let victim = if over_probation {
-                from(Class::Probation)
-            } else if probation_is_large {
-                from(Class::Probation).or_else(|| from(Class::Proven))
-            } else {
-                self.worse(from(Class::Probation), from(Class::Proven))
-            };
-            let victim = victim.ok_or(Refusal::Worse)?;
-            if self.heaps.priority(victim) >= priority {
+            let (victim, least) = self.least(own, over_quota, now).ok_or(Refusal::Worse)?;
+            if least >= score {
                 return Err(Refusal::Worse);
             }
-            self.evict(victim, time, leaves);
+            let Entry { key, bytes, .. } = self.entries[victim as usize];
+            self.give_place(victim);
+            leaves(&key, bytes);
         }
     }
 
-    /// The least of a class, of one namespace or of all that may be taken from.
-    fn least(&self, class: Class, only: Option<usize>, own: usize) -> Option<u32> {
-        let may_lose = |at: usize, space: &Space, root: u32| match only {
-            Some(only) => at == only,
-            None => at == own || space.bytes - u64::from(self.entries[root as usize].bytes) >= space.quota.least,
+    /// The least of those drawn from the leaves of one namespace, or of all that it may take from, and its score.
+    fn least(&mut self, own: usize, only_own: bool, now: u32) -> Option<(u32, f64)> {
+        let may_lose = |spaces: &[Space; NAMESPACES_MAX], of: usize, bytes: u32| {
+            of == own || !only_own && spaces[of].bytes >= spaces[of].quota.least + u64::from(bytes)
         };
-        let roots = self.spaces.iter().enumerate().filter_map(|(at, space)| {
-            let root = space.roots[class as usize];
-            (root != NONE && may_lose(at, space, root)).then_some(root)
+        let sets: [usize; NAMESPACES_MAX] = std::array::from_fn(|of| match may_lose(&self.spaces, of, 0) {
+            true => self.leaves.members(of).len(),
+            false => 0,
         });
-        roots.reduce(|a, b| if self.heaps.priority(b) < self.heaps.priority(a) { b } else { a })
-    }
-
-    /// The one of less priority.
-    fn worse(&self, a: Option<u32>, b: Option<u32>) -> Option<u32> {
-        match (a, b) {
-            (Some(a), Some(b)) => Some(if self.heaps.priority(b) < self.heaps.priority(a) { b } else { a }),
-            _ => a.or(b),
+        let all: usize = sets.iter().sum();
+        let mut least: Option<(u32, f64)> = None;
+        for turn in 0..DRAWN.min(all) {
+            let mut at = if all <= DRAWN { turn } else { self.draw(all) };
+            let mut of = 0;
+            while at >= sets[of] {
+                at -= sets[of];
+                of += 1;
+            }
+            let place = self.leaves.members(of)[at];
+            let Entry { history, importance, cost, bytes, .. } = &self.entries[place as usize];
+            let score = self.score(history, *importance, *cost, now);
+            if may_lose(&self.spaces, of, *bytes) && least.is_none_or(|(_, least)| score < least) {
+                least = Some((place, score));
+            }
         }
+        least
     }
 
-    fn evict(&mut self, at: u32, time: f64, leaves: &mut dyn FnMut(&ChunkKey, u32)) {
-        let Entry { key, bytes, frequency, .. } = self.entries[at as usize];
-        self.leave_heap(at);
-        self.give_place(at);
-        let hash = self.hash(&key);
-        self.sketch.keep(hash, time, frequency);
-        leaves(&key, bytes);
+    /// One of `count`.
+    fn draw(&mut self, count: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        ((u128::from(self.random) * count as u128) >> 64) as usize
     }
 
     fn take_place(&mut self, chunk: &Chunk, hash: u64) -> u32 {
@@ -510,8 +488,8 @@ impl Worth {
         self.free = entry.parent;
         *entry = Entry {
             key: chunk.key,
-            weight: weight(chunk, chunk.importance).expect("the caller has looked"),
             importance: chunk.importance,
+            cost: chunk.cost_us / chunk.bytes as f32,
             bytes: chunk.bytes,
             parent: NONE,
             children: 0,
@@ -521,23 +499,24 @@ impl Worth {
             ..*entry
         };
         self.table.insert(hash, at);
+        self.places = self.places.max(at as usize + 1);
         self.chunks += 1;
         self.bytes += u64::from(chunk.bytes);
         self.spaces[usize::from(chunk.namespace)].bytes += u64::from(chunk.bytes);
+        self.sort(at);
         at
     }
 
-    /// It is in no heap any more.
     fn give_place(&mut self, at: u32) {
         let parent = self.parent(at);
-        let Entry { key, bytes, namespace, class, .. } = self.entries[at as usize];
-        self.table.remove(self.hash(&key), at);
+        let Entry { key, bytes, namespace, history, .. } = self.entries[at as usize];
+        let hash = self.hash(&key);
+        self.table.remove(hash, at);
+        self.remember(hash, history);
+        self.leaves.remove(usize::from(namespace), at);
         self.chunks -= 1;
         self.bytes -= u64::from(bytes);
         self.spaces[usize::from(namespace)].bytes -= u64::from(bytes);
-        if class == Class::Probation {
-            self.probation_bytes -= u64::from(bytes);
-        }
         let entry = &mut self.entries[at as usize];
         entry.held = false;
         entry.life = entry.life.wrapping_add(1);
@@ -567,38 +546,24 @@ impl Worth {
 
     fn adopt_child(&mut self, parent: u32) {
         if parent != NONE {
-            self.leave_heap(parent);
             self.entries[parent as usize].children += 1;
+            self.sort(parent);
         }
     }
 
     fn lose_child(&mut self, parent: u32) {
         if parent != NONE {
             self.entries[parent as usize].children -= 1;
-            self.enter_heap(parent);
+            self.sort(parent);
         }
     }
 
-    fn may_leave(&self, at: u32) -> bool {
-        let entry = &self.entries[at as usize];
-        entry.children == 0 && entry.pins == 0
-    }
-
-    /// To be called before anything that its place depends on changes.
-    fn leave_heap(&mut self, at: u32) {
-        if self.may_leave(at) {
-            let entry = &self.entries[at as usize];
-            let root = &mut self.spaces[usize::from(entry.namespace)].roots[entry.class as usize];
-            self.heaps.remove(root, at);
-        }
-    }
-
-    /// To be called after that. Does nothing for one that may not leave.
-    fn enter_heap(&mut self, at: u32) {
-        if self.may_leave(at) {
-            let entry = &self.entries[at as usize];
-            let root = &mut self.spaces[usize::from(entry.namespace)].roots[entry.class as usize];
-            self.heaps.insert(root, at, entry.frequency + f64::from(entry.weight));
+    /// Puts it among those that can leave, or takes it out.
+    fn sort(&mut self, at: u32) {
+        let Entry { children, pins, namespace, .. } = self.entries[at as usize];
+        match (children, pins) {
+            (0, 0) => self.leaves.insert(usize::from(namespace), at),
+            _ => self.leaves.remove(usize::from(namespace), at),
         }
     }
 }
@@ -628,14 +593,6 @@ impl Policy for Worth {
     }
 }
 
-/// log2(2^a + 2^b).
-fn log2_sum(a: f64, b: f64) -> f64 {
-    let (most, least) = if a > b { (a, b) } else { (b, a) };
-    most + (least - most).exp2().ln_1p() / std::f64::consts::LN_2
-}
-
-/// log2 of what a use of the chunk saves for each byte that it takes; `None` where a number is none.
-fn weight(chunk: &Chunk, importance: f32) -> Option<f32> {
-    let weight = (importance * chunk.cost_us / chunk.bytes as f32).log2();
-    weight.is_finite().then_some(weight)
+fn ticks(now_ms: u64) -> u32 {
+    u32::try_from(now_ms / TICK_MS).unwrap_or(u32::MAX)
 }

@@ -4,12 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use host_ctl::svg::{Line, plot};
-use host_ctl::tiers::{
-    Curve, PolicyKind, Replayed, Scenario, Served, Sizes, TierSize, Trace, bytes_for, replay, synthetic,
-};
+use host_ctl::tiers::{Curve, PolicyKind, Replayed, Scenario, Served, TierSize, Trace, bytes_for, replay, synthetic};
 use host_ctl::{CardStatus, Client, Error};
 use serde_json::{Value, json};
-use tier::Limits;
 
 use super::Verdict;
 use super::given::{Card, Output, bad};
@@ -60,7 +57,13 @@ struct Simulate {
     #[arg(long, value_name = "NAME=BYTES", required = true, value_parser = parse_tier)]
     tier: Vec<TierSize>,
     /// Policies to compare
-    #[arg(long, value_enum, value_name = "POLICY,...", value_delimiter = ',', default_value = "ours,lru,lfu,s3fifo")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "POLICY,...",
+        value_delimiter = ',',
+        default_value = "ours,lru,lfu,s3fifo,best"
+    )]
     policy: Vec<PolicyKind>,
     /// Mean bytes of a chunk as it is in the engine's memory (256 tokens of an 8B-class model in bf16: 32M)
     #[arg(long, default_value = "32M", value_name = "BYTES", value_parser = parse_bytes)]
@@ -68,12 +71,6 @@ struct Simulate {
     /// How many times smaller a stored chunk is
     #[arg(long, default_value_t = 3.5, value_name = "RATIO")]
     ratio: f64,
-    /// Half-life of frequencies, of the policy `ours`
-    #[arg(long, default_value_t = (Limits::HALF_LIFE_MS / 1000) as u32, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
-    half_life_s: u32,
-    /// Share of a tier for chunks that were used once, of the policy `ours`
-    #[arg(long, default_value_t = Limits::PROBATION_SHARE, value_name = "SHARE")]
-    probation: f64,
     /// Draw the hit rate of the first tier over its size into this SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -128,7 +125,7 @@ fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
             Line { name: name(tier), points }
         };
         let lines: Vec<_> = tiers.iter().map(line).collect();
-        write(path, plot("Share of chunks by score", "score: uses of late x importance x cost", &lines))?;
+        write(path, plot("Share of chunks by score", "score: uses to expect in a minute x importance x cost", &lines))?;
     }
     let verdict = if tiers.is_empty() { "this card's store has no tiers" } else { "tiers shown" };
     show.end(verdict, &json!({ "command": "tiers show", "ok": true, "tiers": tiers }));
@@ -148,7 +145,7 @@ fn write(path: &std::path::Path, svg: String) -> Result<(), Error> {
 }
 
 fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
-    let sizes = arguments.sizes()?;
+    let chunk_bytes = arguments.stored_bytes()?;
     let trace = match (&arguments.trace, arguments.synthetic) {
         (Some(path), _) => Trace::read(path)?,
         (None, Some(scenario)) => synthetic(scenario, arguments.requests, arguments.seed),
@@ -158,7 +155,7 @@ fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
     };
     let show = Show::new(&arguments.output);
     let (chunks, different) = trace.chunks();
-    let all_bytes = different * u64::from(sizes.chunk_bytes);
+    let all_bytes = different * u64::from(chunk_bytes);
     show.line(&format!(
         "trace {}: {} requests, {chunks} chunks, {different} different ones of {:.1} GiB",
         trace.name,
@@ -168,7 +165,7 @@ fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
     let names: Vec<_> = arguments.tier.iter().map(|tier| format!("{:>10}", tier.name)).collect();
     show.line(&format!("share of chunks from\npolicy {} {:>10} {:>10}", names.join(" "), "remote", "new"));
     let results: Vec<_> =
-        arguments.policy.iter().map(|&kind| (kind, replay(&trace, &arguments.tier, kind, sizes))).collect();
+        arguments.policy.iter().map(|&kind| (kind, replay(&trace, &arguments.tier, kind, chunk_bytes))).collect();
     for (kind, replayed) in &results {
         let share = |served: &Served| format!("{:>9.1}%", served.chunks as f64 / chunks.max(1) as f64 * 100.0);
         let tiers: Vec<_> = replayed.tiers.iter().map(share).collect();
@@ -181,17 +178,17 @@ fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
         ));
     }
     let first = arguments.tier[0].bytes;
-    let memory = memory(&trace, first, &results[0], sizes, arguments.raw_bytes());
+    let memory = memory(&trace, first, &results[0], chunk_bytes, arguments.raw_bytes());
     show.line(&format!("memory for the {} that {} has in the first tier", memory.rate_text(), results[0].0.name()));
     show.line(&format!("  {}   {:.2} GiB", results[0].0.name(), first as f64 / GIB));
     show.line(&format!("  lru of compressed chunks   {}", gib(memory.lru)));
     show.line(&format!("  lru of uncompressed chunks {}", gib(memory.lru_raw)));
     if let Some(path) = &arguments.plot {
-        draw(path, &trace, first, &arguments.policy, sizes)?;
+        draw(path, &trace, first, &arguments.policy, chunk_bytes)?;
     }
     let value = json!({
         "command": "tiers simulate", "ok": true, "trace": trace.name, "requests": trace.requests.len(),
-        "chunks": chunks, "different_chunks": different, "chunk_bytes": sizes.chunk_bytes,
+        "chunks": chunks, "different_chunks": different, "chunk_bytes": chunk_bytes,
         "policies": results.iter().map(|(kind, replayed)| result_json(*kind, replayed, &arguments.tier)).collect::<Vec<_>>(),
         "equal_hit_rate": {
             "policy": results[0].0.name(), "hit_rate": memory.rate, "bytes": first,
@@ -203,7 +200,7 @@ fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
 }
 
 impl Simulate {
-    fn sizes(&self) -> Result<Sizes, Error> {
+    fn stored_bytes(&self) -> Result<u32, Error> {
         let bytes = self.chunk_bytes as f64 / self.ratio;
         if !(self.ratio >= 1.0 && bytes >= 1024.0 && self.chunk_bytes <= 1 << 30) {
             let what = format!("--chunk-bytes {} --ratio {}", self.chunk_bytes, self.ratio);
@@ -213,11 +210,7 @@ impl Simulate {
                 "a stored chunk has 1 KiB to 1 GiB, and is not larger than the chunk",
             ));
         }
-        if !(0.0..=1.0).contains(&self.probation) {
-            return Err(bad("--probation", self.probation.to_string(), "a share is from 0 to 1"));
-        }
-        let half_life_ms = u64::from(self.half_life_s) * 1000;
-        Ok(Sizes { chunk_bytes: bytes as u32, half_life_ms, probation_share: self.probation })
+        Ok(bytes as u32)
     }
 
     fn raw_bytes(&self) -> u32 {
@@ -238,14 +231,13 @@ impl Memory {
     }
 }
 
-fn memory(trace: &Trace, first: u64, result: &(PolicyKind, Replayed), sizes: Sizes, raw_bytes: u32) -> Memory {
+fn memory(trace: &Trace, first: u64, result: &(PolicyKind, Replayed), chunk_bytes: u32, raw_bytes: u32) -> Memory {
     let rate = result.1.hit_rate(0);
-    let raw = Sizes { chunk_bytes: raw_bytes, ..sizes };
-    let lru = |sizes: Sizes| {
-        let most = (2 * trace.chunks().1 * u64::from(sizes.chunk_bytes)).max(first);
-        bytes_for(trace, PolicyKind::Lru, rate, most, sizes)
+    let lru = |chunk_bytes: u32| {
+        let most = (2 * trace.chunks().1 * u64::from(chunk_bytes)).max(first);
+        bytes_for(trace, PolicyKind::Lru, rate, most, chunk_bytes)
     };
-    Memory { rate, lru: lru(sizes), lru_raw: lru(raw) }
+    Memory { rate, lru: lru(chunk_bytes), lru_raw: lru(raw_bytes) }
 }
 
 fn gib(bytes: Option<u64>) -> String {
@@ -266,10 +258,16 @@ fn result_json(kind: PolicyKind, replayed: &Replayed, tiers: &[TierSize]) -> Val
     })
 }
 
-fn draw(path: &std::path::Path, trace: &Trace, first: u64, kinds: &[PolicyKind], sizes: Sizes) -> Result<(), Error> {
+fn draw(
+    path: &std::path::Path,
+    trace: &Trace,
+    first: u64,
+    kinds: &[PolicyKind],
+    chunk_bytes: u32,
+) -> Result<(), Error> {
     let bytes: Vec<u64> = [8, 4, 2, 1].map(|part| first / part).into_iter().chain([2 * first, 4 * first]).collect();
     let line = |&kind: &PolicyKind| {
-        let points = Curve::of(trace, kind, &bytes, sizes).points;
+        let points = Curve::of(trace, kind, &bytes, chunk_bytes).points;
         let points = points.into_iter().map(|(bytes, rate)| (bytes as f64 / GIB, rate)).collect();
         Line { name: kind.name().to_owned(), points }
     };

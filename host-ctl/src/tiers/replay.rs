@@ -6,11 +6,12 @@ use block::ChunkKey;
 use clap::ValueEnum;
 use tier::{Chunk, Lfu, Limits, Lru, Policy, S3Fifo, Worth};
 
+use super::best::Best;
 use super::trace::Trace;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PolicyKind {
-    /// Frequency x importance x cost per byte, prefix-aware, with probation: what dpu-app uses
+    /// Uses to expect x importance x cost per byte, prefix-aware: what dpu-app uses
     Ours,
     /// Least recently used
     Lru,
@@ -18,6 +19,8 @@ pub enum PolicyKind {
     Lfu,
     /// S3-FIFO
     S3fifo,
+    /// Knows the future: the bound for all others
+    Best,
 }
 
 impl PolicyKind {
@@ -27,6 +30,7 @@ impl PolicyKind {
             Self::Lru => "lru",
             Self::Lfu => "lfu",
             Self::S3fifo => "s3fifo",
+            Self::Best => "best",
         }
     }
 }
@@ -65,32 +69,18 @@ impl Replayed {
     }
 }
 
-/// How a trace's numbers become chunks, and what the policies are told.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sizes {
-    /// Mean bytes of a chunk as it lies in a tier; chunks differ by up to a quarter.
-    pub chunk_bytes: u32,
-    pub half_life_ms: u64,
-    pub probation_share: f64,
-}
-
-impl Sizes {
-    /// With what a card's tiers have.
-    pub fn of(chunk_bytes: u32) -> Sizes {
-        Sizes { chunk_bytes, half_life_ms: Limits::HALF_LIFE_MS, probation_share: Limits::PROBATION_SHARE }
-    }
-}
-
-/// Runs a trace through tiers that all have the same policy.
-pub fn replay(trace: &Trace, tiers: &[TierSize], kind: PolicyKind, sizes: Sizes) -> Replayed {
-    let mut policies: Vec<Box<dyn Policy>> = tiers.iter().map(|tier| policy(kind, tier.bytes, sizes)).collect();
+/// Runs a trace through tiers that all have the same policy. `chunk_bytes`: mean bytes of a chunk as it lies in a tier;
+/// chunks differ by up to a quarter.
+pub fn replay(trace: &Trace, tiers: &[TierSize], kind: PolicyKind, chunk_bytes: u32) -> Replayed {
+    let policy = |tier: &TierSize| policy(kind, tier.bytes, chunk_bytes, trace);
+    let mut policies: Vec<Box<dyn Policy>> = tiers.iter().map(policy).collect();
     let mut seen = HashSet::new();
     let none = Served::default();
     let mut sums = Replayed { tiers: vec![none.clone(); tiers.len()], remote: none.clone(), new: none };
     let mut prompt = Vec::new();
     for request in &trace.requests {
         prompt.clear();
-        prompt.extend(request.chunks.iter().map(|&id| chunk(id, sizes.chunk_bytes)));
+        prompt.extend(request.chunks.iter().map(|&id| chunk(id, chunk_bytes)));
         // A tier serves a chunk if it has all before it, or a faster one has.
         let mut slowest = 0;
         for (chunk, id) in prompt.iter().zip(&request.chunks) {
@@ -110,14 +100,14 @@ pub fn replay(trace: &Trace, tiers: &[TierSize], kind: PolicyKind, sizes: Sizes)
     sums
 }
 
-fn policy(kind: PolicyKind, bytes_max: u64, sizes: Sizes) -> Box<dyn Policy> {
-    let chunks_max = (bytes_max / u64::from(sizes.chunk_bytes / 2).max(1) + 16) as usize;
-    let Sizes { half_life_ms, probation_share, .. } = sizes;
+fn policy(kind: PolicyKind, bytes_max: u64, chunk_bytes: u32, trace: &Trace) -> Box<dyn Policy> {
+    let chunks_max = (bytes_max / u64::from(chunk_bytes / 2).max(1) + 16) as usize;
     match kind {
-        PolicyKind::Ours => Box::new(Worth::new(Limits { bytes_max, chunks_max, half_life_ms, probation_share }, 1)),
+        PolicyKind::Ours => Box::new(Worth::new(Limits { bytes_max, chunks_max }, 1)),
         PolicyKind::Lru => Box::new(Lru::new(bytes_max)),
         PolicyKind::Lfu => Box::new(Lfu::new(bytes_max)),
         PolicyKind::S3fifo => Box::new(S3Fifo::new(bytes_max)),
+        PolicyKind::Best => Box::new(Best::new(bytes_max, trace)),
     }
 }
 
@@ -141,9 +131,9 @@ mod tests {
         let tiers = |bytes: u64| {
             [("dram", bytes), ("dir", 4 * bytes)].map(|(name, bytes)| TierSize { name: name.into(), bytes })
         };
-        for kind in [PolicyKind::Ours, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3fifo] {
-            let small = replay(&trace, &tiers(20_000_000), kind, Sizes::of(100_000));
-            let large = replay(&trace, &tiers(200_000_000), kind, Sizes::of(100_000));
+        for &kind in PolicyKind::value_variants() {
+            let small = replay(&trace, &tiers(20_000_000), kind, 100_000);
+            let large = replay(&trace, &tiers(200_000_000), kind, 100_000);
             let (all, different) = trace.chunks();
             let sum: u64 = small.tiers.iter().map(|tier| tier.chunks).sum();
             assert_eq!(sum + small.remote.chunks + small.new.chunks, all);
@@ -156,8 +146,7 @@ mod tests {
     fn ours_needs_less_memory_than_lru_for_its_hit_rate() {
         let trace = synthetic(Scenario::Scan, 2000, 3);
         let tier = [TierSize { name: String::new(), bytes: trace.chunks().1 * 100_000 / 32 }];
-        let [ours, lru] =
-            [PolicyKind::Ours, PolicyKind::Lru].map(|kind| replay(&trace, &tier, kind, Sizes::of(100_000)));
+        let [ours, lru] = [PolicyKind::Ours, PolicyKind::Lru].map(|kind| replay(&trace, &tier, kind, 100_000));
         assert!(ours.hit_rate(0) > 1.1 * lru.hit_rate(0), "{} {}", ours.hit_rate(0), lru.hit_rate(0));
     }
 }

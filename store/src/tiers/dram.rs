@@ -128,7 +128,7 @@ impl Dram {
             blocks: Vec::with_capacity(limits.blocks_max),
         };
         let state = State {
-            policy: Worth::new(Sizes::of(bytes_max, chunks_max), seed),
+            policy: Worth::new(Sizes { bytes_max, chunks_max }, seed),
             // Twice as many as there can be: then it never grows.
             map: HashMap::with_capacity(2 * chunks_max),
             // Those that are gone and still read have records, too.
