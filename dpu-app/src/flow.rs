@@ -196,6 +196,11 @@ impl SlotTable {
     }
 
     #[must_use]
+    pub fn size(&self) -> usize {
+        self.works.len()
+    }
+
+    #[must_use]
     pub fn free(&self) -> usize {
         self.free.len()
     }

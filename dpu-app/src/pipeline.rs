@@ -13,7 +13,7 @@
 
 use heapless::binary_heap::{BinaryHeap, Min};
 
-use crate::config::{CHUNKS_ACTIVE_MAX, Config};
+use crate::config::{CHUNKS_ACTIVE_MAX, Config, SESSIONS_MAX};
 use crate::counters::Counters;
 use crate::flow::{Direction, Flow, SlotTable};
 use crate::job::{Failure, Job, Seat};
@@ -35,6 +35,8 @@ pub(crate) type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
 #[derive(Debug)]
 pub struct Pipeline {
     pub(crate) slots: SlotTable,
+    /// Slots that each session holds.
+    held: [usize; SESSIONS_MAX],
     /// Chunks in progress, by seat.
     pub(crate) flows: Vec<Option<Flow>>,
     /// Seats in the order in which their chunks were started.
@@ -55,6 +57,7 @@ impl Pipeline {
     pub fn new(config: &Config, inflater: Option<Inflater>) -> Self {
         Self {
             slots: SlotTable::new(config.slots),
+            held: [0; SESSIONS_MAX],
             flows: (0..config.chunks).map(|_| None).collect(),
             order: heapless::Vec::new(),
             to_inflate: Queue::new(),
@@ -85,6 +88,12 @@ impl Pipeline {
         (self.sessions - 1).min(self.flows.len() / 4)
     }
 
+    /// Slots that are kept for sessions which hold fewer than these: what waits for the network, in all the slots that one
+    /// session can have, is not what a hit in memory waits for.
+    fn slots_kept(&self) -> usize {
+        (self.sessions - 1).min(self.slots.size() / 8)
+    }
+
     /// A seat for one more chunk of this session and direction.
     pub(crate) fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
         let taken = |wanted: &dyn Fn(&Flow) -> bool| self.flows.iter().flatten().filter(|flow| wanted(flow)).count();
@@ -110,12 +119,14 @@ impl Pipeline {
         self.order.retain(|other| *other != seat);
     }
 
-    /// Whose block of this direction gets the next free slot: fetches by the turns of their sessions, the oldest chunk of
+    /// Whose block of this direction gets the next free slot, if anybody's does: fetches by the turns of their sessions, the oldest chunk of
     /// a session first; stores by age.
     pub(crate) fn next_in_line(&mut self, direction: Direction) -> Option<Seat> {
+        let (kept, free) = (self.slots_kept(), self.slots.free());
+        let may = |session: usize| free > kept || free > 0 && self.held[session] < kept;
         let mut waiting = self.order.iter().filter_map(|&seat| {
             let flow = self.flows[usize::from(seat.0)].as_ref().expect("as in flow()");
-            (flow.direction == direction && flow.wants_slot()).then_some((seat, flow.session))
+            (flow.direction == direction && flow.wants_slot() && may(flow.session)).then_some((seat, flow.session))
         });
         let first = match direction {
             Direction::Fetch => waiting.min_by_key(|&(_, session)| self.turns.of(session)),
@@ -133,6 +144,7 @@ impl Pipeline {
         };
         let slot = self.slots.take(seat, block, state).expect("one is free");
         self.slots.at(slot).turn = turn;
+        self.held[session] += 1;
         slot
     }
 
@@ -146,7 +158,9 @@ impl Pipeline {
 
     /// A slot is free again.
     pub(crate) fn free_slot(&mut self, slot: Ticket) {
-        let work = self.slots.at(slot);
+        let work = *self.slots.at(slot);
+        let session = self.flow(work.seat).session;
+        self.held[session] -= 1;
         if !matches!(work.state, SlotState::Gathering | SlotState::Encoding) {
             self.turns.passed(work.turn);
         }

@@ -32,8 +32,7 @@ pub trait Scheduler: World {
     /// Gives free slots to the blocks of a direction that are next in line.
     fn give_slots(&mut self, direction: Direction) -> bool {
         let mut busy = false;
-        while self.pipeline().slots.free() > 0 && !(direction == Direction::Store && self.pipeline().stores_are_full())
-        {
+        while !(direction == Direction::Store && self.pipeline().stores_are_full()) {
             let Some(seat) = self.pipeline().next_in_line(direction) else { break };
             let flow = self.pipeline().flow(seat);
             let block = flow.next;

@@ -1,4 +1,5 @@
-//! What sessions say reaches the tiers: whose chunks are, and what they are worth. And a deadline cuts tails, not heads.
+//! What sessions say reaches the tiers: whose chunks are, and what they are worth. A deadline cuts tails, not heads, and who
+//! waits for a slow store keeps nobody from what memory has.
 
 mod rig;
 #[path = "../../store/tests/servers/mod.rs"]
@@ -177,5 +178,41 @@ fn a_deadline_cuts_the_tail_and_what_memory_has_of_it_neither_delays_the_head_no
     println!("head {alone:?}, with tail {with_tail:?}, {} of {half} in two thirds of the time", cut.chunks_done);
     drop(host);
     proxy.heal();
+    card.await_empty();
+}
+
+#[test]
+fn a_hit_in_memory_does_not_wait_for_slots_that_wait_for_a_store() {
+    const SLOTS: usize = 16;
+    let Some(program) = program() else { return };
+    let server = Server::start(program, &[]);
+    let proxy = Proxy::to(server.port);
+    let card = Card::start_url(&format!("tiers:dram=32M,redis://127.0.0.1:{}?stall-ms=60000", proxy.port), |config| {
+        *config = config.clone().with_slots(SLOTS);
+    });
+    let short = warm(&card, None, 1, 1);
+    // Stored past this card's memory.
+    let plain = Card::start_url(&format!("redis://127.0.0.1:{}", server.port), |_| ());
+    let (long, _) = stored(&plain, "lossless", 2, CHUNKS);
+    drop(plain);
+    let mut host = card.attach("lossless", empty(Arrangement::Vllm, geometry(), 1));
+    let mut other = card.attach("lossless", empty(Arrangement::Vllm, geometry(), CHUNKS));
+    proxy.throttle(Duration::from_millis(10));
+    let patience = Duration::from_secs(4);
+    let pages = linear(CHUNKS);
+    let asked = Instant::now();
+    let id = other.post_fetch(&Transfer { deadline: Some(patience), ..transfer(&long, &pages) }).unwrap();
+    let mut control = card.control();
+    let fetching = |control: &mut Client| status(control).value()["slots"]["fetching"].as_u64().unwrap() as usize;
+    while fetching(&mut control) < SLOTS - SLOTS / 8 {
+        assert!(asked.elapsed() < patience, "the long fetch never has the slots that it can have");
+    }
+    proxy.silence_after(0);
+    let done = fetch(&mut host, &short, &linear(1));
+    assert_eq!((done.status, done.chunks_done), (Status::Ok, 1));
+    assert!(asked.elapsed() < patience, "it waited for the other's deadline");
+    assert_eq!(other.wait(id, WAIT).unwrap().status, Status::DeadlineExceeded);
+    proxy.heal();
+    drop((host, other, control));
     card.await_empty();
 }
