@@ -5,18 +5,22 @@
 //! on loopback. **Alone**: the card polls, the host spins. **Beside** another session that fetches a chunk of 32 layers of an
 //! 8B-class model over and over from the same tier: nobody spins, since two spinners are all that two cores can take.
 //!
+//! **Beside a link**: the same hit of T0 while the other session fetches from a Redis behind a link of 1 Gbit/s (`tc tbf` on
+//! the loopback of a network namespace, which takes root), so that it waits for the network most of the time.
+//!
 //! The emulator inflates in software, which no card does: every size is measured with Deflate, with an engine that remembers
 //! what it inflated (`remember`: a copy instead), and with a recipe that compresses nothing. The differences are Deflate's own time.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bench::{Plot, PlotKind, Report, Sample, Series, Table};
 use host_ctl::{CardStatus, Client, Options};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::eventfd::EventFd;
 use rig::{CHUNK_TOKENS, Card, Fetching, HEADS, LAYERS, Prefix, Setup, answered};
 use std::os::fd::AsFd;
@@ -125,6 +129,7 @@ fn main() {
         report.tables.push(table);
         report.plots.push(plot);
     }
+    report.tables.push(beside_a_link(&run));
     report.tables.push(store_alone(&run));
     report.publish().expect("KVLANE_BENCH_OUT is a directory");
     let _ = std::fs::remove_dir_all(&run.dir);
@@ -151,7 +156,7 @@ fn hits(run: &Run, heads: usize) -> (Table, Plot) {
                 let mut card = Card::start_as(&setup, &tier.url(&dir, &run.server), recipe);
                 card.store(&small);
                 card.store(&long);
-                warm(&card, tier, [&small, &long]);
+                warm(&card, tier, &[&small, &long]);
                 card
             };
             let card = start(&["--busy-poll"]);
@@ -159,7 +164,7 @@ fn hits(run: &Run, heads: usize) -> (Table, Plot) {
             drop(card);
             let card = start(&[]);
             let spin = card.options().spin;
-            let beside =
+            let (beside, _) =
                 beside(&card, &long, || fetches(&card, &small, if run.quick { 20 } else { 2000 }, spin, PAUSE));
             points.push((points.len() as f64, alone.quantile(0.5)));
             labels.push(tier.name().to_owned());
@@ -181,6 +186,48 @@ fn hits(run: &Run, heads: usize) -> (Table, Plot) {
     (table, plot)
 }
 
+/// Hits of T0 while another session fetches what is in T2 alone, over a link.
+fn beside_a_link(run: &Run) -> Table {
+    let mut table = Table::new(
+        "Hits in T0 beside a long fetch from T2 over 1 Gbit/s, us",
+        &["bf16 of a block", "recipe", "fetches", "p50", "p99", "p99.9", "the long fetch, MB/s of bf16"],
+    );
+    // What a thread starts is in its network namespace.
+    let in_namespace = || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("no network namespace: {error}; it takes root"))?;
+        for words in ["ip link set lo up mtu 1500", "tc qdisc add dev lo root tbf rate 1gbit burst 256kb latency 50ms"]
+        {
+            let mut words = words.split(' ');
+            let status = Command::new(words.next().expect("a program")).args(words).status();
+            status.ok().filter(ExitStatus::success).ok_or("ip and tc of iproute2 are needed")?;
+        }
+        let server = Server::start(&run.dir);
+        for (heads, (name, recipe, emulator)) in [1, HEADS].into_iter().flat_map(|heads| WAYS.map(|way| (heads, way))) {
+            if !format!("{name} link").contains(&run.only) {
+                continue;
+            }
+            let (small, long) =
+                (Prefix::shaped(&run.dir, 1, heads, CHUNK_TOKENS), Prefix::of(&run.dir, LAYERS, CHUNK_TOKENS));
+            let setup = Setup { emulator, ..Setup::default() };
+            // The long chunk is larger than the tier.
+            let mut card = Card::start_as(&setup, &format!("tiers:dram=4M,{}", server.url()), recipe);
+            card.store(&small);
+            card.store(&long);
+            warm(&card, Tier::Dram, &[&small]);
+            let (spin, rounds) = (card.options().spin, if run.quick { 20 } else { 2000 });
+            let (hits, speed) = beside(&card, &long, || fetches(&card, &small, rounds, spin, PAUSE));
+            let [p50, p99, p999] = cells(&hits);
+            table.row(&[&format!("{} KiB", heads * 64), &name, &hits.len(), &p50, &p99, &p999, &format!("{speed:.0}")]);
+        }
+        Ok::<(), String>(())
+    };
+    let outcome = thread::scope(|scope| scope.spawn(in_namespace).join().expect("it does not panic"));
+    if let Err(why) = outcome {
+        table.row(&[&why, &"", &"", &"", &"", &"", &""]);
+    }
+    table
+}
+
 /// p50, p99 and p99.9.
 fn cells(sample: &Sample) -> [String; 3] {
     let at = |rank: f64| format!("{:.0}", sample.quantile(rank));
@@ -200,25 +247,29 @@ fn fetches(card: &Card, prefix: &Prefix, rounds: usize, spin: Duration, pause: D
     sample
 }
 
-/// Does something while a session fetches a prefix over and over.
-fn beside<T>(card: &Card, prefix: &Prefix, work: impl FnOnce() -> T) -> T {
+/// Does something while a session fetches a prefix over and over, with so many MB/s.
+fn beside<T>(card: &Card, prefix: &Prefix, work: impl FnOnce() -> T) -> (T, f64) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let other = scope.spawn(|| {
             let mut fetching = Fetching::open(card, prefix, prefix.memory(), card.options().spin);
+            let (since, mut bytes) = (Instant::now(), 0.0);
             while !over.load(Relaxed) {
                 fetching.once();
+                bytes += prefix.bytes();
             }
+            let speed = bytes / since.elapsed().as_secs_f64() / 1e6;
             fetching.close();
+            speed
         });
         let done = work();
         over.store(true, Relaxed);
-        done
+        (done, other.join().expect("the other session"))
     })
 }
 
 /// Fetches until the tier has all of it.
-fn warm(card: &Card, tier: Tier, prefixes: [&Prefix; 2]) {
+fn warm(card: &Card, tier: Tier, prefixes: &[&Prefix]) {
     if tier == Tier::Remote {
         return;
     }
