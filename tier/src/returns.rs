@@ -40,7 +40,7 @@ pub(crate) struct History {
     /// Up to when it was waited for.
     seen: u32,
     uses: u16,
-    /// Of one use: whether it follows a chunk that was known.
+    /// Of one use: whether it follows a chunk that was known, or an earlier life kept it.
     follows: bool,
 }
 
@@ -49,6 +49,11 @@ impl History {
     pub(crate) fn first(now: u32, before: Option<History>) -> Self {
         let follows = before.is_some_and(|before| before.class() != UNKNOWN);
         Self { last: now, seen: now, uses: 1, follows }
+    }
+
+    /// A chunk that an earlier life kept, used last at this time.
+    pub(crate) fn kept(last: u32) -> Self {
+        Self { last, seen: last, uses: 1, follows: true }
     }
 
     fn class(&self) -> u8 {
@@ -106,9 +111,10 @@ impl Returns {
     pub(crate) fn waited(&mut self, history: &mut History, now: u32) {
         let now = now.max(history.seen);
         let (from, to) = (history.seen - history.last, now - history.last);
-        let waited = &mut self.classes[usize::from(history.class())].waited;
-        for bucket in bucket(from)..=bucket(to) {
-            waited[bucket] += f64::from(to).min(edge(bucket + 1)) - f64::from(from).max(edge(bucket));
+        let (first, last) = (bucket(from), bucket(to));
+        let waited = &mut self.classes[usize::from(history.class())].waited[first..=last];
+        for (at, waited) in (first..).zip(waited) {
+            *waited += f64::from(to).min(edge(at + 1)) - f64::from(from).max(edge(at));
         }
         history.seen = now;
     }

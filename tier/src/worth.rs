@@ -347,7 +347,7 @@ impl Worth {
             return false;
         }
         let at = self.take_place(chunk, hash);
-        self.entries[at as usize].history = History::first(ticks(used_ms), None);
+        self.entries[at as usize].history = History::kept(ticks(used_ms));
         true
     }
 
