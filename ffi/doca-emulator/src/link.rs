@@ -40,6 +40,8 @@ const HEAD_BYTES: usize = 16;
 const FRAGMENT_BYTES: usize = 32 << 10;
 /// Buffers that a link keeps for its next messages, so that a steady exchange allocates nothing.
 const SPARE_MAX: usize = 64;
+/// What they hold from the beginning: a doorbell and its head.
+const SPARE_BYTES: usize = 64;
 /// More than any frame.
 pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_MAX + FRAGMENT_BYTES;
 
@@ -250,7 +252,12 @@ impl Link {
     /// After the handshake: what both sides agreed on.
     pub(crate) fn agree(&self, message_max: u32, window: u32) {
         self.message_max.store(message_max, Ordering::Relaxed);
-        self.lock().window = window;
+        let mut inner = self.lock();
+        inner.window = window;
+        // All that are ever kept, so that it does not depend on chance when the last of them is first needed.
+        inner.spare.resize_with(SPARE_MAX, || Vec::with_capacity(SPARE_BYTES));
+        inner.out.reserve(SPARE_MAX);
+        inner.waiting.reserve(SPARE_MAX);
     }
 
     /// Queues a frame of the link's own.
