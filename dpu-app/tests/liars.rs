@@ -390,6 +390,7 @@ fn the_chunks_before_a_bad_page_number_are_in_place() {
         let completion = liar.completion();
         assert_eq!((completion.status, completion.chunks_done), (Status::Malformed, 2));
         liar.say(&Message::Bye(Farewell::Done));
+        assert_eq!(liar.hear_last(), Said::Closed);
     });
     cards.iter().for_each(|card| assert_eq!(card.counter("sessions_lost"), 0));
 }
