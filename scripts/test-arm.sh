@@ -102,8 +102,7 @@ if $tests; then
     # No debug information: a quarter less to build and to link.
     export CARGO_PROFILE_DEV_DEBUG=false
     cargo test --target "$target" --locked --no-run "${which[@]}"
-    # One test at a time: a child that one thread forks while another is inside qemu-user may never get as far as its exec.
-    RUST_TEST_THREADS=1 scripts/on-arm.sh cargo test --target "$target" --locked --no-fail-fast "${which[@]}" -- "${skipped[@]}"
+    scripts/on-arm.sh cargo test --target "$target" --locked --no-fail-fast "${which[@]}" -- "${skipped[@]}"
     # The very program that has just compared the kernels with the oracle.
     compared=$(find "${CARGO_TARGET_DIR:-target}/$target/debug/deps" -name 'block-*' -executable -type f -printf '%T@ %p\n' | sort --numeric-sort | tail -n 1)
     [ -z "$compared" ] || kernels_are_neon "${compared#* }"
