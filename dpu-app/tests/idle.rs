@@ -51,7 +51,10 @@ fn cpu_time(pid: u32) -> Duration {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let of = |task: std::fs::DirEntry| {
         let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap();
-        text.split(' ').next().unwrap().parse::<u64>().unwrap()
+        let nanos = text.split(' ').next().unwrap().parse::<u64>().unwrap();
+        // Of a test that fails one wants to know who it was.
+        println!("{:>12} us {}", nanos / 1000, std::fs::read_to_string(task.path().join("comm")).unwrap().trim());
+        nanos
     };
     Duration::from_nanos(tasks.map(|task| of(task.unwrap())).sum())
 }
