@@ -380,6 +380,7 @@ impl World {
             return;
         }
         if let (Kind::Consumer, Ok(raw)) = (kind, raw) {
+            // SAFETY: a consumer that was just created.
             self.consumers.extend(out(|id| unsafe { doca_comch_consumer_get_id(raw.cast(), id) }));
         }
         let ctx = Box::new(Ctx {
@@ -391,7 +392,9 @@ impl World {
             freed: RefCell::default(),
             connections: RefCell::default(),
         });
+        // SAFETY: a context that was just created; the word is the address of a box that outlives it.
         ok(unsafe { doca_ctx_set_user_data(ctx.ctx, doca_data { ptr: ptr::from_ref(&*ctx).cast_mut().cast() }) });
+        // SAFETY: the same context; `changed` reads that word as what it is.
         ok(unsafe { doca_ctx_set_state_changed_cb(ctx.ctx, Some(changed)) });
         self.contexts.push(ctx);
         if is_connected {
@@ -403,6 +406,7 @@ impl World {
     fn connection(&self) -> *mut doca_comch_connection {
         let of = |ctx: &Ctx| match ctx.kind {
             Kind::Server => pick(&ctx.connections.borrow()),
+            // SAFETY: a client that is alive.
             Kind::Client => out(|at| unsafe { doca_comch_client_get_connection(ctx.ctx.cast(), at) }).ok(),
             _ => None,
         };
@@ -413,6 +417,7 @@ impl World {
     fn set_up(&self, ctx: &Ctx) {
         let count = 1 + draw(12) as u32;
         let raw = ctx.ctx;
+        // SAFETY: the context is alive and of the kind that each call is for; callbacks have the signatures of their kinds.
         unsafe {
             match ctx.kind {
                 Kind::Dma => {
@@ -460,6 +465,8 @@ impl World {
         let (src, dst) = (any(&self.bufs).cast_const(), any(&self.bufs));
         let raw = ctx.ctx;
         static BYTES: [u8; 4080] = [9; 4080];
+        // SAFETY: the context is alive and of the kind that each call is for; bufs and connections are null or ones that were given
+        // out, whose inventories and contexts live to the end; `BYTES` is as long as a message may be, and longer ones are refused.
         let task: Result<*mut doca_task, doca_error> = unsafe {
             let id = number(draw(1 << 20) as u64);
             let length = draw(4090) as u32;
@@ -516,7 +523,9 @@ impl World {
         let task = pick(&ctx.tasks.borrow());
         let Some((task, flies)) = task else { return };
         let (buf, other) = (pick(&self.bufs), pick(&self.bufs));
+        // SAFETY: a context that is alive.
         let is_running = out(|state| unsafe { doca_ctx_get_state(ctx.ctx, state) }) == Ok(RUNNING);
+        // SAFETY: the task is one of this context's list; one that flies or was freed is known by its stamp and refused; bufs as in `play_with_bufs`.
         unsafe {
             match if is_running || chance(3) { draw(9) } else { 5 } {
                 0..=4 => ctx.submit(task),

@@ -26,10 +26,10 @@ impl Best {
     /// For one replay of this trace.
     pub(super) fn new(bytes_max: u64, trace: &Trace) -> Self {
         let mut upcoming = HashMap::new();
-        let mut uses = |(index, request): (usize, &Request)| {
+        let uses = |(index, request): (usize, &Request)| {
             request.chunks.iter().map(|chunk| upcoming.insert(*chunk, index)).collect()
         };
-        let next = trace.requests.iter().enumerate().rev().map(&mut uses).collect();
+        let next = trace.requests.iter().enumerate().rev().map(uses).collect();
         Self { bytes_max, bytes: 0, next, held: HashMap::new(), order: BTreeSet::new() }
     }
 
