@@ -7,6 +7,8 @@
     kill      requests while dpu-app is killed at random and started again
     freeze    requests while dpu-app stands still: each is answered within its deadline, and again after it wakes
     corrupt   every stored chunk is damaged on disk before it is loaded: recomputed with one policy, refused with the other
+    stale     weights, adapters and rope that changed under an old name, embeddings, an engine that is told to forget: nothing
+              that others computed is loaded, and what is the same is (stale.py)
     quality   a table for lossy recipes: greedy tokens that stay equal, and the loss on text that continues a fetched prefix
 
 Run it in the environment of scripts/demo-vllm.sh. Each vLLM is a process of its own (this file with --engine).
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "host-ctl/python/tests"))
 
 from card import Card  # noqa: E402
+from stale import Stale, settled  # noqa: E402
 
 CHUNK, BLOCK, LONGEST = 256, 32, 2048
 PREFIX = 4 * CHUNK
@@ -112,10 +115,8 @@ def engine(order: dict[str, Any]) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=OUTPUT, detokenize=False, ignore_eos=True, logprobs=2)
     for at, batch in enumerate(order["batches"]):
         forget = order.get("forget") and at
-        # It cannot forget while saves hold pages: this is also how their end is known.
-        until = time.monotonic() + order.get("settle", 0)
-        while forget and time.monotonic() < until and not llm.reset_prefix_cache():
-            time.sleep(0.1)
+        if forget and "settle" in order:
+            settled(llm, order["settle"], 1)
         say({"begin": at})
         time.sleep(order.get("pause", 0))
         if forget:
@@ -365,6 +366,15 @@ class Proof:
             self.must(errors > 0, "the damage was not noticed")
             self.must(bool(refused) == (policy == "fail"), "the policy was not kept")
 
+    def stale(self) -> None:
+        """What keys must tell apart, and what they must not."""
+        card = new_card(self.given.dpu_app, self.directory / "card-stale", "lossless")
+        stale = Stale(self, card)
+        for case in self.given.cases.split(","):
+            getattr(stale, case)()
+        stale.driver.end()
+        card.kill()
+
     def quality(self) -> None:
         """Each recipe saves exact KV, forgets it, loads it back, and goes on from there."""
         apart = len(self.text) // self.given.texts
@@ -394,7 +404,7 @@ class Proof:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["identity", "preempt", "kill", "freeze", "corrupt"]
+    parts = ["identity", "preempt", "kill", "freeze", "corrupt", "stale"]
     parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)} (these by default), quality")
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
     parser.add_argument("--model", type=Path, default=ROOT / "testdata/decoder")
@@ -407,6 +417,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=1, help="tensor parallel size")
     parser.add_argument("--blocks", type=int, default=80, help="pages of preempt's KV cache")
+    parser.add_argument("--cases", default="weights,rope,adapters,embeddings,held", help="of stale")
     parser.add_argument("--prefill", default=",".join(PREFILL), help="of identity")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and stores, kept")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)

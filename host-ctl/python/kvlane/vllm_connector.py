@@ -10,7 +10,6 @@ releases; what was tested is `TESTED`, and what may be missing is looked for, no
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,13 +26,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from . import InputError, Session, attach
+from .engine.adapters import Adapter, Adapters
 from .engine.layout import Shape, memory
 from .engine.link import Link
 from .engine.options import Options
 from .engine.scheduler import Scheduler
+from .engine.settings import canonical
 from .engine.stats import SECONDS, Prom, Stats
 from .engine.words import Orders, Report, Save
 from .engine.worker import Worker
+from .model_name import model_name as _model
+from .model_name import snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +90,9 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._fenced: list[tuple[Any, list[Save]]] = []
+        self._caches: dict[str, torch.Tensor] = {}
+        self._adapters = Adapters(_adapting(vllm_config), snapshot)
+        self._adapted: dict[str, Adapter] = {}
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._make_scheduler()
 
@@ -95,25 +101,34 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         """A cache: a save that is dropped is a miss of tomorrow, and no request waits for it."""
         return False
 
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: Any = None) -> bool:
+        """vLLM 0.33 says when the KV cache's memory goes and comes back; an earlier one does not, and is refused (`_shape`)."""
+        return hasattr(KVConnectorBase_V1, "unregister_kv_caches")
+
     # Scheduler
 
     def _make_scheduler(self) -> Scheduler:
-        config = self._vllm_config
+        model = _model(self._vllm_config, self._options, self._shape, self._cpu)
+        logger.info("kvlane: keys name the model: %s", model)
         link = self._link("scheduler", None)
         link.connect()
-        return Scheduler(
+        scheduler = Scheduler(
             self._options,
             link,
-            model=_model(config, self._options, self._shape, self._cpu),
+            model=model,
             geometry=self._shape.geometry(self._options.chunk_tokens),
             page_tokens=self._shape.page_tokens,
             page_count=self._kv_cache_config.num_blocks,
             ranks=self._ranks,
         )
+        scheduler.unchanged = self._unchanged
+        return scheduler
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
-        assert self._scheduler is not None
-        blocks = gpu_block_pool.blocks
+        scheduler = self._scheduler
+        assert scheduler is not None
+        blocks, reset = gpu_block_pool.blocks, gpu_block_pool.reset_prefix_cache
 
         def hold(pages: Sequence[int]) -> None:
             gpu_block_pool.touch([blocks[page] for page in pages])
@@ -121,22 +136,54 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         def let_go(pages: Sequence[int]) -> None:
             gpu_block_pool.free_blocks([blocks[page] for page in reversed(pages)])
 
-        self._scheduler.hold, self._scheduler.let_go = hold, let_go
+        def reset_prefix_cache() -> bool:
+            """vLLM forgets its prefixes only while no page is in use, and those that saves hold are. They are out of use for
+            this one moment, in which nobody can take them."""
+            held = scheduler.held
+            let_go(held)
+            try:
+                return reset()
+            finally:
+                hold(held)
+
+        scheduler.hold, scheduler.let_go = hold, let_go
+        gpu_block_pool.reset_prefix_cache = reset_prefix_cache  # type: ignore[method-assign]
+
+    def reset_cache(self) -> bool | None:
+        """Called when weights were updated, and before sleep: from now on keys are this engine's own, until it restarts."""
+        if self._scheduler is None:
+            return None
+        done = self._scheduler.reset()
+        logger.info("kvlane: reset: nothing that was stored before is served, and nothing is shared, until vLLM restarts")
+        if not done:
+            logger.warning("kvlane: the reset is not complete, because loads are on their way: reset again when they have ended")
+        return done
 
     def on_new_request(self, request: Request) -> None:
         self._arrived(request)
 
     def _arrived(self, request: Request) -> None:
         assert self._scheduler is not None
-        # What is not in the token ids would be missing in the keys: pictures, embeddings.
-        if getattr(request, "mm_features", None) or request.prompt_token_ids is None:
+        if not _named_by_tokens(request):
             return
-        self._scheduler.arrived(request.request_id, request.prompt_token_ids, _salt(request))
+        parts = [getattr(request, "cache_salt", None) or ""]
+        if (lora := getattr(request, "lora_request", None)) is not None:
+            adapter = (getattr(self, "_adapters", None) or Adapters()).find(lora)
+            if adapter is None:
+                return
+            getattr(self, "_adapted", {}).setdefault(request.request_id, adapter)
+            parts.append(adapter.name)
+        salt = b"" if parts == [""] else b"\0".join(part.encode() for part in parts)
+        self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt)
+
+    def _unchanged(self, request: str) -> bool:
+        adapter = self._adapted.get(request)
+        return adapter is None or adapter.unchanged
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         assert self._scheduler is not None
         self._arrived(request)
-        if getattr(request, "skip_reading_prefix_cache", False):
+        if getattr(request, "skip_reading_prefix_cache", False) or not self._unchanged(request.request_id):
             return 0, False
         total, preemptions = request.num_tokens, request.num_preemptions
         count = self._scheduler.matched(request.request_id, num_computed_tokens, total, preemptions)
@@ -175,6 +222,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         """Never delays: pages of saves are held by the pool's own reference count, which outlives the request."""
         assert self._scheduler is not None
         self._scheduler.finished(request.request_id)
+        self._adapted.pop(request.request_id, None)
         return False, None
 
     def request_finished_all_groups(
@@ -192,20 +240,40 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         from vllm.model_executor.models.utils import extract_layer_index
 
         own = {cache.data_ptr(): name for name, cache in reversed(kv_caches.items())}
-        names = sorted(own.values(), key=extract_layer_index)
-        memory_ = memory(
-            {name: kv_caches[name] for name in names}, self._shape, self._options.chunk_tokens, self._cpu
-        )
+        self._caches = {name: kv_caches[name] for name in sorted(own.values(), key=extract_layer_index)}
         rank = get_tensor_model_parallel_rank()
-        link = self._link(f"worker {rank}", memory_)
-        link.connect()
         self._worker = Worker(
             self._options,
-            link,
+            self._registered(rank),
             rank=rank,
             page_tokens=self._shape.page_tokens,
             chunk_tokens=self._options.chunk_tokens,
         )
+
+    def _registered(self, rank: int) -> Link:
+        """A link whose sessions read and write the KV cache where it lies now."""
+        link = self._link(f"worker {rank}", memory(self._caches, self._shape, self._options.chunk_tokens, self._cpu))
+        link.connect()
+        return link
+
+    def unregister_kv_caches(self) -> None:
+        """Before the KV cache's memory goes (sleep): nothing touches it from here on."""
+        if self._worker is None:
+            return
+        for _, saves in self._fenced:
+            for save in saves:
+                self._worker.drop(save)
+        self._fenced.clear()
+        if not self._worker.let_go():
+            raise RuntimeError(
+                "kvlane: the card has not let go of the KV cache, so its memory must stay: see that dpu-app runs "
+                "(host-ctl ping), then sleep again"
+            )
+
+    def restore_kv_caches(self) -> None:
+        """After the KV cache's memory has come back."""
+        if self._worker is not None and self._worker.link.closed:
+            self._worker.link = self._registered(self._worker.rank)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
@@ -343,30 +411,45 @@ def _shape(config: VllmConfig, caches: KVCacheConfig) -> Shape:
     window = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
     if kind != "FullAttentionSpec" or window or getattr(spec, "head_size_v", spec.head_size) != spec.head_size:
         raise _refusal(f"{kind} is not supported (MLA, sliding window and the like): only full attention with equal K and V")
+    _causal(config, spec)
+    if getattr(config.model_config, "enable_sleep_mode", False) and not KvlaneConnector.supports_sleep_mode():
+        raise _refusal(
+            f"enable_sleep_mode: vLLM {vllm.__version__} does not say when the KV cache's memory goes and comes back, and the "
+            "card would go on using it (0.33 does): leave sleep mode off"
+        )
     layers = len(groups[0].layer_names)
     return Shape(layers, spec.num_kv_heads, spec.head_size, str(spec.dtype), spec.block_size)
 
 
-def _model(config: VllmConfig, options: Options, shape: Shape, cpu: bool) -> str:
-    """Everything of the model that the key's other fields leave open, in one line."""
+def _causal(config: VllmConfig, spec: Any) -> None:
+    """Refuses attention in which the KV of a prefix depends on what follows it."""
     model = config.model_config
-    name = options.model or f"{model.model}@{model.revision or ''}"
-    words = [name, f"dtype={model.dtype}", f"kv={config.cache_config.cache_dtype}:{shape.dtype}"]
-    words.append(f"quantization={model.quantization}")
-    if config.speculative_config is not None:
-        words.append(f"speculative={config.speculative_config.model}")
-    if overrides := getattr(model, "hf_overrides", None):
-        words.append(f"overrides={hashlib.sha256(repr(overrides).encode()).hexdigest()[:16]}")
-    if cpu:
-        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
-
-        isa = _get_attn_isa(model.dtype, shape.page_tokens, shape.head_size)
-        # K is transposed or packed over a whole page: another page size is another order.
-        words.append(f"pages=cpu:{isa}:{shape.page_tokens}")
-    return " ".join(words)
+    configs = [getattr(model, name, None) for name in ("hf_config", "hf_text_config")]
+    for wrong, what in (
+        (getattr(spec, "non_causal", False) is True, "the KV cache is not causal"),
+        (getattr(model, "attn_type", "decoder") != "decoder", f"attention is {getattr(model, 'attn_type', '')}"),
+        (any(getattr(each, "is_causal", True) is False for each in configs), "is_causal is false"),
+        (any(getattr(each, "use_bidirectional_attention", False) is True for each in configs), "attention is bidirectional"),
+        (getattr(getattr(config, "attention_config", None), "use_non_causal", False) is True, "use_non_causal is set"),
+    ):
+        if wrong:
+            raise _refusal(f"{what}: the KV of a prefix depends on what follows it, so no prompt can use another's")
 
 
-def _salt(request: Request) -> bytes:
-    lora = request.lora_request
-    parts = (request.cache_salt or "", f"{lora.lora_name}:{lora.lora_path}" if lora else "")
-    return b"" if parts == ("", "") else b"\0".join(part.encode() for part in parts)
+def _named_by_tokens(request: Request) -> bool:
+    """Whether token ids, with what goes into the salt, say all that a prompt's KV comes from. Pictures, embeddings (alone or
+    between token ids) and what a pooling request adds to its tokens are in none of them."""
+    mask = getattr(request, "prompt_is_token_ids", None)
+    return (
+        request.prompt_token_ids is not None
+        and not getattr(request, "mm_features", None)
+        and getattr(request, "prompt_embeds", None) is None
+        and (mask is None or all(mask))
+        and not getattr(getattr(request, "pooling_params", None), "extra_kwargs", None)
+    )
+
+
+def _adapting(config: VllmConfig) -> str:
+    """What vLLM makes of every adapter."""
+    lora = config.lora_config
+    return canonical([getattr(lora, name, None) for name in ("lora_dtype", "target_modules")]) if lora else ""

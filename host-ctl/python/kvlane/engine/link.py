@@ -57,6 +57,15 @@ class Link:
             session, self._session = self._session, None
         return session
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def join(self, timeout: float) -> None:
+        """Waits for an attach that had begun before `close`."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
     def _try_beside(self) -> None:
         if time.monotonic() < self._next_try or (self._thread and self._thread.is_alive()):
             return

@@ -13,7 +13,9 @@ class Options:
     comch_name: str | None = None
     device: str | None = None
     model: str | None = None
-    """Name of the model in keys; by default the served path or name and its revision."""
+    """A name beside the model's fingerprint in keys: engines with different ones share nothing."""
+    weights: str = "sampled"
+    """How the weights' fingerprint is taken: `sampled`, or `strict`: every byte is read."""
     chunk_tokens: int = 256
     recipe: str | None = None
     """Refuses a card that stores with another; by default whatever the card stores with."""
@@ -51,6 +53,10 @@ class Options:
         if unknown := sorted(set(given) - known):
             raise ValueError(f"kvlane: unknown option {unknown[0]!r}: docs/vllm.md has {', '.join(sorted(known))}")
         options = Options(**given)
+        if options.model is not None and not (isinstance(options.model, str) and options.model.strip()):
+            raise ValueError(f"kvlane: model {options.model!r} names nothing: leave it out, or give a name")
+        if options.weights not in ("sampled", "strict"):
+            raise ValueError(f"kvlane: weights {options.weights!r} is neither sampled nor strict")
         if options.chunk_tokens <= 0:
             raise ValueError(f"kvlane: chunk_tokens {options.chunk_tokens}: give a multiple of the block size")
         if not 0 < options.hold_share <= 1:

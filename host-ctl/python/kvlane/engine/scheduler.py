@@ -11,6 +11,7 @@ may still touch are held by a reference count of the engine's own pool: whatever
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -74,11 +75,14 @@ class Scheduler:
     ) -> None:
         self.options, self.link = options, link
         self.model, self.geometry, self.ranks = model, geometry, ranks
+        self._named = model
         self.page_tokens, self.chunk = page_tokens, geometry.chunk_tokens
         self.pages_per_chunk = self.chunk // page_tokens
         self.hold_max = int(options.hold_share * page_count)
         self.hold: Callable[[Sequence[int]], None] | None = None
         self.let_go: Callable[[Sequence[int]], None] = lambda pages: None
+        self.unchanged: Callable[[str], bool] = lambda request: True
+        """Whether what computes a request's KV is still what it was when the request came."""
         self.stats: Counter[str] = Counter()
         self._prompts: dict[str, Prompt] = {}
         self._lookups: dict[int, str] = {}
@@ -174,6 +178,26 @@ class Scheduler:
         prompt = self._prompts.pop(request, None)
         for lookup in prompt.waiting if prompt else ():
             self._lookups.pop(lookup, None)
+
+    def reset(self) -> bool:
+        """The engine's weights may be others from now on: everything gets other names, which no other process has, so that
+        nothing stored before is served. What is computed already is not saved, and saves on their way keep their old names.
+        False while loads of before are on their way: they end in pages that are used."""
+        self.model = f"{self._named} epoch={uuid.uuid4().hex}"
+        self._recent.clear()
+        for request, prompt in self._prompts.items():
+            prompt.recipe, prompt.saved = "", 0
+            if prompt.pages or prompt.loaded:
+                # Its KV is of before, in whole or in part, until it is preempted and computed again.
+                self._settle(prompt)
+            else:
+                self._ask(request)
+        return not self._loading
+
+    @property
+    def held(self) -> list[int]:
+        """Pages that the card may touch, once for each time that they are held."""
+        return [page for hold in self._holds.values() for page in hold.pages]
 
     @property
     def saving(self) -> bool:
@@ -289,10 +313,14 @@ class Scheduler:
                 del self._recent[name]
 
     def _give_up(self, prompt: Prompt, why: str) -> None:
+        self._settle(prompt)
+        self.stats[why] += 1
+
+    def _settle(self, prompt: Prompt) -> None:
+        """Nothing of this prompt counts as stored, and nothing of it is saved."""
         for lookup in prompt.waiting:
             self._lookups.pop(lookup, None)
         prompt.waiting, prompt.found, prompt.answered = set(), 0, False
-        self.stats[why] += 1
 
     def _session(self) -> Any:
         session = self.link.session
@@ -314,6 +342,9 @@ class Scheduler:
     def _save(self, request: str, prompt: Prompt, computed: int) -> None:
         ready = min(computed // self.chunk, prompt.chunks, len(prompt.pages) // self.pages_per_chunk)
         if not prompt.answered or prompt.found is None:
+            return
+        if ready > prompt.saved and not self.unchanged(request):
+            prompt.answered = False
             return
         first = max(prompt.saved, prompt.found)
         names = self._split(prompt.slice(first, ready)) if ready > first else []

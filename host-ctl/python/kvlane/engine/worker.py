@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,19 @@ class Worker:
             session.close(CLOSE_TIMEOUT)
         self._closer.shutdown(wait=True)
 
+    def let_go(self) -> bool:
+        """The memory goes, and no session comes before another link does. False while a card may still touch it."""
+        if (session := self.link.close()) is not None:
+            self._close(session)
+        self.link.join(CLOSE_TIMEOUT)
+        wait_for([future for future, _ in self._closing], CLOSE_TIMEOUT)
+        self._closed()
+        return not self._flights
+
+    def drop(self, save: Save) -> None:
+        """A save whose pages are not read any more."""
+        self._end_save(save, 0)
+
     def _poll(self, wait: float) -> None:
         session = self.link.session
         if session is None:
@@ -158,6 +172,9 @@ class Worker:
             return
         self.link.lose(session, error)
         self.stats["card_lost"] += 1
+        self._close(session)
+
+    def _close(self, session: Any) -> None:
         if all(number != id(session) for _, number in self._closing):
             self._closing.append((self._closer.submit(session.close, CLOSE_TIMEOUT), id(session)))
 
