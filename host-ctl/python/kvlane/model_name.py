@@ -39,6 +39,7 @@ def model_name(config: VllmConfig, options: Options, shape: Shape, cpu: bool) ->
     for name, value in (
         ("quantization_config", getattr(model, "quantization_config", None)),
         ("overrides", getattr(model, "hf_overrides", None)),
+        ("code", getattr(model, "code_revision", None)),
         ("classes", getattr(model, "model_class_overrides", None)),
         ("loader", getattr(getattr(config, "load_config", None), "model_loader_extra_config", None)),
         ("kv_skip", getattr(cache, "kv_cache_dtype_skip_layers", None)),
@@ -86,13 +87,17 @@ def _weights(config: Any, model: Any, options: Any) -> str:
     began = time.monotonic()
     folder = snapshot(name, revision, getattr(load, "download_dir", None))
     strict = getattr(options, "weights", "sampled") == "strict"
-    found = folder and fingerprint.folder(folder, strict=strict, tensors_only=form in SAME_FILES)
+    why = "no weight files are found on this machine"
+    try:
+        found = folder and fingerprint.folder(folder, strict=strict, tensors_only=form in SAME_FILES)
+    except OSError as error:
+        found, why = None, f"its files cannot be read: {error}"
     if not found:
         name = options.model or (os.path.realpath(name) if os.path.isabs(name) else name.rstrip("/"))
         logger.warning(
-            "kvlane: no weight files of %s are found on this machine: keys name the model %s@%s. Weights that change under "
-            "this name are not noticed: set the option `model` to another name with each change.",
-            model.model, name, revision or "",
+            "kvlane: model %s: %s. Keys name it %s@%s, and weights that change under this name are not noticed: set the option "
+            "`model` to another name with each change.",
+            model.model, why, name, revision or "",
         )  # fmt: skip
         return f"{name}@{revision or ''}:{form}"
     logger.info(

@@ -166,14 +166,14 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         if not _named_by_tokens(request):
             return
-        parts = [getattr(request, "cache_salt", None) or ""]
+        salt = (getattr(request, "cache_salt", None) or "").encode("utf-8", "surrogatepass")
         if (lora := getattr(request, "lora_request", None)) is not None:
             adapter = (getattr(self, "_adapters", None) or Adapters()).find(lora)
             if adapter is None:
                 return
             getattr(self, "_adapted", {}).setdefault(request.request_id, adapter)
-            parts.append(adapter.name)
-        salt = b"" if parts == [""] else b"\0".join(part.encode() for part in parts)
+            # No text has this byte, so no salt of a request's is taken for an adapter.
+            salt = b"\xff" + adapter.name.encode() + salt
         self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt)
 
     def _unchanged(self, request: str) -> bool:

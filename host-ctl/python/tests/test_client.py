@@ -122,6 +122,9 @@ def test_names_separate_ranks_salts_models_and_shapes():
         name(), name(model="n"), name(salt=b"s"), name(ranks=2), name(rank=1, ranks=2), name(geometry=other_shape)
     }  # fmt: skip
     assert len(names) == 6 and all(len(each) == 32 for each in names)
+    for empty in ("", " "):
+        with pytest.raises(kvlane.InputError, match="model is empty"):
+            name(model=empty)
 
 
 def test_status_is_json_and_waiting_lets_other_threads_run(card):

@@ -158,9 +158,17 @@ def test_what_nobody_can_name_is_shared_with_nobody(model):
 def test_without_weight_files_the_name_and_revision_stand_in_and_are_said(tmp_path, caplog):
     assert name("/models/x/") == name("/models/x") != name("/models/y")
     assert name("org/model", revision="1") != name("org/model", revision="2")
-    assert "no weight files of org/model" in caplog.text
+    assert "model org/model: no weight files are found on this machine. Keys name it org/model@1" in caplog.text
     mine = Options(model="mine")
     assert name("/models/x", mine) == name("/models/y", mine), "an operator's name stands for them where it is given"
+
+
+def test_weight_files_that_cannot_be_read_are_said_and_do_not_end_the_engine(model, caplog, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError("model-1.safetensors")
+
+    monkeypatch.setattr(fingerprint, "folder", refused)
+    assert str(model) in name(model) and "cannot be read: model-1.safetensors" in caplog.text
 
 
 @pytest.mark.parametrize("empty", ["", " "])
@@ -228,6 +236,8 @@ def test_an_adapter_is_named_by_its_files(tmp_path):
     assert one != salt(adapter(tmp_path / "one", b"1"), Adapters("another type")), "nor is what the engine makes of it left out"
     lora = adapter(tmp_path / "one", b"1")
     assert one != handed_over(request(lora_request=lora, cache_salt="s"))[1]
+    assert handed_over(request(cache_salt=one.decode("latin-1")))[1] != one, "a salt is never taken for an adapter"
+    assert handed_over(request(cache_salt="\ud800")) is not None
     (tmp_path / "one/adapter_config.json").write_text('{"r": 16}')
     assert one != salt(lora, Adapters())
 
