@@ -6,6 +6,7 @@ where the KV would be another's, the whole prefix where it is the same model. An
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -55,6 +56,8 @@ def serve() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # In this process: a new one would import everything again.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import torch
     from vllm import LLM, SamplingParams
     from vllm.config import KVTransferConfig
@@ -63,7 +66,7 @@ def serve() -> None:
     llm: Any = None
 
     def open_(model: str, socket: str, **order: Any) -> None:
-        """Its engine is a process of its own, so one that comes later knows nothing of it."""
+        """One that comes later knows nothing of it: its connector, its adapters and its caches go with it."""
         nonlocal llm
         llm = LLM(
             model,
@@ -88,6 +91,7 @@ def serve() -> None:
         nonlocal llm
         llm.llm_engine.engine_core.shutdown()
         llm = None
+        gc.collect()
 
     sampling = SamplingParams(temperature=0, max_tokens=OUTPUT, detokenize=False, ignore_eos=True)
 
@@ -144,6 +148,7 @@ class Driver:
             if line.startswith("@"):
                 return json.loads(line[1:])
             self._log.write(line)
+            self._log.flush()
         sys.exit(f"vLLM ended: look at {self._log.name}")
 
     def end(self) -> None:
@@ -157,7 +162,7 @@ class Stale:
     def __init__(self, proof: Any, card: Any) -> None:
         self.proof, self.card = proof, card
         self.driver = Driver(proof.directory / "stale.log")
-        self.directory: Path = proof.directory
+        self.directory: Path = proof.directory.resolve()
         self.tokens = list(proof.text[5000 : 5000 + PROMPT])
 
     @contextmanager

@@ -25,9 +25,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from . import InputError, Session, attach
+from . import Session, attach
 from .engine.adapters import Adapter, Adapters
-from .engine.layout import Shape, memory
+from .engine.layout import memory
 from .engine.link import Link
 from .engine.options import Options
 from .engine.scheduler import Scheduler
@@ -37,6 +37,8 @@ from .engine.words import Orders, Report, Save
 from .engine.worker import Worker
 from .model_name import model_name as _model
 from .model_name import snapshot
+from .model_shape import follows_sleep, refusal
+from .model_shape import model_shape as _shape
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +105,8 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
     @classmethod
     def supports_sleep_mode(cls, kv_transfer_config: Any = None) -> bool:
-        """vLLM 0.33 says when the KV cache's memory goes and comes back; an earlier one does not, and is refused (`_shape`)."""
-        return hasattr(KVConnectorBase_V1, "unregister_kv_caches")
+        """vLLM asks at start; one that does not ask is refused with sleep mode (`model_shape`)."""
+        return follows_sleep()
 
     # Scheduler
 
@@ -358,7 +360,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             )
             if one_byte and not session.recipe.startswith("lossless"):
                 session.close(1.0)
-                raise _refusal(f"KV of one byte is passed through losslessly only, the card stores {session.recipe}")
+                raise refusal(f"KV of one byte is passed through losslessly only, the card stores {session.recipe}")
             return session
 
         return Link(name, attached, retry=options.retry_s, retry_max=options.retry_max_s)
@@ -387,53 +389,6 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             self._worker.shutdown()
         elif self._scheduler is not None and (session := self._scheduler.link.close()) is not None:
             session.close(1.0)
-
-
-def _refusal(what: str) -> Exception:
-    return InputError(f"kvlane: {what}")
-
-
-def _shape(config: VllmConfig, caches: KVCacheConfig) -> Shape:
-    """What one rank's cache looks like. Refuses what is not plain attention in one group, and says so."""
-    parallel = config.parallel_config
-    for name, value in (
-        ("pipeline_parallel_size", parallel.pipeline_parallel_size),
-        ("decode_context_parallel_size", getattr(parallel, "decode_context_parallel_size", 1)),
-        ("prefill_context_parallel_size", getattr(parallel, "prefill_context_parallel_size", 1)),
-    ):
-        if value != 1:
-            raise _refusal(f"{name} {value} is not supported: only tensor parallelism is")
-    groups = caches.kv_cache_groups
-    if len(groups) != 1:
-        raise _refusal(f"{len(groups)} KV cache groups: hybrid models (sliding window, Mamba) are not supported")
-    spec = groups[0].kv_cache_spec
-    kind = type(spec).__name__
-    window = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
-    if kind != "FullAttentionSpec" or window or getattr(spec, "head_size_v", spec.head_size) != spec.head_size:
-        raise _refusal(f"{kind} is not supported (MLA, sliding window and the like): only full attention with equal K and V")
-    _causal(config, spec)
-    if getattr(config.model_config, "enable_sleep_mode", False) and not KvlaneConnector.supports_sleep_mode():
-        raise _refusal(
-            f"enable_sleep_mode: vLLM {vllm.__version__} does not say when the KV cache's memory goes and comes back, and the "
-            "card would go on using it (0.33 does): leave sleep mode off"
-        )
-    layers = len(groups[0].layer_names)
-    return Shape(layers, spec.num_kv_heads, spec.head_size, str(spec.dtype), spec.block_size)
-
-
-def _causal(config: VllmConfig, spec: Any) -> None:
-    """Refuses attention in which the KV of a prefix depends on what follows it."""
-    model = config.model_config
-    configs = [getattr(model, name, None) for name in ("hf_config", "hf_text_config")]
-    for wrong, what in (
-        (getattr(spec, "non_causal", False) is True, "the KV cache is not causal"),
-        (getattr(model, "attn_type", "decoder") != "decoder", f"attention is {getattr(model, 'attn_type', '')}"),
-        (any(getattr(each, "is_causal", True) is False for each in configs), "is_causal is false"),
-        (any(getattr(each, "use_bidirectional_attention", False) is True for each in configs), "attention is bidirectional"),
-        (getattr(getattr(config, "attention_config", None), "use_non_causal", False) is True, "use_non_causal is set"),
-    ):
-        if wrong:
-            raise _refusal(f"{what}: the KV of a prefix depends on what follows it, so no prompt can use another's")
 
 
 def _named_by_tokens(request: Request) -> bool:

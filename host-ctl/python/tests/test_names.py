@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from types import SimpleNamespace
 
+import kvlane
 import pytest
 from kvlane.engine import fingerprint, settings
 from kvlane.engine.adapters import Adapters
@@ -274,7 +275,7 @@ def refusal(spec=None, **changes):
     group = SimpleNamespace(kv_cache_spec=spec or full(), layer_names=["0"])
     try:
         connector._shape(config("/m", **changes), SimpleNamespace(kv_cache_groups=[group]))
-    except connector.InputError as error:
+    except kvlane.InputError as error:
         return str(error)
     return None
 
