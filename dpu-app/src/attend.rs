@@ -235,7 +235,7 @@ impl Hub<'_, '_> {
             Remote::import(&self.device, &export.blob)
                 .inspect_err(|error| log::warn!("{client}: {error}"))
                 .ok()
-                .filter(|remote| remote.bytes() == export.bytes)
+                .filter(|remote| (remote.address(), remote.bytes()) == (export.base, export.bytes))
                 .ok_or(Refuse::new(Reason::Region, 0, region))
         };
         let page = import(&attachment.page, u64::from(mailbox::attach::PAGE_REGION))?;

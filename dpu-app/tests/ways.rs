@@ -167,7 +167,13 @@ fn an_attach_longer_than_a_channel_holds_gets_through_at_full_speed() {
             client: "long",
             namespace: None,
         };
-        let region = |index| Region { index, writable: true, base: 4096, bytes: 4096, export: &[7; 1000] };
+        let region = |index: u16| Region {
+            index,
+            writable: true,
+            base: (u64::from(index) + 1) << 20,
+            bytes: 4096,
+            export: &[7; 1000],
+        };
         let memory = empty(Arrangement::Vllm, geometry(), CHUNKS);
         let layout = layout_parts(&memory.form, &memory.bases).map(Message::Layout);
         let commit = Commit { region_count: 200, base_count: memory.bases.len() as u16 };

@@ -154,7 +154,7 @@ impl FromStr for PageOrder {
 mod tests {
     use super::*;
     use block::{ElementType, Kind, Part};
-    use mailbox::layout::Layout;
+    use mailbox::layout::{Extent, Layout};
 
     /// The byte of an element, straight from the drawings of the module.
     fn naive(
@@ -196,7 +196,9 @@ mod tests {
         let pages = [7, 0, 3, 8];
         for arrangement in Arrangement::ALL {
             let (form, bases, sizes) = arrangement.describe(&geometry, page_tokens, page_count);
-            let layout = Layout::new(geometry, form, bases.into(), &sizes).unwrap();
+            let place = |(index, &bytes)| Extent { address: (index as u64 + 1) << 32, bytes };
+            let regions: Vec<Extent> = sizes.iter().enumerate().map(place).collect();
+            let layout = Layout::new(geometry, form, bases.into(), &regions).unwrap();
             for (layer, kind) in (0..3).flat_map(|layer| [(layer, Kind::K), (layer, Kind::V)]) {
                 let part = Part { kind, first_layer: layer, layers: 1, first_token: 0, tokens: 16 };
                 let mut found = vec![None; part.tile_bytes(&geometry)];

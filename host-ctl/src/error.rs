@@ -163,6 +163,12 @@ impl fmt::Display for Error {
                 f,
                 "recipe: the card stores with {card}, {asked} was asked for: upgrade dpu-app, or leave --recipe out"
             ),
+            Error::Layout(error @ LayoutError::Overlap { .. }) => {
+                write!(
+                    f,
+                    "{error}: give each of them memory of its own, or set strides and offsets that keep them apart"
+                )
+            }
             Error::Layout(error) => write!(f, "{error}: change the layout, --page-tokens or --chunk-tokens"),
             Error::CardGone(gone) => gone.fmt(f),
             Error::Full { limit } => write!(f, "{limit} requests are queued: take completions first"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use block::Geometry;
 use doca::{Access, Mapping};
 use mailbox::attach::REGIONS_MAX;
-use mailbox::layout::{Base, Form, Layout};
+use mailbox::layout::{Base, Extent, Form, Layout};
 
 use crate::error::Error;
 
@@ -36,8 +36,10 @@ impl Memory {
             let what = format!("{} regions, a session has at most {REGIONS_MAX}", self.regions.len());
             return Err(Error::input("memory", what, "register larger regions"));
         }
-        let bytes: Vec<u64> = self.regions.iter().map(|region| region.mapping.bytes() as u64).collect();
-        Ok(Layout::new(self.geometry, self.form, self.bases.clone().into(), &bytes)?)
+        let extent =
+            |region: &Region| Extent { address: region.mapping.address(), bytes: region.mapping.bytes() as u64 };
+        let extents: Vec<Extent> = self.regions.iter().map(extent).collect();
+        Ok(Layout::new(self.geometry, self.form, self.bases.clone().into(), &extents)?)
     }
 
     /// Page numbers that each chunk of a fetch or store names.

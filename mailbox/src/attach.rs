@@ -15,7 +15,7 @@ use std::fmt;
 
 use block::{Codec, GEOMETRY_BYTES, Geometry, Recipe, Transform};
 
-use crate::layout::{BASES_MAX, Base, Form, Order};
+use crate::layout::{BASES_MAX, Base, BaseName, Form, Order};
 use crate::limits::VERSION;
 use crate::words::Word;
 
@@ -242,11 +242,12 @@ pub enum Reason {
     Page = 8,
     Block = 9,
     Access = 10,
+    Overlap = 11,
 }
 
 impl Reason {
     /// Every reason, in the order of its word.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::Version,
         Reason::Sessions,
         Reason::Draining,
@@ -257,6 +258,7 @@ impl Reason {
         Reason::Page,
         Reason::Block,
         Reason::Access,
+        Reason::Overlap,
     ];
 }
 
@@ -307,7 +309,8 @@ impl fmt::Display for Refuse {
             Some(Reason::Region) => {
                 write!(
                     f,
-                    "region {theirs} cannot be used: check its size, its export and the device it was exported for"
+                    "region {theirs} cannot be used: check its size, its export, the device it was exported \
+                     for, and that it is no part of the page"
                 )
             }
             Some(Reason::Layout) => {
@@ -316,6 +319,10 @@ impl fmt::Display for Refuse {
             Some(Reason::Page) => write!(f, "the memory it was shown is not this session's page"),
             Some(Reason::Block) => {
                 write!(f, "one token of one layer has {theirs} elements, its slots hold {ours}: raise its slot size")
+            }
+            Some(Reason::Overlap) => {
+                let [one, other] = [ours, theirs].map(BaseName);
+                write!(f, "{one} and {other} share bytes of memory: give each of them memory of its own")
             }
             Some(Reason::Access) => write!(f, "this user may not attach: check the permissions of the channel"),
             None => write!(f, "reason {} (ours {ours}, theirs {theirs}): upgrade the host side", self.reason),

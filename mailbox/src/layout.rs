@@ -2,7 +2,8 @@
 //!
 //! A session registers one [`Layout`]; afterwards requests name pages and no addresses. Everything that any page number
 //! below `page_count` can lead to is proved to lie inside its region here, once, so that the data path only compares page
-//! numbers. It refuses layouts whose parts overlap: a block restored into one would destroy another.
+//! numbers. It refuses layouts whose parts overlap, in one region or across regions that show the same memory: a block
+//! restored into one would destroy another.
 //!
 //! ```text
 //! byte of (layer, kind, page, token in page, head, byte of head) =
@@ -51,6 +52,25 @@ pub struct Form {
     pub head_stride: u64,
 }
 
+/// Where a region lies in its host's addresses, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub address: u64,
+    pub bytes: u64,
+}
+
+impl Extent {
+    /// The first address behind it; `None` where that wraps.
+    fn end(&self) -> Option<u64> {
+        self.address.checked_add(self.bytes)
+    }
+
+    /// Whether the two share an address. Neither wraps.
+    pub(crate) fn meets(&self, other: &Extent) -> bool {
+        self.address < other.address + other.bytes && other.address < self.address + self.bytes
+    }
+}
+
 /// Page 0, token 0, head 0 of K or V of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
@@ -68,6 +88,31 @@ pub struct Run {
     /// Bytes from the tile's start.
     pub tile_offset: usize,
     pub bytes: usize,
+}
+
+/// A base by its place among the bases, for who has to find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// See [`Layout::new`].
+    pub index: usize,
+    pub base: Base,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Base { region, offset } = self.base;
+        write!(f, "{} (region {region} from byte {offset})", BaseName(self.index as u64))
+    }
+}
+
+/// What lies at a base of this index: K or V of a layer.
+pub(crate) struct BaseName(pub(crate) u64);
+
+impl fmt::Display for BaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.0.is_multiple_of(2) { "K" } else { "V" };
+        write!(f, "{kind} of layer {}", self.0 / 2)
+    }
 }
 
 /// A layout that cannot be used, or a page that is not in it.
@@ -89,8 +134,10 @@ pub enum LayoutError {
     Outside { base: usize, end: u128, region_bytes: u64 },
     /// Pages, tokens or heads of one base lie on each other.
     Strides { inner: u64, stride: u64 },
+    /// A region that reaches over the last address.
+    Wraps { region: usize },
     /// Two bases share bytes.
-    Overlap { one: usize, other: usize },
+    Overlap { one: Named, other: Named },
     /// A part that is not of this geometry.
     Part(Part),
     /// Not one page number for each page of a chunk.
@@ -120,7 +167,8 @@ impl fmt::Display for LayoutError {
             LayoutError::Strides { inner, stride } => {
                 write!(f, "layout: stride {stride} is smaller than the {inner} bytes it steps over")
             }
-            LayoutError::Overlap { one, other } => write!(f, "layout: bases {one} and {other} share bytes"),
+            LayoutError::Wraps { region } => write!(f, "layout: region {region} reaches over the last address"),
+            LayoutError::Overlap { one, other } => write!(f, "layout: {one} and {other} share bytes of memory"),
             LayoutError::Part(part) => write!(f, "layout: part {part:?} is not of this geometry"),
             LayoutError::PageCount { found, expected } => {
                 write!(f, "layout: {found} page numbers for a chunk of {expected} pages")
@@ -153,14 +201,9 @@ struct Piece {
 }
 
 impl Layout {
-    /// Checks everything. `bases` holds K then V of layer 0, then of layer 1, ...; `region_bytes` the size of each region
-    /// by its index.
-    pub fn new(
-        geometry: Geometry,
-        form: Form,
-        bases: Box<[Base]>,
-        region_bytes: &[u64],
-    ) -> Result<Layout, LayoutError> {
+    /// Checks everything. `bases` holds K then V of layer 0, then of layer 1, ...; `regions` each region by its
+    /// index.
+    pub fn new(geometry: Geometry, form: Form, bases: Box<[Base]>, regions: &[Extent]) -> Result<Layout, LayoutError> {
         geometry.check().map_err(LayoutError::Geometry)?;
         let (page_tokens, chunk_tokens) = (form.page_tokens, geometry.chunk_tokens);
         if page_tokens == 0 || !chunk_tokens.is_multiple_of(page_tokens) {
@@ -177,10 +220,13 @@ impl Layout {
         if bases.len() != expected {
             return Err(LayoutError::BaseCount { found: bases.len(), expected });
         }
+        if let Some(region) = regions.iter().position(|region| region.end().is_none()) {
+            return Err(LayoutError::Wraps { region });
+        }
         let layout = Layout { geometry, form, bases };
         let steps = layout.steps()?;
-        layout.check_inside(region_bytes, &steps)?;
-        layout.check_apart(&steps)?;
+        let extent = layout.check_inside(regions, &steps)?;
+        layout.check_apart(regions, &steps, extent)?;
         Ok(layout)
     }
 
@@ -275,31 +321,38 @@ impl Layout {
         Ok(steps)
     }
 
-    fn check_inside(&self, region_bytes: &[u64], steps: &[(u64, u64); 3]) -> Result<(), LayoutError> {
+    /// Proves that each base with all that follows from it lies in its region; how many bytes that are.
+    fn check_inside(&self, regions: &[Extent], steps: &[(u64, u64); 3]) -> Result<u64, LayoutError> {
         // At most 2^32 * 2^64 + ... : far from the end of a u128.
         let reach = |&(count, stride): &(u64, u64)| u128::from(count - 1) * u128::from(stride);
         let extent = steps.iter().map(reach).sum::<u128>() + self.head_bytes() as u128;
         for (index, base) in self.bases.iter().enumerate() {
-            let regions = region_bytes.len();
-            let unknown = LayoutError::Region { base: index, region: base.region, regions };
-            let region_bytes = *region_bytes.get(usize::from(base.region)).ok_or(unknown)?;
+            let unknown = LayoutError::Region { base: index, region: base.region, regions: regions.len() };
+            let region_bytes = regions.get(usize::from(base.region)).ok_or(unknown)?.bytes;
             let end = u128::from(base.offset) + extent;
             if end > u128::from(region_bytes) {
                 return Err(LayoutError::Outside { base: index, end, region_bytes });
             }
         }
-        Ok(())
+        Ok(extent as u64)
     }
 
-    /// No byte belongs to two bases, even where K and V or layers are interleaved page by page or token by token.
-    fn check_apart(&self, steps: &[(u64, u64); 3]) -> Result<(), LayoutError> {
-        let head_bytes = self.head_bytes() as i128;
-        for (one, base) in self.bases.iter().enumerate() {
-            for (other, next) in self.bases.iter().enumerate().skip(one + 1) {
-                let distance = i128::from(next.offset) - i128::from(base.offset);
-                if base.region == next.region && collide(distance, steps, head_bytes) {
-                    return Err(LayoutError::Overlap { one, other });
-                }
+    /// No byte belongs to two bases, even where K and V or layers are interleaved page by page or token by token, and
+    /// whatever regions name it. Each base is compared with those that begin within its extent: with none where layers lie
+    /// apart, with all of at most [`BASES_MAX`] where they are interleaved.
+    fn check_apart(&self, regions: &[Extent], steps: &[(u64, u64); 3], extent: u64) -> Result<(), LayoutError> {
+        let head_bytes = self.head_bytes() as u64;
+        // Cannot overflow: the region does not wrap, and the base lies in it.
+        let address = |base: &Base| regions[usize::from(base.region)].address + base.offset;
+        let mut starts: Vec<(u64, usize)> =
+            self.bases.iter().enumerate().map(|(index, base)| (address(base), index)).collect();
+        starts.sort_unstable();
+        for (place, &(start, one)) in starts.iter().enumerate() {
+            let near = starts[place + 1..].iter().take_while(|&&(next, _)| next - start < extent);
+            if let Some(&(_, other)) = near.into_iter().find(|&&(next, _)| collide(next - start, steps, head_bytes)) {
+                let [one, other] =
+                    [one.min(other), one.max(other)].map(|index| Named { index, base: self.bases[index] });
+                return Err(LayoutError::Overlap { one, other });
             }
         }
         Ok(())
@@ -431,14 +484,14 @@ fn tokens_of(part: &Part, clip: &Range<usize>) -> Range<usize> {
 
 /// Whether two heads of equal nests of steps, `distance` bytes apart at their start, can share a byte. What is inside a
 /// step is no longer than its stride, so only the two multiples around the distance can bring them together.
-fn collide(distance: i128, steps: &[(u64, u64)], head_bytes: i128) -> bool {
-    let Some((&(count, stride), inner)) = steps.split_first() else { return distance.abs() < head_bytes };
+fn collide(distance: u64, steps: &[(u64, u64)], head_bytes: u64) -> bool {
+    let Some((&(count, stride), inner)) = steps.split_first() else { return distance < head_bytes };
     if count == 1 {
         return collide(distance, inner, head_bytes);
     }
-    let (count, stride) = (i128::from(count), i128::from(stride));
-    let below = distance.div_euclid(stride);
-    [below, below + 1].into_iter().any(|k| k.abs() < count && collide(distance - k * stride, inner, head_bytes))
+    let (below, past) = (distance / stride, distance % stride);
+    (below < count && collide(past, inner, head_bytes))
+        || (below + 1 < count && collide(stride - past, inner, head_bytes))
 }
 
 #[cfg(test)]

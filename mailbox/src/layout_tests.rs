@@ -100,10 +100,19 @@ impl Cache {
     }
 }
 
+/// Regions of these sizes, one behind the other.
+fn apart(sizes: &[u64]) -> Vec<Extent> {
+    let mut end = 1 << 20;
+    let place = |&bytes: &u64| {
+        end += bytes;
+        Extent { address: end - bytes, bytes }
+    };
+    sizes.iter().map(place).collect()
+}
+
 fn layout(cache: Cache, g: &Geometry, pages: usize, p: usize) -> Layout {
     let (form, bases) = cache.describe(g, pages, p);
-    let sizes = vec![cache.region_bytes(g, pages, p); cache.regions(g)];
-    Layout::new(*g, form, bases, &sizes).unwrap()
+    Layout::new(*g, form, bases, &apart(&vec![cache.region_bytes(g, pages, p); cache.regions(g)])).unwrap()
 }
 
 /// Index of an element in the part's tile, the slow way.
@@ -238,8 +247,8 @@ proptest! {
         order in prop::sample::select(&[Order::TokenMajor, Order::HeadMajor][..]),
         page_count in 1..4_u32,
         strides in (0..40_u64, 0..10_u64, 0..6_u64).prop_map(|(page, token, head)| (page * 4, token * 4, head * 4)),
-        offsets in prop::collection::vec((0..30_u64).prop_map(|words| words * 4), 4),
-        region_bytes in 100..900_u64,
+        bases in prop::collection::vec((0..3_u16, (0..30_u64).prop_map(|words| words * 4)), 4),
+        regions in prop::collection::vec(((0..200_u64).prop_map(|words| words * 4), 100..900_u64), 3),
         heads in 1..3_usize,
         p in prop::sample::select(&[1_u16, 2, 4][..]),
     ) {
@@ -252,22 +261,27 @@ proptest! {
             token_stride: strides.1,
             head_stride: strides.2,
         };
-        let bases: Box<[Base]> = offsets.iter().map(|&offset| Base { region: 0, offset }).collect();
-        // The oracle marks every byte.
+        let bases: Box<[Base]> = bases.iter().map(|&(region, offset)| Base { region, offset }).collect();
+        // As likely over each other as not.
+        let regions: Vec<Extent> = regions.iter().map(|&(address, bytes)| Extent { address, bytes }).collect();
+        // The oracle marks every byte of the host's memory.
         let mut marks = vec![0_u32; 2000];
+        let mut inside = true;
         for base in &bases {
+            let region = regions[usize::from(base.region)];
             for page in 0..u64::from(page_count) {
                 for token in 0..u64::from(p) {
                     for head in 0..heads as u64 {
                         let at = base.offset + page * form.page_stride + token * form.token_stride + head * form.head_stride;
-                        marks[at as usize..at as usize + 8].iter_mut().for_each(|mark| *mark += 1);
+                        inside &= at + 8 <= region.bytes;
+                        let at = (region.address + at) as usize;
+                        marks[at..at + 8].iter_mut().for_each(|mark| *mark += 1);
                     }
                 }
             }
         }
-        let inside = marks[region_bytes as usize..].iter().all(|&mark| mark == 0);
         let apart = marks.iter().all(|&mark| mark <= 1);
-        match Layout::new(g, form, bases, &[region_bytes]) {
+        match Layout::new(g, form, bases, &regions) {
             Ok(_) => prop_assert!(inside && apart),
             Err(LayoutError::Outside { .. }) => prop_assert!(!inside),
             Err(LayoutError::Overlap { .. }) => prop_assert!(!apart),
@@ -326,7 +340,11 @@ fn a_layout_that_reaches_out_or_overflows_is_refused() {
     let g = geometry(2, 2, 4, 16);
     let (form, bases) = Cache::Separate.describe(&g, 8, 4);
     let bytes = Cache::Separate.region_bytes(&g, 8, 4);
-    let check = |form: Form, bases: &[Base], sizes: &[u64]| Layout::new(g, form, bases.into(), sizes).map(|_| ());
+    let check = |form: Form, bases: &[Base], sizes: &[u64]| {
+        let at_zero: Vec<Extent> = sizes.iter().map(|&bytes| Extent { address: 0, bytes }).collect();
+        let extents = if sizes.contains(&u64::MAX) { at_zero } else { apart(sizes) };
+        Layout::new(g, form, bases.into(), &extents).map(|_| ())
+    };
     assert_eq!(check(form, &bases, &[bytes, bytes]), Ok(()));
     assert!(matches!(check(form, &bases, &[bytes, bytes - 1]), Err(LayoutError::Outside { base: 3, .. })));
     assert!(matches!(check(form, &bases, &[bytes]), Err(LayoutError::Region { base: 2, region: 1, regions: 1 })));
@@ -341,7 +359,48 @@ fn a_layout_that_reaches_out_or_overflows_is_refused() {
     assert!(matches!(strides, Err(LayoutError::Strides { .. })));
     let mut twice = bases.clone();
     twice[1] = twice[0];
-    assert_eq!(check(form, &twice, &[bytes; 2]), Err(LayoutError::Overlap { one: 0, other: 1 }));
+    let [one, other] = [0, 1].map(|index| Named { index, base: bases[0] });
+    assert_eq!(check(form, &twice, &[bytes; 2]), Err(LayoutError::Overlap { one, other }));
+}
+
+#[test]
+fn one_buffer_given_for_three_layers_is_refused_and_both_layers_are_named() {
+    let g = geometry(3, 2, 4, 16);
+    let (form, bases) = Cache::Separate.describe(&g, 8, 4);
+    let bytes = Cache::Separate.region_bytes(&g, 8, 4);
+    let check =
+        |regions: &[Extent]| Layout::new(g, form, bases.clone(), regions).map(|_| ()).map_err(|e| e.to_string());
+    let message = check(&[Extent { address: 4096, bytes }; 3]).unwrap_err();
+    let names = "K of layer 0 (region 0 from byte 0) and K of layer 1 (region 1 from byte 0) share bytes of memory";
+    assert_eq!(message, format!("layout: {names}"));
+    let at = |addresses: [u64; 3]| check(&addresses.map(|address| Extent { address, bytes }));
+    assert_eq!(at([4096, 4096 + bytes, 4096 + 2 * bytes]), Ok(()), "one behind the other");
+    let message = at([4096, 4096 + 2 * bytes, 4095 + 3 * bytes]).unwrap_err();
+    assert!(message.contains("V of layer 1 (region 1 from byte 1024) and K of layer 2 (region 2"), "{message}");
+    let message = at([4096, u64::MAX - bytes + 1, 8192]).unwrap_err();
+    assert_eq!(message, "layout: region 1 reaches over the last address");
+    assert_eq!(at([4096, u64::MAX - bytes, 8192]), Ok(()), "up to the last address");
+}
+
+/// Views of one allocation: their ranges lie over each other, and no byte of one is another's.
+#[test]
+fn interleaved_layers_in_regions_over_each_other_are_taken() {
+    let g = geometry(3, 2, 4, 16);
+    let (pages, p) = (8, 4);
+    for cache in [Cache::TokenFirst, Cache::Contiguous] {
+        let (form, bases) = cache.describe(&g, pages, p);
+        let whole = cache.region_bytes(&g, pages, p);
+        // Each base in a region of its own, from there to the allocation's end.
+        let regions: Vec<Extent> =
+            bases.iter().map(|base| Extent { address: 4096 + base.offset, bytes: whole - base.offset }).collect();
+        let own: Box<[Base]> = (0..bases.len()).map(|region| Base { region: region as u16, offset: 0 }).collect();
+        let taken = Layout::new(g, form, own.clone(), &regions).map(|_| ());
+        assert_eq!(taken, Ok(()), "{cache:?}");
+        let mut shifted = regions;
+        shifted[4].address -= 4;
+        shifted[4].bytes += 4;
+        assert!(matches!(Layout::new(g, form, own, &shifted), Err(LayoutError::Overlap { .. })), "{cache:?}");
+    }
 }
 
 #[test]

@@ -314,6 +314,12 @@ impl Remote {
         self.bytes
     }
 
+    /// Where the exported range begins, in the exporter's addresses.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     /// The exporter's address of `offset`, or `None` if `bytes` from there are not inside.
     pub(crate) fn locate(&self, offset: u64, bytes: usize) -> Option<*mut c_void> {
         let end = offset.checked_add(bytes as u64)?;

@@ -54,6 +54,28 @@ def test_a_dmabuf_that_doca_refuses_is_registered_by_address(card):
     assert session.close()
 
 
+def test_layers_over_each_other_are_refused_and_named():
+    one = bytearray(4 * PLANE)
+    both = r"K of layer 0 \(region 0 from byte 0\) and K of layer 1 \(region 1 from byte 0\) share bytes of memory: give each"
+    with pytest.raises(kvlane.InputError, match=both):
+        kvlane.register(GEOMETRY, [one] * LAYERS, TOKEN_MAJOR)
+    view = memoryview(one)
+    over = [view[: 2 * PLANE], view[2 * PLANE - 2 :][: 2 * PLANE], bytearray(2 * PLANE)]
+    with pytest.raises(kvlane.InputError, match=r"V of layer 0 \(region 0 .* and K of layer 1 \(region 1 from byte 0\)"):
+        kvlane.register(GEOMETRY, over, TOKEN_MAJOR)
+    with pytest.raises(kvlane.InputError, match="stride"):
+        kvlane.register(GEOMETRY, buffers(), replace(TOKEN_MAJOR, page_stride=PAGE * ROW - 2))
+
+
+def test_layers_that_are_views_of_one_allocation_are_taken():
+    # [page, layer, K and V, token, head, element], as cross-layer caches lie: the views' ranges are over each other.
+    whole, step = bytearray(PAGES * LAYERS * 2 * PAGE * ROW), PAGE * ROW
+    views = [memoryview(whole)[2 * layer * step :] for layer in range(LAYERS)]
+    form = replace(TOKEN_MAJOR, page_stride=LAYERS * 2 * step, page_count=PAGES)
+    bases = [(layer, half * step) for layer in range(LAYERS) for half in (0, 1)]
+    assert kvlane.register(GEOMETRY, views, form, bases=bases).page_count == PAGES
+
+
 @pytest.mark.parametrize("form", [TOKEN_MAJOR, HEAD_MAJOR], ids=lambda form: form.order)
 def test_what_was_stored_comes_back_into_other_pages(card, form):
     source, target = buffers(1), buffers()

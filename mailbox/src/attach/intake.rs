@@ -8,7 +8,7 @@
 use block::{Geometry, Recipe};
 
 use super::{Commit, Hello, LayoutPart, Message, PAGE_REGION, Reason, Refuse, Region};
-use crate::layout::{Base, Form, Layout};
+use crate::layout::{Base, Extent, Form, Layout, LayoutError};
 use crate::limits::PAGE_BYTES;
 
 /// What is expected next.
@@ -44,6 +44,13 @@ pub struct Export {
     pub bytes: u64,
     pub writable: bool,
     pub blob: Box<[u8]>,
+}
+
+impl Export {
+    /// Where it lies in the host; its message was checked not to wrap.
+    pub fn extent(&self) -> Extent {
+        Extent { address: self.base, bytes: self.bytes }
+    }
 }
 
 /// All that an attach said, checked.
@@ -184,11 +191,20 @@ impl Intake {
         if u64::from(commit.base_count) != bases {
             return Err(Refuse::new(Reason::Layout, bases, commit.base_count.into()));
         }
+        let page = self.page.as_ref().expect("regions start with the page").extent();
+        if let Some(over) = self.regions.iter().position(|region| region.extent().meets(&page)) {
+            return Err(Refuse::new(Reason::Region, regions, over as u64));
+        }
         let layout = match (self.geometry, self.form) {
             (Some(geometry), Some(form)) => {
-                let sizes: Vec<u64> = self.regions.iter().map(|region| region.bytes).collect();
-                let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &sizes);
-                Some(layout.map_err(|_| Refuse::new(Reason::Layout, regions, bases))?)
+                let extents: Vec<Extent> = self.regions.iter().map(Export::extent).collect();
+                let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &extents);
+                Some(layout.map_err(|error| match error {
+                    LayoutError::Overlap { one, other } => {
+                        Refuse::new(Reason::Overlap, one.index as u64, other.index as u64)
+                    }
+                    _ => Refuse::new(Reason::Layout, regions, bases),
+                })?)
             }
             _ => None,
         };

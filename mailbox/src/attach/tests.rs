@@ -39,7 +39,10 @@ fn hello() -> Hello<'static> {
 
 fn messages(bases: &[Base]) -> Vec<Message<'_>> {
     let parts = layout_parts(&form(), bases).map(Message::Layout);
-    let region = |index, bytes| Region { index, writable: true, base: 0x7f00_0000_0000, bytes, export: &[9; 300] };
+    let region = |index: u16, bytes| {
+        let base = 0x7f00_0000_0000 + (u64::from(index) << 24);
+        Region { index, writable: true, base, bytes, export: &[9; 300] }
+    };
     let mut all = vec![
         Message::Hello(hello()),
         Message::Region(region(PAGE_REGION, PAGE_BYTES as u64)),
@@ -259,6 +262,27 @@ fn a_layout_that_leaves_its_region_is_refused_at_commit() {
     let mut bases = bases();
     bases[7].offset += 1_000_000;
     assert_eq!(attach(&messages(&bases)).unwrap_err().reason(), Some(Reason::Layout));
+}
+
+#[test]
+fn regions_over_each_other_or_over_the_page_are_refused_at_commit() {
+    let bases = bases();
+    let good = messages(&bases);
+    let moved = |which: usize, to: usize, by: u64| {
+        let mut messages = good.clone();
+        let Message::Region(onto) = messages[to] else { panic!("message {to} is a region") };
+        let Message::Region(region) = &mut messages[which] else { panic!("message {which} is a region") };
+        region.base = onto.base + by;
+        attach(&messages).map(|_| ()).unwrap_err()
+    };
+    let refusal = moved(3, 2, 0);
+    assert_eq!(refusal, Refuse::new(Reason::Overlap, 0, 1));
+    let text = refusal.to_string();
+    assert!(text.contains("K of layer 0 and V of layer 0 share bytes of memory: give each"), "{text}");
+    assert_eq!(moved(3, 2, 255_999).reason(), Some(Reason::Overlap), "by one byte");
+    for by in [0, PAGE_BYTES as u64 - 1] {
+        assert_eq!(moved(3, 1, by), Refuse::new(Reason::Region, 2, 1), "over the page");
+    }
 }
 
 proptest! {
