@@ -7,9 +7,9 @@
 use std::ptr;
 use std::slice;
 
-use crate::courier::Courier;
+use crate::caller::Caller;
 use crate::error::Fault;
-use crate::export::Road;
+use crate::import::Road;
 use crate::region::{Reach, Region};
 use crate::remote;
 
@@ -19,15 +19,15 @@ pub(crate) enum Place {
     Here,
     /// In that process.
     There(libc::pid_t),
-    /// Behind that courier, which the piece's region keeps.
-    Behind(*const Courier),
+    /// Behind that connection to the exporter, which the piece's region keeps.
+    Behind(*const Caller),
 }
 
 impl Place {
     fn on(road: &Road) -> Place {
         match road {
             Road::Kernel { pid, .. } => Place::There(*pid),
-            Road::Exporter(courier) => Place::Behind(courier),
+            Road::Exporter { caller, .. } => Place::Behind(caller),
         }
     }
 }
@@ -231,8 +231,8 @@ unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes
             let moved = unsafe { remote::read(pid, local, remote, bytes) };
             moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
-        // SAFETY: the region owns the courier; the local ranges are as the caller says.
-        Place::Behind(courier) => unsafe { (*courier).read(local, remote) },
+        // SAFETY: the region owns the caller; the local ranges are as the caller says.
+        Place::Behind(caller) => unsafe { (*caller).read(local, remote) },
     }
 }
 
@@ -247,7 +247,7 @@ unsafe fn write(to: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes:
             moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
         // SAFETY: as in `read`.
-        Place::Behind(courier) => unsafe { (*courier).write(local, remote) },
+        Place::Behind(caller) => unsafe { (*caller).write(local, remote) },
     }
 }
 

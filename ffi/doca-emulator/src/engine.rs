@@ -13,7 +13,7 @@
 
 use std::process;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,13 +27,12 @@ use crate::dev::{LIST_MAX, buf_bytes_max};
 use crate::door::Handle;
 use crate::error::{Answer, FLUSHED, Fault, complain};
 use crate::job::{Job, Segment, Sums};
+use crate::lane;
 use crate::memo::{Key, Memo};
 use crate::pool::Fifo;
+use crate::queue::Queue;
 use crate::region::Reach;
 use crate::task::{Kind, Line, Task};
-
-/// With `reorder`: how far a task may be overtaken at once.
-const OVERTAKE_MAX: usize = 8;
 
 pub(crate) struct Engine {
     name: &'static str,
@@ -50,47 +49,9 @@ struct Inline {
     bytes_max: usize,
 }
 
-struct Queue {
-    inner: Mutex<Waiting>,
-    ready: Condvar,
-    /// There if tasks may overtake each other.
-    shuffle: Option<Chance>,
-}
-
-struct Waiting {
-    tasks: Fifo,
-    sleepers: usize,
-    is_closing: bool,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next task, or None when the device closes.
-    fn next(&self) -> Option<Handle<Task>> {
-        let mut waiting = self.lock();
-        loop {
-            let len = waiting.tasks.len();
-            if len > 0 {
-                let index = self.shuffle.as_ref().map_or(0, |chance| chance.draw() as usize % len.min(OVERTAKE_MAX));
-                return waiting.tasks.take(index);
-            }
-            if waiting.is_closing {
-                return None;
-            }
-            waiting.sleepers += 1;
-            waiting = self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            waiting.sleepers -= 1;
-        }
-    }
-}
-
 impl Engine {
     pub(crate) fn new(name: &'static str, width: u32, reorder: bool, seed: u64) -> Engine {
-        let inner = Mutex::new(Waiting { tasks: Fifo::new(), sleepers: 0, is_closing: false });
-        let queue = Queue { inner, ready: Condvar::new(), shuffle: reorder.then(|| Chance::new(seed)) };
+        let queue = Queue::new(reorder.then(|| Chance::new(seed)));
         Engine {
             name,
             width,
@@ -128,20 +89,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes small copies at once and queues the other tasks, in order.
+    /// Makes small copies at once and queues the other tasks, in order. What an exporter has to carry goes to that one's own
+    /// lane: whoever does not answer holds up nobody else.
     pub(crate) fn take_in(&self, tasks: Fifo) {
+        let tasks = if self.name == "dma" && lane::are_any() { lane::divert(tasks) } else { tasks };
         let tasks = self.run_inline(tasks);
-        let count = tasks.len();
-        let sleepers = {
-            let mut waiting = self.queue.lock();
-            waiting.tasks.append(tasks);
-            waiting.sleepers
-        };
-        match count.min(sleepers) {
-            0 => {}
-            1 => self.queue.ready.notify_one(),
-            _ => self.queue.ready.notify_all(),
-        }
+        self.queue.add(tasks);
     }
 }
 
@@ -169,8 +122,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.queue.lock().is_closing = true;
-        self.queue.ready.notify_all();
+        self.queue.close();
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // A panic would have ended the process.
             let _ = thread.join();
@@ -190,7 +142,7 @@ impl Drop for AbortOnPanic {
     }
 }
 
-fn work(queue: &Queue, mut worker: Worker, clock: Option<&Clock>) {
+pub(crate) fn work(queue: &Queue, mut worker: Worker, clock: Option<&Clock>) {
     let _guard = AbortOnPanic;
     while let Some(task) = queue.next() {
         let taken = Instant::now();
@@ -231,7 +183,7 @@ struct Made {
 }
 
 /// One engine thread's tools.
-struct Worker {
+pub(crate) struct Worker {
     codec: Option<Codec>,
     memo: Option<Arc<Memo>>,
     copier: Copier,
@@ -247,7 +199,7 @@ struct Worker {
 unsafe impl Send for Worker {}
 
 impl Worker {
-    fn new(is_compress: bool, config: &Config, memo: Option<Arc<Memo>>) -> Worker {
+    pub(crate) fn new(is_compress: bool, config: &Config, memo: Option<Arc<Memo>>) -> Worker {
         let room = |kind: Kind| buf_bytes_max(config, kind).unwrap_or(0) as usize;
         let deflates = room(Kind::Deflate) > 0;
         let staging = if is_compress { room(Kind::Inflate) } else { room(Kind::Memcpy) };

@@ -23,10 +23,10 @@
 //! |---|---|
 //! | the door of every function | `door`; the bindings of our own headers: [`abi`] |
 //! | devices and representors | `dev`, `rep`, `pci`, `config`, `chance` |
-//! | memory | `mmap`, `region`, `export`, `remote`, `courier`, `buf`, `inventory` |
+//! | memory | `mmap`, `region`, `export`, `courier`, `import`, `caller`, `packet`, `window`, `remote`, `buf`, `inventory` |
 //! | contexts and tasks | `ctx`, `task`, `pool`, `job`, `pe`, `typed` |
-//! | engines | `compress`, `dma`, `engine`, `codec`, `copy`, `clock` |
-//! | Comch | `comch`, `fast`, `station`, `link` |
+//! | engines | `compress`, `dma`, `engine`, `queue`, `lane`, `codec`, `copy`, `clock` |
+//! | Comch | `comch`, `fast`, `station`, `meeting`, `link` |
 //! | logs, command lines, mistakes | `log` (and `log.c`), `argp`, `error`, `debug`, `guard` |
 //!
 //! Shared libraries under the SDK's names are made by `scripts/emulator-install.sh`, after `abi/symbols.txt`.
@@ -47,6 +47,7 @@
 pub mod abi;
 mod argp;
 mod buf;
+mod caller;
 mod chance;
 mod clock;
 mod codec;
@@ -65,21 +66,27 @@ mod error;
 mod export;
 mod fast;
 mod guard;
+mod import;
 mod inventory;
 mod job;
+mod lane;
 mod link;
 mod log;
+mod meeting;
 mod memo;
 mod mmap;
+mod packet;
 mod pci;
 mod pe;
 mod pool;
+mod queue;
 mod region;
 mod remote;
 mod rep;
 mod station;
 mod task;
 mod typed;
+mod window;
 
 pub use config::{Config, ConfigError, Profile, Representors, Role, Without, configure, configure_thread};
 pub use pci::PciAddress;

@@ -30,6 +30,7 @@ use crate::ctx::Ctx;
 use crate::door::Handle;
 use crate::engine;
 use crate::error::{FLUSHED, Fault};
+use crate::fast::DATA_MAX;
 use crate::pe::Port;
 use crate::task::Task;
 
@@ -42,6 +43,10 @@ const FRAGMENT_BYTES: usize = 32 << 10;
 const SPARE_MAX: usize = 64;
 /// What they hold from the beginning: a doorbell and its head.
 const SPARE_BYTES: usize = 64;
+/// Consumers of the other side that a link keeps count of.
+const REMOTE_MAX: usize = 1024;
+/// Frames of the link's own that a peer may leave unread. One that sends and does not read is cut off there.
+const UNREAD_FRAMES_MAX: usize = 16 << 10;
 /// More than any frame.
 pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_MAX + FRAGMENT_BYTES;
 
@@ -134,6 +139,8 @@ struct Packet {
     bytes: Vec<u8>,
     /// Completes when the packet is out, with this many bytes.
     task: Option<(Flight, usize)>,
+    /// One of `Inner::own`.
+    is_own: bool,
 }
 
 /// A consumer of this side.
@@ -158,6 +165,8 @@ struct Inner {
     waiting: VecDeque<Packet>,
     window: u32,
     consumers: Vec<Consumer>,
+    /// Frames in `out` that the link itself has put there.
+    own: usize,
     /// Consumers of the other side and the buffers that they have posted.
     remote: Vec<(u32, u32)>,
     partial: Option<Partial>,
@@ -209,6 +218,7 @@ impl Link {
             waiting: VecDeque::new(),
             window: 0,
             consumers: Vec::new(),
+            own: 0,
             remote: Vec::new(),
             partial: None,
             copier: Copier::new(),
@@ -264,8 +274,13 @@ impl Link {
     pub(crate) fn tell(&self, what: What, words: [u32; 3], bytes: &[u8]) {
         let mut inner = self.lock();
         let bytes = inner.frame(what, words, bytes);
-        inner.out.push_back(Packet { bytes, task: None });
+        inner.out.push_back(Packet { bytes, task: None, is_own: true });
+        inner.own += 1;
         self.write(&mut inner);
+        if inner.own > UNREAD_FRAMES_MAX {
+            // SAFETY: a socket of our own; the station's thread finds it at its end.
+            unsafe { libc::shutdown(self.fd(), libc::SHUT_RDWR) };
+        }
     }
 
     /// A control message. `task` is in flight from here on.
@@ -275,7 +290,7 @@ impl Link {
             return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET));
         }
         let bytes = inner.frame(What::Message, [0; 3], message);
-        let packet = Packet { bytes, task: Some((Flight(task), message.len())) };
+        let packet = Packet { bytes, task: Some((Flight(task), message.len())), is_own: false };
         self.count(Counter::SentMessages, 1);
         self.count(Counter::SentBytes, message.len());
         inner.waiting.push_back(packet);
@@ -307,11 +322,13 @@ impl Link {
         }
         let (first, rest) = data.split_at(data.len().min(FRAGMENT_BYTES));
         let body = [&[imm.len() as u8], imm, first].concat();
-        inner
-            .out
-            .push_back(Packet { bytes: frame(What::Data, [consumer, producer, data.len() as u32], &body), task: None });
+        inner.out.push_back(Packet {
+            bytes: frame(What::Data, [consumer, producer, data.len() as u32], &body),
+            task: None,
+            is_own: false,
+        });
         for more in rest.chunks(FRAGMENT_BYTES) {
-            inner.out.push_back(Packet { bytes: frame(What::More, [0; 3], more), task: None });
+            inner.out.push_back(Packet { bytes: frame(What::More, [0; 3], more), task: None, is_own: false });
         }
         if let Some(last) = inner.out.back_mut() {
             last.task = Some((Flight(task), data.len()));
@@ -336,7 +353,8 @@ impl Link {
                     _ => return self.wake.ring(),
                 }
             }
-            let Some(Packet { bytes, task }) = inner.out.pop_front() else { return };
+            let Some(Packet { bytes, task, is_own }) = inner.out.pop_front() else { return };
+            inner.own -= usize::from(is_own);
             inner.keep(bytes);
             if let Some((task, length)) = task {
                 finish(&task, Ok(length));
@@ -388,7 +406,12 @@ impl Link {
                 self.write(&mut inner);
             }
             What::Consumer => {
-                self.lock().remote.push((first, 0));
+                let mut inner = self.lock();
+                if inner.remote.len() >= REMOTE_MAX || inner.remote.iter().any(|(id, _)| *id == first) {
+                    return Err(Over);
+                }
+                inner.remote.push((first, 0));
+                drop(inner);
                 self.tell(What::Known, [first, 0, 0], &[]);
                 return Ok(Some(Tidings::Consumer(Arc::clone(self), first)));
             }
@@ -413,7 +436,7 @@ impl Link {
                 let (imm, data) = rest.split_at_checked(imm_len.into()).ok_or(Over)?;
                 let mut inner = self.lock();
                 let inner = &mut *inner;
-                if imm.len() > IMM_MAX || inner.partial.is_some() {
+                if imm.len() > IMM_MAX || third > DATA_MAX || inner.partial.is_some() {
                     return Err(Over);
                 }
                 let consumer = inner.consumers.iter_mut().find(|consumer| consumer.id == first);
@@ -474,7 +497,7 @@ impl Link {
             Some(consumer) if self.is_open() => consumer.posted.push_back(Flight(task)),
             _ => return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET)),
         }
-        inner.out.push_back(Packet { bytes: frame(What::Posted, [id, 1, 0], &[]), task: None });
+        inner.out.push_back(Packet { bytes: frame(What::Posted, [id, 1, 0], &[]), task: None, is_own: false });
         self.write(&mut inner);
     }
 
@@ -502,6 +525,7 @@ impl Link {
         unsafe { libc::shutdown(self.fd(), libc::SHUT_RDWR) };
         let mut inner = self.lock();
         let inner = &mut *inner;
+        inner.own = 0;
         let packets = inner.out.drain(..).chain(inner.waiting.drain(..));
         let sends = packets.filter_map(|packet| packet.task).map(|(task, _)| task);
         let posted = inner.consumers.iter_mut().flat_map(|consumer| consumer.posted.drain(..));

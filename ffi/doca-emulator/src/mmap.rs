@@ -12,7 +12,8 @@ use crate::abi::{doca_data, doca_dev, doca_devinfo, doca_mmap, doca_mmap_memrang
 use crate::dev::{Dev, DevInfo};
 use crate::door::{Handle, Maybe, Out, Stamp, Thing, exports};
 use crate::error::{Answer, Fault};
-use crate::export::{Export, Foreign, Ticket};
+use crate::export::{self, Export, Ticket};
+use crate::import::Foreign;
 use crate::region::{Gate, LOCAL_READ_WRITE, PCI_READ_ONLY, PCI_READ_WRITE, Reach, Region, is_access_mask};
 
 /// Devices per mmap unless `doca_mmap_set_max_num_devices` says otherwise.
@@ -134,10 +135,11 @@ impl Inner {
 }
 
 fn import(user_data: Option<doca_data>, ticket: &Ticket, dev: Handle<Dev>) -> Result<Mmap, Fault> {
-    let reach = match ticket.region_here() {
-        Some(region) => Reach::Neighbour(region),
-        None if ticket.pid == std::process::id() => return Err(Fault::DOCA_ERROR_DRIVER),
-        None => Reach::Foreign(Foreign::new(ticket, dev.config().window)?),
+    let reach = match export::find(ticket.cookie) {
+        Some(region) if ticket.tells_truth_of(&region) => Reach::Neighbour(region),
+        Some(_) => return Err(Fault::DOCA_ERROR_DRIVER),
+        None if ticket.courier == 0 => return Err(Fault::DOCA_ERROR_DRIVER),
+        None => Reach::Foreign(Foreign::new(ticket, dev.config())?),
     };
     let mut inner = Inner::empty();
     inner.is_import = true;

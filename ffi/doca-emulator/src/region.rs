@@ -4,7 +4,7 @@
 //!   own mmap  ------------------------------>  this process's memory
 //!   import of this process's export -------->  this process's memory, until the exporter stops  (gate)
 //!   import of another process's export ----->  a window: the same file mapped here, or
-//!                                              copies by the kernel, see remote                (cookie, see export)
+//!                                              copies by the kernel, see remote                (see import)   
 //! ```
 //! A region is shared by its mmap, the bufs in it and the tasks in flight; the last of them frees it.
 
@@ -15,7 +15,7 @@ use std::thread;
 
 use crate::abi::doca_access_flag;
 use crate::error::Fault;
-use crate::export::Foreign;
+use crate::import::Foreign;
 
 pub(crate) const LOCAL_READ_WRITE: u32 = doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0;
 pub(crate) const PCI_READ_ONLY: u32 = doca_access_flag::DOCA_ACCESS_FLAG_PCI_READ_ONLY.0;

@@ -2,15 +2,13 @@
 //! server or client reads for all of its links.
 //!
 //! The file's name says which function of the host and which server: `<address of the function>-<checksum of name>`, in
-//! the directory `comch_dir`. The server keeps a lock on a file beside it, so that a file left behind by a process that
-//! died is recognised, and a second server of the same name is refused.
+//! the directory `comch_dir`, whose owner is looked at first ([`crate::meeting`]). The server keeps a lock on a file beside
+//! it, so that a file left behind by a process that died is recognised, and a second server of the same name is refused.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +18,8 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::error::{Fault, complain};
 use crate::link::{Addressee, FRAME_BYTES_MAX, Link, Over, Tidings, VERSION, What, parse};
+use crate::meeting::{self, Meeting};
+use crate::packet::{self, seqpacket};
 use crate::pe::Port;
 
 /// Clients that one server serves.
@@ -110,9 +110,8 @@ impl Station {
     }
 
     pub(crate) fn serve(config: &Config, terms: Terms) -> Result<Station, Fault> {
-        let directory = directory(config)?;
-        let path = place(&directory, &terms);
-        let lock = lock_file(&path)?;
+        let path = place(&Meeting::of(config)?.path, &terms);
+        let lock = meeting::lock_file(&path)?;
         let _ = fs::remove_file(&path);
         let listener = listen(&path)?;
         Station::run(terms, Some((path, lock)), move |shared| {
@@ -122,10 +121,11 @@ impl Station {
     }
 
     pub(crate) fn visit(config: &Config, terms: Terms) -> Result<Station, Fault> {
-        let path = place(&directory(config)?, &terms);
+        let meeting = Meeting::of(config)?;
+        let path = place(&meeting.path, &terms);
         let patience = Duration::from_millis(config.comch_wait_ms.into());
         Station::run(terms, None, move |shared| {
-            let Some(socket) = shared.connect(&path, Instant::now() + patience) else {
+            let Some(socket) = shared.connect(&path, &meeting, Instant::now() + patience) else {
                 complain(&format!("comch: there is no server `{}` for {}", shared.terms.name, shared.terms.address));
                 return shared.tell(Tidings::Refused);
             };
@@ -169,13 +169,14 @@ impl Shared {
         self.terms.port.tell(self.terms.addressee, tidings);
     }
 
-    fn connect(&self, path: &Path, until: Instant) -> Option<OwnedFd> {
+    /// None without a server, or with one that a stranger has put there.
+    fn connect(&self, path: &Path, meeting: &Meeting, until: Instant) -> Option<OwnedFd> {
         loop {
             let socket = seqpacket().ok()?;
             let (address, length) = socket_address(path)?;
             // SAFETY: an address with its length.
             if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) } == 0 {
-                return Some(socket);
+                return meeting.trusts(&socket, path).then_some(socket);
             }
             if self.is_closing() || Instant::now() >= until {
                 return None;
@@ -307,14 +308,8 @@ fn greet(shared: &Shared, link: &Link, packet: &[u8]) -> Result<(), Over> {
 }
 
 fn accept(shared: &Shared, listener: &OwnedFd) {
-    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the peer's address is not asked for.
-    let fd = unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
-    if fd < 0 {
-        return;
-    }
-    // SAFETY: a new descriptor that nothing else owns.
-    let link = Arc::new(Link::new(unsafe { OwnedFd::from_raw_fd(fd) }, Arc::clone(&shared.wake)));
+    let Some(socket) = packet::accept(listener) else { return };
+    let link = Arc::new(Link::new(socket, Arc::clone(&shared.wake)));
     let mut links = shared.lock();
     if links.len() >= CLIENTS_MAX as usize {
         link.tell(What::Refused, [Fault::DOCA_ERROR_FULL.0, 0, 0], &[]);
@@ -323,48 +318,8 @@ fn accept(shared: &Shared, listener: &OwnedFd) {
     links.push(Entry { link, greeting_until: Some(Instant::now() + GREETING) });
 }
 
-fn directory(config: &Config) -> Result<PathBuf, Fault> {
-    let directory = config.comch_dir.clone().unwrap_or_else(|| {
-        // SAFETY: takes nothing and cannot fail.
-        let user = unsafe { libc::geteuid() };
-        let parent = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        parent.join(format!("doca-emulator-{user}"))
-    });
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-    made.map(|()| directory.clone()).map_err(|err| {
-        complain(&format!("comch: directory {}: {err}", directory.display()));
-        Fault::DOCA_ERROR_OPERATING_SYSTEM
-    })
-}
-
 fn place(directory: &Path, terms: &Terms) -> PathBuf {
     directory.join(format!("{}-{:08x}", terms.address, crc32fast::hash(terms.name.as_bytes())))
-}
-
-/// Takes the lock beside a server's socket; held until the file is closed, by whatever end of the process.
-fn lock_file(path: &Path) -> Result<File, Fault> {
-    let mut name: OsString = OsString::from_vec(path.as_os_str().as_bytes().to_vec());
-    name.push(".lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&name);
-    let file = file.map_err(|err| {
-        complain(&format!("comch: {}: {err}", PathBuf::from(&name).display()));
-        Fault::DOCA_ERROR_OPERATING_SYSTEM
-    })?;
-    // SAFETY: a descriptor that `file` keeps open.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-        return Err(Fault::DOCA_ERROR_ALREADY_EXIST);
-    }
-    Ok(file)
-}
-
-fn seqpacket() -> io::Result<OwnedFd> {
-    // SAFETY: makes a descriptor; no pointers.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// None if the path is too long for a socket.
@@ -393,5 +348,9 @@ fn listen(path: &Path) -> Result<OwnedFd, Fault> {
         libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) == 0
             && libc::listen(socket.as_raw_fd(), 128) == 0
     };
-    if bound { Ok(socket) } else { Err(Fault::DOCA_ERROR_OPERATING_SYSTEM) }
+    if !bound {
+        complain(&format!("comch: {}: {}: is it somebody else's?", path.display(), io::Error::last_os_error()));
+        return Err(Fault::DOCA_ERROR_OPERATING_SYSTEM);
+    }
+    Ok(socket)
 }

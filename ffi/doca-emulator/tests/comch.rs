@@ -566,25 +566,87 @@ fn data_goes_from_buffer_to_buffer_and_needs_one_posted() {
     give_back(data);
 }
 
+/// The one server's.
+fn socket_of(directory: &tempfile::TempDir) -> std::path::PathBuf {
+    std::fs::read_dir(directory.path())
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .find(|path| path.extension().is_none_or(|extension| extension != "lock"))
+        .expect("a socket")
+}
+
+fn address(path: &std::path::Path) -> (libc::sockaddr_un, u32) {
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in address.sun_path.iter_mut().zip(path.to_str().expect("text").bytes()) {
+        *to = from as libc::c_char;
+    }
+    (address, size_of::<libc::sockaddr_un>() as u32)
+}
+
+/// Frames that the server answers would pile up in its memory.
+#[test]
+fn a_peer_that_sends_and_does_not_read_is_cut_off() {
+    let (device, directory) = device("");
+    let engine = Engine::new();
+    let server = Server::new(&device, &engine, "patient");
+    let path = socket_of(&directory);
+    let frame = |words: [u32; 4], text: &[u8]| [&words.map(u32::to_le_bytes).concat(), text].concat();
+    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
+    let (address, length) = address(&path);
+    assert_eq!(unsafe { libc::connect(socket, (&raw const address).cast(), length) }, 0);
+    let send = |bytes: &[u8]| unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) > 0 };
+    assert!(send(&frame([1, 1, 4080, 8], b"patient")));
+    // A consumer comes, which the server says that it knows, and goes.
+    let rounds =
+        (0..100_000).take_while(|_| send(&frame([6, 1, 0, 0], &[])) && send(&frame([8, 1, 0, 0], &[]))).count();
+    assert!(rounds < 100_000, "it went on for ever");
+    unsafe { libc::close(socket) };
+    engine.progress_until(|| server.heard.left.get() == 1);
+    let client = Client::new(&device, &engine, "patient");
+    client.send(b"hello").expect("sent");
+    engine.progress_until(|| !server.heard.messages.borrow().is_empty());
+}
+
+#[test]
+fn a_server_that_a_stranger_has_put_there_is_not_used() {
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: needs root, to be a stranger");
+        return;
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let (device, directory) = device("");
+    let engine = Engine::new();
+    let server = Server::new(&device, &engine, "believed");
+    let path = socket_of(&directory);
+    drop(server);
+    // As in /tmp: whoever comes first has the name.
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).expect("a mode");
+    let stranger = std::thread::spawn(move || unsafe {
+        // This thread alone.
+        assert_eq!(libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534), 0);
+        let socket = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
+        let (address, length) = address(&path);
+        assert_eq!(libc::bind(socket, (&raw const address).cast(), length), 0);
+        assert_eq!(libc::listen(socket, 8), 0);
+        socket
+    });
+    let socket = stranger.join().expect("a stranger");
+    let client = Client::create(&device, &engine, "believed");
+    engine.progress_until(|| client.state() == IDLE);
+    unsafe { libc::close(socket) };
+}
+
 #[test]
 fn a_stranger_on_the_socket_does_not_disturb_the_server() {
     let (device, directory) = device("");
     let engine = Engine::new();
     let server = Server::new(&device, &engine, "robust");
-    let path = std::fs::read_dir(directory.path())
-        .expect("a directory")
-        .map(|entry| entry.expect("an entry").path())
-        .find(|path| path.extension().is_none_or(|extension| extension != "lock"))
-        .expect("a socket");
+    let path = socket_of(&directory);
     for _ in 0..3 {
         unsafe {
             let socket = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0);
-            let mut address: libc::sockaddr_un = std::mem::zeroed();
-            address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-            for (to, from) in address.sun_path.iter_mut().zip(path.to_str().expect("text").bytes()) {
-                *to = from as libc::c_char;
-            }
-            let length = size_of::<libc::sockaddr_un>() as u32;
+            let (address, length) = address(&path);
             assert_eq!(libc::connect(socket, (&raw const address).cast(), length), 0);
             libc::send(socket, c"babble babble babble".as_ptr().cast(), 20, libc::MSG_NOSIGNAL);
             libc::close(socket);

@@ -22,6 +22,7 @@ use rig::*;
 
 const BYTES: usize = 1 << 20;
 const ROLE: &str = "KVLANE_TEST_EXPORTER";
+const IMPORT: &str = "KVLANE_TEST_IMPORT";
 
 /// The memory of the exporter.
 #[derive(Clone, Copy, PartialEq)]
@@ -403,7 +404,7 @@ struct Stranger(OwnedFd);
 
 impl Stranger {
     fn call(exporter: &Exporter) -> Stranger {
-        let name = u64::from_le_bytes(exporter.blob[96..104].try_into().expect("eight bytes"));
+        let name = u64::from_le_bytes(exporter.blob[56..64].try_into().expect("eight bytes"));
         let path = format!("\0doca-emulator-{name:016x}");
         unsafe {
             let socket = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
@@ -428,31 +429,112 @@ impl Stranger {
     }
 }
 
-/// A request in the courier's words: 2 reads, 3 writes.
-fn request(what: u64, cookie: u64, addr: u64, len: u64) -> Vec<u8> {
-    [what, cookie, addr, len].iter().flat_map(|word| word.to_le_bytes()).collect()
+/// A request in the courier's words: 1 greets, 2 reads, 3 writes.
+fn request(what: u64, cookie: [u64; 2], addr: u64, len: u64, access: u64) -> Vec<u8> {
+    [what, cookie[0], cookie[1], addr, len, access].iter().flat_map(|word| word.to_le_bytes()).collect()
 }
+
+const REFUSED: [u8; 4] = [1, 0, 0, 0];
 
 #[test]
 fn a_courier_gives_nothing_away() {
-    const REFUSED: [u8; 4] = [1, 0, 0, 0];
     let mut exporter = Exporter::start(Kind::Private, true);
     let word = |at: usize| u64::from_le_bytes(exporter.blob[at..at + 8].try_into().expect("eight bytes"));
-    let (cookie, base, end) = (word(16), word(32), word(32) + word(40));
+    let (cookie, base, end) = ([word(16), word(24)], word(40), word(40) + word(48));
+    let read = |cookie, addr, len| request(2, cookie, addr, len, 0);
     let stranger = Stranger::call(&exporter);
-    let read = stranger.ask(&request(2, cookie, base + 5, 100));
-    assert_eq!((&read[..4], &read[4..]), (&[0; 4][..], &sample(BYTES, 99)[5..105]), "with the blob one may read");
-    assert_eq!(stranger.ask(&request(2, cookie + 1, base, 100)), REFUSED, "not with another cookie");
-    for (addr, len) in [(base - 1, 1), (end - 10, 11), (end, 1), (u64::MAX, 1), (0, 8)] {
-        assert_eq!(stranger.ask(&request(2, cookie, addr, len)), REFUSED, "outside: {addr:#x} {len}");
+    let bytes = stranger.ask(&read(cookie, base + 5, 100));
+    assert_eq!((&bytes[..4], &bytes[4..]), (&[0; 4][..], &sample(BYTES, 99)[5..105]), "with the blob one may read");
+    for other in [[cookie[0] + 1, cookie[1]], [cookie[0], cookie[1] + 1], [cookie[1], cookie[0]], [0, 0]] {
+        assert_eq!(stranger.ask(&read(other, base, 100)), REFUSED, "not with another cookie");
     }
-    let write = [request(3, cookie, base, 4), vec![9; 4]].concat();
+    for (addr, len) in [(base - 1, 1), (end - 10, 11), (end, 1), (u64::MAX, 1), (0, 8)] {
+        assert_eq!(stranger.ask(&read(cookie, addr, len)), REFUSED, "outside: {addr:#x} {len}");
+    }
+    let write = [request(3, cookie, base, 4, 0), vec![9; 4]].concat();
     assert_eq!(stranger.ask(&write), REFUSED, "the export is for reading");
-    let nonsense = [vec![0; 32], vec![7; 31], vec![7; 40], request(2, cookie, base, 1 << 20)];
+    for (addr, len, access) in [(0, 1 << 40, PCI_RO), (base, end - base, PCI_RW), (base, 4096, PCI_RO)] {
+        assert_eq!(stranger.ask(&request(1, cookie, addr, len, access.into())), REFUSED, "no such export");
+    }
+    let nonsense = [vec![0; 48], vec![7; 47], vec![7; 56], read(cookie, base, 1 << 20)];
     for packet in &nonsense {
         assert_eq!(Stranger::call(&exporter).ask(packet), [], "{} bytes of nonsense end the connection", packet.len());
     }
-    assert_eq!(stranger.ask(&request(2, cookie, base, 1)).len(), 5, "others are not disturbed");
+    assert_eq!(stranger.ask(&read(cookie, base, 1)).len(), 5, "others are not disturbed");
     assert_eq!(exporter.ask("stop"), "doca_error(0)");
-    assert_eq!(stranger.ask(&request(2, cookie, base, 1)), REFUSED, "a stopped export is no export");
+    assert_eq!(stranger.ask(&read(cookie, base, 1)), REFUSED, "a stopped export is no export");
+}
+
+/// Whoever holds a blob may use it; with another range, right, slot or cookie it is nobody's.
+#[test]
+fn an_altered_blob_is_refused() {
+    let exporter = Exporter::start(Kind::Private, true);
+    let card = card("");
+    let altered = |at: usize, bytes: &[u8]| {
+        let mut blob = exporter.blob.clone();
+        blob[at..at + bytes.len()].copy_from_slice(bytes);
+        let crc = crc32fast::hash(&blob[..124]);
+        blob[124..].copy_from_slice(&crc.to_le_bytes());
+        Memory::import(&card.device, &blob).map(drop).err()
+    };
+    assert_eq!(altered(12, &7u32.to_le_bytes()), None, "the pid is for people");
+    let zero = altered(16, &[0; 16]);
+    assert_eq!(zero, Some(E::DOCA_ERROR_INVALID_VALUE), "a cookie of zero: a vacant slot's");
+    let words = |at: usize| u64::from_le_bytes(exporter.blob[at..at + 8].try_into().expect("eight bytes"));
+    let one_off = (words(24) ^ 1).to_le_bytes();
+    for (at, bytes, what) in [
+        (24, &one_off[..], "cookie"),
+        (32, &9u32.to_le_bytes()[..], "slot"),
+        (36, &PCI_RW.to_le_bytes()[..], "right"),
+        (40, &4096u64.to_le_bytes()[..], "base"),
+        (48, &(1u64 << 40).to_le_bytes()[..], "length"),
+        (56, &77u64.to_le_bytes()[..], "courier"),
+    ] {
+        assert_eq!(altered(at, bytes), Some(E::DOCA_ERROR_DRIVER), "another {what}");
+    }
+}
+
+/// Root imports what another user exports, by what that one hands over.
+#[test]
+fn root_takes_another_users_export_and_nobody_else_does() {
+    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups --";
+    if unsafe { libc::geteuid() } != 0
+        || !Command::new("sh")
+            .args(["-c", &format!("{NOBODY} test -x \"$0\"")])
+            .arg(std::env::current_exe().expect("this test"))
+            .status()
+            .is_ok_and(|status| status.success())
+    {
+        eprintln!("skipped: needs root, and a test that nobody may run");
+        return;
+    }
+    for kind in [Kind::Private, Kind::Sealed, Kind::Unsealed] {
+        let mut exporter = Exporter::start_under(NOBODY, kind, false);
+        let card = card("");
+        let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+        assert_eq!(card.copy(&import, &card.memory, 8), E::DOCA_SUCCESS);
+        assert!(card.memory.bytes() == reversed(&sample(BYTES, 99), 8));
+        let news = sample(BYTES, 100);
+        card.memory.fill(0, &news);
+        assert_eq!(card.copy(&card.memory, &import, 1), E::DOCA_SUCCESS);
+        assert_eq!(exporter.ask("sum"), format!("{:08x}", crc32fast::hash(&news)));
+    }
+    // The other way round: root's memory is not for nobody.
+    let exporter = Exporter::start(Kind::Sealed, true);
+    let blob: String = exporter.blob.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!(r#"{NOBODY} "$0" --exact importer --nocapture"#)]);
+    let output = command.arg(std::env::current_exe().expect("this test")).env(IMPORT, blob).output().expect("it ran");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains(&format!("@import Some({:?})", E::DOCA_ERROR_NOT_PERMITTED)), "{said}");
+}
+
+/// Another process that imports. Not a test of its own: without the variable it has nothing to do.
+#[test]
+fn importer() {
+    let Ok(hex) = std::env::var(IMPORT) else { return };
+    let blob: Vec<u8> =
+        (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("two digits")).collect();
+    let device = Device::open("");
+    println!("\n@import {:?}", Memory::import(&device, &blob).map(drop).err());
 }
