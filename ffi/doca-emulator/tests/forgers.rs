@@ -269,18 +269,17 @@ fn a_silent_exporter_holds_up_nobody_elses_tasks() {
     let imported = imported.expect("an import");
     let engine = Engine::new();
     let (slow, fast) = (bench(&device, &engine), bench(&device, &engine));
-    // Short ones, too, which submit itself makes where it can.
-    for bytes in [64, BYTES] {
+    // A fast one, while the slow one waits out its second. Where all wait in one queue none ever is, however often it is tried.
+    let mut is_passed = |bytes: usize| {
         let (source, into) =
             (slow.inventory.source(&imported, 0, bytes), slow.inventory.destination(&slow.memory, 0, bytes));
-        let begun = Instant::now();
         let task = slow.context.memcpy(1, source, into).expect("a task");
         ok(unsafe { c::doca_task_submit(task) });
         let half = bytes / 2;
         let (own, to) =
             (fast.inventory.source(&fast.memory, 0, half), fast.inventory.destination(&fast.memory, half, half));
         assert_eq!(fast.context.run(&engine, fast.context.memcpy(0, own, to).expect("a task")), E::DOCA_SUCCESS);
-        assert_eq!(slow.context.completed(), 0, "{:?}: the fast one waited for the slow one", begun.elapsed());
+        let is_passed = slow.context.completed() == 0;
         engine.progress_until(|| slow.context.completed() > 0);
         let done = slow.context.completions();
         assert_eq!(done[0].status, E::DOCA_ERROR_IO_FAILED, "it is given up");
@@ -288,5 +287,10 @@ fn a_silent_exporter_holds_up_nobody_elses_tasks() {
         slow.context.stop(&engine);
         ok(unsafe { c::doca_ctx_start(slow.context.ctx) });
         [source, into, own, to].into_iter().for_each(give_back);
+        is_passed
+    };
+    // Short ones, too, which submit itself makes where it can.
+    for bytes in [64, BYTES] {
+        assert!((0..10).any(|_| is_passed(bytes)), "{bytes} bytes: the fast one waited for the slow one each time");
     }
 }
