@@ -278,8 +278,10 @@ class Stale:
             said = engine.do("reset", reset_running_requests=True)
             self.card.thaw()
             freezer.join()
-            self.proof.must(said is True, f"reset_prefix_cache(reset_running_requests=True) while saves hold pages: {said}")
-            print(f"{'ok  ' if said is True else 'FAIL'} stale, reset while saves hold pages: {said}", flush=True)
+            what = f"stale, reset_prefix_cache(reset_running_requests=True) while saves hold pages: {said}"
+            self.proof.must(said is True, what)
+            if said is True:
+                print(f"ok   {what}", flush=True)
             engine.do("settle", least=4)
             self.expect("after that reset, what was being saved", engine.do("ask", tokens=tokens)["loaded"], WHOLE)
 

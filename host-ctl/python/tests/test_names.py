@@ -42,24 +42,27 @@ def name(path, options=None, **changes):
     return connector._model(config(path, **changes), options or Options(), shape, False)
 
 
-def test_an_equal_copy_has_the_same_name_by_any_path(model, tmp_path):
+def test_an_equal_copy_has_the_same_name_by_any_path(model, tmp_path, monkeypatch):
     copy, link = tmp_path / "copy", tmp_path / "link"
     shutil.copytree(model, copy)
     link.symlink_to(copy)
     os.utime(copy / "model-1.safetensors", (1, 1))
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert {name(path) for path in (copy, link, f"{link}/", "copy", f"{model}//")} == {name(model)}
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_new_weights_of_the_same_size_and_header_have_another_name(model, strict):
+def test_new_weights_of_the_same_size_and_header_have_another_name(model, strict, monkeypatch):
+    monkeypatch.setattr(fingerprint, "WHOLE_MAX", 0)
     options = Options(weights="strict" if strict else "sampled")
     before = name(model, options)
     safetensors(model / "model-2.safetensors", seed=99)
     assert name(model, options) != before
 
 
-def test_samples_see_each_tensor_and_strict_sees_each_byte(model):
+def test_samples_see_each_tensor_and_strict_sees_each_byte(model, monkeypatch):
+    assert fingerprint.folder(str(model)) == fingerprint.folder(str(model), strict=True), "a small model is read whole"
+    monkeypatch.setattr(fingerprint, "WHOLE_MAX", 0)
     file = model / "model-1.safetensors"
     length = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     sampled, strict = fingerprint.folder(str(model)), fingerprint.folder(str(model), strict=True)
@@ -73,7 +76,8 @@ def test_samples_see_each_tensor_and_strict_sees_each_byte(model):
         file.write_bytes(before)
 
 
-def test_a_large_tensor_is_sampled_along_its_length(tmp_path):
+def test_a_large_tensor_is_sampled_along_its_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "WHOLE_MAX", 0)
     file = tmp_path / "model.safetensors"
     safetensors(file, size=1000, tensors=1)
     with file.open("r+b") as out:
@@ -89,7 +93,8 @@ HEADERS = [b"", b"\xff" * 8] + [bytes([len(text), *bytes(7)]) + text for text in
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_what_is_no_safetensors_file_is_still_named_by_its_bytes(tmp_path, header):
+def test_what_is_no_safetensors_file_is_still_named_by_its_bytes(tmp_path, monkeypatch, header):
+    monkeypatch.setattr(fingerprint, "WHOLE_MAX", 0)
     for content in (b"a", b"b"):
         (tmp_path / f"{content.decode()}").mkdir()
         (tmp_path / content.decode() / "model.safetensors").write_bytes(header + 9000 * content)
@@ -246,6 +251,8 @@ def test_an_adapter_is_named_by_its_files(tmp_path):
 def test_an_adapter_that_changed_on_disk_is_left_alone_until_it_is_loaded_again(tmp_path, caplog):
     adapters, path = Adapters(), tmp_path / "one"
     first = salt(adapter(path, b"1"), adapters)
+    os.utime(path / "adapter_model.safetensors", (1, 1))
+    assert salt(adapter(path, b"1"), adapters) == first, "dates are no change"
     lora = adapter(path, b"22")
     assert salt(lora, adapters) is None, "the engine has the old one, or has not"
     assert "not those that were loaded" in caplog.text

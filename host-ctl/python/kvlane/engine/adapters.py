@@ -25,8 +25,8 @@ OTHERS = ("adapter_config.json", "new_embeddings.safetensors", "new_embeddings.b
 KNOWN_MAX = 1 << 16
 """Ids of adapters that are remembered."""
 
-Signature = tuple[tuple[str, int, int, int, int], ...]
-"""Path, size, time, inode and device of each file."""
+Signature = tuple[tuple[str | int, ...], ...]
+"""Path, size, both times, inode and device of each file: a write changes one of them, whoever sets dates."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Adapters:
         try:
             if not signature:
                 raise OSError("its files are not found")
-            if known is not None and not getattr(lora, "load_inplace", False):
-                raise OSError("its files are not those that were loaded: load it in place, or by another name")
             found = Adapter(self._name(lora, signature), folder, signature)
+            if known is not None and known.name != found.name and not getattr(lora, "load_inplace", False):
+                raise OSError("its files are not those that were loaded: load it in place, or by another name")
         except OSError as error:
             self._warn(number, f"prompts of the adapter {lora.lora_name} are served without the store: {error}")
             return None
@@ -77,7 +77,7 @@ class Adapters:
     def _name(self, lora: Any, signature: Signature) -> str:
         name = hashlib.sha256(f"{self._settings} {getattr(lora, 'is_3d_lora_weight', False)}".encode())
         for path, size, *_ in signature:
-            name.update(f"{os.path.basename(path)}\0{size}\0".encode())
+            name.update(f"{os.path.basename(str(path))}\0{size}\0".encode())
             with open(path, "rb", buffering=0) as source:
                 while block := source.read(READ):
                     name.update(block)
@@ -94,12 +94,12 @@ def _signature(folder: str) -> Signature:
     weights = next((name for name in WEIGHTS if os.path.exists(os.path.join(folder, name))), None)
     if weights is None:
         return ()
-    found = []
+    found: list[tuple[str | int, ...]] = []
     for name in (weights, *OTHERS):
         path = os.path.join(folder, name)
         try:
             stat = os.stat(path)
         except OSError:
             continue
-        found.append((path, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev))
+        found.append((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev))
     return tuple(found)

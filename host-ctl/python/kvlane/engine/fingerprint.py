@@ -4,7 +4,7 @@ A fingerprint covers the settings that decide what is computed (config.json with
 quantization, code of the model's own), and of each weight file its name, its size, the whole header of a safetensors file,
 and samples of its content: BLOCK bytes in the middle of each tensor, at both ends of the file, and every STRIDE bytes. New
 weights under an old name, size and header are noticed by the samples, because training moves values in every tensor that it
-trains; an edit of a few values between two samples is not. `strict` reads everything.
+trains; an edit of a few values between two samples is not. `strict` reads everything; of a model of WHOLE_MAX or less it is read anyway.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ BLOCK = 4096
 """Bytes of one sample."""
 STRIDE = 8 << 20
 """Bytes from one sample of a file to the next."""
+WHOLE_MAX = 256 << 20
+"""Bytes of a model that is read whole, sampled or not: that takes no longer than the samples of a large one."""
 HEADER_MAX = 128 << 20
 """Bytes; a longer one is no safetensors header."""
 READ = 4 << 20
@@ -47,14 +49,15 @@ def folder(path: str, *, strict: bool = False, tensors_only: bool = True) -> str
 
 def files(weights: list[Path], settings: list[Path], *, strict: bool) -> str:
     """The fingerprint of these files, under their names without folders."""
-    name = hashlib.sha256(b"strict" if strict else b"sampled")
+    whole = strict or sum(file.stat().st_size for file in weights) <= WHOLE_MAX
+    name = hashlib.sha256(b"whole" if whole else b"sampled")
     for file in settings:
         _add(name, file.name, _setting(file))
-    if strict and len(weights) > 1:
+    if whole and len(weights) > 1:
         with ThreadPoolExecutor(READERS) as readers:
             contents = list(readers.map(_whole, weights))
     else:
-        contents = [_whole(file) if strict else _sampled(file) for file in weights]
+        contents = [_whole(file) if whole else _sampled(file) for file in weights]
     for file, content in zip(weights, contents):
         _add(name, file.name, content)
     return name.hexdigest()[:DIGITS]
