@@ -94,6 +94,7 @@ impl CardStatus {
         self.stage_table(before, &mut out);
         for (name, group) in groups.iter().filter(|(name, _)| !matches!(name.as_str(), "card" | "stages")) {
             match group {
+                Value::Null => {}
                 Value::Array(rows) if rows.is_empty() => {}
                 Value::Array(rows) => {
                     let _ = writeln!(out, "{name}");

@@ -55,6 +55,7 @@ mod namespaces;
 mod node;
 pub mod redis;
 pub mod scrub;
+mod secret;
 mod slab;
 pub mod tiers;
 mod url;
@@ -63,9 +64,10 @@ pub use caller::Caller;
 pub use direct::{Direct, retry};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
+pub use secret::{Url, scrub as scrub_secrets};
 pub use slab::{Allocate, Slab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
-pub use url::{OpenError, SCHEMES, bytes, dir_path, open, open_with};
+pub use url::{OpenError, SCHEMES, bytes, dir_path, open, open_or_wait, open_with};
 
 /// Tries of a read whose error may pass by itself.
 pub const STORE_TRIES: usize = 3;
@@ -119,8 +121,28 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// takes time linear in the tier's chunks.
     fn tiers(&self, _scores: bool, _each: &mut dyn FnMut(&TierFacts)) {}
 
+    /// Shows what keeps the store from serving at all, as its server put it; nothing where it serves. Does not wait for I/O.
+    fn trouble(&self, _show: &mut dyn FnMut(&str)) {}
+
+    /// Reads again what may change while it is open: of `url` the login, and the files that it names. On an error nothing
+    /// has changed. Allocates.
+    fn reload(&self, _url: &Url) -> Result<Reloaded, OpenError> {
+        Ok(Reloaded::Same)
+    }
+
     /// What it is and its limits, for the lines that start-up prints. Init only: allocates.
     fn describe(&self) -> String;
+}
+
+/// What a store has taken over of a new URL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reloaded {
+    /// The files that it names were read again; all else is as before.
+    Same,
+    /// New connections come as somebody else, or with another password.
+    Login,
+    /// Nothing: it says what only a restart can change.
+    NeedsRestart,
 }
 
 /// A store that can be read into memory of type `M`.
@@ -336,7 +358,10 @@ impl fmt::Display for StoreError {
             Self::Denied { call } => write!(f, "{call}: the store refuses us: check user, password and permissions"),
             Self::Late { call } => write!(f, "{call}: deadline passed"),
             Self::Down { call, errno } => write!(f, "{call}: store is down: {}", errno.desc()),
-            Self::Io { call, errno } => write!(f, "{call}: {} (errno {})", errno.desc(), errno as i32),
+            Self::Io { call, errno } => {
+                write!(f, "{call}: {} (errno {})", errno.desc(), errno as i32)?;
+                url::advice(errno).map_or(Ok(()), |advice| write!(f, ": {advice}"))
+            }
         }
     }
 }

@@ -20,22 +20,24 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use block::ChunkKey;
 
 use crate::node::NodeFacts;
+use crate::secret::Url;
 use crate::url::OpenError;
-use crate::{Limits, Memory, POISONED, Readable, Reader, Stats, Store, StoreError};
-use fault::Target;
+use crate::{Limits, Memory, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError};
+use fault::{Fault, Said, Target};
 use nodes::Nodes;
-use options::{Options, ReadFrom};
+use options::{Login, Options, ReadFrom};
 use put::Puts;
 use reader::RedisReader;
 use socket::Socket;
 use survey::Surveyor;
 
+mod advice;
 pub mod check;
 mod fault;
 mod greeting;
@@ -55,12 +57,29 @@ mod survey;
 #[derive(Debug)]
 struct Door {
     options: Options,
-    tls: Option<socket::TlsDoor>,
+    /// Who we are now; the options have who we were at start.
+    login: RwLock<Login>,
+    tls: Option<RwLock<socket::TlsDoor>>,
 }
 
 impl Door {
+    fn new(url: &str) -> Result<Self, OpenError> {
+        let options = Options::parse(url)?;
+        let tls = Self::tls(url, &options)?.map(RwLock::new);
+        Ok(Self { login: RwLock::new(options.login.clone()), tls, options })
+    }
+
+    fn tls(url: &str, options: &Options) -> Result<Option<socket::TlsDoor>, OpenError> {
+        let tls = options.tls.as_ref().map(|tls| socket::TlsDoor::new(tls, &options.hosts)).transpose();
+        tls.map_err(|what| OpenError::Option { url: url.into(), what })
+    }
+
+    fn login(&self) -> RwLockReadGuard<'_, Login> {
+        self.login.read().expect(POISONED)
+    }
+
     fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
-        let tls = self.tls.as_ref().map(socket::TlsDoor::session).transpose()?;
+        let tls = self.tls.as_ref().map(|tls| tls.read().expect(POISONED).session()).transpose()?;
         Socket::connect(address, &self.options, tls)
     }
 
@@ -69,6 +88,9 @@ impl Door {
         self.options.read == ReadFrom::Any && nodes.is_cluster()
     }
 }
+
+/// Commands that a card uses.
+const COMPLAINTS_MAX: usize = 16;
 
 /// One seat for reading: what is open in it.
 #[derive(Debug)]
@@ -113,8 +135,8 @@ pub struct RedisStore {
     only_looks: bool,
     /// Readers made, for their seeds.
     readers: AtomicU64,
-    warned_denied: AtomicBool,
-    warned_unlink: AtomicBool,
+    /// Commands that a server has refused, which was said.
+    complaints: Mutex<heapless::Vec<&'static str, COMPLAINTS_MAX>>,
 }
 
 impl RedisStore {
@@ -125,13 +147,32 @@ impl RedisStore {
 
     /// Init: finds a server, asks it for its cluster, allocates everything.
     pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
-        let options = Options::parse(url)?;
-        let tls = options.tls.as_ref().map(|tls| socket::TlsDoor::new(tls, &options.hosts)).transpose();
-        let tls = tls.map_err(|what| OpenError::Option { url: options::redact(url), what })?;
-        let door = Arc::new(Door { options, tls });
-        let nodes = Arc::new(survey::first(&door)?);
+        let door = Door::new(url)?;
+        let nodes = survey::first(&door)?;
+        Ok(Self::with(door, nodes, limits))
+    }
+
+    /// The same, and if no server takes us yet, all chunks are misses until one does. What memory it has is decided now:
+    /// for `nodes=` nodes, or 16.
+    pub fn open_or_wait(url: &str, limits: &Limits) -> Result<Self, OpenError> {
+        let door = Door::new(url)?;
+        let nodes = match survey::first(&door) {
+            Ok(nodes) => nodes,
+            Err(error) if error.may_pass() => {
+                let nodes = survey::unknown(&door);
+                log::warn!("{error}; starting without it: nothing is fetched or stored until it is there");
+                nodes.set_trouble(&error.cause());
+                nodes
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self::with(door, nodes, limits))
+    }
+
+    fn with(door: Door, nodes: Nodes, limits: &Limits) -> Self {
+        let (door, nodes) = (Arc::new(door), Arc::new(nodes));
         let seat = || Seat { key: None, manifest: vec![0; limits.manifest_bytes_max].into(), manifest_bytes: 0 };
-        Ok(Self {
+        Self {
             surveyor: Surveyor::start(Arc::clone(&door), Arc::clone(&nodes)),
             seats: (0..limits.chunks_open_max).map(|_| Mutex::new(seat())).collect(),
             puts: Puts::new(limits, nodes.places()),
@@ -141,9 +182,8 @@ impl RedisStore {
             counters: Counters::default(),
             only_looks: false,
             readers: 0.into(),
-            warned_denied: false.into(),
-            warned_unlink: false.into(),
-        })
+            complaints: Mutex::default(),
+        }
     }
 
     fn seat(&self, seat: usize) -> MutexGuard<'_, Seat> {
@@ -174,21 +214,13 @@ impl RedisStore {
         self.nodes.place_of(address)
     }
 
-    /// A node refuses us. Said once: it goes on until somebody mends it.
-    fn denied(&self, node: u16) {
-        if !self.warned_denied.swap(true, Relaxed) {
-            let address = self.nodes.at(node).address;
-            log::error!("store: {address} refuses us: check user, password and ACL (`host-ctl store-check`)");
-        }
-    }
-
-    /// A bad chunk could not be taken out.
-    fn cannot_unlink(&self, node: u16) {
-        if !self.warned_unlink.swap(true, Relaxed) {
-            let address = self.nodes.at(node).address;
-            log::warn!(
-                "store: {address} does not let us UNLINK damaged chunks: they stay, and fail each fetch of them"
-            );
+    /// A node refuses a command. Said once for each: it goes on until somebody mends it.
+    fn complain(&self, node: u16, command: &'static str, fault: Fault, said: &Said) {
+        let mut complaints = self.complaints.lock().expect(POISONED);
+        if !complaints.contains(&command) && complaints.push(command).is_ok() {
+            let (address, advice) = (self.nodes.at(node).address, advice::of_command(fault, command));
+            let then = if command == "UNLINK" { " (until then damaged chunks stay, and fail each fetch)" } else { "" };
+            log::error!("store: {address} does not let us {command}: {said}: {advice}{then}");
         }
     }
 }
@@ -228,6 +260,27 @@ impl Store for RedisStore {
         self.give_up(seat);
     }
 
+    fn trouble(&self, show: &mut dyn FnMut(&str)) {
+        self.nodes.trouble(show);
+    }
+
+    fn reload(&self, url: &Url) -> Result<Reloaded, OpenError> {
+        let url = url.reveal();
+        let options = Options::parse(url)?;
+        let same = Options { login: self.door.options.login.clone(), ..options.clone() } == self.door.options;
+        if !same {
+            return Ok(Reloaded::NeedsRestart);
+        }
+        if let (Some(ours), Some(theirs)) = (&self.door.tls, Door::tls(url, &options)?) {
+            *ours.write().expect(POISONED) = theirs;
+        }
+        let before = std::mem::replace(&mut *self.door.login.write().expect(POISONED), options.login.clone());
+        self.complaints.lock().expect(POISONED).clear();
+        self.nodes.try_all();
+        self.surveyor.ask();
+        Ok(if before == options.login { Reloaded::Same } else { Reloaded::Login })
+    }
+
     fn stats(&self) -> Stats {
         let counters = &self.counters;
         Stats {
@@ -254,9 +307,11 @@ impl Store for RedisStore {
         let scheme = if options.tls.is_some() { "rediss" } else { "redis" };
         let hosts: Vec<_> = options.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
         let mut text = format!("{scheme}://{}", hosts.join(","));
-        let _ = match self.nodes.is_cluster() {
-            true => write!(text, ", a cluster of {} nodes (places {})", self.nodes.len(), self.nodes.places()),
-            false => write!(text, "/{}, one server", options.database),
+        let places = self.nodes.places();
+        let _ = match (self.nodes.is_found(), self.nodes.is_cluster()) {
+            (false, _) => write!(text, "/{}, not there yet (places {places})", options.database),
+            (true, true) => write!(text, ", a cluster of {} nodes (places {places})", self.nodes.len()),
+            (true, false) => write!(text, "/{}, one server", options.database),
         };
         let _ = write!(text, "; to each node and fetch worker {} + 1 connections", options.connections);
         let memory = reader::memory_bytes(options.connections, self.nodes.places());

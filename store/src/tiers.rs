@@ -35,8 +35,9 @@ use crate::dir::{DirStore, Options};
 use crate::namespaces::{Namespaces, UNCLAIMED};
 use crate::node::NodeFacts;
 use crate::redis::RedisStore;
-use crate::url::{OpenError, bytes, dir_options};
-use crate::{Allocate, Limits, Memory, POISONED, Position, Readable, Reader, Stats, Store, StoreError};
+use crate::secret::{Url, looks_like_a_login};
+use crate::url::{Absent, OpenError, bytes, dir_options};
+use crate::{Allocate, Limits, Memory, POISONED, Position, Readable, Reader, Reloaded, Stats, Store, StoreError};
 use arrivals::Allowance;
 use breaker::Breaker;
 use dram::Dram;
@@ -156,6 +157,8 @@ struct Tiers {
     dram: Option<Dram>,
     disk: Option<Disk>,
     bottom: Bottom,
+    /// What the URL says of T0 and T1.
+    front: (Option<u64>, Option<(String, u64)>),
     places: Box<[AtomicU8]>,
     limits: Limits,
     started: Instant,
@@ -180,24 +183,33 @@ pub struct TierStore {
 
 impl TierStore {
     /// Init: opens every tier, takes T0's memory, starts the mover.
-    pub fn open(
+    pub(crate) fn open(
         url: &str,
         limits: &Limits,
         namespaces: &Namespaces,
         slab: Option<Allocate<'_>>,
+        absent: Absent,
     ) -> Result<Self, OpenError> {
-        let bad = |what: &str| OpenError::Option { url: crate::redis::options::redact(url), what: what.into() };
+        let bad = |what: &str| OpenError::Option { url: url.into(), what: what.into() };
         let parts = Parts::of(url).map_err(bad)?;
         // The mover has a seat of its own.
         let inner = Limits { chunks_open_max: limits.chunks_open_max + 1, puts_max: limits.puts_max + 1, ..*limits };
         let seed = RandomState::new().build_hasher().finish();
         let bottom = match parts.bottom.split_once(':') {
+            // One that ends in a size is meant as a tier, and the store was forgotten.
+            Some(("dir", rest))
+                if rest.rsplit_once('=').is_some_and(|(path, size)| !path.contains('?') && bytes(size).is_some()) =>
+            {
+                return Err(bad(
+                    "dir:PATH=BYTES is a tier and no store stands behind it: add dir:PATH or redis://..., which holds everything",
+                ));
+            }
             Some(("dir", rest)) => {
                 let (path, options) = dir_options(parts.bottom, rest, limits)?;
                 Bottom::Dir(DirStore::open(&path, &inner, options)?)
             }
-            Some(("redis" | "rediss", _)) => Bottom::Redis(RedisStore::open(parts.bottom, &inner)?),
-            _ => return Err(bad("the last tier must be dir:PATH or redis://...: it holds everything")),
+            Some(("redis" | "rediss", _)) => Bottom::Redis(absent.redis(parts.bottom, &inner)?),
+            _ => return Err(bad("it must end in a store, dir:PATH or redis://..., which holds everything")),
         };
         let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed, namespaces)).transpose()?;
         let dram = match parts.dram {
@@ -215,6 +227,7 @@ impl TierStore {
             dram,
             disk,
             bottom,
+            front: parts.front(),
             places: (0..inner.chunks_open_max).map(|_| AtomicU8::new(Place::Bottom as u8)).collect(),
             limits: *limits,
             started: Instant::now(),
@@ -263,7 +276,11 @@ impl<'a> Parts<'a> {
             } else if let Some(text) = part.strip_prefix("dir:") {
                 let (path, size) = text.rsplit_once('=').ok_or("a dir: tier is dir:PATH=BYTES")?;
                 let size = bytes(size).ok_or("dir:PATH= is not a number of bytes like 200G")?;
-                if path.is_empty() || path.contains('?') || parts.disk.replace((path, size)).is_some() {
+                if path.is_empty()
+                    || path.contains('?')
+                    || looks_like_a_login(path)
+                    || parts.disk.replace((path, size)).is_some()
+                {
                     return Err("a dir: tier is dir:PATH=BYTES, once, without options");
                 }
             } else {
@@ -273,6 +290,11 @@ impl<'a> Parts<'a> {
         }
         parts.bottom = rest;
         Ok(parts)
+    }
+
+    /// Of T0 and T1.
+    fn front(&self) -> (Option<u64>, Option<(String, u64)>) {
+        (self.dram, self.disk.map(|(path, bytes)| (path.to_owned(), bytes)))
     }
 }
 
@@ -517,6 +539,19 @@ impl Store for TierStore {
         stats
     }
 
+    fn trouble(&self, show: &mut dyn FnMut(&str)) {
+        self.tiers.bottom.store().trouble(show);
+    }
+
+    fn reload(&self, url: &Url) -> Result<Reloaded, OpenError> {
+        let bad = |what: &str| OpenError::Option { url: url.clone(), what: what.into() };
+        let parts = Parts::of(url.reveal()).map_err(bad)?;
+        match parts.front() == self.tiers.front {
+            true => self.tiers.bottom.store().reload(&parts.bottom.into()),
+            false => Ok(Reloaded::NeedsRestart),
+        }
+    }
+
     fn nodes(&self, each: &mut dyn FnMut(&NodeFacts<'_>)) {
         self.tiers.bottom.store().nodes(each);
     }
@@ -613,7 +648,7 @@ mod tests {
             assert!(Parts::of(wrong).is_err(), "{wrong}");
         }
         assert!(
-            TierStore::open("tiers:dram=1G", &Limits::default(), &Namespaces::default(), None)
+            TierStore::open("tiers:dram=1G", &Limits::default(), &Namespaces::default(), None, Absent::Refuse)
                 .unwrap_err()
                 .to_string()
                 .contains("holds everything")

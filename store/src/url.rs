@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::dir::{DirStore, Options};
 use super::redis::RedisStore;
-use super::redis::options::redact;
+use super::secret::{Url, looks_like_a_login};
 use super::tiers::TierStore;
 use super::{Allocate, Limits, Memory, NamespaceError, Namespaces, Readable};
 
@@ -30,15 +30,52 @@ pub fn open_with<M: Memory>(
     namespaces: &Namespaces,
     slab: Option<Allocate<'_>>,
 ) -> Result<Box<dyn Readable<M>>, OpenError> {
+    open_as(url, limits, namespaces, slab, Absent::Refuse)
+}
+
+/// The same, but servers that are not there yet, or do not take us yet, are waited for while the store is used: until then
+/// every chunk is a miss, and [`crate::Store::trouble`] says why.
+pub fn open_or_wait<M: Memory>(
+    url: &str,
+    limits: &Limits,
+    namespaces: &Namespaces,
+    slab: Option<Allocate<'_>>,
+) -> Result<Box<dyn Readable<M>>, OpenError> {
+    open_as(url, limits, namespaces, slab, Absent::Wait)
+}
+
+/// What to do about servers that are not there at start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Absent {
+    Refuse,
+    Wait,
+}
+
+impl Absent {
+    pub(super) fn redis(self, url: &str, limits: &Limits) -> Result<RedisStore, OpenError> {
+        match self {
+            Self::Refuse => RedisStore::open(url, limits),
+            Self::Wait => RedisStore::open_or_wait(url, limits),
+        }
+    }
+}
+
+fn open_as<M: Memory>(
+    url: &str,
+    limits: &Limits,
+    namespaces: &Namespaces,
+    slab: Option<Allocate<'_>>,
+    absent: Absent,
+) -> Result<Box<dyn Readable<M>>, OpenError> {
     let Some((scheme, rest)) = url.split_once(':') else { return Err(OpenError::Scheme { url: url.into() }) };
     match scheme {
         "dir" => {
             let (path, options) = dir_options(url, rest, limits)?;
             Ok(Box::new(DirStore::open(&path, limits, options)?))
         }
-        "redis" | "rediss" => Ok(Box::new(RedisStore::open(url, limits)?)),
-        "tiers" => Ok(Box::new(TierStore::open(url, limits, namespaces, slab)?)),
-        _ => Err(OpenError::Scheme { url: redact(url) }),
+        "redis" | "rediss" => Ok(Box::new(absent.redis(url, limits)?)),
+        "tiers" => Ok(Box::new(TierStore::open(url, limits, namespaces, slab, absent)?)),
+        _ => Err(OpenError::Scheme { url: url.into() }),
     }
 }
 
@@ -50,10 +87,13 @@ pub fn dir_path(url: &str) -> Option<&Path> {
 
 pub(super) fn dir_options(url: &str, rest: &str, limits: &Limits) -> Result<(PathBuf, Options), OpenError> {
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-    if path.is_empty() {
-        return Err(OpenError::Option { url: url.into(), what: "the path is empty".into() });
-    }
     let bad = |what: &str| OpenError::Option { url: url.into(), what: what.into() };
+    if path.is_empty() {
+        return Err(bad("the path is empty"));
+    }
+    if looks_like_a_login(path) {
+        return Err(bad("the path looks like a server's address: write redis://HOST, or a path without @ and //"));
+    }
     let mut options = Options { bytes_max: limits.store_bytes, chunks_max: limits.chunks_max, ..Options::default() };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
@@ -95,10 +135,10 @@ pub fn bytes(text: &str) -> Option<u64> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
     Scheme {
-        url: String,
+        url: Url,
     },
     Option {
-        url: String,
+        url: Url,
         what: String,
     },
     /// They do not fit a tier.
@@ -123,7 +163,7 @@ pub enum OpenError {
         path: PathBuf,
         errno: Errno,
     },
-    /// A server does not answer: the only one that may pass by itself.
+    /// A server does not answer, or not yet.
     Unreachable {
         node: String,
         what: String,
@@ -131,10 +171,44 @@ pub enum OpenError {
     /// A server does not take us.
     Refused {
         node: String,
+        what: String,
     },
 }
 
 impl OpenError {
+    /// Whether the same may succeed later although nobody has changed what was asked for: the servers, the network, a disk or
+    /// another process are to blame.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Refused { .. } | Self::Busy { .. } => true,
+            Self::Path { errno, .. } => matches!(
+                errno,
+                Errno::EIO
+                    | Errno::ESTALE
+                    | Errno::ENOTCONN
+                    | Errno::EHOSTDOWN
+                    | Errno::EHOSTUNREACH
+                    | Errno::ETIMEDOUT
+                    | Errno::ENODEV
+                    | Errno::ENXIO
+                    | Errno::ENOMEDIUM
+                    | Errno::EMFILE
+                    | Errno::ENFILE
+                    | Errno::ENOMEM
+                    | Errno::EAGAIN
+                    | Errno::EINTR
+            ),
+            _ => false,
+        }
+    }
+
+    /// The message without the word that begins all of them.
+    pub(super) fn cause(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix("store ").map_or(text.clone(), str::to_owned)
+    }
+
     pub(super) fn path(call: &'static str, path: &Path, error: &io::Error) -> Self {
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         Self::Path { call, path: path.into(), errno }
@@ -144,8 +218,8 @@ impl OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Scheme { url } => write!(f, "no store is called {url:?}: use {SCHEMES}"),
-            Self::Option { url, what } => write!(f, "store {url:?}: {what}"),
+            Self::Scheme { url } => write!(f, "store: {}: use {SCHEMES}", hint(url.reveal())),
+            Self::Option { url, what } => write!(f, "store {url}: {what}"),
             Self::Namespaces(error) => write!(f, "{error}"),
             Self::NoParent { path } => {
                 let parent = path.parent().unwrap_or(path);
@@ -170,21 +244,44 @@ impl fmt::Display for OpenError {
             Self::Busy { path, pid: None } => {
                 write!(f, "store {}: in use by another process: stop it or name another directory", path.display())
             }
-            Self::Unreachable { node, what } => {
-                write!(f, "store {node}: {what}: is it running, and is it what the URL names?")
+            Self::Unreachable { node, what } => write!(f, "store {node}: {what}"),
+            Self::Refused { node, what } => write!(f, "store {node} refuses us: {what}"),
+            Self::Path { call, path, errno } => {
+                write!(f, "store: {call} {}: {}", path.display(), errno.desc())?;
+                advice(*errno).map_or(Ok(()), |advice| write!(f, ": {advice}"))
             }
-            Self::Refused { node } => {
-                write!(
-                    f,
-                    "store {node} refuses us: give user and password in the URL, or the password in password-file=PATH"
-                )
-            }
-            Self::Path { call, path, errno } => write!(f, "{call} {}: {}", path.display(), errno.desc()),
         }
     }
 }
 
 impl std::error::Error for OpenError {}
+
+/// What an operator can do about what a system call said.
+pub(super) fn advice(errno: Errno) -> Option<&'static str> {
+    Some(match errno {
+        Errno::EROFS => {
+            "its file system is mounted read-only: mount it for writing (mount -o remount,rw), or name another directory"
+        }
+        Errno::EACCES | Errno::EPERM => "give the directory to the user that this runs as (chown), or name another",
+        Errno::EMFILE => "this process has no descriptors left: raise its limit (LimitNOFILE= in the unit, ulimit -n)",
+        Errno::ENFILE => "this machine has no descriptors left: raise fs.file-max",
+        Errno::ENOSPC | Errno::EDQUOT => "no room on its file system: make some, or name another",
+        Errno::ENOTCONN | Errno::ESTALE | Errno::EIO | Errno::ENODEV => "is its file system mounted and well?",
+        _ => return None,
+    })
+}
+
+/// What is wrong with a URL whose scheme nobody knows. It is not repeated: it may hold a password.
+fn hint(url: &str) -> &'static str {
+    match url.trim_start().to_ascii_lowercase() {
+        url if url.is_empty() => "no URL is given",
+        url if url.starts_with("redis") => {
+            "the URL begins with redis:// or rediss://, in lower case, and nothing before it"
+        }
+        url if url.starts_with('/') => "a directory is written dir:PATH",
+        _ => "the URL's scheme is none of ours (it is not shown, since it may hold a password)",
+    }
+}
 
 impl From<NamespaceError> for OpenError {
     fn from(error: NamespaceError) -> Self {

@@ -78,3 +78,49 @@ fn chunks_go_through_tls_and_only_to_whom_the_authority_vouches_for() {
     let error = open(&format!("rediss://127.0.0.1?ca={}", file("server.key")));
     assert!(error.to_string().contains("PEM file of authorities"), "{error}");
 }
+
+#[test]
+fn a_client_certificate_is_given_where_it_is_asked_for_and_missed_with_advice_where_not() {
+    let Some(program) = program() else { return };
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    certificates(dir.path(), &["127.0.0.1"]);
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (ca, cert, key_file) = (file("ca.pem"), file("server.pem"), file("server.key"));
+    let tls = ["--port", "0", "--tls-port", "PORT", "--tls-auth-clients", "yes", "--tls-ca-cert-file", &ca];
+    let server = Server::start(program, &[&tls[..], &["--tls-cert-file", &cert, "--tls-key-file", &key_file]].concat());
+    let url = format!("rediss://127.0.0.1:{}?ca={ca}", server.port);
+    let store = store::open::<Vec<u8>>(&format!("{url}&cert={cert}&key={key_file}"), &limits()).expect("taken");
+    put(&*store, 0, &key(1), &[noise(1, 70_000)], b"m").expect("put");
+    let error = store::open::<Vec<u8>>(&url, &limits()).expect_err("without one").to_string();
+    assert!(error.contains("client certificate") && error.contains("cert=PATH&key=PATH"), "{error}");
+    let error = store::open::<Vec<u8>>(&format!("{url}&cert={ca}&key={key_file}"), &limits()).expect_err("another's");
+    assert!(error.to_string().contains("does key= belong to it?"), "{error}");
+}
+
+#[test]
+fn one_self_signed_certificate_for_both_is_taken_or_said_how() {
+    let Some(program) = program() else { return };
+    for (kind, taken) in
+        [(IsCa::ExplicitNoCa, true), (IsCa::NoCa, true), (IsCa::Ca(BasicConstraints::Unconstrained), false)]
+    {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut parameters = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+        parameters.is_ca = kind.clone();
+        let key_pair = KeyPair::generate().expect("a key");
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        fs::write(file("own.pem"), parameters.self_signed(&key_pair).expect("a certificate").pem()).expect("write");
+        fs::write(file("own.key"), key_pair.serialize_pem()).expect("write");
+        let (own, key_file) = (file("own.pem"), file("own.key"));
+        let tls = ["--port", "0", "--tls-port", "PORT", "--tls-auth-clients", "no", "--tls-ca-cert-file", &own];
+        let server =
+            Server::start(program, &[&tls[..], &["--tls-cert-file", &own, "--tls-key-file", &key_file]].concat());
+        let opened = store::open::<Vec<u8>>(&format!("rediss://127.0.0.1:{}?ca={own}", server.port), &limits());
+        match opened {
+            Ok(_) => assert!(taken, "{kind:?}"),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(!taken && error.contains("self-signed") && error.contains("CA:FALSE"), "{kind:?}: {error}");
+            }
+        }
+    }
+}

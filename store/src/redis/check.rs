@@ -12,7 +12,7 @@ use super::fault::Fault;
 use super::line::{Line, LineError, fault_of};
 use super::name::{MANIFEST_FIELD, Name, slot_of};
 use super::resp::Reply;
-use super::{RedisStore, random};
+use super::{RedisStore, advice, random};
 use crate::node::{NodeFacts, Quantiles, Role};
 use crate::{Answer, Ask, Limits, OpenError, Outcome, Readable, Reader, Store, StoreError};
 
@@ -123,15 +123,15 @@ fn servers(store: &RedisStore, report: &mut Report) {
                 format!("{}: INFO is not allowed: version and eviction policy were not looked at", server.address),
                 Some("allow it: ACL SETUSER ... +info"),
             ),
-            Err(LineError::Denied) => report.add(
+            Err(LineError::Refused(refusal)) => report.add(
                 Weight::Bad,
-                format!("{} ({}) refuses user or password", server.address, server.role),
+                format!("{} ({}) refuses us: {refusal}", server.address, server.role),
                 Some("use the same users and passwords on all nodes"),
             ),
             Err(LineError::Lost(error)) => report.add(
                 Weight::Bad,
-                format!("{} ({}) does not answer: {error}", server.address, server.role),
-                Some("is it running, and may this machine reach it?"),
+                format!("{} ({}) does not answer", server.address, server.role),
+                Some(&advice::of_loss(&error, &store.door.options)),
             ),
         }
         report.servers.push(server);
@@ -220,15 +220,16 @@ fn permissions(store: &RedisStore, key: &ChunkKey, report: &mut Report) -> bool 
         &[b"PERSIST", chunk],
         &[b"UNLINK", chunk],
     ];
+    let mut missing = Vec::new();
     let mut refused = |commands: &[&[&[u8]]]| {
         let mut names = String::new();
         for words in commands {
-            let denied = match line.call(words, until) {
-                Ok(reply) => fault_of(&reply) == Some(Fault::Denied),
-                Err(_) => true,
-            };
-            if denied {
-                let _ = write!(names, " +{}", String::from_utf8_lossy(words[0]).to_lowercase());
+            let name = String::from_utf8_lossy(words[0]);
+            let fault = line.call(words, until).map_or(Some(Fault::Permission), |reply| fault_of(&reply));
+            match fault {
+                Some(Fault::Permission | Fault::Login) => drop(write!(names, " +{}", name.to_lowercase())),
+                Some(Fault::Unknown) => missing.push(name.into_owned()),
+                _ => {}
             }
         }
         names
@@ -248,7 +249,11 @@ fn permissions(store: &RedisStore, key: &ChunkKey, report: &mut Report) -> bool 
             report.add(Weight::Advice, "storing is not allowed: this card can only fetch", Some(&fix));
         }
     }
-    no_reads.is_empty() && no_writes.is_empty()
+    for name in &missing {
+        let fix = advice::of_command(Fault::Unknown, name);
+        report.add(Weight::Bad, format!("the server does not know {name}"), Some(&fix));
+    }
+    no_reads.is_empty() && no_writes.is_empty() && missing.is_empty()
 }
 
 fn speed(store: &RedisStore, key: &ChunkKey, report: &mut Report) {
@@ -346,7 +351,7 @@ impl RedisStore {
             loop {
                 let until = Instant::now() + PATIENCE;
                 line.dial(&self.door, node.address, until).map_err(|error| match error {
-                    LineError::Denied => StoreError::Denied { call: "scan" },
+                    LineError::Refused(_) => StoreError::Denied { call: "scan" },
                     LineError::Lost(error) => super::down("scan", &error),
                 })?;
                 let reply = line.call(&[b"SCAN", &cursor, b"MATCH", b"kvlane:{*}", b"COUNT", b"100"], until);

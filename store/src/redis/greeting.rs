@@ -1,7 +1,11 @@
 //! How a connection introduces itself: protocol, user, name, database, and on a replica that it may be read.
 
-use super::fault::Fault;
-use super::options::Options;
+use std::fmt;
+
+use super::Door;
+use super::advice;
+use super::fault::{Fault, Said, said};
+use super::options::Login;
 use super::resp::{Digits, Reply, write_command};
 
 /// Bytes of the longest greeting: user, password and name are bounded by this.
@@ -28,61 +32,74 @@ pub(super) struct Greeting {
 }
 
 /// The server does not take us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    Denied,
-    /// It is starting, or has no more room for clients.
-    Later,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// It passes by itself: the server is starting, or has no more room for clients.
+    pub(super) later: bool,
+    /// What was asked.
+    pub(super) asked: &'static str,
+    pub(super) said: Said,
 }
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}: {}", self.said, self.asked, advice::of_refusal(self))
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 impl Greeting {
     /// `replica`: the connection is for reading from a replica of a cluster.
-    pub(super) fn new(options: &Options, replica: bool) -> Self {
-        Self { step: if options.resp3 { Step::Hello } else { Step::Auth }, replica }
+    pub(super) fn new(door: &Door, replica: bool) -> Self {
+        Self { step: if door.options.resp3 { Step::Hello } else { Step::Auth }, replica }
     }
 
     /// Writes the next question; `None` when all have been asked.
-    pub(super) fn ask(&mut self, options: &Options, out: &mut [u8]) -> Option<usize> {
-        let user = options.user.as_deref().unwrap_or("default").as_bytes();
-        let password = options.password.as_deref().map(str::as_bytes);
-        let name = options.name.as_bytes();
+    pub(super) fn ask(&mut self, door: &Door, out: &mut [u8]) -> Option<usize> {
+        let login = door.login();
+        let Login { user, password } = &*login;
+        let password = password.as_ref().map(|password| password.reveal().as_bytes());
+        let (user, named) = (user.as_deref().unwrap_or("default").as_bytes(), user.is_some());
+        let (name, database) = (door.options.name.as_bytes(), door.options.database);
         let written = match self.step {
             Step::Hello => match password {
                 Some(password) => write_command(out, &[b"HELLO", b"3", b"AUTH", user, password, b"SETNAME", name]),
                 None => write_command(out, &[b"HELLO", b"3", b"SETNAME", name]),
             },
-            Step::Auth => match (password, &options.user) {
-                (None, _) => return self.skip(Step::Name, options, out),
-                (Some(password), Some(_)) => write_command(out, &[b"AUTH", user, password]),
-                (Some(password), None) => write_command(out, &[b"AUTH", password]),
+            Step::Auth => match password {
+                None => return self.skip(Step::Name, door, out),
+                Some(password) if named => write_command(out, &[b"AUTH", user, password]),
+                Some(password) => write_command(out, &[b"AUTH", password]),
             },
             Step::Name => write_command(out, &[b"CLIENT", b"SETNAME", name]),
-            Step::Select if options.database == 0 => return self.skip(Step::ReadOnly, options, out),
-            Step::Select => write_command(out, &[b"SELECT", Digits::default().of(options.database as usize)]),
-            Step::ReadOnly if !self.replica => return self.skip(Step::Done, options, out),
+            Step::Select if database == 0 => return self.skip(Step::ReadOnly, door, out),
+            Step::Select => write_command(out, &[b"SELECT", Digits::default().of(database as usize)]),
+            Step::ReadOnly if !self.replica => return self.skip(Step::Done, door, out),
             Step::ReadOnly => write_command(out, &[b"READONLY"]),
             Step::Done => return None,
         };
         Some(written.expect("the longest greeting fits"))
     }
 
-    fn skip(&mut self, next: Step, options: &Options, out: &mut [u8]) -> Option<usize> {
+    fn skip(&mut self, next: Step, door: &Door, out: &mut [u8]) -> Option<usize> {
         self.step = next;
-        self.ask(options, out)
+        self.ask(door, out)
     }
 
     /// Takes the answer to the last question.
-    pub(super) fn answer(&mut self, reply: &Reply<'_>) -> Result<(), Refusal> {
-        let fault = match reply {
-            Reply::Error(text) => Some(Fault::read(text)),
-            _ => None,
+    pub(super) fn answer(&mut self, door: &Door, reply: &Reply<'_>) -> Result<(), Refusal> {
+        let (fault, text): (_, &[u8]) = match reply {
+            Reply::Error(text) => (Some(Fault::read(text)), text),
+            _ => (None, b""),
         };
         self.step = match (self.step, fault) {
-            (_, Some(Fault::Later)) => return Err(Refusal::Later),
+            (step, Some(Fault::Later)) => return Err(step.refused(true, text, door)),
             // A proxy or a server before Redis 6.
             (Step::Hello, Some(Fault::Unknown)) => Step::Auth,
-            (Step::Hello | Step::Auth | Step::Select, Some(Fault::Denied)) => return Err(Refusal::Denied),
-            (Step::Hello | Step::Auth | Step::Select, Some(_)) => return Err(Refusal::Later),
+            (step @ (Step::Hello | Step::Auth | Step::Select), Some(_)) => {
+                return Err(step.refused(false, text, door));
+            }
             (Step::Hello, None) => Step::Select,
             (Step::Auth, None) => Step::Name,
             // Nobody is refused for a name.
@@ -93,5 +110,18 @@ impl Greeting {
             (Step::Done, _) => unreachable!("nothing was asked"),
         };
         Ok(())
+    }
+}
+
+impl Step {
+    fn refused(self, later: bool, text: &[u8], door: &Door) -> Refusal {
+        let asked = match self {
+            Self::Hello => "HELLO",
+            Self::Auth => "AUTH",
+            Self::Name => "CLIENT SETNAME",
+            Self::Select => "SELECT",
+            Self::ReadOnly | Self::Done => "READONLY",
+        };
+        Refusal { later, asked, said: said(text, &door.login()) }
     }
 }

@@ -53,8 +53,8 @@ impl State {
 #[derive(Debug)]
 pub(super) enum Loss {
     Io(io::Error),
-    /// The server refuses us: to be told to whoever asks.
-    Denied,
+    /// The server does not take us: to be told to whoever asks.
+    Refused(Refusal),
 }
 
 impl From<io::Error> for Loss {
@@ -229,7 +229,7 @@ impl<M: Memory> Lane<M> {
         }
         if let State::Connecting { until } = self.state {
             self.socket.as_ref().expect("connecting").connected()?;
-            let greeting = Greeting::new(&door.options, door.reads_replicas(nodes));
+            let greeting = Greeting::new(door, door.reads_replicas(nodes));
             self.become_state(State::Greeting { greeting, until });
             self.greet(door, nodes)?;
             return Ok(());
@@ -244,7 +244,7 @@ impl<M: Memory> Lane<M> {
                 (Owner::Greeting, State::Greeting { greeting, .. }) => {
                     greeted = true;
                     let Got::Reply(reply) = got else { return };
-                    refused = greeting.answer(&reply).err().or(refused);
+                    refused = greeting.answer(door, &reply).err().or(refused.take());
                 }
                 _ => done(due, got),
             });
@@ -264,8 +264,7 @@ impl<M: Memory> Lane<M> {
             }
         }
         match refused {
-            Some(Refusal::Denied) => return Err(Loss::Denied),
-            Some(Refusal::Later) => return Err(Loss::Io(ErrorKind::ConnectionRefused.into())),
+            Some(refusal) => return Err(Loss::Refused(refusal)),
             None if greeted => self.greet(door, nodes)?,
             None => {}
         }
@@ -276,7 +275,7 @@ impl<M: Memory> Lane<M> {
     fn greet(&mut self, door: &Door, nodes: &Nodes) -> Result<(), Loss> {
         let State::Greeting { greeting, .. } = &mut self.state else { unreachable!("the caller looked") };
         let mut question = [0; GREETING_BYTES];
-        match greeting.ask(&door.options, &mut question) {
+        match greeting.ask(door, &mut question) {
             Some(bytes) => {
                 self.out[self.out_end..self.out_end + bytes].copy_from_slice(&question[..bytes]);
                 self.out_end += bytes;

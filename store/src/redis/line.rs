@@ -17,8 +17,8 @@ use super::{Door, fault::Fault};
 /// Why a call gave no reply.
 #[derive(Debug)]
 pub(super) enum LineError {
-    /// The server refuses us.
-    Denied,
+    /// The server does not take us.
+    Refused(Refusal),
     /// The connection could not be made, or is lost; the next call makes a new one.
     Lost(io::Error),
 }
@@ -78,15 +78,12 @@ impl Line {
         let socket = self.socket.insert(door.connect(address)?);
         wait(socket, PollFlags::POLLOUT, until)?;
         socket.connected()?;
-        let mut greeting = Greeting::new(&door.options, false);
+        let mut greeting = Greeting::new(door, false);
         let mut question = [0; GREETING_BYTES];
-        while let Some(bytes) = greeting.ask(&door.options, &mut question) {
+        while let Some(bytes) = greeting.ask(door, &mut question) {
             self.send(&question[..bytes], until)?;
             let reply = self.read(until)?;
-            greeting.answer(&reply).map_err(|refusal| match refusal {
-                Refusal::Denied => LineError::Denied,
-                Refusal::Later => LineError::Lost(ErrorKind::ConnectionRefused.into()),
-            })?;
+            greeting.answer(door, &reply).map_err(LineError::Refused)?;
         }
         Ok(())
     }

@@ -3,14 +3,23 @@
 //! A place in the table is a node for good; its address never changes, so a reader may keep the place. What changes is
 //! the map of slots, by redirects and by the surveyor, and each node's state.
 //!
-//! Error budget: a node that failed three times in ten seconds is `Open` for one second, and for twice as long each time
-//! that it fails again as the first thing after that, up to thirty. While it is open, requests to it fail at once.
+//! Error budget: a node that failed three times in ten seconds, or that refused us once, is `Open` for one second, and for
+//! twice as long each time that it fails again as the first thing after that, up to thirty. While it is open, requests to
+//! it fail at once.
+//!
+//! Trouble is what keeps the store from serving at all: no server has answered since the start, or one refuses us.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
+use crate::StoreError;
 use crate::node::{Histogram, NodeFacts, NodeState, Role};
 
 /// Slots of a cluster. Without one, all are of the one node.
@@ -25,6 +34,9 @@ const FAILURES_APART: Duration = Duration::from_millis(50);
 const OPEN_LEAST: Duration = Duration::from_secs(1);
 const OPEN_MOST: Duration = Duration::from_secs(30);
 
+/// What keeps the store from serving, in words.
+type Trouble = heapless::String<320>;
+
 /// One server.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -34,6 +46,8 @@ pub(super) struct Node {
     role: AtomicU32,
     /// Milliseconds of the table's clock until which it is open; 0: closed.
     open_until_ms: AtomicU64,
+    /// It is open because it refuses us.
+    refuses: AtomicBool,
     budget: Mutex<Budget>,
     pub(super) connections: AtomicU64,
     pub(super) in_flight: AtomicU64,
@@ -67,11 +81,27 @@ pub(super) struct Nodes {
     masters: Box<[AtomicU16]>,
     /// By slot: its replicas' places.
     replicas: Box<[[AtomicU16; REPLICAS]]>,
+    /// They are a cluster's.
+    cluster: AtomicBool,
+    /// A server has answered since the start.
+    found: AtomicBool,
+    trouble: Mutex<Trouble>,
 }
 
 impl Nodes {
+    /// Of what has been found: a cluster, or one server.
     pub(super) fn new(nodes_max: usize, cluster: bool) -> Self {
-        let slots = if cluster { SLOTS } else { 1 };
+        let nodes = Self::with_slots(nodes_max, if cluster { SLOTS } else { 1 });
+        nodes.is_there(cluster);
+        nodes
+    }
+
+    /// Of what is not there yet: it may be either.
+    pub(super) fn unknown(nodes_max: usize) -> Self {
+        Self::with_slots(nodes_max, SLOTS)
+    }
+
+    fn with_slots(nodes_max: usize, slots: usize) -> Self {
         Self {
             started: Instant::now(),
             places: (0..nodes_max).map(|_| OnceLock::new()).collect(),
@@ -79,11 +109,48 @@ impl Nodes {
             adding: Mutex::new(()),
             masters: (0..slots).map(|_| NOBODY.into()).collect(),
             replicas: (0..slots).map(|_| std::array::from_fn(|_| NOBODY.into())).collect(),
+            cluster: false.into(),
+            found: false.into(),
+            trouble: Mutex::default(),
         }
     }
 
+    /// A server has answered, and every node that it knows is entered.
+    pub(super) fn is_there(&self, cluster: bool) {
+        self.cluster.store(cluster, Relaxed);
+        // Pairs with the Acquire in `is_found`: who sees it sees whether it is a cluster, and the map.
+        self.found.store(true, Release);
+    }
+
+    /// Whether a server has answered since the start. Until then every chunk is a miss.
+    pub(super) fn is_found(&self) -> bool {
+        self.found.load(Acquire)
+    }
+
     pub(super) fn is_cluster(&self) -> bool {
-        self.masters.len() == SLOTS
+        self.is_found() && self.cluster.load(Relaxed)
+    }
+
+    /// Notes what keeps the store from serving. `true`: that is news.
+    pub(super) fn set_trouble(&self, text: &dyn std::fmt::Display) -> bool {
+        let mut next = Trouble::new();
+        // What is too long is cut.
+        let _ = std::fmt::write(&mut Cut(&mut next), format_args!("{text}"));
+        let mut trouble = self.trouble.lock().expect(crate::POISONED);
+        std::mem::replace(&mut *trouble, next.clone()) != next
+    }
+
+    /// Nothing keeps it any more. `true`: something did.
+    pub(super) fn clear_trouble(&self) -> bool {
+        !std::mem::take(&mut *self.trouble.lock().expect(crate::POISONED)).is_empty()
+    }
+
+    /// Shows what keeps the store from serving, if anything does.
+    pub(super) fn trouble(&self, show: &mut dyn FnMut(&str)) {
+        let trouble = self.trouble.lock().expect(crate::POISONED);
+        if !trouble.is_empty() {
+            show(&trouble);
+        }
     }
 
     pub(super) fn places(&self) -> usize {
@@ -156,6 +223,36 @@ impl Nodes {
         self.now_ms() >= self.at(place).open_until_ms.load(Relaxed)
     }
 
+    /// Why requests to a node that is open fail.
+    pub(super) fn error_of(&self, place: u16) -> StoreError {
+        match self.at(place).refuses.load(Relaxed) {
+            true => StoreError::Denied { call: "connect" },
+            false => StoreError::Down { call: "connect", errno: Errno::ECONNREFUSED },
+        }
+    }
+
+    /// A node that is open and should be tried, to see whether it answers again; each goes once in its time.
+    pub(super) fn on_probation(&self) -> Option<u16> {
+        let wants = |(place, node): (u16, &Node)| node.open_until_ms.load(Relaxed) != 0 && self.admits(place);
+        self.iter().find(|(place, node)| wants((*place, node))).map(|(place, _)| place)
+    }
+
+    /// Whether any node is open.
+    pub(super) fn any_open(&self) -> bool {
+        self.iter().any(|(_, node)| node.open_until_ms.load(Relaxed) != 0)
+    }
+
+    /// All that are open may be tried now: we come as somebody else.
+    pub(super) fn try_all(&self) {
+        for (_, node) in self.iter() {
+            let mut budget = node.budget.lock().expect(crate::POISONED);
+            budget.open = Duration::ZERO;
+            if node.open_until_ms.load(Relaxed) != 0 {
+                node.open_until_ms.store(self.now_ms(), Relaxed);
+            }
+        }
+    }
+
     /// A node answered.
     pub(super) fn succeeded(&self, place: u16) {
         let node = self.at(place);
@@ -163,13 +260,16 @@ impl Nodes {
             let mut budget = node.budget.lock().expect(crate::POISONED);
             budget.failures.clear();
             budget.open = Duration::ZERO;
-            node.open_until_ms.store(0, Relaxed);
-            log::info!("store: node {} answers again", node.name);
+            if node.open_until_ms.swap(0, Relaxed) != 0 {
+                node.refuses.store(false, Relaxed);
+                self.clear_trouble();
+                log::info!("store: node {} answers again", node.name);
+            }
         }
     }
 
     /// A connection to a node failed or was given up. `true` if requests stop going there.
-    pub(super) fn failed(&self, place: u16, why: &std::io::Error) -> bool {
+    pub(super) fn failed(&self, place: u16, why: &dyn std::fmt::Display) -> bool {
         let node = self.at(place);
         node.errors.fetch_add(1, Relaxed);
         let now = Instant::now();
@@ -186,11 +286,31 @@ impl Nodes {
         let all = budget.failures.is_full() && budget.failures.front().is_some_and(|at| now - *at <= FAILURES_WITHIN);
         let open = probation && self.admits(place) || !probation && all;
         if open {
-            budget.open = (budget.open * 2).clamp(OPEN_LEAST, OPEN_MOST);
-            node.open_until_ms.store(self.now_ms() + budget.open.as_millis() as u64, Relaxed);
+            self.open(node, &mut budget);
             log::warn!("store: node {} fails ({why}): not asked for {} s", node.name, budget.open.as_secs());
         }
         open
+    }
+
+    /// A node refuses us, which no second question changes. Said once, until it answers or says something else.
+    pub(super) fn refused(&self, place: u16, why: &dyn std::fmt::Display) {
+        let node = self.at(place);
+        node.errors.fetch_add(1, Relaxed);
+        node.refuses.store(true, Relaxed);
+        {
+            let mut budget = node.budget.lock().expect(crate::POISONED);
+            if node.open_until_ms.load(Relaxed) == 0 || self.admits(place) {
+                self.open(node, &mut budget);
+            }
+        }
+        if self.set_trouble(&format_args!("{} refuses us: {why}", node.name)) {
+            log::error!("store: {} refuses us: {why}; it is tried again", node.name);
+        }
+    }
+
+    fn open(&self, node: &Node, budget: &mut Budget) {
+        budget.open = (budget.open * 2).clamp(OPEN_LEAST, OPEN_MOST);
+        node.open_until_ms.store(self.now_ms() + budget.open.as_millis() as u64, Relaxed);
     }
 
     fn now_ms(&self) -> u64 {
@@ -235,6 +355,7 @@ impl Node {
             name: address.to_string(),
             role: (Role::Unused as u32).into(),
             open_until_ms: 0.into(),
+            refuses: false.into(),
             budget: Mutex::default(),
             connections: 0.into(),
             in_flight: 0.into(),
@@ -247,6 +368,15 @@ impl Node {
             redirects: 0.into(),
             latency: Histogram::default(),
         }
+    }
+}
+
+/// Takes what fits.
+struct Cut<'a>(&'a mut Trouble);
+
+impl std::fmt::Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        text.chars().try_for_each(|c| self.0.push(c).map_err(|_| std::fmt::Error))
     }
 }
 
@@ -284,5 +414,21 @@ mod tests {
         assert_eq!((nodes.len(), nodes.master(0)), (1, None));
         nodes.serve(0..=16383, place, &[]);
         assert_eq!((nodes.master(12_000), nodes.unserved()), (Some(place), 0));
+    }
+
+    #[test]
+    fn one_refusal_opens_a_node_and_is_said_until_it_answers() {
+        let (nodes, place) = one();
+        nodes.refused(place, &"NOAUTH");
+        assert!(!nodes.admits(place) && matches!(nodes.error_of(place), StoreError::Denied { .. }));
+        let mut said = String::new();
+        nodes.trouble(&mut |text| said = text.to_owned());
+        assert_eq!(said, "127.0.0.1:6379 refuses us: NOAUTH");
+        assert_eq!(nodes.on_probation(), None);
+        nodes.try_all();
+        assert!(nodes.admits(place) && nodes.on_probation() == Some(place));
+        nodes.succeeded(place);
+        nodes.trouble(&mut |text| panic!("{text}"));
+        assert!(matches!(nodes.error_of(place), StoreError::Down { .. }) && !nodes.any_open());
     }
 }

@@ -5,11 +5,12 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::secret::Secret;
 use crate::url::{OpenError, bytes};
 
 /// What an unknown option is answered with.
 const OPTIONS: &str = "options are connections, window, ttl-s, read, protocol, nodes, name, password-file, connect-ms, \
-    stall-ms, put-ms, keepalive-s, user-timeout-ms, rcvbuf, sndbuf, seed; with rediss:// also ca and server-name";
+    stall-ms, put-ms, keepalive-s, user-timeout-ms, rcvbuf, sndbuf, seed; with rediss:// also ca, cert, key and server-name";
 const PORT: u16 = 6379;
 /// Connections for blocks from one reader to one node.
 pub(super) const CONNECTIONS_MAX: usize = 16;
@@ -25,12 +26,22 @@ pub(super) enum ReadFrom {
 }
 
 /// TLS, and whom to believe.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tls {
     /// PEM file of authorities; without it the system's.
     pub(super) ca: Option<PathBuf>,
     /// The name that certificates must carry; without it the host's.
     pub(super) server_name: Option<String>,
+    /// PEM files of our own certificate and its key, for servers that ask for one. Both or none.
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+/// Who we are to the servers. All of the URL that may change while the store is open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Login {
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret>,
 }
 
 /// What the URL says, with defaults for what it does not.
@@ -38,8 +49,7 @@ pub(super) struct Tls {
 pub(super) struct Options {
     /// At least one.
     pub(super) hosts: Vec<(String, u16)>,
-    pub(super) user: Option<String>,
-    pub(super) password: Option<String>,
+    pub(super) login: Login,
     pub(super) database: u32,
     pub(super) tls: Option<Tls>,
     /// Connections for blocks, from each reader to each node.
@@ -77,30 +87,39 @@ impl fmt::Debug for Options {
 }
 
 impl Options {
+    /// `Err`: what is wrong and where; nothing of what stands there, which may be a part of a password.
     pub(super) fn parse(url: &str) -> Result<Self, OpenError> {
-        let bad = |what: String| OpenError::Option { url: redact(url), what };
+        let bad = |what: String| OpenError::Option { url: url.into(), what };
         let (scheme, rest) = url.split_once("://").ok_or(bad("write redis://HOST".into()))?;
-        let tls = (scheme == "rediss").then_some(Tls { ca: None, server_name: None });
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let tls = (scheme == "rediss").then(Tls::default);
         // An at sign in a password may be written as it is: the last one counts.
         let (login, rest) = rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
+        if login.is_some_and(|login| login.contains('?')) {
+            let what =
+                "a ? stands before the last @: in a user or password write %3F for it, in an option %40 for the @";
+            return Err(bad(what.into()));
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (hosts, database) = rest.split_once('/').unwrap_or((rest, ""));
         let database = match database {
             "" => 0,
-            digits => digits.parse().map_err(|_| bad(format!("database {digits:?} is not a number")))?,
+            digits => digits.parse().map_err(|_| bad("the database behind the / is not a number".into()))?,
         };
-        let hosts: Result<Vec<_>, _> = hosts.split(',').map(|host| host_of(host).map_err(bad)).collect();
+        let hosts: Result<Vec<_>, _> =
+            hosts.split(',').enumerate().map(|(index, host)| host_of(index + 1, host).map_err(bad)).collect();
         let (user, password) = match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
             None => (None, None),
             Some((user, password)) => {
-                let [user, password] = [user, password].map(|text| decode(text).filter(|text| !text.is_empty()));
-                (user, password)
+                let text = |text| decode(text).ok_or(bad("user or password is not UTF-8 when % is undone".into()));
+                (
+                    Some(text(user)?).filter(|user| !user.is_empty()),
+                    Some(text(password)?).filter(|text| !text.is_empty()),
+                )
             }
         };
         let mut options = Self {
             hosts: hosts?,
-            user,
-            password,
+            login: Login { user, password: password.map(Secret::new) },
             database,
             tls,
             connections: 2,
@@ -124,7 +143,10 @@ impl Options {
         {
             options.set(name, value).map_err(bad)?;
         }
-        if options.user.is_some() && options.password.is_none() {
+        if options.tls.as_ref().is_some_and(|tls| tls.cert.is_some() != tls.key.is_some()) {
+            return Err(bad("cert=PATH and key=PATH go together: our certificate and its key".into()));
+        }
+        if options.login.user.is_some() && options.login.password.is_none() {
             return Err(bad(
                 "a user without a password: write user:password@, or :password@ for the default user".into()
             ));
@@ -159,10 +181,10 @@ impl Options {
                 }
             }
             ("password-file", _) => {
-                let path = text()?;
+                // Not repeated, in case it is the password itself.
                 let password =
-                    std::fs::read_to_string(&path).map_err(|error| format!("password-file {path}: {error}"))?;
-                self.password = Some(password.trim_end_matches(['\r', '\n']).to_owned());
+                    std::fs::read_to_string(text()?).map_err(|error| format!("password-file=PATH: {error}"))?;
+                self.login.password = Some(Secret::new(password.trim_end_matches(['\r', '\n']).to_owned()));
             }
             ("connect-ms", _) => self.connect = millis()?,
             ("stall-ms", _) => self.stall = millis()?,
@@ -173,8 +195,10 @@ impl Options {
             ("sndbuf", _) => self.sndbuf = Some(size(4 << 10, 1 << 30)?),
             ("seed", _) => self.seed = Some(number(0, u64::MAX)?),
             ("ca", Some(tls)) => tls.ca = Some(text()?.into()),
+            ("cert", Some(tls)) => tls.cert = Some(text()?.into()),
+            ("key", Some(tls)) => tls.key = Some(text()?.into()),
             ("server-name", Some(tls)) => tls.server_name = Some(text()?),
-            ("ca" | "server-name", None) => return Err(format!("{name} is for rediss:// only")),
+            ("ca" | "cert" | "key" | "server-name", None) => return Err(format!("{name} is for rediss:// only")),
             _ => return Err(OPTIONS.into()),
         }
         Ok(())
@@ -189,35 +213,36 @@ impl Options {
     }
 }
 
-fn host_of(text: &str) -> Result<(String, u16), String> {
+/// `HOST[:PORT]`, the `number`th of them. Letters, digits and what else names and addresses have: a piece of a password
+/// that ended up here is not taken for a host easily.
+fn host_of(number: usize, text: &str) -> Result<(String, u16), String> {
     let (host, port) = match text.rsplit_once(':') {
         // The colons of an IPv6 address stand in brackets.
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| format!("port {port:?}"))?),
+        Some((host, port)) if !port.ends_with(']') => {
+            (host, port.parse().map_err(|_| format!("the port of host {number} is not a number from 0 to 65535"))?)
+        }
         _ => (text, PORT),
     };
     let bracketed = host.starts_with('[') && host.ends_with(']');
-    if host.is_empty() || host.contains(':') && !bracketed {
-        return Err(format!("{text:?} is not HOST or HOST:PORT; an IPv6 address stands in brackets"));
+    let known = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c) || bracketed && ":[]%".contains(c);
+    if host.is_empty() || !host.chars().all(known) {
+        return Err(format!("host {number} is not HOST or HOST:PORT; an IPv6 address stands in brackets"));
     }
     Ok((host.to_owned(), port))
 }
 
-/// Undoes percent encoding; `None` where it is not UTF-8.
+/// Undoes percent encoding: `%` and two hexadecimal digits, anything else stands for itself. `None` where it is not UTF-8.
 fn decode(text: &str) -> Option<String> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
-        let hex = || u8::from_str_radix(std::str::from_utf8(tail.get(..2)?).ok()?, 16).ok();
-        match (*first == b'%').then(hex).flatten() {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        let pair = match tail {
+            [high, low, ..] if *first == b'%' => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        bytes.push(pair.map_or(*first, |(high, low)| high << 4 | low));
+        rest = if pair.is_some() { &tail[2..] } else { tail };
     }
     String::from_utf8(bytes).ok()
 }
@@ -226,17 +251,6 @@ fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).take(64).collect();
     if name.is_empty() { "unnamed".into() } else { name }
-}
-
-/// A URL that can be shown: without its password.
-pub(crate) fn redact(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
-    let rest = match rest.rsplit_once('@') {
-        Some((login, hosts)) => format!("{}:***@{hosts}", login.split(':').next().unwrap_or_default()),
-        None => rest.to_owned(),
-    };
-    query.map_or(format!("{scheme}://{rest}"), |query| format!("{scheme}://{rest}?{query}"))
 }
 
 #[cfg(test)]
@@ -249,13 +263,13 @@ mod tests {
         let options = Options::parse(url).unwrap();
         let hosts = [("a", 6379), ("b", 7000), ("[::1]", 7001)].map(|(host, port)| (host.to_owned(), port));
         assert_eq!(options.hosts, hosts);
-        assert_eq!((options.user.as_deref(), options.password.as_deref()), (Some("kv"), Some("p@ss:w@rd")));
+        let password = options.login.password.as_ref().map(Secret::reveal);
+        assert_eq!((options.login.user.as_deref(), password), (Some("kv"), Some("p@ss:w@rd")));
         assert_eq!((options.database, options.connections, options.window), (3, 4, 1 << 20));
         assert_eq!((options.ttl, options.read, options.resp3), (Some(Duration::from_secs(60)), ReadFrom::Any, false));
         assert_eq!(options.tls.unwrap().ca, Some("/x.pem".into()));
-        assert!(!redact(url).contains("w@rd") && redact(url).contains("kv:***@a,b"), "{}", redact(url));
         let plain = Options::parse("redis://:secret@localhost").unwrap();
-        assert_eq!((plain.user, plain.password.as_deref()), (None, Some("secret")));
+        assert_eq!(plain.login, Login { user: None, password: Some(Secret::new("secret".into())) });
     }
 
     #[test]
@@ -270,11 +284,24 @@ mod tests {
             ("redis://a?window=1", "window is not a size"),
             ("redis://a?connections=0", "from 1 to 16"),
             ("redis://a?ca=/x", "rediss:// only"),
+            ("rediss://a?cert=/x", "go together"),
+            ("redis://u:topsecret?x@a", "write %3F"),
+            ("redis://:%ff@a", "not UTF-8"),
             ("redis://a?password-file=/nonexistent", "password-file"),
             ("redis://u:topsecret@a?read=none", "master, any"),
         ] {
             let error = Options::parse(url).unwrap_err().to_string();
             assert!(error.contains(what) && !error.contains("topsecret"), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn only_two_hexadecimal_digits_are_an_escape() {
+        for (text, right) in
+            [("50%+1off", "50%+1off"), ("100%", "100%"), ("%4", "%4"), ("%zz", "%zz"), ("%40%2f", "@/")]
+        {
+            assert_eq!(decode(text).as_deref(), Some(right), "{text}");
+        }
+        assert_eq!(decode("%ff"), None);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   put_block    HSET kvlane:{K}:put:N 17 BYTES | PEXPIRE kvlane:{K}:put:N       what is left behind goes away by itself
 //!   commit_put   HSET ... m MANIFEST | HLEN ...     as many fields as were put? an eviction in between would show here
+//!                PERSIST of a name that nobody has  may we? a RENAME cannot be taken back
 //!                RENAME ... kvlane:{K} | PERSIST or PEXPIRE kvlane:{K}
 //! ```
 //!
@@ -21,18 +22,22 @@ use std::time::{Duration, Instant};
 use block::ChunkKey;
 use nix::errno::Errno;
 
-use super::fault::Fault;
+use super::fault::{Fault, Said, said};
+use super::greeting::Refusal;
 use super::inflow::SCRATCH_BYTES;
-use super::line::{Line, LineError, fault_of};
+use super::line::{Line, LineError};
 use super::name::{MANIFEST_FIELD, Name, slot_of};
+use super::options::Login;
 use super::resp::{Digits, Reply};
-use super::{RedisStore, down, random};
+use super::{RedisStore, advice, down, random};
 use crate::{Limits, POISONED, STORE_TRIES, StoreError};
 
 /// What an unfinished put outlives its last block by.
 const LEFTOVER_MS: usize = 120_000;
 /// An aborted put is removed at once if that takes no longer than this.
 const ABORT_MOST: Duration = Duration::from_secs(1);
+/// Redirects in one exchange that are followed at once.
+const HOPS_MAX: usize = 8;
 /// Pause before a question that the server cannot answer yet.
 const LATER: Duration = Duration::from_millis(20);
 
@@ -98,17 +103,35 @@ impl Puts {
 }
 
 /// What one exchange of commands and replies came to.
-type Exchange<T> = Result<Result<T, Fault>, LineError>;
+type Exchange<T> = Result<Result<T, Refused>, LineError>;
+
+/// A command was answered with an error.
+#[derive(Debug)]
+struct Refused {
+    command: &'static str,
+    fault: Fault,
+    said: Said,
+}
+
+impl Refused {
+    /// `None`: the reply is no error.
+    fn of(command: &'static str, reply: &Reply<'_>, login: &Login) -> Option<Self> {
+        match reply {
+            Reply::Error(text) => Some(Self { command, fault: Fault::read(text), said: said(text, login) }),
+            _ => None,
+        }
+    }
+}
 
 impl RedisStore {
     pub(super) fn has_chunk(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
         let name = Name::of(key);
         self.exchange("has", key, until, 0, &mut |line, until, _| {
             let reply = line.call(&[b"HEXISTS", name.bytes(), MANIFEST_FIELD], until)?;
-            Ok(match fault_of(&reply) {
+            Ok(match Refused::of("HEXISTS", &reply, &self.door.login()) {
                 // Of another type: a put replaces it.
-                Some(Fault::WrongType) => Ok(false),
-                Some(fault) => Err(fault),
+                Some(Refused { fault: Fault::WrongType, .. }) => Ok(false),
+                Some(refused) => Err(refused),
                 None => Ok(reply == Reply::Number(1)),
             })
         })
@@ -140,7 +163,7 @@ impl RedisStore {
             let mut digits = Digits::default();
             line.write_with(&[b"HSET", name.bytes(), digits.of(index)], bytes, until)?;
             line.write(&[b"PEXPIRE", name.bytes(), Digits::default().of(LEFTOVER_MS)], until)?;
-            both(line, until)
+            self.replies(line, until, ["HSET", "PEXPIRE"])
         });
         match result {
             Ok(_) => drop(self.counters.bytes_put.fetch_add(bytes.len() as u64, Relaxed)),
@@ -168,7 +191,7 @@ impl RedisStore {
                 self.counters.puts.fetch_add(1, Relaxed);
                 self.counters.read_only.store(false, Relaxed);
             }
-            Err(_) => self.discard_put(&key, &name),
+            Err(_) => self.discard_put(&key, &name, until),
         }
         result
     }
@@ -184,8 +207,14 @@ impl RedisStore {
     ) -> Result<(), StoreError> {
         let fields = self.exchange("commit_put", key, until, bytes, &mut |line, until, _| {
             line.write_with(&[b"HSET", name.bytes(), MANIFEST_FIELD], manifest, until)?;
+            if self.door.options.ttl.is_some() {
+                line.write(&[b"HLEN", name.bytes()], until)?;
+                return self.replies(line, until, ["HSET", "HLEN"]);
+            }
+            // A chunk that cannot be kept is not to be seen: whether we may PERSIST shows on a name that nobody has.
+            line.write(&[b"PERSIST", Name::of_put(key, u64::MAX).bytes()], until)?;
             line.write(&[b"HLEN", name.bytes()], until)?;
-            both(line, until)
+            self.replies(line, until, ["HSET", "PERSIST", "HLEN"])
         })?;
         if fields != blocks as i64 + 1 {
             // The server evicted the first part of the put while the rest came.
@@ -201,10 +230,11 @@ impl RedisStore {
                 }
                 None => line.write(&[b"PERSIST", chunk.bytes()], until)?,
             }
-            Ok(match both(line, until)? {
+            let second = if self.door.options.ttl.is_some() { "PEXPIRE" } else { "PERSIST" };
+            Ok(match self.replies(line, until, ["RENAME", second])? {
                 // The RENAME before this one may have come through though its answer did not.
-                Err(Fault::NoSuchKey) if repeated => Ok(false),
-                Err(fault) => Err(fault),
+                Err(Refused { fault: Fault::NoSuchKey, .. }) if repeated => Ok(false),
+                Err(refused) => Err(refused),
                 Ok(_) => Ok(true),
             })
         });
@@ -220,17 +250,29 @@ impl RedisStore {
 
     pub(super) fn give_up(&self, seat: usize) {
         let put = self.puts.seat(seat).put.take();
-        let (key, name, _) = put.unwrap_or_else(|| panic!("abort_put: seat {seat} is empty"));
-        self.discard_put(&key, &name);
+        let (key, name, until) = put.unwrap_or_else(|| panic!("abort_put: seat {seat} is empty"));
+        self.discard_put(&key, &name, until);
     }
 
-    fn discard_put(&self, key: &ChunkKey, name: &Name) {
+    /// If this fails, or the put has no time left, what was put expires.
+    fn discard_put(&self, key: &ChunkKey, name: &Name, until: Instant) {
         self.counters.puts_failed.fetch_add(1, Relaxed);
-        // If this fails, it expires.
-        let _ = self.exchange("abort_put", key, Instant::now() + ABORT_MOST, 0, &mut |line, until, _| {
+        let until = until.min(Instant::now() + ABORT_MOST);
+        let _ = self.exchange("abort_put", key, until, 0, &mut |line, until, _| {
             let reply = line.call(&[b"UNLINK", name.bytes()], until)?;
-            Ok(fault_of(&reply).map_or(Ok(()), Err))
+            Ok(Refused::of("UNLINK", &reply, &self.door.login()).map_or(Ok(()), Err))
         });
+    }
+
+    /// Reads the replies of these commands; the number in the last, or the first that is an error.
+    fn replies<const N: usize>(&self, line: &mut Line, until: Instant, of: [&'static str; N]) -> Exchange<i64> {
+        let (mut first, mut number) = (None, 0);
+        for command in of {
+            let reply = line.read(until)?;
+            first = first.or_else(|| Refused::of(command, &reply, &self.door.login()));
+            number = if let Reply::Number(number) = reply { number } else { 0 };
+        }
+        Ok(first.map_or(Ok(number), Err))
     }
 
     /// Speaks with the node that has a key's slot, following redirects, until an answer, `until`, or the third lost
@@ -244,7 +286,10 @@ impl RedisStore {
         talk: &mut dyn FnMut(&mut Line, Instant, bool) -> Exchange<T>,
     ) -> Result<T, StoreError> {
         let slot = slot_of(key);
-        let (mut lost, mut repeated, mut aside) = (0, false, None);
+        let (mut lost, mut hops, mut repeated, mut aside) = (0, 0, false, None);
+        if !self.nodes.is_found() {
+            return Err(StoreError::Down { call, errno: Errno::ECONNREFUSED });
+        }
         loop {
             let now = Instant::now();
             if now >= until {
@@ -256,7 +301,7 @@ impl RedisStore {
             };
             if !self.nodes.admits(node) {
                 self.surveyor.ask();
-                return Err(StoreError::Down { call, errno: Errno::ECONNREFUSED });
+                return Err(self.nodes.error_of(node));
             }
             let until_call = until.min(now + self.door.options.put);
             let payload = if call == "put_block" { bytes } else { 0 };
@@ -264,34 +309,46 @@ impl RedisStore {
             repeated = true;
             match outcome {
                 Ok(Ok(value)) => return Ok(value),
-                Ok(Err(Fault::Moved { slot, to })) => {
+                Ok(Err(Refused { fault: Fault::Moved { slot, to }, .. })) => {
                     aside = None;
+                    hops += 1;
                     match self.place_of(node, to) {
-                        Some(target) => self.nodes.moved(slot.into(), target),
-                        None => self.pause(until),
+                        Some(target) if hops <= HOPS_MAX => self.nodes.moved(slot.into(), target),
+                        _ => self.pause(until),
                     }
                     self.surveyor.ask();
                 }
-                Ok(Err(Fault::Ask { to })) => {
-                    aside = self.place_of(node, to);
+                Ok(Err(Refused { fault: Fault::Ask { to }, .. })) => {
+                    hops += 1;
+                    aside = self.place_of(node, to).filter(|_| hops <= HOPS_MAX);
                     if aside.is_none() {
                         self.pause(until);
                     }
                 }
-                Ok(Err(Fault::Later | Fault::Replica)) => {
+                Ok(Err(Refused { fault: Fault::Later | Fault::Replica, .. })) => {
                     aside = None;
                     self.pause(until);
                 }
-                Ok(Err(fault)) => return Err(self.refused(node, call, fault, bytes)),
-                Err(LineError::Denied) => {
-                    self.denied(node);
+                Ok(Err(refused)) => return Err(self.refused(node, call, &refused, bytes)),
+                Err(LineError::Refused(refusal)) if !refusal.later => {
+                    self.nodes.refused(node, &refusal);
+                    self.surveyor.ask();
                     return Err(StoreError::Denied { call });
+                }
+                Err(LineError::Refused(refusal)) => {
+                    lost += 1;
+                    self.nodes.failed(node, &refusal);
+                    self.surveyor.ask();
+                    if lost >= STORE_TRIES {
+                        return Err(StoreError::Down { call, errno: Errno::ECONNREFUSED });
+                    }
+                    self.pause(until);
                 }
                 Err(LineError::Lost(error)) => {
                     lost += 1;
                     let late = error.kind() == ErrorKind::TimedOut && Instant::now() >= until;
                     self.counters.io_errors.fetch_add(1, Relaxed);
-                    self.nodes.failed(node, &error);
+                    self.nodes.failed(node, &advice::Lost(&error, &self.door.options));
                     self.surveyor.ask();
                     if late {
                         return Err(StoreError::Late { call });
@@ -320,13 +377,16 @@ impl RedisStore {
         facts.in_flight.fetch_add(1, Relaxed);
         let outcome = (|| {
             line.dial(&self.door, facts.address, until)?;
-            if asking && let Some(fault) = fault_of(&line.call(&[b"ASKING"], until)?) {
-                return Ok(Err(fault));
+            if asking && let Some(refused) = Refused::of("ASKING", &line.call(&[b"ASKING"], until)?, &self.door.login())
+            {
+                return Ok(Err(refused));
             }
             talk(&mut line, until, repeated)
         })();
         facts.in_flight.fetch_sub(1, Relaxed);
         match &outcome {
+            // The connection is not logged in any more: the next call makes a new one.
+            Ok(Err(Refused { fault: Fault::Login, .. })) => line.hang_up(),
             Ok(_) => {
                 facts.requests.fetch_add(1, Relaxed);
                 facts.bytes_put.fetch_add(payload, Relaxed);
@@ -339,15 +399,25 @@ impl RedisStore {
         outcome
     }
 
-    fn refused(&self, node: u16, call: &'static str, fault: Fault, bytes: u64) -> StoreError {
+    fn refused(&self, node: u16, call: &'static str, refused: &Refused, bytes: u64) -> StoreError {
         self.nodes.at(node).errors.fetch_add(1, Relaxed);
+        let Refused { command, fault, said } = refused;
         match fault {
             Fault::Full => StoreError::Full { bytes },
-            Fault::Denied if call == "has" => {
-                self.denied(node);
+            Fault::Login => {
+                let refusal = Refusal { later: false, asked: command, said: said.clone() };
+                self.nodes.refused(node, &refusal);
                 StoreError::Denied { call }
             }
-            Fault::ReadOnly | Fault::Denied => {
+            Fault::Permission | Fault::Unknown => {
+                self.complain(node, command, *fault, said);
+                if call == "has" {
+                    return StoreError::Denied { call };
+                }
+                self.counters.read_only.store(true, Relaxed);
+                StoreError::ReadOnly
+            }
+            Fault::ReadOnly => {
                 self.counters.read_only.store(true, Relaxed);
                 StoreError::ReadOnly
             }
@@ -360,13 +430,4 @@ impl RedisStore {
         self.surveyor.ask();
         std::thread::sleep(LATER.min(until.saturating_duration_since(Instant::now())));
     }
-}
-
-/// Reads two replies; the number in the second, or the first fault.
-fn both(line: &mut Line, until: Instant) -> Exchange<i64> {
-    let first = fault_of(&line.read(until)?);
-    let reply = line.read(until)?;
-    let second = fault_of(&reply);
-    let number = if let Reply::Number(number) = reply { number } else { 0 };
-    Ok(first.or(second).map_or(Ok(number), Err))
 }

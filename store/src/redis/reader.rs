@@ -26,13 +26,14 @@ use block::ChunkKey;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::RedisStore;
-use super::fault::Fault;
+use super::fault::{Fault, said};
+use super::greeting::Refusal;
 use super::inflow::{Due, Got, Owner, SCRATCH_BYTES, Wants};
 use super::lane::{Lane, Loss, OUT_BYTES};
 use super::name::{MANIFEST_FIELD, Name, slot_of};
 use super::options::ReadFrom;
 use super::resp::{Digits, Reply};
+use super::{RedisStore, advice};
 use crate::{Answer, Ask, LOOKUP_KEYS_MAX, Memory, Outcome, Reader, STORE_TRIES, StoreError};
 
 /// Lanes to one node beside those for blocks: the one for small questions.
@@ -161,6 +162,8 @@ struct Desk<'a, M> {
     waiting: VecDeque<u16>,
     /// With the seat whose manifest is to be copied.
     answers: VecDeque<(Answer<M>, Option<usize>)>,
+    /// The connection whose reply was taken last is not logged in any more.
+    revoked: Option<Refusal>,
     random: u64,
 }
 
@@ -192,6 +195,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
                 free: (0..asks_max as u16).rev().collect(),
                 waiting: VecDeque::with_capacity(asks_max),
                 answers: VecDeque::with_capacity(asks_max),
+                revoked: None,
                 random: seed | 1,
             },
             stirred: false,
@@ -226,14 +230,21 @@ impl<'a, M: Memory> RedisReader<'a, M> {
         let jitter = desk.jitter();
         lane.close(nodes, jitter, &mut |due| desk.lost(due));
         match loss {
-            Loss::Denied => {
-                nodes.at(node).errors.fetch_add(1, Relaxed);
-                self.store.denied(node);
-                self.desk.sweep_lost(Some(StoreError::Denied { call: "connect" }));
-                self.fail_waiting(node, StoreError::Denied { call: "connect" });
+            // No second question changes that, so nobody waits for it.
+            Loss::Refused(refusal) if !refusal.later => {
+                nodes.refused(node, &refusal);
+                self.store.surveyor.ask();
+                let error = nodes.error_of(node);
+                self.desk.sweep_lost(Some(error));
+                self.fail_waiting(node, error);
+            }
+            Loss::Refused(refusal) => {
+                nodes.failed(node, &refusal);
+                self.store.surveyor.ask();
+                self.desk.sweep_lost(None);
             }
             Loss::Io(error) => {
-                nodes.failed(node, &error);
+                nodes.failed(node, &advice::Lost(&error, &self.store.door.options));
                 self.store.counters.io_errors.fetch_add(1, Relaxed);
                 self.store.surveyor.ask();
                 self.desk.sweep_lost(None);
@@ -247,9 +258,19 @@ impl<'a, M: Memory> RedisReader<'a, M> {
     fn fail_waiting(&mut self, node: u16, error: StoreError) {
         for place in 0..self.desk.errands.len() as u16 {
             let Some(errand) = &self.desk.errands[usize::from(place)] else { continue };
-            let alone = !matches!(errand.work, Work::Lookup(_));
-            if errand.waits && alone && self.route(errand.slot, errand.aside, errand.step) == Some(node) {
-                self.desk.fail(place, error);
+            if !errand.waits {
+                continue;
+            }
+            match &errand.work {
+                Work::Lookup(look) => {
+                    let wants = |item: &usize| !has(&look.asked, *item);
+                    let theirs = |item: &usize| self.route(slot_of(&look.keys[*item]), None, Step::Ask) == Some(node);
+                    if let Some(item) = (0..look.limit).filter(wants).find(theirs) {
+                        self.desk.cut_lookup(place, item, error);
+                    }
+                }
+                _ if self.route(errand.slot, errand.aside, errand.step) == Some(node) => self.desk.fail(place, error),
+                _ => {}
             }
         }
     }
@@ -287,6 +308,8 @@ impl<'a, M: Memory> RedisReader<'a, M> {
             self.stirred = true;
             if let Err(loss) = result {
                 self.close_lane(tag as usize, loss);
+            } else if let Some(refusal) = self.desk.revoked.take() {
+                self.close_lane(tag as usize, Loss::Refused(refusal));
             }
         }
     }
@@ -349,7 +372,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
     ) -> Result<Option<usize>, StoreError> {
         let nodes = &self.store.nodes;
         if !nodes.admits(node) {
-            return Err(StoreError::Down { call: "connect", errno: Errno::ECONNREFUSED });
+            return Err(nodes.error_of(node));
         }
         self.open_lanes(node);
         let first = usize::from(node) * self.lanes_per_node;
@@ -368,6 +391,10 @@ impl<'a, M: Memory> RedisReader<'a, M> {
 
     /// Sends the next question of an errand about one chunk. `true`: it does not wait any more.
     fn send(&mut self, place: u16, now: Instant) -> bool {
+        if !self.store.nodes.is_found() {
+            self.desk.fail(place, StoreError::Miss);
+            return true;
+        }
         let errand = self.desk.errands[usize::from(place)].as_ref().expect("the caller looked");
         let (slot, aside, step) = (errand.slot, errand.aside, errand.step);
         let block = match errand.work {
@@ -420,6 +447,10 @@ impl<'a, M: Memory> RedisReader<'a, M> {
 
     /// Asks for the keys of a look-up that have not been asked for. `true`: none is left.
     fn send_lookup(&mut self, place: u16, now: Instant) -> bool {
+        if !self.store.nodes.is_found() {
+            self.desk.end(place, Ok(0));
+            return true;
+        }
         let take = |errand: &mut Option<Errand<M>>| match &mut errand.as_mut().expect("the caller looked").work {
             Work::Lookup(look) => std::mem::replace(look, Look::empty()),
             _ => unreachable!("the caller looked"),
@@ -627,7 +658,7 @@ impl<M: Memory> Desk<'_, M> {
                 store.counters.bytes_read.fetch_add(bytes, Relaxed);
                 self.end(place, Ok(0));
             }
-            (Got::Reply(Reply::Error(text)), _) => self.take_fault(node, place, item, Fault::read(text)),
+            (Got::Reply(Reply::Error(text)), _) => self.take_fault(node, place, item, text),
             (Got::Reply(reply), Work::Lookup(look)) => {
                 match reply {
                     Reply::Number(1) => put(&mut look.present, item.into(), true),
@@ -663,7 +694,8 @@ impl<M: Memory> Desk<'_, M> {
         }
     }
 
-    fn take_fault(&mut self, node: u16, place: u16, item: u16, fault: Fault) {
+    fn take_fault(&mut self, node: u16, place: u16, item: u16, text: &[u8]) {
+        let fault = Fault::read(text);
         let store = self.store;
         let facts = store.nodes.at(node);
         let now = Instant::now();
@@ -671,7 +703,7 @@ impl<M: Memory> Desk<'_, M> {
         if let Work::Lookup(look) = &mut errand.work {
             put(&mut look.asked, item.into(), false);
         }
-        let (step, call) = (errand.step, errand.work.call());
+        let (step, call, command) = (errand.step, errand.work.call(), errand.command());
         match fault {
             Fault::Moved { slot, to } => {
                 facts.redirects.fetch_add(1, Relaxed);
@@ -717,18 +749,23 @@ impl<M: Memory> Desk<'_, M> {
                 (_, Step::Ask) => self.next(place, Step::Recheck),
                 (_, Step::Recheck | Step::Unlink) => self.next(place, Step::Unlink),
             },
+            // Whoever waits for this connection hears so when it is closed.
+            Fault::Login => {
+                self.revoked = Some(Refusal { later: false, asked: command, said: said(text, &store.door.login()) });
+                self.fail(place, StoreError::Denied { call });
+            }
             // It is bad all the same.
             _ if step == Step::Unlink => {
                 facts.errors.fetch_add(1, Relaxed);
-                store.cannot_unlink(node);
+                store.complain(node, command, fault, &said(text, &store.door.login()));
                 self.end(place, Err(BAD));
             }
-            Fault::Denied => {
+            Fault::Permission | Fault::Unknown => {
                 facts.errors.fetch_add(1, Relaxed);
-                store.denied(node);
+                store.complain(node, command, fault, &said(text, &store.door.login()));
                 self.fail(place, StoreError::Denied { call });
             }
-            Fault::Full | Fault::ReadOnly | Fault::NoSuchKey | Fault::Unknown | Fault::Other => {
+            Fault::Full | Fault::ReadOnly | Fault::NoSuchKey | Fault::Other => {
                 facts.errors.fetch_add(1, Relaxed);
                 store.counters.io_errors.fetch_add(1, Relaxed);
                 let errand = self.errand(place);
@@ -802,6 +839,14 @@ impl<M: Memory> Desk<'_, M> {
         self.wait(place);
     }
 
+    /// A key of a look-up cannot be asked for, so those behind it do not matter.
+    fn cut_lookup(&mut self, place: u16, item: usize, error: StoreError) {
+        if let Work::Lookup(look) = &mut self.errand(place).work {
+            (look.limit, look.error) = (item, Some(error));
+            self.settle_lookup(place);
+        }
+    }
+
     /// Ends a look-up of which all that matters is known.
     fn settle_lookup(&mut self, place: u16) {
         let Work::Lookup(look) = &self.errand(place).work else { return };
@@ -869,6 +914,17 @@ impl Look {
     fn empty() -> Self {
         let none = [0; LOOKUP_KEYS_MAX / 64];
         Self { keys: Vec::new(), asked: none, present: none, limit: 0, error: None, asides: heapless::Vec::new() }
+    }
+}
+
+impl<M> Errand<M> {
+    /// What it asks its server at this step.
+    fn command(&self) -> &'static str {
+        match (&self.work, self.step) {
+            (_, Step::Unlink) => "UNLINK",
+            (Work::Lookup(_), _) => "HEXISTS",
+            _ => "HGET",
+        }
     }
 }
 

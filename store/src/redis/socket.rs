@@ -6,13 +6,14 @@
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt};
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::options::{Options, Tls};
 
@@ -200,11 +201,23 @@ impl TlsDoor {
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| format!("TLS: {error}"))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match (&tls.cert, &tls.key) {
+            (Some(cert), Some(key)) => {
+                let bad = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+                let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(cert)
+                    .and_then(Iterator::collect)
+                    .map_err(|error| format!("cert {}", bad(cert, &error)));
+                let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("key {}", bad(key, &error)))?;
+                config
+                    .with_client_auth_cert(chain?, private)
+                    .map_err(|error| format!("cert {}", bad(cert, &format!("{error}: does key= belong to it?"))))?
+            }
+            _ => config.with_no_client_auth(),
+        };
         // Nodes of a cluster are known by address only, so one name stands for all of them.
         let name = tls.server_name.as_deref().unwrap_or(hosts[0].0.trim_matches(['[', ']']));
-        let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("server-name {name:?} is no name"))?;
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| "server-name is neither a name nor an address")?;
         Ok(Self { config: Arc::new(config), name })
     }
 

@@ -1,8 +1,11 @@
 //! Who serves which slot: asked at start, and again whenever a redirect or a lost connection says that it may have changed.
 //!
-//! The surveyor is a thread that sleeps until somebody asks; it surveys at most five times a second, once a second while
-//! slots are without a node, and once a minute anyway: a replica that comes is told by nobody. Without a cluster it has
-//! nothing to do and is not started.
+//! The surveyor is a thread that sleeps until somebody asks. It
+//!
+//! * looks for a store that was not there at start, with growing pauses, until a server answers;
+//! * tries nodes that are open when their time is over, so that a store that is back is known to be back without traffic;
+//! * surveys a cluster at most five times a second, once a second while slots are without a node, and once a minute anyway:
+//!   a replica that comes is told by nobody.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -11,11 +14,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Door;
-use super::fault::Fault;
+use block::ChunkKey;
+
+use super::fault::{Fault, Said, said};
 use super::line::{Line, LineError, fault_of};
+use super::name::{MANIFEST_FIELD, Name};
 use super::nodes::{Nodes, REPLICAS, SLOTS};
 use super::resp::{Reply, elements};
+use super::{Door, advice};
 use crate::POISONED;
 use crate::node::Role;
 use crate::url::OpenError;
@@ -26,7 +32,10 @@ const APART: Duration = Duration::from_millis(200);
 const WHILE_UNSERVED: Duration = Duration::from_secs(1);
 const AT_LEAST: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Places of a cluster's table at least.
+/// Between two looks for a store that is not there: the first time, and at most.
+const LOOK_LEAST: Duration = Duration::from_millis(200);
+const LOOK_MOST: Duration = Duration::from_secs(5);
+/// Places of a cluster's table at least, and of what is not there yet.
 const PLACES_LEAST: usize = 16;
 
 /// One line of the map.
@@ -37,65 +46,125 @@ struct Range {
     replicas: heapless::Vec<SocketAddr, REPLICAS>,
 }
 
+/// What answers where the URL says.
+#[derive(Debug)]
+enum Found {
+    Server(SocketAddr),
+    Cluster(Vec<Range>),
+}
+
 /// The first survey: finds a server that answers and what it is part of.
 pub(super) fn first(door: &Door) -> Result<Nodes, OpenError> {
-    let mut line = Line::new(SLOTS_REPLY_BYTES);
+    let found = find(door, &mut Line::new(SLOTS_REPLY_BYTES))?;
+    let nodes = match &found {
+        Found::Server(_) => Nodes::new(1, false),
+        Found::Cluster(ranges) => {
+            let known = nodes_of(ranges);
+            Nodes::new(door.options.nodes_max.unwrap_or((2 * known).max(PLACES_LEAST)).max(known), true)
+        }
+    };
+    enter_all(&nodes, &found);
+    Ok(nodes)
+}
+
+/// The table of a store that is not there yet, of fixed size all the same.
+pub(super) fn unknown(door: &Door) -> Nodes {
+    Nodes::unknown(door.options.nodes_max.unwrap_or(PLACES_LEAST))
+}
+
+/// Asks one host after the other.
+fn find(door: &Door, line: &mut Line) -> Result<Found, OpenError> {
     let mut why = None;
     for (host, addresses) in door.options.resolve() {
         let addresses = match addresses {
             Ok(addresses) => addresses,
             Err(error) => {
-                why = Some(OpenError::Unreachable { node: host, what: error.to_string() });
+                why = Some(OpenError::Unreachable { node: host, what: advice::of_resolver(&error) });
                 continue;
             }
         };
         for address in addresses {
-            let until = Instant::now() + PATIENCE;
-            match line.dial(door, address, until) {
-                Ok(()) => return start(door, &mut line, address, &host),
-                Err(LineError::Denied) => return Err(OpenError::Refused { node: host }),
+            line.hang_up();
+            let asked = line.dial(door, address, Instant::now() + PATIENCE).and_then(|()| ask(door, line, address));
+            match asked {
+                Ok(Ok(found)) if matches!(found, Found::Server(_)) && door.options.hosts.len() > 1 => {
+                    let what =
+                        format!("{host} is a single server and several hosts are named: name one, or a cluster's");
+                    return Err(OpenError::Option { url: "redis://".into(), what });
+                }
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(said)) => {
+                    let what = format!("{said}: it is starting and passes by itself");
+                    why = Some(OpenError::Unreachable { node: host.clone(), what });
+                }
+                Err(LineError::Refused(refusal)) if !refusal.later => {
+                    return Err(OpenError::Refused { node: host, what: refusal.to_string() });
+                }
+                Err(LineError::Refused(refusal)) => {
+                    why = Some(OpenError::Unreachable { node: host.clone(), what: refusal.to_string() });
+                }
                 Err(LineError::Lost(error)) => {
-                    why = Some(OpenError::Unreachable { node: host.clone(), what: error.to_string() });
+                    let what = advice::of_loss(&error, &door.options);
+                    why = Some(OpenError::Unreachable { node: host.clone(), what });
                 }
             }
         }
     }
-    Err(why.expect("a URL has a host"))
+    Err(why.expect("a URL has a host, and a name that resolves has an address"))
 }
 
-fn start(door: &Door, line: &mut Line, address: SocketAddr, host: &str) -> Result<Nodes, OpenError> {
+/// Asks one server what it is. `Err` in the answer: it cannot say yet.
+fn ask(door: &Door, line: &mut Line, address: SocketAddr) -> Result<Result<Found, Said>, LineError> {
+    let until = Instant::now() + PATIENCE;
     let mut ranges = Vec::new();
-    let unreachable = |what: String| OpenError::Unreachable { node: host.to_owned(), what };
-    match survey(line, address, Instant::now() + PATIENCE, &mut |range| ranges.push(range)) {
-        Ok(None) => {}
-        Ok(Some(Fault::Denied)) => {
-            log::warn!("store: {host} does not let us ask for CLUSTER SLOTS: taken for a single server");
-            ranges.clear();
+    match survey(line, address, until, &mut |range| ranges.push(range))? {
+        None if ranges.is_empty() => {
+            let none = "it is a cluster's and knows of nobody who serves a slot yet";
+            return Ok(Err(none.try_into().expect("a short text")));
         }
-        Ok(Some(_)) => ranges.clear(),
-        Err(error) => return Err(unreachable(error.to_string())),
-    }
-    if ranges.is_empty() {
-        if door.options.hosts.len() > 1 {
-            let what = "it is a single server and the URL names several hosts: name one, or a cluster's".to_owned();
-            return Err(unreachable(what));
+        None => return Ok(Ok(Found::Cluster(ranges))),
+        Some(Fault::Later) => {}
+        Some(Fault::Permission) => {
+            log::warn!("store: {address} does not let us ask for CLUSTER SLOTS: taken for a single server");
         }
-        let nodes = Nodes::new(1, false);
-        let place = nodes.place_of(address).expect("the first place");
-        nodes.serve(0..=0, place, &[]);
-        nodes.set_role(place, Role::Master);
-        return Ok(nodes);
+        Some(_) => {}
     }
+    // A server that still loads says so to whatever is asked of its keys.
+    let name = Name::of(&ChunkKey::new([0; block::KEY_BYTES]));
+    let reply = line.call(&[b"HEXISTS", name.bytes(), MANIFEST_FIELD], until)?;
+    Ok(match reply {
+        Reply::Error(text) if Fault::read(text) == Fault::Later => Err(said(text, &door.login())),
+        _ => Ok(Found::Server(address)),
+    })
+}
+
+/// How many servers a map names.
+fn nodes_of(ranges: &[Range]) -> usize {
     let mut known: Vec<SocketAddr> = ranges.iter().flat_map(|r| r.replicas.iter().copied().chain([r.master])).collect();
     known.sort_unstable();
     known.dedup();
-    let places = door.options.nodes_max.unwrap_or((2 * known.len()).max(PLACES_LEAST)).max(known.len());
-    let nodes = Nodes::new(places, true);
-    ranges.iter().for_each(|range| enter(&nodes, range));
+    known.len()
+}
+
+fn enter_all(nodes: &Nodes, found: &Found) {
+    match found {
+        Found::Server(address) => {
+            let place = nodes.place_of(*address).expect("the first place");
+            nodes.serve(0..=SLOTS - 1, place, &[]);
+            nodes.set_role(place, Role::Master);
+        }
+        Found::Cluster(ranges) => {
+            if nodes_of(ranges) > nodes.places() {
+                let (known, places) = (nodes_of(ranges), nodes.places());
+                log::error!("store: a cluster of {known} nodes, and room for {places}: give the URL nodes={known}");
+            }
+            ranges.iter().for_each(|range| enter(nodes, range));
+        }
+    }
+    nodes.is_there(matches!(found, Found::Cluster(_)));
     if nodes.unserved() > 0 {
         log::warn!("store: {} of {SLOTS} slots of the cluster are served by nobody", nodes.unserved());
     }
-    Ok(nodes)
 }
 
 /// Enters a line of the map.
@@ -176,21 +245,17 @@ struct Wanted {
 impl Surveyor {
     pub(super) fn start(door: Arc<Door>, nodes: Arc<Nodes>) -> Self {
         let bell = Arc::new(Bell::default());
-        let thread = nodes.is_cluster().then(|| {
-            let bell = Arc::clone(&bell);
-            let line = Line::new(SLOTS_REPLY_BYTES);
-            let work = move || watch(&door, &nodes, &bell, line);
-            std::thread::Builder::new().name("surveyor".into()).spawn(work).expect("Init may start threads")
-        });
-        Self { bell, thread }
+        let theirs = Arc::clone(&bell);
+        let line = Line::new(SLOTS_REPLY_BYTES);
+        let work = move || watch(&door, &nodes, &theirs, line);
+        let thread = std::thread::Builder::new().name("surveyor".into()).spawn(work).expect("Init may start threads");
+        Self { bell, thread: Some(thread) }
     }
 
     /// The map may be old. Returns at once.
     pub(super) fn ask(&self) {
-        if self.thread.is_some() {
-            self.bell.state.lock().expect(POISONED).survey = true;
-            self.bell.rung.notify_one();
-        }
+        self.bell.state.lock().expect(POISONED).survey = true;
+        self.bell.rung.notify_one();
     }
 }
 
@@ -204,34 +269,99 @@ impl Drop for Surveyor {
     }
 }
 
+impl Bell {
+    /// Sleeps until somebody asks, or for `patience`. `false`: leave.
+    fn wait(&self, patience: Option<Duration>) -> bool {
+        let mut wanted = self.state.lock().expect(POISONED);
+        while !wanted.survey && !wanted.leave {
+            wanted = match patience {
+                None => self.rung.wait(wanted).expect(POISONED),
+                Some(patience) => {
+                    let (mut told, timeout) = self.rung.wait_timeout(wanted, patience).expect(POISONED);
+                    told.survey |= timeout.timed_out();
+                    told
+                }
+            };
+        }
+        wanted.survey = false;
+        !wanted.leave
+    }
+
+    /// Sleeps for a time, whoever asks.
+    fn rest(&self, time: Duration) {
+        let wanted = self.state.lock().expect(POISONED);
+        let _ = self.rung.wait_timeout_while(wanted, time, |wanted| !wanted.leave).expect(POISONED);
+    }
+}
+
 fn watch(door: &Door, nodes: &Nodes, bell: &Bell, mut line: Line) {
+    let mut look = LOOK_LEAST;
+    while !nodes.is_found() {
+        if !bell.wait(Some(look)) {
+            return;
+        }
+        look = (look * 2).min(LOOK_MOST);
+        look_for(door, nodes, &mut line);
+    }
     let mut turn = 0;
     loop {
-        {
-            let mut wanted = bell.state.lock().expect(POISONED);
-            while !wanted.survey && !wanted.leave {
-                let patience = if nodes.unserved() > 0 { WHILE_UNSERVED } else { AT_LEAST };
-                let (mut told, timeout) = bell.rung.wait_timeout(wanted, patience).expect(POISONED);
-                told.survey |= timeout.timed_out();
-                wanted = told;
-            }
-            if wanted.leave {
-                return;
-            }
-            wanted.survey = false;
+        let patience = match nodes.is_cluster() {
+            _ if nodes.any_open() => Some(WHILE_UNSERVED),
+            true if nodes.unserved() > 0 => Some(WHILE_UNSERVED),
+            true => Some(AT_LEAST),
+            false => None,
+        };
+        if !bell.wait(patience) {
+            return;
         }
-        // One that answers, not always the same one first.
-        turn += 1;
-        let count = nodes.len();
-        for index in 0..count {
-            let place = ((turn + index) % count) as u16;
-            if nodes.admits(place) && ask_one(door, nodes, place, &mut line) {
-                break;
+        if let Some(place) = nodes.on_probation() {
+            try_again(door, nodes, place, &mut line);
+        }
+        if nodes.is_cluster() {
+            // One that answers, not always the same one first.
+            turn += 1;
+            let count = nodes.len();
+            for index in 0..count {
+                let place = ((turn + index) % count) as u16;
+                if nodes.admits(place) && ask_one(door, nodes, place, &mut line) {
+                    break;
+                }
             }
         }
-        let wanted = bell.state.lock().expect(POISONED);
-        let (_wanted, _) = bell.rung.wait_timeout_while(wanted, APART, |wanted| !wanted.leave).expect(POISONED);
+        bell.rest(APART);
     }
+}
+
+/// Looks for a store that was not there at start. What is in its way is said once.
+fn look_for(door: &Door, nodes: &Nodes, line: &mut Line) {
+    match find(door, line) {
+        Ok(found) => {
+            enter_all(nodes, &found);
+            nodes.clear_trouble();
+            match found {
+                Found::Server(address) => log::info!("store: {address} is there now: fetches and stores go there"),
+                Found::Cluster(_) => log::info!("store: a cluster of {} nodes is there now", nodes.len()),
+            }
+        }
+        Err(error) => {
+            if nodes.set_trouble(&error.cause()) {
+                log::warn!("{error}; it is tried again");
+            }
+        }
+    }
+    line.hang_up();
+}
+
+/// Sees whether a node answers again.
+fn try_again(door: &Door, nodes: &Nodes, place: u16, line: &mut Line) {
+    line.hang_up();
+    match line.dial(door, nodes.at(place).address, Instant::now() + PATIENCE) {
+        Ok(()) => nodes.succeeded(place),
+        Err(LineError::Refused(refusal)) if !refusal.later => nodes.refused(place, &refusal),
+        Err(LineError::Refused(refusal)) => drop(nodes.failed(place, &refusal)),
+        Err(LineError::Lost(error)) => drop(nodes.failed(place, &advice::Lost(&error, &door.options))),
+    }
+    line.hang_up();
 }
 
 /// Whether a node told its map.
