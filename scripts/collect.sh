@@ -192,7 +192,7 @@ known() {
         systemctl show dpu-app --property=Environment 2>/dev/null || true
         env | grep '^KVLANE_' || true
     } | sed --quiet --regexp-extended \
-        's#.*://[^:@[:space:]]*:([^[:space:]"'\'']*)@.*#\1#p; s#.*(password|passwd|secret|token|key)[a-z_-]*=([^&[:space:]"'\'']+).*#\2#Ip' |
+        's#.*://[^:@[:space:]]*:([^[:space:]"'\'']*)@.*#\1#p; /store|STORE/s#.*[:/]([^:/@]+)@.*#\1#p; s#.*(password|passwd|secret|token|key)[a-z_-]*=([^&[:space:]"'\'']+).*#\2#Ip' |
         awk 'length($0) >= 4' | sort --unique
 }
 known >"$work/known"

@@ -306,7 +306,7 @@ fn store_alone(run: &Run) -> Table {
     };
     for lends in [true, false] {
         let url = format!("tiers:dram=256M,{bottom}");
-        let config = dpu_app::Config { store: url.clone(), ..dpu_app::Config::for_cores(2) };
+        let config = dpu_app::Config { store: url.clone().into(), ..dpu_app::Config::for_cores(2) };
         let device = doca::Device::open(&doca::Selector::First).expect("the emulator");
         let limits = dpu_app::run::store_limits(&config);
         let (store, slab) = if lends {

@@ -1,6 +1,7 @@
 //! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use block::Recipe;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dpu_app::config::{Attach, Config};
+use dpu_app::reload::Reload;
 use dpu_app::{devices, notify};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::scrub;
@@ -74,8 +76,12 @@ struct Run {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...] or tiers:...; docs/stores.md and docs/tiers.md have all options
-    #[arg(long, env = "KVLANE_STORE", value_name = "URL")]
-    store: String,
+    #[arg(long, env = "KVLANE_STORE", value_name = "URL", hide_env_values = true)]
+    store: store::Url,
+    /// End with code 1 if the store is not there or does not take us at start. Without this dpu-app starts without it, answers
+    /// misses, and tries again
+    #[arg(long, env = "KVLANE_REQUIRE_STORE")]
+    require_store: bool,
     /// What sessions of a namespace may hold of each tier, once or more: LEAST is never taken from them, MOST never
     /// exceeded [default: 100%], both bytes (8G) or parts of a tier (25%). Sessions that name no namespace of these are of `default`
     #[arg(long, env = "KVLANE_TIER_QUOTA", value_name = "NAME=LEAST[..MOST]", value_delimiter = ',')]
@@ -169,6 +175,9 @@ struct Run {
     /// Inflate in software where the device cannot
     #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
     allow_software: bool,
+    /// What is logged: off, error, warn, info, debug or trace; RUST_LOG wins
+    #[arg(long, env = "KVLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    log_level: log::LevelFilter,
 }
 
 #[derive(Debug, Args)]
@@ -207,6 +216,7 @@ impl Run {
             representors: self.representor.clone(),
             socket: self.socket.clone(),
             store: self.store.clone(),
+            require_store: self.require_store,
             namespaces: store::Namespaces::new(
                 self.tier_quota.iter().map(String::as_str),
                 self.tier_pin.iter().map(String::as_str),
@@ -227,8 +237,8 @@ impl Run {
             dma_depth: self.dma_depth.unwrap_or(derived.dma_depth),
             sessions: self.sessions,
             chunks: self.chunks.unwrap_or(derived.chunks),
-            deadline: Duration::from_millis(self.deadline_ms),
-            attach_timeout: Duration::from_millis(self.attach_timeout_ms),
+            deadline: Duration::from_millis(self.deadline_ms).into(),
+            attach_timeout: Duration::from_millis(self.attach_timeout_ms).into(),
             metrics: self.metrics,
             awake: Duration::from_micros(self.awake_us),
             moderation: Duration::from_micros(self.moderation_us),
@@ -236,6 +246,8 @@ impl Run {
             software_crc: self.software_crc,
             allow_software: self.allow_software,
             supervisor: None,
+            log_level: std::env::var_os("RUST_LOG").is_none().then_some(self.log_level),
+            reload: Reload::default(),
         })
     }
 }
@@ -279,8 +291,23 @@ fn flag_of_line(line: &str) -> Option<(String, Option<String>)> {
     }
 }
 
-pub(crate) fn main(arguments: Arguments) -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).format_target(false).init();
+pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments = match parse(arguments) {
+        Ok(arguments) => arguments,
+        Err(Complaint { error, text }) => {
+            // Help is no complaint.
+            let _ = if error.use_stderr() { std::io::stderr().write_all(text.as_bytes()) } else { error.print() };
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    // All of it passes the logger; what is logged is decided by the level, which SIGHUP may change.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("trace")).format_target(false).init();
+    if std::env::var_os("RUST_LOG").is_none() {
+        log::set_max_level(match &arguments.command {
+            Command::Run(run) => run.log_level,
+            _ => log::LevelFilter::Info,
+        });
+    }
     match arguments.command {
         Command::Run(run) => run_data_plane(&run),
         Command::Limits(run) => match run.config() {
@@ -327,7 +354,7 @@ fn run_data_plane(run: &Run) -> ExitCode {
         Ok(stop) => stop,
         Err(errno) => return fail(EXIT_RUNTIME, format_args!("eventfd: {}", errno.desc())),
     };
-    if let Err(error) = stop_on_signals(&stop) {
+    if let Err(error) = heed_signals(&stop, &config.reload) {
         return fail(EXIT_RUNTIME, error);
     }
     announce_version();
@@ -357,19 +384,23 @@ fn announce_version() {
     }
 }
 
-/// A thread of its own waits for SIGTERM and SIGINT, so that no handler runs in the data plane.
-fn stop_on_signals(stop: &EventFd) -> Result<(), String> {
+/// A thread of its own waits for SIGTERM, SIGINT and SIGHUP, so that no handler runs in the data plane.
+fn heed_signals(stop: &EventFd, reload: &Reload) -> Result<(), String> {
     use std::os::fd::AsFd;
 
     use nix::sys::signal::{SigSet, Signal};
     let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
     signals.thread_block().map_err(|errno| format!("sigmask: {}", errno.desc()))?;
     let stop = stop.as_fd().try_clone_to_owned().map_err(|error| format!("eventfd: {error}"))?;
+    let reload = reload.clone();
     let wait = move || {
         let stop = std::fs::File::from(stop);
         while let Ok(signal) = signals.wait() {
+            if signal == Signal::SIGHUP {
+                read_again(&reload);
+                continue;
+            }
             log::info!("{signal}: stopping");
             let _ = std::io::Write::write(&mut &stop, &1_u64.to_ne_bytes());
         }
@@ -379,6 +410,40 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), String> {
         .spawn(wait)
         .map_err(|error| format!("thread: {error}"))?;
     Ok(())
+}
+
+/// Reads command line, environment and file again, and hands on what they say.
+fn read_again(reload: &Reload) {
+    log::info!("SIGHUP: reading the configuration again");
+    let config = match parse(std::env::args_os()).map(|arguments| arguments.command) {
+        Ok(Command::Run(run)) => run.config().map_err(|error| error.to_string()),
+        Ok(_) => return,
+        Err(complaint) => Err(complaint.text),
+    };
+    match config.and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string())) {
+        Ok(config) => reload.ask(config),
+        Err(text) => log::error!("reload: {}: nothing was changed", text.trim_end().replace('\n', " ")),
+    }
+}
+
+/// What is wrong with a command line: `text` says it without what may be a part of a password.
+struct Complaint {
+    error: clap::Error,
+    text: String,
+}
+
+/// The arguments with those of the file.
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Complaint> {
+    let arguments = with_file(arguments);
+    Arguments::try_parse_from(&arguments).map_err(|error| {
+        let texts = |texts: Vec<OsString>| -> Vec<String> {
+            texts.iter().map(|text| text.to_string_lossy().into_owned()).collect()
+        };
+        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVLANE_"));
+        let environment = texts(ours.map(|(_, value)| value).collect());
+        let text = store::scrub_secrets(&error.to_string(), &texts(arguments));
+        Complaint { error, text: store::scrub_secrets(&text, &environment) }
+    })
 }
 
 fn list_devices(json: bool) -> ExitCode {
@@ -397,7 +462,10 @@ fn list_devices(json: bool) -> ExitCode {
 
 fn scrub_store(scrub: &Scrub) -> ExitCode {
     let Some(path) = scrub.store.strip_prefix("dir:").map(|path| path.split('?').next().unwrap_or(path)) else {
-        return fail(EXIT_USAGE, format_args!("{}: only dir:PATH stores can be scrubbed", scrub.store));
+        return fail(
+            EXIT_USAGE,
+            format_args!("{}: only dir:PATH stores can be scrubbed", store::Url::from(&*scrub.store)),
+        );
     };
     let mode = if scrub.repair { scrub::Mode::Repair } else { scrub::Mode::Report };
     let mut findings = Vec::new();

@@ -140,7 +140,7 @@ impl Hub<'_, '_> {
             self.sessions_seen = self.sessions_seen.wrapping_add(1);
             let number = u64::from(self.sessions_seen);
             self.watch(channel.fd(), tag::VISITOR | number);
-            let until = self.now + config.attach_timeout;
+            let until = self.now + config.attach_timeout.get();
             let visitor = Visitor { channel, intake: Intake::new(), until, number, refused: None };
             match refusal {
                 Some(refusal) => self.refuse(visitor, refusal),

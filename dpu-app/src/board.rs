@@ -35,6 +35,8 @@ pub struct Shown {
     pub restarts_in_a_row: u32,
     /// Since that engine completed anything.
     pub engine_moved_ago: Duration,
+    /// Something keeps the store from serving at all.
+    pub degraded: bool,
     /// In a row.
     pub store_failures: u32,
     pub store_failed_ago: Duration,
@@ -54,6 +56,7 @@ impl Shown {
             in_flight: [0; 3],
             restarts_in_a_row: 0,
             engine_moved_ago: Duration::MAX,
+            degraded: false,
             store_failures: 0,
             store_failed_ago: Duration::MAX,
             store: Stats::default(),
@@ -143,6 +146,8 @@ impl Hub<'_, '_> {
         }
         let mut face = board.face();
         let engines = [self.inflate.as_ref(), Some(&self.bulk), Some(&self.mail)];
+        let mut degraded = false;
+        self.shared.store.trouble(&mut |_| degraded = true);
         let worst = engines.iter().flatten().max_by_key(|engine| engine.restarts).expect("there are two at least");
         face.shown = Shown {
             state: self.state,
@@ -153,6 +158,7 @@ impl Hub<'_, '_> {
             in_flight: engines.map(|engine| engine.map_or(0, |engine| engine.context.in_flight())),
             restarts_in_a_row: worst.restarts,
             engine_moved_ago: self.now.saturating_duration_since(worst.last_progress),
+            degraded,
             store_failures: self.store_watch.failures(),
             store_failed_ago: self.store_watch.failed_ago(self.now),
             store: self.shared.store.stats(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use block::Recipe;
 use mailbox::COMMANDS;
 
+use crate::reload::{Live, Reload};
 use crate::slot::{SLOTS_MAX, SlotBytes};
 use crate::{footprint, notify};
 
@@ -53,7 +54,9 @@ pub struct Config {
     /// Unix socket that hosts of this machine attach to.
     pub socket: PathBuf,
     /// Store URL, e.g. `dir:/var/lib/kvlane?bytes=200G`.
-    pub store: String,
+    pub store: store::Url,
+    /// Do not start without a store that answers.
+    pub require_store: bool,
     /// Who has which part of the store's tiers.
     pub namespaces: store::Namespaces,
     /// Device to open.
@@ -83,9 +86,9 @@ pub struct Config {
     /// Chunks in progress.
     pub chunks: usize,
     /// Deadline of a request that names none.
-    pub deadline: Duration,
+    pub deadline: Live,
     /// How long an attached host may take to finish its attach.
-    pub attach_timeout: Duration,
+    pub attach_timeout: Live,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
     /// How long a session's mailbox is polled after its last command before it goes to sleep.
@@ -101,6 +104,10 @@ pub struct Config {
     pub allow_software: bool,
     /// Who wants to know whether the engine thread lives.
     pub supervisor: Option<notify::Target>,
+    /// What is logged; `None`: what RUST_LOG says.
+    pub log_level: Option<log::LevelFilter>,
+    /// Through which a changed configuration comes.
+    pub reload: Reload,
 }
 
 impl Config {
@@ -113,7 +120,8 @@ impl Config {
             comch_name: String::from(mailbox::attach::SERVICE_NAME),
             representors: Vec::new(),
             socket: PathBuf::from("/run/kvlane/dpu-app.sock"),
-            store: String::new(),
+            store: store::Url::default(),
+            require_store: false,
             namespaces: store::Namespaces::default(),
             device: doca::Selector::First,
             recipe: "q5".parse().expect("a recipe of our own"),
@@ -131,8 +139,8 @@ impl Config {
             dma_depth: 0,
             sessions: 8,
             chunks: 0,
-            deadline: Duration::from_secs(30),
-            attach_timeout: Duration::from_secs(5),
+            deadline: Duration::from_secs(30).into(),
+            attach_timeout: Duration::from_secs(5).into(),
             metrics: None,
             awake: Duration::from_micros(200),
             moderation: Duration::from_micros(if card { 0 } else { 200 }),
@@ -140,6 +148,8 @@ impl Config {
             software_crc: false,
             allow_software: false,
             supervisor: None,
+            log_level: None,
+            reload: Reload::default(),
         }
         .with_slots(if card { 32 } else { 16 })
     }
@@ -214,7 +224,7 @@ impl Config {
             ("chunks in progress", self.chunks.to_string()),
             ("blocks per chunk", block::BLOCKS_PER_CHUNK_MAX.to_string()),
             ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
-            ("deadline", format!("{} ms", self.deadline.as_millis())),
+            ("deadline", format!("{} ms", self.deadline.get().as_millis())),
         ]
         .into_iter()
         .chain(self.memory())

@@ -25,8 +25,9 @@ use crate::job::{BlockFacts, Done, Failure, Job, Seat};
 use crate::slot::Ticket;
 use crate::worker::Shared;
 
-/// What taking a bad chunk out of the store may take at a deadline that is near.
-const DISCARD_LEAST: Duration = Duration::from_secs(1);
+/// What taking a bad chunk out of the store may take at a deadline that is near: its host waits for it. One that stays is
+/// found bad again.
+const DISCARD_LEAST: Duration = Duration::from_millis(25);
 
 /// What an answer of the store is for.
 #[derive(Clone, Copy, Debug)]

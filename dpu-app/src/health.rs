@@ -28,11 +28,14 @@ pub enum Unwell {
     /// The engine thread does not look up from what it does.
     Silent,
     EngineRestarting,
+    /// The store is not there yet, or refuses us: it is known without asking, and why.
+    Degraded,
     StoreDown,
 }
 
 impl Unwell {
-    pub const ALL: [Self; 5] = [Self::Starting, Self::Draining, Self::Silent, Self::EngineRestarting, Self::StoreDown];
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Draining, Self::Silent, Self::EngineRestarting, Self::Degraded, Self::StoreDown];
 
     /// One word for machines.
     #[must_use]
@@ -42,6 +45,7 @@ impl Unwell {
             Self::Draining => "draining",
             Self::Silent => "silent",
             Self::EngineRestarting => "engine_restarting",
+            Self::Degraded => "degraded",
             Self::StoreDown => "store_down",
         }
     }
@@ -56,6 +60,7 @@ impl Unwell {
                 "silent: the engine thread does not answer: look at the card's log, restart dpu-app if it lasts"
             }
             Self::EngineRestarting => "engine restarting: an engine fails again and again: look at the card's log",
+            Self::Degraded => "degraded: fetches are misses until the store takes us",
             Self::StoreDown => "store down: the store does not answer: check the one that --store names",
         }
     }
@@ -68,6 +73,7 @@ impl Unwell {
             Self::Draining => matches!(shown.state, HubState::Draining { .. }),
             Self::Silent => asked_for >= SILENCE_MAX,
             Self::EngineRestarting => shown.restarts_in_a_row >= RESTARTS_MIN && shown.engine_moved_ago < FRESH,
+            Self::Degraded => shown.degraded,
             Self::StoreDown => shown.store_failures >= STORE_FAILURES_MIN && shown.store_failed_ago < FRESH,
         }
     }
@@ -96,10 +102,18 @@ impl StoreWatch {
             Some(Failure::Store(error)) if error.blame() == Blame::Store => {
                 self.failures = self.failures.saturating_add(1);
                 self.last = Some(now);
+                if self.failures == STORE_FAILURES_MIN {
+                    log::error!("store down: {error}: look at the one that --store names");
+                }
             }
             // A deadline is the host's: it says nothing of the store.
             Some(Failure::Store(store::StoreError::Late { .. })) => {}
-            _ => self.failures = 0,
+            _ => {
+                if self.failures >= STORE_FAILURES_MIN {
+                    log::info!("store: it answers again");
+                }
+                self.failures = 0;
+            }
         }
     }
 
@@ -144,6 +158,7 @@ mod tests {
         let down = Shown { store_failures: STORE_FAILURES_MIN, store_failed_ago: second, ..well() };
         assert_eq!(reasons(&down, second), ["store_down"]);
         assert_eq!(reasons(&Shown { store_failed_ago: FRESH, ..down }, second), none);
+        assert_eq!(reasons(&Shown { degraded: true, ..down }, second), ["degraded", "store_down"]);
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub fn open_store(config: &Config, device: &Device) -> Result<Opened, OpenError>
         slab.replace(Some(taken.clone()));
         Ok(Box::new(Lender(taken)))
     };
-    let store = store::open_with(&config.store, &store_limits(config), &config.namespaces, Some(&allocate))?;
+    let open = if config.require_store { store::open_with } else { store::open_or_wait };
+    let store = open(config.store.reveal(), &store_limits(config), &config.namespaces, Some(&allocate))?;
     Ok((store, slab.into_inner()))
 }

@@ -43,6 +43,7 @@ pub mod pipeline;
 pub mod probation;
 pub mod profile;
 pub mod propose;
+pub mod reload;
 pub mod request;
 pub mod run;
 pub mod scheduler;

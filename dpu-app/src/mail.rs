@@ -254,7 +254,7 @@ impl Hub<'_, '_> {
         }
         let Some(place) = session.requests.iter().position(Option::is_none) else { return Some(Status::Busy) };
         let patience = match command.deadline_us {
-            0 => self.shared.config.deadline,
+            0 => self.shared.config.deadline.get(),
             us => std::time::Duration::from_micros(us.into()),
         };
         session.requests[place] = Some(Request::new(command, self.now, self.now + patience));

@@ -13,8 +13,6 @@ mod forecast;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    arguments::main(arguments::Arguments::parse_from(arguments::with_file(std::env::args_os())))
+    arguments::main(std::env::args_os())
 }

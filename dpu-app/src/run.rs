@@ -13,6 +13,7 @@ use block::codec::{Compressor, Decompressor};
 use doca::{Area, Code, Device, DeviceInfo, Selector, Slab};
 use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, Listener, UnixListener};
+use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 
 use crate::affinity;
@@ -80,7 +81,17 @@ impl fmt::Display for RunError {
             }
             Self::Unfit(unfit) => write!(f, "{unfit}"),
             Self::Encoder(error) => write!(f, "encoder: {error}"),
-            Self::System(error) => write!(f, "system: {error}"),
+            Self::System(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EMFILE) => write!(
+                    f,
+                    "system: {error}: this process has no descriptors left: raise its limit (LimitNOFILE= in the unit, \
+                     ulimit -n)"
+                ),
+                Some(Errno::ENFILE) => {
+                    write!(f, "system: {error}: this machine has no descriptors left: raise fs.file-max")
+                }
+                _ => write!(f, "system: {error}"),
+            },
             Self::Hub(error) => write!(f, "{error}"),
         }
     }
@@ -89,10 +100,16 @@ impl fmt::Display for RunError {
 impl std::error::Error for RunError {}
 
 impl RunError {
-    /// 2: the operator can fix it in the command line; 3: the device; 1: anything else.
+    /// 2: only the operator can mend it, so that starting again is of no use (the unit's RestartPreventExitStatus); 3: the
+    /// device; 1: anything else, which may pass by itself.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Store(error) if error.may_pass() => 1,
+            // The process before this one has not gone yet.
+            Self::Channel { error: ChannelError::InUse { .. }, .. } => 1,
+            Self::Metrics { error, .. } if may_pass(error) => 1,
+            Self::Channel { error: ChannelError::System { source, .. }, .. } if may_pass(source) => 1,
             Self::Config(_)
             | Self::Cpu { .. }
             | Self::Store(_)
@@ -105,6 +122,12 @@ impl RunError {
             Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
         }
     }
+}
+
+/// The system lacks something at present: descriptors, memory, or an address that a network brings that comes up late.
+fn may_pass(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EADDRNOTAVAIL | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
 }
 
 /// Runs until `stop` is rung or a host says `Stop`, and everything has drained. `ready` is called when hosts can attach.
@@ -169,6 +192,10 @@ pub fn serve(
             Some(server) => Some(server.start(scope, &shared, info).map_err(RunError::System)?),
             None => None,
         };
+        let _reload = config.reload.leave();
+        let shared = &shared;
+        let reload = move || config.reload.run(shared);
+        thread::Builder::new().name("reload".into()).spawn_scoped(scope, reload).map_err(RunError::System)?;
         ready();
         hub.run().map_err(RunError::Hub)
     })

@@ -178,6 +178,10 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         if hub.crc_trusted() { "engine" } else { "software" },
         shared.ring.total_bytes(),
     )?;
+    text.write_str("\"degraded\":")?;
+    let mut written = None;
+    shared.store.trouble(&mut |trouble| written = Some(write!(text, "{},", Quoted(trouble))));
+    written.unwrap_or_else(|| text.write_str("null,"))?;
     let config = shared.config;
     write!(
         text,
@@ -194,7 +198,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         config.encode_workers,
         config.inflate_depth,
         config.dma_depth,
-        config.deadline.as_millis(),
+        config.deadline.get().as_millis(),
     )?;
     text.write_str("\"slots\":{")?;
     let mut comma = Comma(false);

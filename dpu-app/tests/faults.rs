@@ -112,7 +112,8 @@ fn what_was_read_is_delivered_while_the_next_read_hangs() {
 
 #[test]
 fn the_card_s_own_deadline_holds_where_a_host_names_none() {
-    let card = Card::start_with(doca_emulator::Config::default(), |config| config.deadline = Duration::from_millis(80));
+    let card =
+        Card::start_with(doca_emulator::Config::default(), |config| config.deadline = Duration::from_millis(80).into());
     let (keys, _) = stored(&card, "lossless", 1, CHUNKS);
     card.store.read_delay_us.store(50_000, Relaxed);
     let mut host = card.attach("lossless", memory());
@@ -306,7 +307,7 @@ fn hangs_up(line: &mut dyn Line, within: Duration) -> bool {
 fn a_silent_visitor_is_dropped_and_makes_room() {
     let card = Card::start_with(doca_emulator::Config::default(), |config| {
         config.sessions = 2;
-        config.attach_timeout = Duration::from_millis(150);
+        config.attach_timeout = Duration::from_millis(150).into();
     });
     for route in card.routes() {
         let since = Instant::now();

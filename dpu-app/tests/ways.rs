@@ -227,7 +227,7 @@ fn a_host_that_is_refused_in_the_middle_of_a_long_attach_reads_why() {
 fn a_host_that_dies_in_the_middle_of_its_attach_makes_room_at_once() {
     let card = Card::start_with(doca_emulator::Config::default(), |config| {
         config.sessions = 1;
-        config.attach_timeout = Duration::from_secs(3600);
+        config.attach_timeout = Duration::from_secs(3600).into();
     });
     for route in card.routes() {
         let hello = Hello {

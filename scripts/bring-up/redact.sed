@@ -4,6 +4,12 @@
 /-----BEGIN/!d
 s/-----BEGIN.*/REDACTED-PEM/
 }
+# A store's URL, however it is misspelt: nobody can say which part of it is the password, so all before the last @ of the
+# line goes, and where there is none, all behind a colon that no port stands behind.
+s#(rediss?|tiers):?/*.*@#\1://REDACTED@#I
+/redis|tiers/I!s#(store["']?[[:space:]]*[=:][[:space:]]*["']?)[^[:space:]].*@#\1REDACTED@#I
+/redis|tiers/I!s#(--store[=[:space:]]+)[^[:space:]].*@#\1REDACTED@#
+s#(rediss?:?//?)[^@[:space:]]*:[0-9]*[^]0-9,/?@[:space:]:][^@[:space:]]*#\1REDACTED#Ig
 # Who a URL logs in as: all before the last @ of the word, so that an @ or / inside a password hides nothing.
 s#([A-Za-z][A-Za-z0-9+.-]*:)//[^[:space:]"']*@#\1//REDACTED@#g
 # name=value, name: value, "name":"value", --name value, in URLs, configs, command lines and environments.

@@ -160,7 +160,7 @@ impl RedisStore {
             Ok(nodes) => nodes,
             Err(error) if error.may_pass() => {
                 let nodes = survey::unknown(&door);
-                log::warn!("{error}; starting without it: nothing is fetched or stored until it is there");
+                log::warn!("{error} (starting without it: nothing is fetched or stored until it is there)");
                 nodes.set_trouble(&error.cause());
                 nodes
             }

@@ -9,6 +9,8 @@ use std::fmt;
 
 /// Shown in place of what is hidden.
 const HIDDEN: &str = "***";
+/// Letters of a scheme at most.
+const SCHEME_MOST: usize = 12;
 /// Letters from which a part of a password is worth hiding.
 const PART_LEAST: usize = 3;
 
@@ -21,6 +23,13 @@ impl Url {
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// The word before the colon, where it can be nothing but a scheme that nobody knows.
+    pub(crate) fn unknown_scheme(&self) -> Option<&str> {
+        let (scheme, _) = self.0.split_once(':').filter(|_| !self.0.contains('@'))?;
+        let is_word = scheme.len() <= SCHEME_MOST && scheme.bytes().all(|letter| letter.is_ascii_lowercase());
+        Some(scheme).filter(|scheme| is_word && !scheme.is_empty() && !scheme.starts_with("redis"))
     }
 
     /// Whether nobody gave one.

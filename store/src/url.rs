@@ -218,7 +218,10 @@ impl OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Scheme { url } => write!(f, "store: {}: use {SCHEMES}", hint(url.reveal())),
+            Self::Scheme { url } => match url.unknown_scheme() {
+                Some(scheme) => write!(f, "no store is called {scheme}: use {SCHEMES}"),
+                None => write!(f, "store: {}: use {SCHEMES}", hint(url.reveal())),
+            },
             Self::Option { url, what } => write!(f, "store {url}: {what}"),
             Self::Namespaces(error) => write!(f, "{error}"),
             Self::NoParent { path } => {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use chunks::{Questions, get, key, limits, noise, put, soon};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use servers::{Server, program};
 use store::{OpenError, StoreError};
 
@@ -15,6 +15,8 @@ use store::{OpenError, StoreError};
 fn certificates(dir: &Path, names: &[&str]) {
     let mut authority = CertificateParams::new(Vec::new()).expect("no names");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Another name than the server's, or OpenSSL takes that for an issuer of itself.
+    authority.distinguished_name.push(DnType::CommonName, "authority");
     let authority_key = KeyPair::generate().expect("a key");
     let ca = authority.self_signed(&authority_key).expect("a certificate");
     let issuer = Issuer::new(authority, authority_key);

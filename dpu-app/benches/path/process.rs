@@ -102,7 +102,7 @@ pub(crate) fn serve(job: &str) {
     let order = Order { keys: prefix.keys(recipe), layout, blobs, pages: prefix.pages() };
     std::mem::forget(prefix);
     let config =
-        Config { store: url, ..Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from)) };
+        Config { store: url.into(), ..Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from)) };
     let work = |trial: &mut trial::Trial<'_, '_>| {
         for line in lines {
             let elapsed = trial.fetch(way(&line));

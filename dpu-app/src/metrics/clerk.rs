@@ -111,6 +111,12 @@ impl<'a, 's> Clerk<'a, 's> {
         self.look_up();
         match self.unwell().iter().find(|(_, so)| *so) {
             None => reply.write(Status::OK, PLAIN, |text| text.write_str("ok\n")),
+            Some((Unwell::Degraded, _)) => reply.write(Status::UNAVAILABLE, PLAIN, |text| {
+                let mut written = Ok(());
+                // It may be over since the engine thread looked.
+                self.shared.store.trouble(&mut |trouble| written = writeln!(text, "degraded: store {trouble}"));
+                written
+            }),
             Some((unwell, _)) => reply.write(Status::UNAVAILABLE, PLAIN, |text| writeln!(text, "{}", unwell.text())),
         }
     }

@@ -252,7 +252,7 @@ impl Card {
         let url = url.to_owned();
         let (opened, is_opened) = mpsc::channel();
         let mut card = Self::start_any(Arc::default(), emulator, change, move |config, device, stop, ready| {
-            let config = Config { store: url, ..config.clone() };
+            let config = Config { store: url.into(), ..config.clone() };
             let (store, slab) = dpu_app::open_store(&config, &device).map_err(RunError::Store)?;
             opened.send(slab.clone()).expect("somebody waits");
             dpu_app::serve(&config, device, store.as_ref(), slab, stop, ready)

@@ -3,7 +3,7 @@
 
 # Secrets of every form that we know, in every place that collect reads.
 secrets=(hunter2 'p@ss/w0rd!x' AKIAEXAMPLE1 s3cr3tk3y tok3nvalue tenant-seven QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY= \
-    00112233445566778899aabbccddeeff b3BlbnNzaC1rZXktdjE '17,34,51' 'de ad be ef 01' Bearer-abc.def)
+    00112233445566778899aabbccddeeff b3BlbnNzaC1rZXktdjE '17,34,51' 'de ad be ef 01' Bearer-abc.def m1sspelt9 'sp aced77' fr0mfile n0scheme)
 fresh_secrets() {
     fresh_smoke
     local at=$cell/card
@@ -26,6 +26,10 @@ INFO export blob QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY= of 32 bytes
 INFO export: [17, 34, 51, 68, 85, 102, 119, 136, 153, 170, 187, 204, 221, 238, 255, 0, 17,34,51]
 INFO page de ad be ef 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e
 INFO Authorization: Bearer-abc.def
+INFO argv: dpu-app run --store redis//app:m1sspelt9@store.example
+WARN line 3: store = Redis://app:sp aced77@store.example
+WARN line 4: store = redis://:fr0mfile
+WARN line 5: store = app:n0scheme@store.example
 -----BEGIN OPENSSH PRIVATE KEY-----
 b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ
 -----END OPENSSH PRIVATE KEY-----

@@ -304,7 +304,7 @@ impl Nodes {
             }
         }
         if self.set_trouble(&format_args!("{} refuses us: {why}", node.name)) {
-            log::error!("store: {} refuses us: {why}; it is tried again", node.name);
+            log::error!("store: {} refuses us: {why} (it is tried again)", node.name);
         }
     }
 

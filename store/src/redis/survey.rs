@@ -345,7 +345,7 @@ fn look_for(door: &Door, nodes: &Nodes, line: &mut Line) {
         }
         Err(error) => {
             if nodes.set_trouble(&error.cause()) {
-                log::warn!("{error}; it is tried again");
+                log::warn!("{error} (it is tried again)");
             }
         }
     }
