@@ -122,8 +122,11 @@ impl Worker<'_, '_> {
     pub fn run(mut self) {
         self.bell.belongs_here();
         let mut unheard = 0;
+        // Taken, not peeked at: `peek` and `ready` of heapless load the tail Relaxed, so they may say that there is an
+        // element but not what it is.
+        let mut next = None;
         loop {
-            let Some(job) = self.jobs.dequeue() else {
+            let Some(job) = next.take().or_else(|| self.jobs.dequeue()) else {
                 if self.shared.leave.load(Ordering::Acquire) {
                     return;
                 }
@@ -135,7 +138,8 @@ impl Worker<'_, '_> {
             unheard += 1;
             // With more to do here, the engine thread need not wake for every answer: a wake-up costs more than a turn.
             // Only ahead of a job that cannot hang, though: a store may take until the deadline.
-            let soon = matches!(self.jobs.peek(), Some(Job::Restore { .. } | Job::Inflate { .. }));
+            next = self.jobs.dequeue();
+            let soon = matches!(next, Some(Job::Restore { .. } | Job::Inflate { .. }));
             if unheard >= ANSWERS_UNHEARD || !soon {
                 self.shared.engine_bell.ring();
                 unheard = 0;
