@@ -32,6 +32,8 @@ const EVENTS_MAX: usize = 16;
 /// Messages taken from one socket at a time, so that a babbler cannot hold the others up.
 const MESSAGES_MAX: usize = 64;
 
+/// How long a listener rests after `accept` failed.
+const ACCEPT_REST: Duration = Duration::from_secs(1);
 /// How long a refused visitor may take to read why.
 const REFUSED_LINGER: Duration = Duration::from_secs(1);
 /// Refused visitors that linger; a further one takes the place of the oldest.
@@ -124,7 +126,7 @@ impl Hub<'_, '_> {
             let channel = match self.listeners[listener].accept() {
                 Ok(Some(channel)) => channel,
                 Ok(None) => return,
-                Err(error) => return log::warn!("{error}"),
+                Err(error) => return self.rest(listener, &error),
             };
             let config = self.shared.config;
             let visitors = self.visitors.iter().filter(|visitor| visitor.refused.is_none()).count();
@@ -145,6 +147,28 @@ impl Hub<'_, '_> {
             match refusal {
                 Some(refusal) => self.refuse(visitor, refusal),
                 None => self.visitors.push(visitor),
+            }
+        }
+    }
+
+    /// Leaves a listener alone for a while: who waits there would be found again at once, and again be refused a descriptor.
+    fn rest(&mut self, listener: usize, error: &ChannelError) {
+        log::warn!(
+            "{error}: no visitor is let in for {} s: raise the unit's LimitNOFILE (ulimit -n) if it is out of descriptors",
+            ACCEPT_REST.as_secs()
+        );
+        if let Some(fd) = self.listeners[listener].fd() {
+            // Not watched any more, or it was not watched before.
+            let _ = self.epoll.delete(fd);
+            self.rests[listener] = Some(self.now + ACCEPT_REST);
+        }
+    }
+
+    /// Listeners whose rest is over are heard again.
+    pub(crate) fn end_rests(&mut self) {
+        for listener in 0..self.listeners.len() {
+            if self.rests[listener].take_if(|until| *until <= self.now).is_some() {
+                self.watch(self.listeners[listener].fd(), tag::LISTENER | listener as u64);
             }
         }
     }
@@ -366,11 +390,11 @@ impl Hub<'_, '_> {
                         return self.end(index, None);
                     }
                     Ok(message) => {
-                        log::warn!("session {index}: message of kind {} after the attach", message.kind());
+                        log::warn!("session {}: message of kind {} after the attach", session.id, message.kind());
                         return self.lose(index, Farewell::PeerError);
                     }
                     Err(error) => {
-                        log::warn!("session {index}: {error}");
+                        log::warn!("session {}: {error}", session.id);
                         return self.lose(index, Farewell::PeerError);
                     }
                 },

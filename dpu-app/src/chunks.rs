@@ -249,6 +249,7 @@ impl Hub<'_, '_> {
             }
         }
         self.expire_visitors();
+        self.end_rests();
         busy
     }
 

@@ -10,14 +10,16 @@ use crate::counters::{Counters, add};
 use crate::crew::CrewKind;
 use crate::events::Event;
 use crate::flow::{Direction, Flow, SlotWork};
-use crate::hub::{Engine, Hub, HubError};
+use crate::engine::Engine;
+use crate::hub::{Hub, HubError};
 use crate::job::{BlockFacts, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
 use crate::scheduler::Scheduler;
 use crate::session::Memory;
 use crate::slot::{Ring, SlotState, Ticket};
 
-/// Runs of one block at most: what a transfer's list is sized for. A layout that needs more is refused at attach.
+/// Runs of one operation at most: what its list is sized for. A layout whose blocks need more is refused at attach; a
+/// block that was cut for another layout goes in several operations.
 pub(crate) const RUNS_MAX: usize = 2048;
 
 /// DOCA user data of a slot's operation.
@@ -62,31 +64,36 @@ pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) 
     completion.outcome
 }
 
-/// Submits the slot's bytes to or from where `memory` has the block's pages; as above.
+/// Submits the slot's bytes to or from where `memory` has the block's pages, those that are next in `work.moves`; as above.
 pub(crate) fn start_transfer(
     context: &mut Context,
     ring: &Ring,
     slot: Ticket,
-    work: &SlotWork,
+    work: &mut SlotWork,
     flow: &Flow,
     memory: &Memory,
 ) -> Launch {
     let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
     let shift = if let Restored::Wire { start } = work.from { start } else { 0 };
     let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
-    let mut too_many = false;
+    let runs_max = context.runs_max(part.tile_bytes(&memory.geometry)).min(RUNS_MAX);
+    let mut seen = 0;
     let clip = flow.tokens.start as usize..flow.tokens.end as usize;
     let laid_out = memory.layout.runs(&part, &flow.pages, clip, |run| {
         let remote = &memory.regions[usize::from(run.region)];
         let run = RemoteRun { remote, offset: run.offset, local: shift + run.tile_offset, bytes: run.bytes };
-        too_many |= runs.push(run).is_err();
+        if seen >= work.moves.before && runs.len() < runs_max {
+            runs.push(run).expect("at most RUNS_MAX");
+        }
+        seen += 1;
     });
     match laid_out {
         Err(_) => return Launch::Failed(Failure::Malformed),
-        Ok(()) if too_many => return Launch::Failed(Failure::Foreign),
         Ok(()) if runs.is_empty() => return Launch::Nothing,
         Ok(()) => {}
     }
+    work.moves.now = runs.len();
+    work.moves.more = seen > work.moves.before + runs.len();
     let mut areas = ring.memory(slot);
     let held = "no one holds a slot that waits for the engine";
     let submitted = match flow.direction {
@@ -138,11 +145,12 @@ impl Hub<'_, '_> {
             // Between two calls, so that what a host sends fits its places however fast it sends.
             self.attend_progressed();
         }
-        while let Some(completion) = self.inflate.as_mut().and_then(|engine| engine.context.poll()) {
+        let depth = self.shared.config.inflate_depth;
+        while let Some(completion) = self.inflate.as_mut().and_then(|engine| engine.poll(depth)) {
             self.take_inflated(completion);
             busy = true;
         }
-        while let Some(completion) = self.bulk.context.poll() {
+        while let Some(completion) = self.bulk.poll(self.shared.config.dma_depth) {
             self.take_transferred(completion);
             busy = true;
         }
@@ -153,6 +161,7 @@ impl Hub<'_, '_> {
             }
         }
         restarted.into_iter().for_each(|kind| self.restarted(kind));
+        busy |= self.bulk.prove();
         Ok(busy)
     }
 
@@ -197,16 +206,17 @@ impl Hub<'_, '_> {
     }
 
     fn launch_transfer(&mut self, slot: Ticket) -> Launch {
-        let work = *self.pipeline.slots.at(slot);
+        let mut work = *self.pipeline.slots.at(slot);
         let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
         let memory = self.sessions[flow.session].as_ref().and_then(|session| session.memory.as_ref());
         let memory = memory.expect("a session lives as long as its chunks, and only one with memory has any");
-        let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &work, flow, memory);
+        let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &mut work, flow, memory);
         if launch == Launch::Started {
             let stage = match flow.direction {
                 Direction::Fetch => &self.shared.counters.write,
                 Direction::Store => &self.shared.counters.gather,
             };
+            self.pipeline.slots.at(slot).moves = work.moves;
             self.bulk.submitted();
             self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
         }
@@ -278,7 +288,8 @@ impl World for Hub<'_, '_> {
     }
 
     fn unreachable(&mut self, session: usize, error: doca::Error) {
-        log::warn!("session {session}: host memory cannot be reached ({error}): the session ends");
+        let id = self.sessions[session].as_ref().map_or(0, |session| session.id);
+        log::warn!("session {id}: host memory cannot be reached ({error}): the session ends");
         self.lose(session, Farewell::DeviceError);
     }
 }

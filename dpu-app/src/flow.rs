@@ -126,6 +126,22 @@ pub struct SlotWork {
     pub blames: u8,
     pub facts: BlockFacts,
     pub from: Restored,
+    pub moves: Moves,
+}
+
+/// How far the transfer of a block is. One that needs more tasks than the device has goes in several operations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moves {
+    /// Runs that earlier operations have moved.
+    pub before: usize,
+    /// Runs of the operation in flight.
+    pub now: usize,
+    /// More are left after it.
+    pub more: bool,
+}
+
+impl Moves {
+    pub const NONE: Self = Self { before: 0, now: 0, more: false };
 }
 
 impl SlotWork {
@@ -144,6 +160,7 @@ impl SlotWork {
             codes_crc: 0,
         },
         from: Restored::Tile,
+        moves: Moves::NONE,
     };
 }
 

@@ -17,7 +17,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use doca::{Codec, Context, ContextState, Device, ProgressEngine, Region};
+use doca::{Codec, Context, Device, ProgressEngine, Region};
 use mailbox::channel::Listener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -25,14 +25,14 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use crate::attend::{REFUSED_MAX, Visitor};
 use crate::comch;
 use crate::config::Config;
-use crate::counters::{Occupancy, add};
+use crate::counters::add;
 use crate::crew::Crew;
+use crate::engine::{Engine, RESTARTS_MAX};
 use crate::events::{Event, Events};
 use crate::fit::{Fit, InflateFit};
 use crate::health::StoreWatch;
 use crate::notify::Supervisor;
 use crate::pipeline::{Inflater, Pipeline};
-use crate::probation::Probation;
 use crate::request::Request;
 use crate::scheduler::Scheduler;
 use crate::selftest;
@@ -47,8 +47,6 @@ const DEADLINE_EVERY: Duration = Duration::from_millis(5);
 pub(crate) const MODERATED_DEPTH: usize = 5;
 /// How long an engine may sit on work without completing any before the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Context restarts in a row, without one success between them, after which the device is given up.
-const RESTARTS_MAX: u32 = 64;
 
 /// The data plane's own lifecycle: Init -> Steady -> Draining.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,64 +120,6 @@ fn system(call: &'static str) -> impl FnOnce(Errno) -> HubError {
     move |errno| HubError::System { call, errno }
 }
 
-/// A DOCA context and what the engine thread keeps beside it.
-#[derive(Debug)]
-pub struct Engine {
-    pub context: Context,
-    pub probation: Probation,
-    pub occupancy: Occupancy,
-    /// Restarts since the last success.
-    pub restarts: u32,
-    pub last_progress: Instant,
-}
-
-impl Engine {
-    fn new(context: Context) -> Self {
-        let (probation, occupancy) = (Probation::default(), Occupancy::default());
-        Self { context, probation, occupancy, restarts: 0, last_progress: Instant::now() }
-    }
-
-    /// Whether one more operation may be submitted now.
-    #[must_use]
-    pub fn admits(&self) -> bool {
-        self.probation.admits(self.context.in_flight()) && self.context.has_room()
-    }
-
-    /// An operation was submitted.
-    pub fn submitted(&mut self) {
-        let in_flight = self.context.in_flight();
-        self.probation.submitted(in_flight);
-        if in_flight == 1 {
-            self.last_progress = Instant::now();
-        }
-    }
-
-    /// Brings a context back that a failed task has stopped; its flushed operations come with the next poll. `true` if it
-    /// had stopped.
-    ///
-    /// # Errors
-    /// The device does not give the tasks back, or does not start again.
-    pub fn revive(&mut self) -> Result<bool, doca::Error> {
-        if self.context.state() == ContextState::Running {
-            return Ok(false);
-        }
-        self.context.restart()?;
-        self.restarts += 1;
-        Ok(true)
-    }
-
-    /// An operation ended: `true` if it failed alone, and so is to blame.
-    pub fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
-        self.last_progress = Instant::now();
-        if succeeded {
-            self.restarts = 0;
-            self.probation.succeeded();
-            return false;
-        }
-        self.probation.failed(depth)
-    }
-}
-
 /// The engine thread's state. See the module's head.
 pub struct Hub<'a, 's> {
     pub(crate) shared: &'a Shared<'s>,
@@ -198,6 +138,8 @@ pub struct Hub<'a, 's> {
     pub(crate) desks: Vec<Desk>,
     pub(crate) visitors: Vec<Visitor>,
     pub(crate) listeners: Vec<Box<dyn Listener>>,
+    /// By listener: until when it rests, because it was out of descriptors.
+    pub(crate) rests: Vec<Option<Instant>>,
     pub(crate) epoll: Epoll,
     /// A wake-up was asked of the progress engine and has not come.
     pub(crate) armed: bool,
@@ -255,8 +197,10 @@ impl<'a, 's> Hub<'a, 's> {
         let (inflate, crc_trusted) = Self::inflate_engine(&engine, &device, config, fit.inflate)?;
         let lz4 = fit.inflate.is_some_and(|inflate| inflate.lz4);
         let inflater = inflate.is_some().then_some(Inflater { lz4, crc_trusted });
-        let bulk = Engine::new(Context::dma(&engine, &device, fit.bulk)?);
-        let mail = Engine::new(Context::dma(&engine, &device, fit.mail)?);
+        let mut bulk = Engine::new(Context::dma(&engine, &device, fit.bulk)?);
+        let mut mail = Engine::new(Context::dma(&engine, &device, fit.mail)?);
+        bulk.can_prove_itself(&device)?;
+        mail.can_prove_itself(&device)?;
         let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
         let supervisor = Supervisor::new(config.supervisor.as_ref())
             .map_err(|error| system("socket")(Errno::try_from(error).unwrap_or(Errno::EIO)))?;
@@ -289,6 +233,7 @@ impl<'a, 's> Hub<'a, 's> {
             sessions: (0..config.sessions).map(|_| None).collect(),
             desks: (0..config.sessions).map(|_| Desk::carve(&mut region)).collect(),
             visitors: Vec::with_capacity(config.sessions + REFUSED_MAX),
+            rests: vec![None; listeners.len()],
             listeners,
             epoll,
             armed: false,
@@ -410,7 +355,7 @@ impl<'a, 's> Hub<'a, 's> {
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
-        let next = next.chain(self.supervisor.next_ping()).min();
+        let next = next.chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied()).min();
         let mut engines = self.inflate.iter().chain([&self.bulk, &self.mail]);
         if engines.any(|engine| engine.context.is_waiting()) {
             // No completion has to come before the device takes more.

@@ -24,6 +24,7 @@ pub mod config;
 pub mod counters;
 pub mod crew;
 pub mod devices;
+mod engine;
 mod engines;
 pub mod events;
 pub mod fetcher;

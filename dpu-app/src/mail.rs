@@ -35,8 +35,9 @@ impl Hub<'_, '_> {
     /// Takes finished copies and starts new ones; `true` if there was anything.
     pub(crate) fn mail(&mut self) -> bool {
         let mut busy = false;
-        while let Some(completion) = self.mail.context.poll() {
-            self.mailed(completion);
+        let depth = self.shared.config.sessions * Lane::ALL.len();
+        while let Some(completion) = self.mail.poll(depth) {
+            self.mailed(completion, depth);
             busy = true;
         }
         // One that does not come back is given up by check_engines.
@@ -45,6 +46,7 @@ impl Hub<'_, '_> {
             self.restarted(doca::Kind::Dma);
             return true;
         }
+        busy |= self.mail.prove();
         for index in 0..self.sessions.len() {
             for lane in Lane::ALL {
                 if !self.mail.admits() {
@@ -123,16 +125,15 @@ impl Hub<'_, '_> {
                 *session.desk.area(lane) = refused.area();
                 session.again(lane);
                 if !error.is_back_pressure() {
-                    log::warn!("session {index}: {error}: the session ends");
+                    log::warn!("session {}: {error}: the session ends", session.id);
                     self.lose(index, Farewell::DeviceError);
                 }
             }
         }
     }
 
-    fn mailed(&mut self, completion: Completion) {
+    fn mailed(&mut self, completion: Completion, depth: usize) {
         let (index, lane) = place(completion.ticket);
-        let depth = self.shared.config.sessions * Lane::ALL.len();
         let outcome = completion.outcome;
         let to_blame = self.mail.ended(outcome.is_ok(), depth);
         let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
@@ -144,7 +145,7 @@ impl Hub<'_, '_> {
             session.again(lane);
             session.blames += u8::from(to_blame);
             if session.blames >= UNREACHABLE_MIN {
-                log::warn!("session {index}: its page cannot be reached ({error}): the session ends");
+                log::warn!("session {}: its page cannot be reached ({error}): the session ends", session.id);
                 self.lose(index, Farewell::DeviceError);
             }
             return;
@@ -160,7 +161,8 @@ impl Hub<'_, '_> {
             }
         };
         if let Err(error) = handled {
-            log::warn!("session {index}: {error}: the session ends");
+            let id = self.sessions[index].as_ref().map_or(0, |session| session.id);
+            log::warn!("session {id}: {error}: the session ends");
             self.lose(index, Farewell::PeerError);
         }
     }

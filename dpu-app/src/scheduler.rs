@@ -9,7 +9,7 @@
 use block::Codec;
 
 use crate::counters::add;
-use crate::flow::{Direction, Phase};
+use crate::flow::{Direction, Moves, Phase};
 use crate::job::{Done, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
 use crate::probation::{BLAMES_MAX, UNREACHABLE_MIN};
@@ -249,6 +249,12 @@ pub trait Scheduler: World {
     fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
         let work = self.pipeline().slots.at(slot);
         match outcome {
+            Ok(()) if work.moves.more => {
+                work.moves = Moves { before: work.moves.before + work.moves.now, now: 0, more: false };
+                if !self.abandoned(slot) {
+                    self.pipeline().queue_transfer(slot);
+                }
+            }
             Ok(()) if work.state == SlotState::Gathering => {
                 let (seat, block) = (work.seat, work.block);
                 if !self.abandoned(slot) {
@@ -259,6 +265,9 @@ pub trait Scheduler: World {
             Ok(()) => self.block_done(slot),
             Err(Unreached { error, to_blame }) => {
                 work.blames += u8::from(to_blame);
+                // First in line, so that those that failed are alone while operations run alone (probation.rs): behind
+                // others that succeed the culprit would never be found.
+                work.turn = 0;
                 let (seat, blames) = (work.seat, work.blames);
                 if blames < UNREACHABLE_MIN {
                     add(&self.counters().blocks_resubmitted, 1);

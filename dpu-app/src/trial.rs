@@ -394,10 +394,11 @@ impl World for Trial<'_, '_> {
             self.skipped.push_back((Stage::Write, slot));
             return Launch::Started;
         }
-        let work = *self.pipeline.slots.at(slot);
+        let mut work = *self.pipeline.slots.at(slot);
         let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
-        let launch = start_transfer(&mut self.bulk, &self.shared.ring, slot, &work, flow, &self.memory);
+        let launch = start_transfer(&mut self.bulk, &self.shared.ring, slot, &mut work, flow, &self.memory);
         if launch == Launch::Started {
+            self.pipeline.slots.at(slot).moves = work.moves;
             self.began(Stage::Write);
         }
         launch

@@ -184,3 +184,22 @@ fn a_card_with_short_lists_and_few_tasks_moves_every_layout() {
         }
     }
 }
+
+#[test]
+fn a_block_that_was_cut_for_another_layout_goes_in_several_operations() {
+    // Blocks of two layers, cut by a host whose pages need few tasks. Where a page is one token the same block needs 128,
+    // which the device does not have, and stands in nobody's way.
+    let emulator = doca_emulator::Config { list_max: 1, tasks_max: 88, ..doca_emulator::Config::default() };
+    let card = Card::start_with(emulator, |_| ());
+    for (salt, recipe) in ["lossless", "lossless+raw"].into_iter().enumerate() {
+        let source = memory(Arrangement::Contiguous, rig::geometry(), CHUNK_TOKENS, 5);
+        let trip = Trip::store(&card, recipe, salt as u8, source, 5);
+        let all = CHUNKS as u32 * u32::from(CHUNK_TOKENS);
+        for to in Arrangement::ALL {
+            for tokens in [Tokens::ALL, Tokens { start: 3, end: all - 5 }] {
+                trip.fetch(&memory(to, rig::geometry(), 1, 9), 11, tokens, &format!("{recipe} {to:?} {tokens:?}"));
+            }
+        }
+    }
+    card.await_empty();
+}

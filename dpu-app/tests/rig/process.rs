@@ -38,7 +38,20 @@ impl Dpu {
     pub fn start_with(store: &str, socket: &Path, emulator: &str, more: &[&str]) -> Self {
         let comch = comch_name();
         let more = [&["--comch-name", &comch], more].concat();
-        let mut child = command(store, socket, &more).env("DOCA_EMULATOR", emulator).spawn().unwrap();
+        Self::spawn(command(store, socket, &more).env("DOCA_EMULATOR", emulator), comch)
+    }
+
+    /// One that may have so many descriptors.
+    pub fn start_limited(store: &str, socket: &Path, more: &[&str], descriptors: usize) -> Self {
+        let plain = command(store, socket, more);
+        let mut limited = Command::new("sh");
+        limited.arg("-c").arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""));
+        limited.arg(plain.get_program()).args(plain.get_args()).env_remove("DOCA_EMULATOR");
+        Self::spawn(limited.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()), String::new())
+    }
+
+    fn spawn(command: &mut Command, comch: String) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut log = String::new();
         while !log.contains("ready") {

@@ -370,6 +370,13 @@ impl Context {
         runs.div_ceil(self.caps.list_max as usize) + 2 * (bytes as u64 / self.caps.bytes_max) as usize
     }
 
+    /// Runs of one transfer of this many bytes that always fit, however full their tasks become: at least one.
+    #[must_use]
+    pub fn runs_max(&self, bytes: usize) -> usize {
+        let cut = self.tasks_for(0, bytes);
+        (self.places.len().saturating_sub(cut) * self.caps.list_max as usize).max(1)
+    }
+
     /// Tasks in flight at most.
     #[must_use]
     pub fn tasks_max(&self) -> usize {
@@ -399,15 +406,7 @@ impl Context {
         let bytes = range.len();
         let fits = bytes as u64 <= self.caps.bytes_max && destination.len() as u64 <= self.caps.bytes_max;
         let room = if fits { self.room(1) } else { Err(Error::new("doca_task_submit", Code::TOO_BIG)) };
-        let prepared = room.and_then(|()| {
-            let from = self.inventory.local(&source, range.start, bytes, Side::Source)?;
-            let capacity = destination.len();
-            let to = self
-                .inventory
-                .local(&destination, 0, capacity, Side::Destination)
-                .inspect_err(|_| self.inventory.put(from))?;
-            Ok((from, to))
-        });
+        let prepared = room.and_then(|()| self.sides(&source, range, &destination, destination.len()));
         let (from, to) = match prepared {
             Ok(chains) => chains,
             Err(error) => return Err(Refused { error, source: Some(source), destination: Some(destination) }),
@@ -416,6 +415,41 @@ impl Context {
         let launched =
             self.launch(operation, None, from, to, |user| Task::decompress(raw, codec, from.raw(), to.raw(), user));
         self.settle(operation, launched)
+    }
+
+    /// Copies the head of `source` to that of `destination`: an operation of which no host is part.
+    ///
+    /// # Errors
+    /// Gives the memory back; back-pressure if the context is full.
+    pub fn copy(&mut self, ticket: u64, source: Area, destination: Area) -> Result<(), Refused> {
+        let Raw::Dma(raw) = self.raw else { unreachable!("copy on a decompress context") };
+        let source = Source::Own(source);
+        let bytes = source.len().min(destination.len());
+        let prepared = self.room(1).and_then(|()| self.sides(&source, 0..bytes, &destination, bytes));
+        let (from, to) = match prepared {
+            Ok(chains) => chains,
+            Err(error) => return Err(Refused { error, source: Some(source), destination: Some(destination) }),
+        };
+        let operation = self.open(ticket, Some(source), Some(destination));
+        let launched =
+            self.launch(operation, Some(bytes), from, to, |user| Task::memcpy(raw, from.raw(), to.raw(), user));
+        self.settle(operation, launched)
+    }
+
+    /// A buffer over `range` of a source, and one over `capacity` bytes from a destination's start.
+    fn sides(
+        &self,
+        source: &Source,
+        range: Range<usize>,
+        destination: &Area,
+        capacity: usize,
+    ) -> Result<(Chain, Chain), Error> {
+        let from = self.inventory.local(source, range.start, range.len(), Side::Source)?;
+        let to = self
+            .inventory
+            .local(destination, 0, capacity, Side::Destination)
+            .inspect_err(|_| self.inventory.put(from))?;
+        Ok((from, to))
     }
 
     /// Writes pieces of `source` to host runs.
@@ -485,8 +519,10 @@ impl Context {
     }
 
     fn room(&self, tasks: usize) -> Result<(), Error> {
+        // One that never fits must not wait for room.
+        let code = if tasks > self.places.len() { Code::TOO_BIG } else { Code::AGAIN };
         let room = !self.operations_free.is_empty() && self.places_free.len() >= tasks;
-        room.then_some(()).ok_or(Error::new("doca_task_submit", Code::AGAIN))
+        room.then_some(()).ok_or(Error::new("doca_task_submit", code))
     }
 
     fn open(&mut self, ticket: u64, source: Option<Source>, destination: Option<Area>) -> usize {
