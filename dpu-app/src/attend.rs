@@ -303,6 +303,7 @@ impl Hub<'_, '_> {
             texts: heapless::Deque::new(),
             requests: [const { None }; COMMANDS],
             queue: VecDeque::with_capacity(COMMANDS),
+            questions: VecDeque::with_capacity(COMMANDS),
             looking: None,
             touching: false,
             flows: 0,
@@ -439,6 +440,7 @@ impl Hub<'_, '_> {
         let _ = session.channel.fd().map(|fd| self.epoll.delete(fd));
         session.requests.fill(None);
         session.queue.clear();
+        session.questions.clear();
         session.records_due = None;
         session.staged.clear();
         session.answers.clear();

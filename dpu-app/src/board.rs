@@ -40,6 +40,8 @@ pub struct Shown {
     /// In a row.
     pub store_failures: u32,
     pub store_failed_ago: Duration,
+    /// Whose call has lasted for so long that it counts as stuck.
+    pub workers_stuck: usize,
     /// What the store has counted.
     pub store: Stats,
 }
@@ -59,6 +61,7 @@ impl Shown {
             degraded: false,
             store_failures: 0,
             store_failed_ago: Duration::MAX,
+            workers_stuck: 0,
             store: Stats::default(),
         }
     }
@@ -161,6 +164,7 @@ impl Hub<'_, '_> {
             degraded,
             store_failures: self.store_watch.failures(),
             store_failed_ago: self.store_watch.failed_ago(self.now),
+            workers_stuck: self.stuck.total(),
             store: self.shared.store.stats(),
         };
         face.status_bytes = status::write(self, &mut face.status);

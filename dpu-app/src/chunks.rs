@@ -4,26 +4,66 @@ use mailbox::{Answer, Operation, Status, Tokens};
 use store::Position;
 
 use crate::counters::add;
+use crate::crew::{Crew, CrewKind};
 use crate::events::Event;
 use crate::flow::{Direction, Flow, Pages};
+use crate::health::STUCK;
 use crate::hub::Hub;
 use crate::job::{Done, Failure, Job, Seat};
 use crate::pipeline::World;
 use crate::request::Request;
 use crate::scheduler::Scheduler;
-use crate::session::Session;
+use crate::session::{Reading, Session, Whose};
+use crate::worker::QUEUE;
 
 impl Hub<'_, '_> {
     /// Takes the answers of all workers; `true` if there were any.
     pub(crate) fn collect(&mut self) -> bool {
         let mut busy = false;
-        while let Some(done) =
-            self.fetchers.collect().or_else(|| self.dequantizers.collect()).or_else(|| self.encoders.collect())
-        {
+        while let Some(done) = self.answer_of_any() {
             self.take(done);
             busy = true;
         }
         busy
+    }
+
+    fn answer_of_any(&mut self) -> Option<Done> {
+        let crews = [&mut self.askers, &mut self.fetchers, &mut self.dequantizers, &mut self.encoders];
+        crews.into_iter().find_map(Crew::collect)
+    }
+
+    /// Looks after the workers: what waits behind a call that hangs goes to others, and one that hangs for long is said.
+    pub(crate) fn watch_workers(&mut self) {
+        let crews = [
+            (CrewKind::Ask, &mut self.askers),
+            (CrewKind::Fetch, &mut self.fetchers),
+            (CrewKind::Dequantize, &mut self.dequantizers),
+            (CrewKind::Encode, &mut self.encoders),
+        ];
+        for (kind, crew) in crews {
+            let sight = crew.watch(self.now, STUCK);
+            if self.stuck.saw(kind, &sight) {
+                self.events.add(Event::WorkersStuck(kind), sight.stuck as u64);
+            }
+        }
+        self.give_up_waiting();
+    }
+
+    /// Where all fetch workers hang, chunks that nobody waits for leave their slots and seats to others: to stores.
+    fn give_up_waiting(&mut self) {
+        let mut unwanted = heapless::Vec::<Done, QUEUE>::new();
+        let flows = &self.pipeline.flows;
+        let over = |seat: Seat| flows[usize::from(seat.0)].as_ref().is_some_and(|flow| flow.given_up);
+        let is_over = |job: &Job| matches!(*job, Job::Open { seat } | Job::Read { seat, .. } if over(seat));
+        self.fetchers.give_up(is_over, |job| {
+            let done = match job {
+                Job::Open { seat } => Done::Opened { seat, blocks: Err(Failure::Deadline) },
+                Job::Read { slot, .. } => Done::Read { slot, facts: Err(Failure::Deadline) },
+                job => unreachable!("{job:?} was not asked for"),
+            };
+            unwanted.push(done).expect("no more than waited");
+        });
+        unwanted.into_iter().for_each(|done| self.answered(done));
     }
 
     fn take(&mut self, done: Done) {
@@ -89,84 +129,96 @@ impl Hub<'_, '_> {
         self.settle(session_index, request_index);
     }
 
-    /// Moves the oldest unfinished request of a session on: reads records, starts look-ups and chunks.
+    /// Moves a session's oldest question on, and its oldest request with chunks to start.
     pub(crate) fn start_oldest(&mut self, index: usize) -> bool {
+        let busy = self.ask_oldest(index);
+        self.start_chunks_of_oldest(index) || busy
+    }
+
+    /// Reads the keys of the oldest look-up or rating, and asks the store when they are all there: a few round trips to its
+    /// servers, whatever the length.
+    fn ask_oldest(&mut self, index: usize) -> bool {
+        let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { return false };
+        let Some(&place) = session.questions.front() else { return false };
+        if session.looking.is_some() || session.records_due.is_some() {
+            return false;
+        }
+        let request = session.requests[place].as_mut().expect("queued requests are live");
+        let whose = Whose { place, serial: request.serial };
+        if request.wants_more() {
+            let span = session.ring.record_window(&request.command, request.next).expect("next is below the count");
+            session.records_due = Some(Reading { whose, span });
+            return true;
+        }
+        request.asked = true;
+        let rates = request.command.operation == Operation::Rate;
+        session.questions.pop_front();
+        session.looking = Some(whose);
+        let session = index as u16;
+        self.give(if rates { Job::Rate { session } } else { Job::Lookup { session } });
+        true
+    }
+
+    /// Reads records of the oldest request with chunks to start, and starts them.
+    fn start_chunks_of_oldest(&mut self, index: usize) -> bool {
         let mut busy = false;
         loop {
             let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { return busy };
             let Some(&front) = session.queue.front() else { return busy };
             let request = session.requests[front].as_ref().expect("queued requests are live");
             if !request.wants_more() {
-                if session.records_due.is_some() || session.looking.is_some() {
-                    return busy;
-                }
-                session.staged.clear();
-                session.queue.pop_front();
-                self.touch(index);
+                self.leave_queue(index, front);
                 self.settle(index, front);
                 busy = true;
                 continue;
             }
-            if session.looking.is_some() || session.records_due.is_some() || session.touching {
+            if session.records_due.is_some() || session.touching {
                 return busy;
             }
             if session.staged.is_empty() {
                 let span = session.ring.record_window(&request.command, request.next).expect("next is below the count");
-                session.records_due = Some((front, span));
+                let whose = Whose { place: front, serial: request.serial };
+                session.records_due = Some(Reading { whose, span });
                 return true;
             }
-            let started = match request.command.operation {
-                Operation::Lookup | Operation::Rate => {
-                    self.gather(index, front);
-                    true
-                }
-                Operation::Fetch => self.start_chunk(index, front, Direction::Fetch),
-                _ => self.start_chunk(index, front, Direction::Store),
+            let direction = match request.command.operation {
+                Operation::Fetch => Direction::Fetch,
+                _ => Direction::Store,
             };
-            if !started {
+            if !self.start_chunk(index, front, direction) {
                 return busy;
             }
             busy = true;
         }
     }
 
+    /// A request has no more chunks to start, or wants none any more, wherever in its queue it is.
+    fn leave_queue(&mut self, index: usize, place: usize) {
+        let Some(session) = self.sessions[index].as_mut() else { return };
+        session.questions.retain(|&other| other != place);
+        let first = session.queue.front() == Some(&place);
+        session.queue.retain(|&other| other != place);
+        if first {
+            session.staged.clear();
+            self.touch(index);
+        }
+    }
+
     /// All chunks of a request were started: the store learns that they belong together.
     fn touch(&mut self, index: usize) {
         let started = !self.shared.prefixes[index].lock().expect("panic is abort").keys.is_empty();
-        if let Some(session) = self.sessions[index].as_mut().filter(|_| started) {
+        if let Some(session) = self.sessions[index].as_mut().filter(|session| started && !session.touching) {
             session.touching = true;
             self.give(Job::Touch { session: index as u16 });
         }
     }
 
-    /// Adds a window of keys to a look-up or a rating, and asks the store when they are all there: a few round trips to
-    /// its servers, whatever the length.
-    fn gather(&mut self, index: usize, place: usize) {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
-        let request = session.requests[place].as_mut().expect("the caller looked");
-        {
-            let mut asked = self.shared.lookups[index].lock().expect("panic is abort");
-            if request.next == 0 {
-                asked.keys.clear();
-                asked.importances.clear();
-            }
-            asked.keys.extend_from_slice(session.staged.keys());
-            asked.importances.extend_from_slice(session.staged.importances());
-            asked.until = request.until;
-        }
-        request.next += session.staged.keys().len() as u32;
-        session.staged.clear();
-        if !request.wants_more() {
-            session.looking = Some(place);
-            let (session, rates) = (index as u16, request.command.operation == Operation::Rate);
-            self.give(if rates { Job::Rate { session } } else { Job::Lookup { session } });
-        }
-    }
-
     fn looked(&mut self, index: usize, found: Result<usize, Failure>) {
         let session = self.sessions[index].as_mut().expect("a session lives as long as its look-up");
-        let place = session.looking.take().expect("one look-up or rating at a time");
-        let Some(request) = session.requests[place].as_mut() else { return };
+        let whose = session.looking.take().expect("one look-up or rating at a time");
+        // It may have been answered meanwhile, at its deadline.
+        let Some(request) = session.request_of(whose).filter(|request| request.asked) else { return };
+        request.asked = false;
         match found {
             Ok(found) => {
                 let found = u32::try_from(found).unwrap_or(u32::MAX).min(request.next);
@@ -177,6 +229,7 @@ impl Hub<'_, '_> {
             }
             Err(failure) => request.cut(0, failure),
         }
+        self.settle(index, whose.place);
     }
 
     fn start_chunk(&mut self, index: usize, place: usize, direction: Direction) -> bool {
@@ -259,7 +312,9 @@ impl Hub<'_, '_> {
         let Some(request) = session.requests[place].as_mut() else { return };
         request.cut_now(failure);
         let limit = request.limit;
+        self.leave_queue(index, place);
         self.abort_from(index, place, limit, failure);
+        self.give_up(index, place);
         self.settle(index, place);
     }
 
@@ -267,8 +322,7 @@ impl Hub<'_, '_> {
     pub(crate) fn settle(&mut self, index: usize, place: usize) {
         let Some(session) = self.sessions[index].as_mut() else { return };
         let Some(request) = session.requests[place].as_ref() else { return };
-        let reading = session.records_due.is_some_and(|(reader, _)| reader == place) || session.looking == Some(place);
-        if !request.ended() || reading || session.queue.contains(&place) {
+        if !request.ended() || session.queue.contains(&place) || session.questions.contains(&place) {
             return;
         }
         let answer = Answer {

@@ -8,9 +8,9 @@ use mailbox::attach::Farewell;
 
 use crate::counters::{Counters, add};
 use crate::crew::CrewKind;
+use crate::engine::Engine;
 use crate::events::Event;
 use crate::flow::{Direction, Flow, SlotWork};
-use crate::engine::Engine;
 use crate::hub::{Hub, HubError};
 use crate::job::{BlockFacts, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
@@ -252,6 +252,7 @@ impl World for Hub<'_, '_> {
 
     fn give(&mut self, job: Job) {
         let crew = match job.crew() {
+            CrewKind::Ask => &mut self.askers,
             CrewKind::Fetch => &mut self.fetchers,
             CrewKind::Dequantize => &mut self.dequantizers,
             CrewKind::Encode => &mut self.encoders,

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use heapless::HistoryBuf;
 
+use crate::crew::CrewKind;
 use crate::job::Failure;
 
 /// Events kept.
@@ -20,6 +21,7 @@ pub enum Event {
     EngineRestarted(doca::Kind),
     ChunkFailed(Failure),
     Deadline,
+    WorkersStuck(CrewKind),
 }
 
 impl Event {
@@ -36,6 +38,10 @@ impl Event {
             Self::ChunkFailed(Failure::Corrupt) => "corrupt chunk",
             Self::ChunkFailed(_) => "chunk failed",
             Self::Deadline => "deadline passed",
+            Self::WorkersStuck(CrewKind::Ask) => "look-up worker stuck",
+            Self::WorkersStuck(CrewKind::Fetch) => "fetch worker stuck",
+            Self::WorkersStuck(CrewKind::Dequantize) => "dequantize worker stuck",
+            Self::WorkersStuck(CrewKind::Encode) => "encode worker stuck",
         }
     }
 }

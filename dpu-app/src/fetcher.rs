@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use block::Header;
 use doca::Area;
-use heapless::spsc::{Consumer, Producer};
 use store::{Answer, Ask, Outcome, Reader};
 
 use crate::bell::EventBell;
 use crate::counters::Occupancy;
 use crate::job::{BlockFacts, Done, Failure, Job, Seat};
+use crate::line::Duties;
 use crate::slot::Ticket;
 use crate::worker::Shared;
 
@@ -44,8 +44,7 @@ enum Task {
 pub struct Fetcher<'a, 's> {
     shared: &'a Shared<'s>,
     bell: &'a EventBell,
-    jobs: Consumer<'a, Job>,
-    answers: Producer<'a, Done>,
+    duties: Duties<'a>,
     reader: Box<dyn Reader<Area> + 'a>,
     /// By the tag that the reader gives back.
     tasks: Vec<Option<Task>>,
@@ -68,27 +67,26 @@ impl<'a, 's> Fetcher<'a, 's> {
     pub fn new(
         shared: &'a Shared<'s>,
         bell: &'a EventBell,
-        jobs: Consumer<'a, Job>,
-        answers: Producer<'a, Done>,
+        duties: Duties<'a>,
         reader: Box<dyn Reader<Area> + 'a>,
     ) -> Self {
         let asks = crate::run::asks_max(shared.config);
         let manifest = vec![0; block::MANIFEST_BYTES_MAX];
         let (tasks, free) = ((0..asks).map(|_| None).collect(), (0..asks).rev().collect());
         let occupancy = Occupancy::default();
-        Self { shared, bell, jobs, answers, reader, tasks, free, manifest, reading: 0, occupancy }
+        Self { shared, bell, duties, reader, tasks, free, manifest, reading: 0, occupancy }
     }
 
     /// The thread's body.
     pub fn run(mut self) {
         loop {
             while self.reader.has_room()
-                && let Some(job) = self.jobs.dequeue()
+                && let Some(job) = self.duties.claim()
             {
                 self.start(job);
             }
             let mut answered = false;
-            while let Some(answer) = self.reader.poll(&mut self.manifest) {
+            while let Some(answer) = self.poll() {
                 self.finish(answer);
                 answered = true;
             }
@@ -99,8 +97,9 @@ impl<'a, 's> Fetcher<'a, 's> {
             if self.may_leave() {
                 return;
             }
+            self.duties.rest();
             self.bell.going_to_sleep();
-            let can_start = self.jobs.ready() && self.reader.has_room();
+            let can_start = self.duties.wait() && self.reader.has_room();
             if !can_start && !self.may_leave() {
                 self.reader.sleep();
             }
@@ -110,7 +109,13 @@ impl<'a, 's> Fetcher<'a, 's> {
 
     /// The engine thread is gone and nothing is left to do.
     fn may_leave(&self) -> bool {
-        self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle() && !self.jobs.ready()
+        self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle() && !self.duties.wait()
+    }
+
+    /// A call that may hang, where the store is a disk.
+    fn poll(&mut self) -> Option<Answer<Area>> {
+        self.duties.beat();
+        self.reader.poll(&mut self.manifest)
     }
 
     fn start(&mut self, job: Job) {
@@ -156,7 +161,7 @@ impl<'a, 's> Fetcher<'a, 's> {
 
     /// Answers at once; the engine thread is woken as if the store had answered.
     fn answer(&mut self, done: Done) {
-        self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+        self.duties.answer(done);
         self.shared.engine_bell.ring();
     }
 
@@ -216,7 +221,7 @@ impl<'a, 's> Fetcher<'a, 's> {
             }
             (task, outcome) => unreachable!("{task:?} was answered with {outcome:?}"),
         };
-        self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+        self.duties.answer(done);
     }
 
     /// A read is over and the wire area is home again; the bytes of the block.

@@ -56,8 +56,12 @@ pub struct Flow {
     /// The next block to give a slot.
     pub next: u16,
     pub in_flight: u16,
+    /// Of those in flight: blocks that the DMA engine moves from or to the host's pages now.
+    pub moving: u16,
     pub done: u16,
     pub failure: Option<Failure>,
+    /// The request does not wait for it: its time is over, or a chunk before this one has failed.
+    pub given_up: bool,
     pub wire_bytes: u64,
     /// The request has been told how the chunk ended.
     pub concluded: bool,
@@ -81,8 +85,10 @@ impl Flow {
             blocks: plan.block_count(&geometry) as u16,
             next: 0,
             in_flight: 0,
+            moving: 0,
             done: 0,
             failure: None,
+            given_up: false,
             wire_bytes: 0,
             concluded: false,
         }

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::board::Shown;
+use crate::crew::{CrewKind, Sight};
 use crate::hub::HubState;
 use crate::job::{Done, Failure};
 use store::Blame;
@@ -17,6 +18,8 @@ const STORE_FAILURES_MIN: u32 = 3;
 const RESTARTS_MIN: u32 = 8;
 /// How long the last failure makes a card sick.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long a worker may be in one call before it counts as stuck.
+pub const STUCK: Duration = Duration::from_secs(1);
 /// How long the engine thread may take to show itself.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
@@ -31,11 +34,20 @@ pub enum Unwell {
     /// The store is not there yet, or refuses us: it is known without asking, and why.
     Degraded,
     StoreDown,
+    /// A call of the store does not come back.
+    WorkerStuck,
 }
 
 impl Unwell {
-    pub const ALL: [Self; 6] =
-        [Self::Starting, Self::Draining, Self::Silent, Self::EngineRestarting, Self::Degraded, Self::StoreDown];
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Draining,
+        Self::Silent,
+        Self::EngineRestarting,
+        Self::Degraded,
+        Self::StoreDown,
+        Self::WorkerStuck,
+    ];
 
     /// One word for machines.
     #[must_use]
@@ -47,6 +59,7 @@ impl Unwell {
             Self::EngineRestarting => "engine_restarting",
             Self::Degraded => "degraded",
             Self::StoreDown => "store_down",
+            Self::WorkerStuck => "worker_stuck",
         }
     }
 
@@ -62,6 +75,10 @@ impl Unwell {
             Self::EngineRestarting => "engine restarting: an engine fails again and again: look at the card's log",
             Self::Degraded => "degraded: fetches are misses until the store takes us",
             Self::StoreDown => "store down: the store does not answer: check the one that --store names",
+            Self::WorkerStuck => {
+                "worker stuck: a call of the store has not come back for a second: does the disk or the server behind \
+                 --store hang?"
+            }
         }
     }
 
@@ -75,6 +92,7 @@ impl Unwell {
             Self::EngineRestarting => shown.restarts_in_a_row >= RESTARTS_MIN && shown.engine_moved_ago < FRESH,
             Self::Degraded => shown.degraded,
             Self::StoreDown => shown.store_failures >= STORE_FAILURES_MIN && shown.store_failed_ago < FRESH,
+            Self::WorkerStuck => shown.workers_stuck > 0,
         }
     }
 }
@@ -129,6 +147,36 @@ impl StoreWatch {
     }
 }
 
+/// Workers whose call has lasted for [`STUCK`], by crew: what the log was told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StuckWorkers {
+    by_crew: [usize; 4],
+}
+
+impl StuckWorkers {
+    /// Takes note of a look at a crew, and says when the first is stuck and when none is any more; `true` at the first.
+    pub fn saw(&mut self, kind: CrewKind, sight: &Sight) -> bool {
+        let before = std::mem::replace(&mut self.by_crew[kind as usize], sight.stuck);
+        if before > 0 && sight.stuck == 0 {
+            log::info!("no {} worker is stuck any more", kind.name());
+        }
+        let begins = before == 0 && sight.stuck > 0;
+        if begins {
+            let (name, lasts) = (kind.name(), sight.longest.as_secs_f64());
+            log::warn!(
+                "a {name} worker has been in one call for {lasts:.1} s; what waited behind it went to others: does the disk or \
+                 the server behind --store hang?"
+            );
+        }
+        begins
+    }
+
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.by_crew.iter().sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use nix::errno::Errno;
@@ -159,6 +207,17 @@ mod tests {
         assert_eq!(reasons(&down, second), ["store_down"]);
         assert_eq!(reasons(&Shown { store_failed_ago: FRESH, ..down }, second), none);
         assert_eq!(reasons(&Shown { degraded: true, ..down }, second), ["degraded", "store_down"]);
+        assert_eq!(reasons(&Shown { workers_stuck: 1, ..well() }, second), ["worker_stuck"]);
+    }
+
+    #[test]
+    fn a_stuck_worker_is_said_once_until_it_is_back() {
+        let (mut stuck, one) = (StuckWorkers::default(), Sight { stuck: 1, longest: STUCK, ..Sight::default() });
+        let said: Vec<bool> = [one, one, Sight { stuck: 2, ..one }, Sight::default(), one]
+            .iter()
+            .map(|s| stuck.saw(CrewKind::Fetch, s))
+            .collect();
+        assert_eq!((said, stuck.total()), (vec![true, false, false, false, true], 1));
     }
 
     #[test]

@@ -26,11 +26,11 @@ use crate::attend::{REFUSED_MAX, Visitor};
 use crate::comch;
 use crate::config::Config;
 use crate::counters::add;
-use crate::crew::Crew;
+use crate::crew::{Crew, PASSED_OVER};
 use crate::engine::{Engine, RESTARTS_MAX};
 use crate::events::{Event, Events};
 use crate::fit::{Fit, InflateFit};
-use crate::health::StoreWatch;
+use crate::health::{StoreWatch, StuckWorkers};
 use crate::notify::Supervisor;
 use crate::pipeline::{Inflater, Pipeline};
 use crate::request::Request;
@@ -124,6 +124,7 @@ fn system(call: &'static str) -> impl FnOnce(Errno) -> HubError {
 pub struct Hub<'a, 's> {
     pub(crate) shared: &'a Shared<'s>,
     pub(crate) device: Device,
+    pub(crate) askers: Crew<'a>,
     pub(crate) fetchers: Crew<'a>,
     pub(crate) dequantizers: Crew<'a>,
     pub(crate) encoders: Crew<'a>,
@@ -149,8 +150,11 @@ pub struct Hub<'a, 's> {
     pub(crate) last_attend: Instant,
     pub(crate) last_deadline: Instant,
     pub(crate) sessions_seen: u32,
+    pub(crate) requests_seen: u64,
     pub(crate) events: Events,
     pub(crate) store_watch: StoreWatch,
+    /// What the last look at the workers found.
+    pub(crate) stuck: StuckWorkers,
     pub(crate) attach_buffer: Vec<u8>,
     supervisor: Supervisor,
 }
@@ -172,9 +176,10 @@ pub(crate) mod tag {
     pub(crate) const PLACE: u64 = (1 << 32) - 1;
 }
 
-/// The three crews, handed over by whoever started the threads.
+/// The crews, handed over by whoever started the threads.
 #[derive(Debug)]
 pub struct Crews<'a> {
+    pub askers: Crew<'a>,
     pub fetchers: Crew<'a>,
     pub dequantizers: Crew<'a>,
     pub encoders: Crew<'a>,
@@ -222,6 +227,7 @@ impl<'a, 's> Hub<'a, 's> {
         watch(shared.stop.as_fd(), tag::STOP)?;
         Ok(Self {
             device,
+            askers: crews.askers,
             fetchers: crews.fetchers,
             dequantizers: crews.dequantizers,
             encoders: crews.encoders,
@@ -243,8 +249,10 @@ impl<'a, 's> Hub<'a, 's> {
             last_attend: now,
             last_deadline: now,
             sessions_seen: 0,
+            requests_seen: 0,
             events: Events::new(now),
             store_watch: StoreWatch::default(),
+            stuck: StuckWorkers::default(),
             attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
             supervisor,
             shared,
@@ -312,11 +320,16 @@ impl<'a, 's> Hub<'a, 's> {
         if self.now - self.last_deadline >= DEADLINE_EVERY {
             self.last_deadline = self.now;
             busy |= self.expire();
+            self.watch_workers();
             self.check_engines()?;
         }
         self.bury();
         self.show();
         Ok(busy)
+    }
+
+    fn crews(&self) -> [&Crew<'a>; 4] {
+        [&self.askers, &self.fetchers, &self.dequantizers, &self.encoders]
     }
 
     /// Whether the engines have so much to do that nobody misses us for the time of a moderated sleep.
@@ -334,7 +347,7 @@ impl<'a, 's> Hub<'a, 's> {
         }
         let bell = &self.shared.engine_bell;
         bell.going_to_sleep();
-        let answered = [&self.fetchers, &self.dequantizers, &self.encoders].iter().any(|crew| crew.answered());
+        let answered = self.crews().into_iter().any(Crew::answered);
         // Hosts without a descriptor: callbacks run in progress only, on this thread, so this look is the last.
         let answered = answered || self.listeners.iter().any(|listener| listener.has_news());
         if answered || self.shared.board.is_asked() {
@@ -355,7 +368,9 @@ impl<'a, 's> Hub<'a, 's> {
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
-        let next = next.chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied()).min();
+        let next = next.chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied());
+        let working = self.crews().into_iter().any(|crew| crew.outstanding() > 0);
+        let next = next.chain(working.then(|| self.now + PASSED_OVER / 2)).min();
         let mut engines = self.inflate.iter().chain([&self.bulk, &self.mail]);
         if engines.any(|engine| engine.context.is_waiting()) {
             // No completion has to come before the device takes more.

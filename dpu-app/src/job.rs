@@ -17,11 +17,12 @@ pub struct Seat(pub u16);
 /// One piece of work. Answered by exactly one [`Done`].
 #[derive(Clone, Copy, Debug)]
 pub enum Job {
-    /// Counts the leading keys that the store has. For fetch workers.
+    /// Counts the leading keys that the store has. For the worker that asks.
     Lookup { session: u16 },
-    /// Tells the store that the chunks of a prefix were used together. For fetch workers.
+    /// Tells the store that the chunks of a prefix were used together. For the worker that asks.
     Touch { session: u16 },
-    /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For fetch workers.
+    /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For the worker that
+    /// asks.
     Rate { session: u16 },
     /// Opens the seat's chunk and reads its manifest. For fetch workers.
     Open { seat: Seat },
@@ -48,12 +49,8 @@ impl Job {
     #[must_use]
     pub fn crew(&self) -> CrewKind {
         match self {
-            Self::Lookup { .. }
-            | Self::Touch { .. }
-            | Self::Rate { .. }
-            | Self::Open { .. }
-            | Self::Read { .. }
-            | Self::Close { .. } => CrewKind::Fetch,
+            Self::Lookup { .. } | Self::Touch { .. } | Self::Rate { .. } => CrewKind::Ask,
+            Self::Open { .. } | Self::Read { .. } | Self::Close { .. } => CrewKind::Fetch,
             Self::Inflate { .. } | Self::Restore { .. } => CrewKind::Dequantize,
             Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
         }

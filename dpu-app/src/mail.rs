@@ -19,7 +19,7 @@ use crate::hub::{Hub, HubState};
 use crate::job::Failure;
 use crate::probation::UNREACHABLE_MIN;
 use crate::request::Request;
-use crate::session::{Lane, Outgoing, Session, Wake};
+use crate::session::{Lane, Outgoing, Reading, Session, Wake};
 use crate::status;
 
 /// DOCA user data of a lane's copy.
@@ -71,7 +71,7 @@ impl Hub<'_, '_> {
                 let identity = !session.welcomed;
                 Some(if identity { session.ring.identity_span() } else { session.ring.command_window() })
             }
-            Lane::Records => session.records_due.map(|(_, span)| span),
+            Lane::Records => session.records_due.map(|reading| reading.span),
             Lane::HostLine if session.host_line_due => {
                 session.host_line_due = false;
                 Some(session.ring.host_line_span())
@@ -153,7 +153,7 @@ impl Hub<'_, '_> {
         session.blames = 0;
         let handled = match lane {
             Lane::Commands => self.commands(index),
-            Lane::Records => session.records(),
+            Lane::Records => self.records(index),
             Lane::HostLine => self.host_line(index),
             Lane::Out => {
                 self.written(index);
@@ -259,9 +259,44 @@ impl Hub<'_, '_> {
             0 => self.shared.config.deadline.get(),
             us => std::time::Duration::from_micros(us.into()),
         };
-        session.requests[place] = Some(Request::new(command, self.now, self.now + patience));
-        session.queue.push_back(place);
+        self.requests_seen += 1;
+        session.requests[place] = Some(Request::new(command, self.requests_seen, self.now, self.now + patience));
+        match command.operation.takes_pages() {
+            true => session.queue.push_back(place),
+            false => session.questions.push_back(place),
+        }
         None
+    }
+
+    /// Checks a window of chunk records, and keeps chunks until they have seats, keys of a question until all are there.
+    fn records(&mut self, index: usize) -> Result<(), PeerError> {
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let Reading { whose, span } = session.records_due.take().expect("they were being read");
+        let Session { requests, ring, desk, staged, .. } = session;
+        // It may have been answered meanwhile.
+        let request = requests[whose.place].as_mut().filter(|request| request.serial == whose.serial);
+        let Some(request) = request.filter(|request| request.wants_more()) else { return Ok(()) };
+        let records = ring.records(&request.command, request.next, &desk.areas_records()[..span.bytes])?;
+        if request.command.operation.takes_pages() {
+            staged.clear();
+            for record in records {
+                staged.push(&record?);
+            }
+            return Ok(());
+        }
+        let mut asked = self.shared.lookups[index].lock().expect("panic is abort");
+        if request.next == 0 {
+            asked.keys.clear();
+            asked.importances.clear();
+        }
+        for record in records {
+            let record = record?;
+            asked.keys.push(record.key);
+            asked.importances.push(record.importance);
+            request.next += 1;
+        }
+        asked.until = request.until;
+        Ok(())
     }
 
     fn host_line(&mut self, index: usize) -> Result<(), PeerError> {
@@ -309,17 +344,5 @@ impl Session {
             Lane::HostLine => self.host_line_due = true,
             Lane::Records | Lane::Out => {}
         }
-    }
-
-    /// Checks a window of chunk records and keeps it for the requests.
-    fn records(&mut self) -> Result<(), PeerError> {
-        let (place, span) = self.records_due.take().expect("they were being read");
-        let Some(request) = &self.requests[place] else { return Ok(()) };
-        self.staged.clear();
-        let area = self.desk.areas_records();
-        for record in self.ring.records(&request.command, request.next, &area[..span.bytes])? {
-            self.staged.push(&record?);
-        }
-        Ok(())
     }
 }

@@ -30,6 +30,8 @@ impl ChunkSet {
 #[derive(Clone, Debug)]
 pub struct Request {
     pub command: Command,
+    /// Tells it from all others that this card has taken.
+    pub serial: u64,
     pub arrived: Instant,
     pub until: Instant,
     /// The next chunk to start.
@@ -40,6 +42,8 @@ pub struct Request {
     pub failure: Option<Failure>,
     /// Chunks in progress.
     pub active: u32,
+    /// A worker is about to answer its look-up or rating.
+    pub asked: bool,
     pub done: ChunkSet,
     pub wire_bytes: u64,
     pub restored_bytes: u64,
@@ -47,16 +51,18 @@ pub struct Request {
 
 impl Request {
     #[must_use]
-    pub fn new(command: Command, arrived: Instant, until: Instant) -> Self {
+    pub fn new(command: Command, serial: u64, arrived: Instant, until: Instant) -> Self {
         let limit = command.chunk_count;
         Self {
             command,
+            serial,
             arrived,
             until,
             next: 0,
             limit,
             failure: None,
             active: 0,
+            asked: false,
             done: ChunkSet::EMPTY,
             wire_bytes: 0,
             restored_bytes: 0,
@@ -71,9 +77,11 @@ impl Request {
         }
     }
 
-    /// Ends the request at what is in place: chunks in progress may still end, no new one starts.
+    /// Ends the request at what is in place: chunks in progress may still end, no new one starts, and a worker that still
+    /// answers answers to nobody.
     pub fn cut_now(&mut self, failure: Failure) {
         self.cut(self.done.leading(), failure);
+        self.asked = false;
     }
 
     #[must_use]
@@ -83,7 +91,7 @@ impl Request {
 
     #[must_use]
     pub fn ended(&self) -> bool {
-        self.active == 0 && !self.wants_more()
+        self.active == 0 && !self.asked && !self.wants_more()
     }
 }
 

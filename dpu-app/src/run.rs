@@ -11,7 +11,6 @@ use std::thread;
 
 use block::codec::{Compressor, Decompressor};
 use doca::{Area, Code, Device, DeviceInfo, Selector, Slab};
-use heapless::spsc::Queue;
 use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
@@ -21,15 +20,16 @@ use crate::bell::{Bell, EventBell, WorkerBell};
 use crate::board::Board;
 use crate::config::{Config, ConfigError};
 use crate::counters::Counters;
-use crate::crew::{Crew, Hand};
+use crate::crew::Crew;
 use crate::fetcher::Fetcher;
 use crate::fit::{Fit, Unfit};
 use crate::hub::{Crews, Hub, HubError};
-use crate::job::{Chunks, Done, Job};
+use crate::job::Chunks;
 use crate::lender::open_store;
+use crate::line::Line;
 use crate::metrics;
 use crate::slot::Ring;
-use crate::worker::{Asked, Prefix, QUEUE, Shared, Worker};
+use crate::worker::{Asked, Prefix, Shared, Worker};
 use store::Readable;
 
 /// Why the data plane did not start, or did not go on.
@@ -246,29 +246,24 @@ fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
     work();
 }
 
-/// What lies between the engine thread and one worker.
-#[derive(Default)]
-struct Line {
-    jobs: Queue<Job, QUEUE>,
-    answers: Queue<Done, QUEUE>,
-    bell: WorkerBell,
-}
-
-/// The lines of all crews.
+/// The lines of all crews, and what wakes them.
 pub(crate) struct Lines {
-    fetch: Vec<Line>,
-    fetch_bells: Vec<EventBell>,
-    dequantize: Vec<Line>,
-    encode: Vec<Line>,
+    ask: Vec<(Line, EventBell)>,
+    fetch: Vec<(Line, EventBell)>,
+    dequantize: Vec<(Line, WorkerBell)>,
+    encode: Vec<(Line, WorkerBell)>,
 }
 
 impl Lines {
     pub(crate) fn new(config: &Config) -> Result<Self, RunError> {
-        let lines = |count: usize| (0..count).map(|_| Line::default()).collect();
-        let fetch_bells = (0..config.fetch_workers).map(|_| EventBell::new()).collect::<Result<_, _>>();
+        let lines = |count: usize| (0..count).map(|_| Default::default()).collect();
+        let readers = |count: usize| {
+            let line = || EventBell::new().map(|bell| (Line::default(), bell));
+            (0..count).map(|_| line()).collect::<Result<_, _>>().map_err(RunError::System)
+        };
         Ok(Self {
-            fetch: lines(config.fetch_workers),
-            fetch_bells: fetch_bells.map_err(RunError::System)?,
+            ask: readers(1)?,
+            fetch: readers(config.fetch_workers)?,
             dequantize: lines(config.dequantize_workers),
             encode: lines(config.encode_workers),
         })
@@ -282,7 +277,8 @@ impl Lines {
         leaving: &mut Leaving<'env, 's>,
     ) -> Result<Crews<'env>, RunError> {
         Ok(Crews {
-            fetchers: start_fetchers(scope, shared, &mut self.fetch, &self.fetch_bells, leaving)?,
+            askers: start_readers(scope, shared, "look-up", &mut self.ask, leaving)?,
+            fetchers: start_readers(scope, shared, "fetch", &mut self.fetch, leaving)?,
             dequantizers: start_crew(scope, shared, "dequantize", &mut self.dequantize, leaving)?,
             encoders: start_crew(scope, shared, "encode", &mut self.encode, leaving)?,
         })
@@ -308,24 +304,24 @@ impl Drop for Leaving<'_, '_> {
     }
 }
 
-fn start_fetchers<'scope, 'env, 's: 'env>(
+fn start_readers<'scope, 'env, 's: 'env>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
-    lines: &'env mut [Line],
-    bells: &'env [EventBell],
+    kind: &'static str,
+    lines: &'env mut [(Line, EventBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, RunError> {
     let mut hands = Vec::with_capacity(lines.len());
-    for (index, (line, bell)) in lines.iter_mut().zip(bells).enumerate() {
-        let (to_worker, jobs) = line.jobs.split();
-        let (answers, from_worker) = line.answers.split();
+    for (index, (line, bell)) in lines.iter_mut().enumerate() {
+        let bell = &*bell;
+        let (hand, duties) = line.ends(bell);
         let reader = shared.store.reader(bell.as_fd()).map_err(RunError::System)?;
-        let fetcher = Fetcher::new(shared, bell, jobs, answers, reader);
-        let name = format!("fetch-{index}");
+        let fetcher = Fetcher::new(shared, bell, duties, reader);
+        let name = format!("{kind}-{index}");
         let body = move || on_core(&shared.config.fetch_cpus, index, || fetcher.run());
         thread::Builder::new().name(name).spawn_scoped(scope, body).map_err(RunError::System)?;
         leaving.bells.push(bell);
-        hands.push(Hand { jobs: to_worker, answers: from_worker, bell, outstanding: 0 });
+        hands.push(hand);
     }
     Ok(Crew::new(hands))
 }
@@ -334,28 +330,27 @@ fn start_crew<'scope, 'env, 's: 'env>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
     kind: &'static str,
-    lines: &'env mut [Line],
+    lines: &'env mut [(Line, WorkerBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, RunError> {
     let config = shared.config;
     let mut hands = Vec::with_capacity(lines.len());
     for (index, line) in lines.iter_mut().enumerate() {
-        let Line { jobs, answers, bell } = line;
+        let (line, bell) = line;
         let bell = &*bell;
-        let (to_worker, jobs) = jobs.split();
-        let (answers, from_worker) = answers.split();
+        let (hand, duties) = line.ends(bell);
         let compressor = match kind {
             "encode" => Some(Compressor::new(config.deflate_level, config.block_bytes).map_err(RunError::Encoder)?),
             _ => None,
         };
         let manifest = vec![0; block::MANIFEST_BYTES_MAX];
-        let worker = Worker { shared, bell, jobs, answers, compressor, decompressor: Decompressor::new(), manifest };
+        let worker = Worker { shared, bell, duties, compressor, decompressor: Decompressor::new(), manifest };
         let name = format!("{kind}-{index}");
         let cpus = if kind == "encode" { &config.encode_cpus } else { &config.dequantize_cpus };
         let body = move || on_core(cpus, index, || worker.run());
         thread::Builder::new().name(name).spawn_scoped(scope, body).map_err(RunError::System)?;
         leaving.bells.push(bell);
-        hands.push(Hand { jobs: to_worker, answers: from_worker, bell, outstanding: 0 });
+        hands.push(hand);
     }
     Ok(Crew::new(hands))
 }

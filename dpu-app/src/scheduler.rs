@@ -120,7 +120,11 @@ pub trait Scheduler: World {
     /// `false`: no room, the ticket waits.
     fn submit_transfer(&mut self, slot: Ticket) -> bool {
         match self.transfer(slot) {
-            Launch::Started => {}
+            Launch::Started => {
+                let pipeline = self.pipeline();
+                let seat = pipeline.slots.at(slot).seat;
+                pipeline.flow(seat).moving += 1;
+            }
             Launch::Nothing => self.block_done(slot),
             Launch::Failed(failure) => self.block_failed(slot, failure),
             Launch::NoRoom => {
@@ -247,6 +251,10 @@ pub trait Scheduler: World {
 
     /// An operation of the DMA engine ended, and the slot has its memory back.
     fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        pipeline.flow(seat).moving -= 1;
+        self.let_go_of_pages(seat);
         let work = self.pipeline().slots.at(slot);
         match outcome {
             Ok(()) if work.moves.more => {
@@ -367,8 +375,31 @@ pub trait Scheduler: World {
             if concerned && flow.index >= limit && flow.failure.is_none() {
                 // Not proven to be bad itself.
                 flow.failure = Some(if failure == Failure::Corrupt { Failure::Miss } else { failure });
-                self.nudge(Seat(place as u16));
+                flow.given_up = true;
+                let seat = Seat(place as u16);
+                self.let_go_of_pages(seat);
+                self.nudge(seat);
             }
+        }
+    }
+
+    /// A request waits for none of its chunks any more, be they about to leave the store.
+    fn give_up(&mut self, session: usize, request: usize) {
+        for place in 0..self.pipeline().flows.len() {
+            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
+            if flow.session == session && flow.request == request && !flow.concluded && flow.failure.is_some() {
+                flow.given_up = true;
+                self.let_go_of_pages(Seat(place as u16));
+            }
+        }
+    }
+
+    /// A chunk that nobody waits for any more is over for its request as soon as nothing moves from or to its pages: not
+    /// when the store, or a worker that hangs in it, has answered what is still asked of it.
+    fn let_go_of_pages(&mut self, seat: Seat) {
+        let flow = self.pipeline().flow(seat);
+        if let Some(failure) = flow.failure.filter(|_| flow.given_up && flow.moving == 0) {
+            self.conclude(seat, Err(failure));
         }
     }
 
@@ -378,7 +409,10 @@ pub trait Scheduler: World {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
             if flow.session == session && !flow.concluded {
                 flow.failure.get_or_insert(Failure::Gone);
-                self.nudge(Seat(place as u16));
+                flow.given_up = true;
+                let seat = Seat(place as u16);
+                self.let_go_of_pages(seat);
+                self.nudge(seat);
             }
         }
     }

@@ -172,6 +172,20 @@ impl Staged {
     }
 }
 
+/// A request by its place, which may be another's by the time that an answer comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Whose {
+    pub place: usize,
+    pub serial: u64,
+}
+
+/// Records that are being read for a request, from the next that it wants on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reading {
+    pub whose: Whose,
+    pub span: Span,
+}
+
 /// What a session with memory registered.
 #[derive(Debug)]
 pub struct Memory {
@@ -208,8 +222,7 @@ pub struct Session {
     pub last_command: Instant,
     pub commands_due: bool,
     pub host_line_due: bool,
-    /// The request whose records are being read, and from which one on.
-    pub records_due: Option<(usize, Span)>,
+    pub records_due: Option<Reading>,
     pub staged: Staged,
     /// Written, or being written, by the out lane; kept until it succeeds.
     pub out: Option<(Outgoing, Span)>,
@@ -218,8 +231,11 @@ pub struct Session {
     pub requests: [Option<Request>; COMMANDS],
     /// Requests with chunks to start, oldest first. Capacity is taken at attach.
     pub queue: VecDeque<usize>,
-    /// The look-up or rating that a worker is busy with.
-    pub looking: Option<usize>,
+    /// Look-ups and ratings whose keys are not all there, or that wait for the one before. They start no chunk, so they wait
+    /// for none.
+    pub questions: VecDeque<usize>,
+    /// The look-up or rating that a worker is busy with, be it answered.
+    pub looking: Option<Whose>,
     /// A worker tells the store about the prefix whose chunks were started last.
     pub touching: bool,
     /// Chunks in progress that this session is concerned with.
@@ -258,6 +274,11 @@ impl Session {
         self.wake = Wake::Awake;
         self.commands_due = true;
         self.last_command = now;
+    }
+
+    /// The request that an answer is for, if it still waits for it.
+    pub fn request_of(&mut self, whose: Whose) -> Option<&mut Request> {
+        self.requests[whose.place].as_mut().filter(|request| request.serial == whose.serial)
     }
 
     /// The place of a live request.

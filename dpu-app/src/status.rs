@@ -167,7 +167,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     write!(
         text,
         "{{\"card\":{{\"version\":{},\"flavour\":{},\"doca\":{},\"device\":{},\"state\":{},\"uptime_s\":{:.3},\"recipe\":\"{}\",\
-         \"crc\":\"{}\",\"ring_bytes\":{}}},",
+         \"crc\":\"{}\",\"ring_bytes\":{},\"workers_stuck\":{}}},",
         Quoted(env!("CARGO_PKG_VERSION")),
         Quoted(doca::version::flavour()),
         Quoted(doca::version::running_with()),
@@ -177,6 +177,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         shared.config.recipe,
         if hub.crc_trusted() { "engine" } else { "software" },
         shared.ring.total_bytes(),
+        hub.stuck.total(),
     )?;
     text.write_str("\"degraded\":")?;
     let mut written = None;

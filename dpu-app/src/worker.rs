@@ -9,7 +9,6 @@ use std::time::Instant;
 use block::codec::{Compressor, Decompressor};
 use block::{ChunkKey, Importance, Manifest, TileOrder, Transform};
 use doca::{Area, Slab};
-use heapless::spsc::{Consumer, Producer};
 use nix::sys::eventfd::EventFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +18,7 @@ use crate::board::Board;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::job::{Chunks, Done, Failure, Job, Restored, Seat};
+use crate::line::Duties;
 use crate::slot::{Ring, Ticket};
 use store::{Readable, retry};
 
@@ -103,8 +103,7 @@ pub struct Shared<'a> {
 pub struct Worker<'a, 's> {
     pub shared: &'a Shared<'s>,
     pub bell: &'a WorkerBell,
-    pub jobs: Consumer<'a, Job>,
-    pub answers: Producer<'a, Done>,
+    pub duties: Duties<'a>,
     pub compressor: Option<Compressor>,
     pub decompressor: Decompressor,
     /// For manifests, which are read and written whole.
@@ -122,23 +121,22 @@ impl Worker<'_, '_> {
     pub fn run(mut self) {
         self.bell.belongs_here();
         let mut unheard = 0;
-        // Taken, not peeked at: `peek` and `ready` of heapless load the tail Relaxed, so they may say that there is an
-        // element but not what it is.
         let mut next = None;
         loop {
-            let Some(job) = next.take().or_else(|| self.jobs.dequeue()) else {
+            let Some(job) = next.take().or_else(|| self.duties.claim()) else {
                 if self.shared.leave.load(Ordering::Acquire) {
                     return;
                 }
-                self.bell.sleep_unless(|| self.jobs.ready() || self.shared.leave.load(Ordering::Acquire));
+                self.duties.rest();
+                self.bell.sleep_unless(|| self.duties.wait() || self.shared.leave.load(Ordering::Acquire));
                 continue;
             };
             let done = self.work(job);
-            self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+            self.duties.answer(done);
             unheard += 1;
             // With more to do here, the engine thread need not wake for every answer: a wake-up costs more than a turn.
             // Only ahead of a job that cannot hang, though: a store may take until the deadline.
-            next = self.jobs.dequeue();
+            next = self.duties.claim();
             let soon = matches!(next, Some(Job::Restore { .. } | Job::Inflate { .. }));
             if unheard >= ANSWERS_UNHEARD || !soon {
                 self.shared.engine_bell.ring();

@@ -126,7 +126,9 @@ fn a_card_without_descriptors_rests_and_lets_hosts_in_when_it_has_some() {
     let wanted = descriptors(&Dpu::start_with(&home.store(), &socket, "", &["--attach", "socket"]));
     let limit = wanted + 6;
     let started = Dpu::start_limited(&home.store(), &socket, &["--attach", "socket"], limit);
-    let crowd: Vec<_> = (0..limit).map(|_| line(&Route::Socket(socket.clone()))).collect();
+    // So many that it runs out, and that its backlog fills.
+    let come = |_| Route::Socket(socket.clone()).open(&doca::Selector::First, Duration::from_millis(10)).ok();
+    let crowd: Vec<_> = (0..limit).filter_map(come).collect();
     thread::sleep(Duration::from_millis(300));
     assert!(descriptors(&started) >= limit - 1, "they are used up");
     let before = ticks(started.child.id());

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::sync::{Arc, Condvar, Mutex, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,9 @@ pub struct MemoryStore {
     pub key_to_fail: Mutex<Option<ChunkKey>>,
     /// Reads of this chunk's blocks take this long.
     pub key_to_delay: Mutex<Option<(ChunkKey, Duration)>>,
+    /// Reads of this chunk's blocks do not come back before it is taken out of here, whatever their deadline.
+    pub key_to_hang: Mutex<Option<ChunkKey>>,
+    pub hanging_ends: Condvar,
     /// Blocks asked for.
     pub reads: AtomicU64,
     /// What the next puts are refused with, and their blocks.
@@ -80,6 +83,12 @@ impl MemoryStore {
         self.chunks.read().unwrap().len()
     }
 
+    /// Nothing hangs any more.
+    pub fn let_go(&self) {
+        *self.key_to_hang.lock().unwrap() = None;
+        self.hanging_ends.notify_all();
+    }
+
     /// Seats that are taken, for reading and for putting.
     pub fn seats(&self) -> usize {
         self.open.lock().unwrap().len() + self.puts.lock().unwrap().len()
@@ -104,6 +113,8 @@ impl Direct for MemoryStore {
         self.reads.fetch_add(1, Relaxed);
         let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
         let is = |key: &ChunkKey| self.chunk(key).is_some_and(|other| Arc::ptr_eq(&other, &chunk));
+        let hangs = self.key_to_hang.lock().unwrap();
+        drop(self.hanging_ends.wait_while(hangs, |key| key.is_some_and(|key| is(&key))).unwrap());
         let slow = *self.key_to_delay.lock().unwrap();
         let own = slow.filter(|(key, _)| is(key)).map_or(Duration::ZERO, |(_, delay)| delay);
         let delay = own + Duration::from_micros(self.read_delay_us.load(Relaxed));
