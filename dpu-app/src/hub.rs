@@ -24,6 +24,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::attend::{REFUSED_MAX, Visitor};
 use crate::comch;
+use crate::complaints::Complaints;
 use crate::config::Config;
 use crate::counters::add;
 use crate::crew::{Crew, PASSED_OVER};
@@ -155,6 +156,7 @@ pub struct Hub<'a, 's> {
     pub(crate) store_watch: StoreWatch,
     /// What the last look at the workers found.
     pub(crate) stuck: StuckWorkers,
+    complaints: Complaints,
     pub(crate) attach_buffer: Vec<u8>,
     supervisor: Supervisor,
 }
@@ -253,6 +255,7 @@ impl<'a, 's> Hub<'a, 's> {
             events: Events::new(now),
             store_watch: StoreWatch::default(),
             stuck: StuckWorkers::default(),
+            complaints: Complaints::new(now),
             attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
             supervisor,
             shared,
@@ -321,6 +324,7 @@ impl<'a, 's> Hub<'a, 's> {
             self.last_deadline = self.now;
             busy |= self.expire();
             self.watch_workers();
+            self.complaints.look(&self.shared.counters.answers, self.now, |level, line| log::log!(level, "{line}"));
             self.check_engines()?;
         }
         self.bury();
@@ -370,7 +374,8 @@ impl<'a, 's> Hub<'a, 's> {
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
         let next = next.chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied());
         let working = self.crews().into_iter().any(|crew| crew.outstanding() > 0);
-        let next = next.chain(working.then(|| self.now + PASSED_OVER / 2)).min();
+        let next = next.chain(working.then(|| self.now + PASSED_OVER / 2));
+        let next = next.chain(self.complaints.due(&self.shared.counters.answers)).min();
         let mut engines = self.inflate.iter().chain([&self.bulk, &self.mail]);
         if engines.any(|engine| engine.context.is_waiting()) {
             // No completion has to come before the device takes more.

@@ -20,6 +20,7 @@ pub mod bell;
 pub mod board;
 mod chunks;
 pub mod comch;
+pub mod complaints;
 pub mod config;
 pub mod counters;
 pub mod crew;
