@@ -9,6 +9,9 @@
     corrupt   every stored chunk is damaged on disk before it is loaded: recomputed with one policy, refused with the other
     stale     weights, adapters and rope that changed under an old name, embeddings, an engine that is told to forget: nothing
               that others computed is loaded, and what is the same is (stale.py)
+    flood     2,000 requests at once whose prefixes are all stored: all are loaded, without an error, no later than by recomputation
+    slow      a store behind a slow line: no prompt waits for it twice, and it is used again when the line is fast again
+    idle      a save that is not answered: an idle vLLM sleeps, hears of its end without a request, and stops without a warning
     quality   a table for lossy recipes: greedy tokens that stay equal, and the loss on text that continues a fetched prefix
 
 Run it in the environment of scripts/demo-vllm.sh. Each vLLM is a process of its own (this file with --engine).
@@ -34,6 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "host-ctl/python/tests"))
 
+import pressure  # noqa: E402
 from card import Card  # noqa: E402
 from stale import Stale, settled  # noqa: E402
 
@@ -69,10 +73,10 @@ def prompts(text: bytes, count: int) -> list[list[int]]:
     return [list(each) for each in made]
 
 
-def new_card(program: str, directory: Path, recipe: str) -> Card:
+def new_card(program: str, directory: Path, recipe: str, store: str | None = None) -> Card:
     """One that runs, with its files in a new directory."""
     directory.mkdir()
-    card = Card(program, directory, recipe)
+    card = Card(program, directory, recipe, store)
     card.start()
     return card
 
@@ -82,6 +86,9 @@ def engine(order: dict[str, Any]) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if "idle" in order:
+        # Its worker is asked by a function.
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     from vllm import LLM, SamplingParams
     from vllm.config import KVTransferConfig
     from vllm.v1.metrics.reader import Histogram
@@ -102,7 +109,7 @@ def engine(order: dict[str, Any]) -> None:
         max_model_len=LONGEST,
         block_size=BLOCK,
         enforce_eager=True,
-        max_num_seqs=16,
+        max_num_seqs=order.get("seqs", 16),
         max_num_batched_tokens=order["batched_tokens"],
         tensor_parallel_size=order.get("ranks", 1),
         num_gpu_blocks_override=order.get("blocks"),
@@ -112,7 +119,7 @@ def engine(order: dict[str, Any]) -> None:
         seed=0,
         kv_transfer_config=transfer,
     )
-    sampling = SamplingParams(temperature=0, max_tokens=OUTPUT, detokenize=False, ignore_eos=True, logprobs=2)
+    sampling = SamplingParams(temperature=0, max_tokens=order.get("output", OUTPUT), detokenize=False, ignore_eos=True, logprobs=2)
     for at, batch in enumerate(order["batches"]):
         forget = order.get("forget") and at
         if forget and "settle" in order:
@@ -128,9 +135,12 @@ def engine(order: dict[str, Any]) -> None:
                 "answers": [list(answer.outputs[0].token_ids) for answer in answers],
                 "gaps": [[gap(place) for place in answer.outputs[0].logprobs] for answer in answers],
                 "reasons": [answer.outputs[0].finish_reason for answer in answers],
+                "ttft": [answer.metrics.first_token_latency for answer in answers],
                 "seconds": time.monotonic() - began,
             }
         )
+        if str(at) in order.get("idle", {}):
+            say(pressure.idle(llm, order["idle"][str(at)], lambda: say({"begin": f"after {at}"})))
     if "forced" in order:
         say({"losses": forced(llm, order["forced"])})
     # The counters of the last step come with the next one.
@@ -170,7 +180,7 @@ def say(what: dict[str, Any]) -> None:
 def run(order: dict[str, Any], log: Path, begins: Any = None) -> dict[str, Any]:
     """Starts an engine, and puts its lines together."""
     answers: list[list[int]] = []
-    rest: dict[str, Any] = {"gaps": [], "seconds": [], "reasons": []}
+    rest: dict[str, Any] = {"gaps": [], "seconds": [], "reasons": [], "ttft": []}
     with log.open("w") as errors:
         child = subprocess.Popen(
             [sys.executable, __file__, "--engine"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -189,11 +199,10 @@ def run(order: dict[str, Any], log: Path, begins: Any = None) -> dict[str, Any]:
                 answers += said["answers"]
                 rest["gaps"] += said["gaps"]
                 rest["reasons"] += said["reasons"]
+                rest["ttft"] += said["ttft"]
                 rest["seconds"].append(said["seconds"])
-            elif "losses" in said:
-                rest["losses"] = said["losses"]
-            elif "metrics" in said:
-                rest["metrics"] = said["metrics"]
+            else:
+                rest |= said
         if child.wait() != 0:
             sys.exit(f"vLLM ended with {child.returncode}: look at {log}")
     return {"answers": answers, **rest}
@@ -220,12 +229,15 @@ def in_batches(all: list[Any], size: int) -> list[list[Any]]:
     return [all[at : at + size] for at in range(0, len(all), size)]
 
 
-class Proof:
+class Proof(pressure.Pressure):
     def __init__(self, given: argparse.Namespace, directory: Path) -> None:
         self.given, self.directory = given, directory
         self.text = Path(given.text).read_bytes()
         self.failed = False
         self._truths: dict[int, dict[str, Any]] = {}
+
+    def new_card(self, part: str, store: str | None = None) -> Card:
+        return new_card(self.given.dpu_app, self.directory / f"card-{part}", "lossless", store)
 
     def order(self, batches: list[Any], **more: Any) -> dict[str, Any]:
         base = {"model": str(self.given.model), "socket": None, "extra": {}, "batched_tokens": 4096}
@@ -405,7 +417,7 @@ class Proof:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["identity", "preempt", "kill", "freeze", "corrupt", "stale"]
-    parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)} (these by default), quality")
+    parser.add_argument("parts", nargs="*", default=parts, help=f"{', '.join(parts)} (these by default), flood, slow, idle, quality")
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
     parser.add_argument("--model", type=Path, default=ROOT / "testdata/decoder")
     parser.add_argument("--text", default=str(ROOT / "testdata/heldout.txt"))
@@ -419,6 +431,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=80, help="pages of preempt's KV cache")
     parser.add_argument("--cases", default="weights,rope,adapters,embeddings,held", help="of stale")
     parser.add_argument("--prefill", default=",".join(PREFILL), help="of identity")
+    parser.add_argument("--flood", type=int, default=2000, help="requests of flood")
+    parser.add_argument("--line", type=float, default=50.0, help="Mbit/s of slow")
+    parser.add_argument("--extra", type=json.loads, default={}, help="more options of the connector's for slow, as JSON")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and stores, kept")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

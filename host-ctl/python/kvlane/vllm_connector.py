@@ -11,6 +11,7 @@ releases; what was tested is `TESTED`, and what may be missing is looked for, no
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from . import Session, attach
 from .engine.adapters import Adapter, Adapters
+from .engine.idle import Alarm
 from .engine.layout import memory
 from .engine.link import Link
 from .engine.options import Options
@@ -39,6 +41,7 @@ from .model_name import model_name as _model
 from .model_name import snapshot
 from .model_shape import follows_sleep, refusal
 from .model_shape import model_shape as _shape
+from .vllm_core import Core
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +61,6 @@ logger = logging.getLogger("vllm.kvlane")
 @dataclass
 class Metadata(KVConnectorMetadata):
     orders: Orders = field(default_factory=Orders)
-    idle: bool = False
-    """Nothing is computed in this step."""
 
 
 @dataclass
@@ -97,6 +98,8 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         self._adapted: dict[str, Adapter] = {}
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._make_scheduler()
+            self._core = Core()
+            self._alarm = Alarm(self._core.wake)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -141,14 +144,14 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         def reset_prefix_cache() -> bool:
             """vLLM forgets its prefixes only while no page is in use, and those that saves hold are. They are out of use for
             this one moment, in which nobody can take them."""
-            held = scheduler.held
+            held = scheduler.holds.pages
             let_go(held)
             try:
                 return reset()
             finally:
                 hold(held)
 
-        scheduler.hold, scheduler.let_go = hold, let_go
+        scheduler.holds.hold, scheduler.holds.let_go = hold, let_go
         gpu_block_pool.reset_prefix_cache = reset_prefix_cache  # type: ignore[method-assign]
 
     def reset_cache(self) -> bool | None:
@@ -211,7 +214,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             pages = blocks[0] if blocks else []
             replaced = request in cached.resumed_req_ids
             self._scheduler.scheduled(request, pages, replaced, before + scheduled[request])
-        return Metadata(self._scheduler.orders(), idle=not scheduler_output.total_num_scheduled_tokens)
+        return Metadata(self._scheduler.orders(scheduler_output.total_num_scheduled_tokens))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         assert self._scheduler is not None
@@ -233,7 +236,20 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         return self.request_finished(request, block_ids[0])
 
     def has_pending_push_work(self) -> bool:
-        return self._scheduler is not None and self._scheduler.saving
+        """Asked when nothing is left to compute: also before an engine that was told to stop ends."""
+        if self._scheduler is None:
+            return False
+        if self._core.stopping:
+            self.shutdown()
+            return False
+        if not self._scheduler.pending:
+            return False
+        left = self._scheduler.idle.left(time.monotonic())
+        if left > 0 and self._core.found:
+            # No step, which would not be free: it sleeps until a request comes, or until it is time to look.
+            self._alarm.set(left)
+            return False
+        return True
 
     # Worker
 
@@ -319,16 +335,13 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         return metadata.orders
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
-        self._results = self._take()
+        assert self._worker is not None
+        orders = self._orders()
+        self._results = self._worker.take(orders.wait)
+        self._results.report.step = orders.step
         results = base.KVConnectorTransferResults(finished_recving=self._results.received)
         results.failed_recving = self._results.failed
         return results
-
-    def _take(self) -> Any:
-        assert self._worker is not None
-        metadata = self._get_connector_metadata()
-        idle = isinstance(metadata, Metadata) and metadata.idle
-        return self._worker.take(self._options.idle_wait_ms / 1e3 if idle else 0.0)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._results.bad_pages
@@ -387,8 +400,10 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._worker is not None:
             self._worker.shutdown()
-        elif self._scheduler is not None and (session := self._scheduler.link.close()) is not None:
-            session.close(1.0)
+        elif self._scheduler is not None:
+            self._alarm.off()
+            if (session := self._scheduler.link.close()) is not None:
+                session.close(1.0)
 
 
 def _named_by_tokens(request: Request) -> bool:

@@ -19,6 +19,7 @@ class Done:
     wire_bytes: int = 10
     restored_bytes: int = 100
     elapsed_seconds: float = 0.01
+    card_seconds: float = 0.01
 
     @property
     def ok(self) -> bool:
@@ -30,13 +31,17 @@ class FakeSession:
         self.recipe, self.card = recipe, "fake"
         self.posted: dict[int, tuple[str, bytes, list[int], Any]] = {}
         self.completed: list[Done] = []
+        self.cancelled: list[int] = []
         self.gone = False
+        self.full_at = 256
         self.lets_go = True
-        self._number = 0
+        self._number = self._taken = 0
 
     def _post(self, what: str, keys: bytes, pages: list[int], more: Any = None) -> int:
         if self.gone:
             raise kvlane.CardGone("gone")
+        if self.outstanding >= self.full_at:
+            raise kvlane.RunError("full")
         self._number += 1
         self.posted[self._number] = (what, keys, pages, more)
         return self._number
@@ -50,12 +55,22 @@ class FakeSession:
     def store(self, keys: bytes, pages: list[int], *, importance: Any, deadline: float) -> int:
         return self._post("store", keys, pages, importance)
 
-    def complete(self, number: int, chunks: int | None = None, status: str = "ok") -> None:
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+
+    @property
+    def outstanding(self) -> int:
+        """Posted and not taken."""
+        return len(self.posted) - self._taken
+
+    def complete(self, number: int, chunks: int | None = None, status: str = "ok", seconds: float = 0.01) -> None:
         asked = len(self.posted[number][1]) // kvlane.KEY_BYTES
-        self.completed.append(Done(number, asked if chunks is None else chunks, asked, status))
+        self.completed.append(Done(number, asked if chunks is None else chunks, asked, status, card_seconds=seconds,
+                                   elapsed_seconds=seconds))  # fmt: skip
 
     def poll(self) -> Done | None:
         if self.completed:
+            self._taken += 1
             return self.completed.pop(0)
         if self.gone:
             raise kvlane.CardGone("gone")

@@ -75,7 +75,7 @@ def test_a_save_on_its_way_keeps_its_name_and_its_pages():
     scheduler.matched("a", 0, 200, 0)
     scheduler.scheduled("a", list(range(13)), True, 200)
     (saved,) = scheduler.orders().saves
-    assert scheduler.reset() and pool.held == list(range(12)) == scheduler.held
+    assert scheduler.reset() and pool.held == list(range(12)) == scheduler.holds.pages
     assert saved.keys[0] == names(session)[0]
     scheduler.heard(Report(saved=Counter({saved.job: 1})))
     assert not pool.held

@@ -22,7 +22,7 @@ def make(ranks=1, page_count=1000, **options):
         Options(chunk_tokens=CHUNK, **options), linked(session), model="m", geometry=GEOMETRY, page_tokens=PAGE,
         page_count=page_count, ranks=ranks,
     )  # fmt: skip
-    scheduler.hold, scheduler.let_go = pool.hold, pool.let_go
+    scheduler.holds.hold, scheduler.holds.let_go = pool.hold, pool.let_go
     return scheduler, session, pool
 
 
@@ -93,7 +93,7 @@ def test_a_card_that_does_not_answer_is_waited_for_once():
     assert scheduler.matched("a", 0, 200, 0) == 0
     assert scheduler.stats["lookup_timeouts"] == 1
     scheduler.arrived("b", list(range(200)))
-    assert len(session.posted) == 1, "nobody else waits for it"
+    assert scheduler.matched("b", 0, 200, 0) == 0, "nobody else waits for it"
     session.complete(1, 3)
     assert scheduler.matched("a", 0, 200, 0) == 0, "a late answer changes nothing"
 
@@ -131,7 +131,7 @@ def test_new_chunks_are_saved_once_as_prefill_completes_them():
     scheduler.finished("a")
     assert pool.held == list(range(4, 16)), "pages outlive their request"
     scheduler.heard(Report(saved=Counter({save.job: 1, second.job: 1})))
-    assert not pool.held and not scheduler.saving
+    assert not pool.held and not scheduler.pending
 
 
 def test_a_prefix_that_another_request_saves_is_not_saved_again():
@@ -154,6 +154,56 @@ def test_what_the_store_lost_or_refused_is_saved_by_the_next():
         assert len(saves) == 1, request
         # a: stored and evicted before b asks. b: refused after its first chunk.
         scheduler.heard(Report(saved=Counter({saves[0].job: 1}), unsaved={} if request == "a" else {saves[0].job: 1}))
+
+
+def save_of(scheduler, session, request):
+    """A request that nobody has stored is computed: its save, if one is ordered."""
+    scheduler.arrived(request, [ord(request)] * 200)
+    session.complete(len(session.posted), 0)
+    scheduler.matched(request, 0, 200, 0)
+    scheduler.scheduled(request, list(range(13)), True, 200)
+    return next(iter(scheduler.orders().saves), None)
+
+
+def refused(save, why="no_space"):
+    return Report(saved=Counter({save.job: 1}), unsaved={save.job: 0}, failed={save.job: why})
+
+
+def test_a_full_store_is_not_asked_at_every_request(clock, log):
+    scheduler, session, pool = make()
+    scheduler.heard(refused(save_of(scheduler, session, "a")))
+    assert save_of(scheduler, session, "b") is None and not pool.held
+    assert scheduler.stats["save_refused_chunks"] == 3
+    for index, pause in enumerate((1.0, 2.0, 4.0)):
+        clock.now += 0.9 * pause
+        assert save_of(scheduler, session, "cde"[index]) is None, "the pause doubles"
+        clock.now += 0.1 * pause
+        one = save_of(scheduler, session, "fgh"[index])
+        assert one is not None, "one tries after each pause"
+        assert save_of(scheduler, session, "ijk"[index]) is None, "one at a time"
+        scheduler.heard(refused(one))
+    clock.now += 8.0
+    scheduler.heard(Report(saved=Counter({save_of(scheduler, session, "x").job: 1})))
+    assert save_of(scheduler, session, "y") is not None, "there is room again"
+    assert [line.split(":")[2].strip() for line in log()] == ["no_space", "over"], "said when it begins and when it ends"
+
+
+def test_an_unanswered_save_lets_the_engine_sleep_and_is_heard_of(clock):
+    scheduler, session, pool = make(idle_wait_max_s=16.0)
+    save = save_of(scheduler, session, "a")
+    scheduler.finished("a")
+    looks = 0
+    for _ in range(36000):
+        assert scheduler.pending, "its pages come back whenever it ends"
+        if scheduler.idle.left(clock.now) <= 0:
+            looks += 1
+            assert scheduler.orders(0).wait <= 0.002
+        clock.now += 0.1
+    assert looks < 250, "of an hour the engine sleeps all but some seconds"
+    scheduler.orders(100)
+    assert scheduler.idle.left(clock.now) < 0.01, "after work it looks soon again"
+    scheduler.heard(Report(saved=Counter({save.job: 1})))
+    assert not pool.held and not scheduler.pending and scheduler.orders(0).wait == 0.0
 
 
 def test_saves_are_dropped_and_not_queued_when_the_card_is_behind():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from fakes import FakeSession, linked
 from kvlane.engine.options import Options
 from kvlane.engine.words import Load, Save
@@ -112,3 +113,33 @@ def test_saves_end_with_what_was_stored():
     results = worker.take()
     assert results.report.saved == {9: 1} and results.report.unsaved == {9: 1}
     assert worker.stats["save_no_space"] == 1 and worker.stats["saved_chunks"] == 1
+
+
+def test_an_idle_step_sleeps_whether_something_is_in_flight_or_not():
+    worker, _ = make()
+    for _ in range(2):
+        began = time.monotonic()
+        assert not worker.take(0.02).report
+        assert time.monotonic() - began >= 0.02
+        worker.save(save())
+
+
+def test_a_load_says_how_long_the_card_worked_on_nothing_older(clock):
+    worker, session = make()
+    worker.load(load(job=1))
+    worker.load(load(job=2))
+    clock.now += 10.0
+    session.complete(1, seconds=0.3)
+    session.complete(2, chunks=1, status="deadline_exceeded", seconds=0.5)
+    results = worker.take()
+    assert results.report.restored[1] == (3 * CHUNK, pytest.approx(0.3))
+    assert results.report.restored[2] == (CHUNK, pytest.approx(0.2)), "it waited for the first"
+    assert results.report.failed == {2: "deadline_exceeded"}
+
+
+def test_a_load_that_was_given_up_was_slow(clock):
+    worker, _ = make(load_grace_s=0.5)
+    worker.load(load(deadline=1.0))
+    clock.now += 1.6
+    results = worker.take()
+    assert results.report.restored == {1: (0, pytest.approx(1.6))} and results.report.failed == {1: "given_up"}

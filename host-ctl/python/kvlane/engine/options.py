@@ -30,7 +30,18 @@ class Options:
     lookup_wait_ms: float = 1.0
     """Longest time that one scheduler step waits for look-ups, all together."""
     lookup_deadline_ms: float = 500.0
-    """After that a prompt counts as not stored."""
+    """From when the card has it. After that a prompt counts as not stored."""
+    loads_max: int = 8
+    """Loads that the card has at once; others wait on our side."""
+    load_margin: float = 1.0
+    """Prompts are recomputed where loading them takes longer than this times recomputation."""
+    load_wait_s: float = 1.0
+    """Prompts are recomputed where the loads before theirs take longer than this, beside their own recomputation."""
+    prefill_tokens_s: float | None = None
+    """Tokens that the engine prefills a second; by default it is measured."""
+    probe_s: float = 5.0
+    """First pause between loads that try a store that was too slow; doubles up to probe_max_s."""
+    probe_max_s: float = 60.0
     load_deadline_s: float | None = None
     """By default min(30, 2 + 0.1 for each 1024 tokens)."""
     load_grace_s: float = 2.0
@@ -38,10 +49,15 @@ class Options:
     save_deadline_s: float = 30.0
     saves_max: int = 16
     """Saves in flight; more are dropped."""
+    save_retry_s: float = 1.0
+    """First pause after a save that failed (full, read-only, down), before one tries; doubles up to save_retry_max_s."""
+    save_retry_max_s: float = 60.0
     hold_share: float = 0.25
     """Share of all pages that saves may hold."""
     idle_wait_ms: float = 2.0
-    """How long a step without work waits for the card instead of spinning."""
+    """How long a step without work waits for the card instead of spinning, and first pause of an idle engine that the card
+    owes an answer; grows fourfold, up to idle_wait_max_s."""
+    idle_wait_max_s: float = 16.0
     attach_timeout_s: float = 5.0
     retry_s: float = 0.5
     """First pause before the card is tried again; doubles up to retry_max_s."""
@@ -61,6 +77,9 @@ class Options:
             raise ValueError(f"kvlane: chunk_tokens {options.chunk_tokens}: give a multiple of the block size")
         if not 0 < options.hold_share <= 1:
             raise ValueError(f"kvlane: hold_share {options.hold_share} is not in (0, 1]")
+        for name in ("loads_max", "load_margin", "probe_s", "save_retry_s", "idle_wait_ms"):
+            if not getattr(options, name) > 0:
+                raise ValueError(f"kvlane: {name} {getattr(options, name)} is not above 0")
         if options.importance not in ("neutral", "position"):
             raise ValueError(f"kvlane: importance {options.importance!r} is neither neutral nor position")
         return options

@@ -1,30 +1,37 @@
 """Which chunks to load and to save, and which pages are held meanwhile. Knows no tensor and no vLLM class.
 
-    asked --lookup--> found --allocated--> loading --> (worker) --> in place, short, or given up
+    asked --lookups--> found --pace, allocated--> loading --> (worker) --> in place, short, or given up
     computed chunks beyond what is found --> saving, pages held --> (worker) --> let go
 
-A look-up is posted once, when the request comes, and answered from here as often as the engine asks. Pages that the card
-may still touch are held by a reference count of the engine's own pool: whatever the engine does with the request
-(finish, abort, preempt), they come back when every worker has said so, and not before.
+A request is looked up once, when it comes (lookups.py), and answered from here as often as the engine asks. Whether its load
+is worth it is decided when the engine could begin it (pace.py), and few are with the card at once. Pages that the card may
+still touch are held (holds.py).
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from .. import KEY_BYTES
-from .._kvlane import CardGone, Geometry, KvlaneError, chunk_keys
+from .._kvlane import Geometry, chunk_keys
+from .faults import Faults
+from .holds import Holds
+from .idle import Idle
 from .link import Link
+from .lookups import SILENT, Lookups
 from .options import Options
-from .words import Load, Orders, Report, Save
+from .pace import Pace
+from .saves import NO_FAULT, Saves
+from .words import Load, Orders, Report, Save, split
 
-RECENT_MAX = 1 << 16
-"""Names of chunks that were saved lately and need no second save."""
+PREFILL_MIN = 64
+"""Tokens of a step from which on its time says how fast the engine prefills."""
+SLOW = "loads"
+"""What a store that takes longer than recomputation is called in the log."""
 
 
 @dataclass
@@ -40,25 +47,15 @@ class Prompt:
     """Leading chunks that every rank has; None: not known yet."""
     answered: bool = False
     """The store said so; else it was given up."""
-    lowest: int = 0
-    """Of the ranks that have answered."""
-    waiting: set[int] = field(default_factory=set)
-    asked_at: float = 0.0
     preemptions: int = 0
     loaded: bool = False
-    """A load was tried since the last preemption: no second one."""
+    """A load was tried or found not worth it since the last preemption: no second one."""
     job: int | None = None
     pages: list[int] = field(default_factory=list)
     saved: int = 0
 
     def slice(self, first: int, last: int) -> tuple[bytes, ...]:
         return tuple(keys[first * KEY_BYTES : last * KEY_BYTES] for keys in self.keys)
-
-
-@dataclass
-class Hold:
-    pages: Sequence[int]
-    workers: int
 
 
 class Scheduler:
@@ -79,23 +76,22 @@ class Scheduler:
         self.page_tokens, self.chunk = page_tokens, geometry.chunk_tokens
         self.pages_per_chunk = self.chunk // page_tokens
         self.hold_max = int(options.hold_share * page_count)
-        self.hold: Callable[[Sequence[int]], None] | None = None
-        self.let_go: Callable[[Sequence[int]], None] = lambda pages: None
+        self.holds = Holds()
         self.unchanged: Callable[[str], bool] = lambda request: True
         """Whether what computes a request's KV is still what it was when the request came."""
         self.stats: Counter[str] = Counter()
+        self.faults = Faults()
+        self._lookups = Lookups(options, link, self._looked_up, self.faults)
+        self._pace = Pace(options)
+        self._saves = Saves(options, self.stats, self.faults)
         self._prompts: dict[str, Prompt] = {}
-        self._lookups: dict[int, str] = {}
-        self._lookup_session: Any = None
         self._wait_left = options.lookup_wait_ms / 1e3
-        self._quiet_until = 0.0
+        self.idle = Idle(options.idle_wait_ms / 1e3, options.idle_wait_max_s)
         self._orders = Orders()
+        self._step = 0
+        self._steps: dict[int, tuple[int, float]] = {}
+        """Tokens of steps under way, and when they were ordered."""
         self._loading: dict[int, Load] = {}
-        self._saving: dict[int, Save] = {}
-        self._saving_until = 0.0
-        self._holds: dict[int, Hold] = {}
-        self._held = 0
-        self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._job = 0
 
     # What the engine asks
@@ -116,11 +112,30 @@ class Scheduler:
             self._ask(request)
         if prompt.loaded:
             return 0
-        found = self._found(request, prompt)
+        found = self._found(prompt)
         if found is None:
             return None
         count = max(0, self._end(found, total) - computed)
-        return count if count >= max(1, self.options.min_load_tokens) else 0
+        if not count:
+            return 0
+        verdict = "short" if count < self.options.min_load_tokens else self._verdict(count)
+        if verdict == "load":
+            return count
+        if verdict == "wait":
+            return None
+        prompt.loaded = True
+        self.stats[f"not_loaded_{verdict}"] += 1
+        return 0
+
+    def _verdict(self, tokens: int) -> str:
+        if self._lookups.silent:
+            return "silent"
+        verdict = self._pace.verdict(tokens, time.monotonic())
+        if verdict == "slow" and not self.faults.more(SLOW):
+            rate, prefill = self._pace.restore or 0.0, self._pace.prefill or 0.0
+            what = f"{rate:.0f} tokens a second from the store, {prefill:.0f} by recomputation: prompts are computed, and"
+            self.faults.seen(SLOW, f"{what} from time to time one load tries", lasting=True)
+        return verdict
 
     def matched_end(self, request: str, total: int) -> int:
         """Tokens up to which a load of this request reaches."""
@@ -142,15 +157,15 @@ class Scheduler:
         table = list(pages[first * self.pages_per_chunk : last * self.pages_per_chunk])
         # Under tokens that are left out any page will do: the card does not look at them.
         table += [table[0]] * ((last - first) * self.pages_per_chunk - len(table))
-        origin = first * self.chunk
+        origin, job = first * self.chunk, self._next_job()
         load = Load(
-            job=self._next_job(),
+            job=job,
             request=request,
             recipe=prompt.recipe,
             keys=prompt.slice(first, last),
             pages=tuple(table),
             tokens=(computed - origin, end - origin),
-            deadline=self.options.deadline(external),
+            deadline=self._pace.begun(job, external, time.monotonic()),
             first_chunk=first,
         )
         prompt.job = load.job
@@ -165,76 +180,104 @@ class Scheduler:
         if replaced:
             prompt.pages = []
         prompt.pages.extend(pages)
-        if self.options.save and self.hold is not None:
+        if self.options.save and self.holds.hold is not None:
             self._save(request, prompt, computed)
 
-    def orders(self) -> Orders:
-        """What the workers do with this step."""
+    def orders(self, tokens: int = 1) -> Orders:
+        """What the workers do with this step, which computes that many tokens."""
+        self._lookups.pump()
+        self.faults.sweep()
         orders, self._orders = self._orders, Orders()
         self._wait_left = self.options.lookup_wait_ms / 1e3
+        if tokens >= PREFILL_MIN:
+            self._step += 1
+            orders.step = self._step
+            self._steps[self._step] = (tokens, time.monotonic())
+        (self.idle.active if tokens else self.idle.looked)(time.monotonic())
+        orders.wait = self.options.idle_wait_ms / 1e3 if not tokens and (self._loading or self.holds) else 0.0
         return orders
 
     def finished(self, request: str) -> None:
-        prompt = self._prompts.pop(request, None)
-        for lookup in prompt.waiting if prompt else ():
-            self._lookups.pop(lookup, None)
+        if self._prompts.pop(request, None) is not None:
+            self._lookups.drop(request)
 
     def reset(self) -> bool:
         """The engine's weights may be others from now on: everything gets other names, which no other process has, so that
         nothing stored before is served. What is computed already is not saved, and saves on their way keep their old names.
         False while loads of before are on their way: they end in pages that are used."""
         self.model = f"{self._named} epoch={uuid.uuid4().hex}"
-        self._recent.clear()
+        self._saves.reset()
         for request, prompt in self._prompts.items():
             prompt.recipe, prompt.saved = "", 0
             if prompt.pages or prompt.loaded:
                 # Its KV is of before, in whole or in part, until it is preempted and computed again.
-                self._settle(prompt)
+                self._settle(request, prompt)
             else:
                 self._ask(request)
         return not self._loading
 
     @property
-    def held(self) -> list[int]:
-        """Pages that the card may touch, once for each time that they are held."""
-        return [page for hold in self._holds.values() for page in hold.pages]
-
-    @property
-    def saving(self) -> bool:
-        """Saves are in flight: the engine has to go on stepping for their pages to come back. A card that does not answer
-        in twice its time does not keep it awake."""
-        return bool(self._saving) and time.monotonic() < self._saving_until
+    def pending(self) -> bool:
+        """The card has yet to let go of pages, or to answer at all: an idle engine looks for it now and then (`idle`)."""
+        self._lookups.pump()
+        return bool(self.holds) or self._lookups.silent
 
     # What the workers say
 
     def heard(self, report: Report) -> None:
+        now = time.monotonic()
+        self._lookups.pump()
+        if report:
+            self.idle.active(now)
+        if report.step:
+            self._stepped(report.step, now)
+        for job, (tokens, seconds) in report.restored.items():
+            self._restored(job, tokens, seconds, now)
+        for job, why in report.failed.items():
+            self._failed(job, why)
         for job, workers in report.given_up.items():
-            self._given_up(job, workers)
+            self._given_up(job, workers, now)
         for job, done in report.short.items():
             self._short(job, done)
         for job, done in report.unsaved.items():
-            self._unsaved(job, done)
+            self._saves.unsaved(job, done)
         for job, workers in (report.saved + report.let_go).items():
-            self._release(job, workers)
+            if self.holds.release(job, workers):
+                self._saves.over(job)
 
     def received(self, requests: Iterable[str]) -> None:
         """Loads that every worker has ended, well or not."""
         over = set(requests)
         for job in [job for job, load in self._loading.items() if load.request in over]:
             del self._loading[job]
+            self._pace.forget(job, time.monotonic())
+
+    def _stepped(self, step: int, now: float) -> None:
+        for number in [number for number in self._steps if number <= step]:
+            tokens, began = self._steps.pop(number)
+            if number == step:
+                self._pace.computed(tokens, began, now)
+
+    def _restored(self, job: int, tokens: int, seconds: float, now: float) -> None:
+        self._pace.ended(job, tokens, seconds, now)
+        if not self._pace.slow:
+            self.faults.over(SLOW)
+
+    def _failed(self, job: int, why: str) -> None:
+        if not self._saves.failed(job, why) and why not in NO_FAULT:
+            self.faults.seen(f"{SLOW} {why}", "prompts whose prefix could not be loaded are computed")
 
     # Look-ups
 
     def _ask(self, request: str) -> None:
         prompt = self._prompts[request]
         prompt.found, prompt.answered = None, False
-        for lookup in prompt.waiting:
-            self._lookups.pop(lookup, None)
-        prompt.waiting = set()
-        prompt.asked_at = time.monotonic()
-        session = self._session()
-        if session is None or prompt.asked_at < self._quiet_until or len(prompt.tokens) < self.chunk:
+        session = self._lookups.session()
+        if session is None or self._lookups.silent or len(prompt.tokens) < self.chunk:
             prompt.found = 0
+            if len(prompt.tokens) >= self.chunk:
+                self.stats["not_loaded_away" if session is None else "not_loaded_silent"] += 1
+                self.faults.more(SILENT)
             return
         if prompt.recipe != session.recipe:
             prompt.recipe = session.recipe
@@ -251,91 +294,34 @@ class Scheduler:
                 for rank in range(self.ranks)
             )
             prompt.chunks = len(prompt.keys[0]) // KEY_BYTES
-        prompt.lowest = prompt.chunks
-        try:
-            for keys in prompt.keys:
-                lookup = session.lookup(keys)
-                self._lookups[lookup] = request
-                prompt.waiting.add(lookup)
-        except CardGone as error:
-            self._lost(session, error)
-        except KvlaneError:
-            self._give_up(prompt, "lookup_errors")
+        self._lookups.ask(request, prompt.keys)
 
-    def _found(self, request: str, prompt: Prompt) -> int | None:
-        self._take(0.0)
+    def _looked_up(self, request: str, chunks: int | None, why: str) -> None:
+        prompt = self._prompts.get(request)
+        if prompt is None:
+            return
+        prompt.found, prompt.answered = chunks or 0, chunks is not None
+        if chunks is None:
+            self.stats["not_loaded_silent" if why == "silent" else why] += 1
+            return
+        # What the store does not have was evicted, whatever we remember of it.
+        self._saves.forget(split(prompt.slice(chunks, prompt.chunks)))
+
+    def _found(self, prompt: Prompt) -> int | None:
+        if prompt.found is None:
+            self._lookups.pump()
         if prompt.found is None and self._wait_left > 0:
             before = time.monotonic()
             while prompt.found is None and time.monotonic() - before < self._wait_left:
-                if not self._take(self._wait_left):
+                if not self._lookups.wait(self._wait_left):
                     break
             self._wait_left -= time.monotonic() - before
-        if prompt.found is None and time.monotonic() - prompt.asked_at > self.options.lookup_deadline_ms / 1e3:
-            self._give_up(prompt, "lookup_timeouts")
-            # A card that does not answer is left alone for a while: nobody else waits for it.
-            self._quiet_until = time.monotonic() + self.options.retry_max_s / 6
         return prompt.found
 
-    def _take(self, wait: float) -> bool:
-        """Takes answers; False when there was none."""
-        session, took = self._lookup_session, False
-        if session is None or not self._lookups:
-            return False
-        try:
-            done = session.wait(wait) if wait > 0 else session.poll()
-            while done is not None:
-                took = True
-                self._answer(done)
-                done = session.poll()
-        except CardGone as error:
-            self._lost(session, error)
-        return took
-
-    def _answer(self, done: Any) -> None:
-        prompt = self._prompts.get(self._lookups.pop(done.id, ""))
-        if prompt is None or done.id not in prompt.waiting:
-            return
-        if not done.ok:
-            self._give_up(prompt, "lookup_errors")
-            return
-        prompt.waiting.discard(done.id)
-        prompt.lowest = min(prompt.lowest, done.chunks_done)
-        if not prompt.waiting:
-            prompt.found, prompt.answered = prompt.lowest, True
-            # What the store does not have was evicted, whatever we remember of it.
-            self._forget(self._split(prompt.slice(prompt.lowest, prompt.chunks)))
-
-    def _forget(self, names: Iterable[bytes]) -> None:
-        names = [name for name in names if name in self._recent]
-        if names:
-            on_the_way = {name for save in self._saving.values() for name in self._split(save.keys)}
-            for name in set(names) - on_the_way:
-                del self._recent[name]
-
-    def _give_up(self, prompt: Prompt, why: str) -> None:
-        self._settle(prompt)
-        self.stats[why] += 1
-
-    def _settle(self, prompt: Prompt) -> None:
+    def _settle(self, request: str, prompt: Prompt) -> None:
         """Nothing of this prompt counts as stored, and nothing of it is saved."""
-        for lookup in prompt.waiting:
-            self._lookups.pop(lookup, None)
-        prompt.waiting, prompt.found, prompt.answered = set(), 0, False
-
-    def _session(self) -> Any:
-        session = self.link.session
-        if session is not self._lookup_session:
-            self._lookup_session = session
-            for request in list(self._lookups.values()):
-                if (prompt := self._prompts.get(request)) and prompt.found is None:
-                    self._give_up(prompt, "lookup_errors")
-            self._lookups.clear()
-        return session
-
-    def _lost(self, session: Any, error: Exception) -> None:
-        self.link.lose(session, error)
-        self.stats["card_lost"] += 1
-        self._session()
+        self._lookups.drop(request)
+        prompt.found, prompt.answered = 0, False
 
     # Saves
 
@@ -347,16 +333,11 @@ class Scheduler:
             prompt.answered = False
             return
         first = max(prompt.saved, prompt.found)
-        names = self._split(prompt.slice(first, ready)) if ready > first else []
-        while names and names[0] in self._recent:
-            names.pop(0)
-            first += 1
+        names = self._saves.missing(split(prompt.slice(first, ready))) if ready > first else []
+        first = ready - len(names)
         prompt.saved = max(prompt.saved, ready)
-        if not names:
-            return
         pages = tuple(prompt.pages[first * self.pages_per_chunk : ready * self.pages_per_chunk])
-        if len(self._saving) >= self.options.saves_max or self._held + len(pages) > self.hold_max:
-            self.stats["save_dropped_chunks"] += len(names)
+        if not names or not self._saves.may(len(names), self.holds.count + len(pages), self.hold_max):
             return
         save = Save(
             job=self._next_job(),
@@ -367,46 +348,19 @@ class Scheduler:
             deadline=self.options.save_deadline_s,
             first_chunk=first,
         )
-        self._hold(save.job, pages, self.ranks)
-        self._saving[save.job] = save
-        self._saving_until = time.monotonic() + 2 * save.deadline
+        self.holds.add(save.job, pages, self.ranks)
+        self._saves.begin(save, names)
         self._orders.saves.append(save)
-        for name in names:
-            self._recent[name] = None
-        while len(self._recent) > RECENT_MAX:
-            self._recent.popitem(last=False)
 
-    def _unsaved(self, job: int, done: int) -> None:
-        """What was not stored may be tried by the next request that has it."""
-        if save := self._saving.get(job):
-            for name in self._split(save.keys)[done:]:
-                self._recent.pop(name, None)
+    # Loads that went wrong
 
-    # Pages
-
-    def _hold(self, job: int, pages: Sequence[int], workers: int) -> None:
-        assert self.hold is not None
-        self.hold(pages)
-        self._holds[job] = Hold(pages, workers)
-        self._held += len(pages)
-
-    def _release(self, job: int, workers: int) -> None:
-        hold = self._holds.get(job)
-        if hold is None:
-            return
-        hold.workers -= workers
-        if hold.workers <= 0:
-            del self._holds[job]
-            self._saving.pop(job, None)
-            self._held -= len(hold.pages)
-            self.let_go(hold.pages)
-
-    def _given_up(self, job: int, workers: int) -> None:
+    def _given_up(self, job: int, workers: int, now: float) -> None:
         load = self._loading.get(job)
-        if job in self._holds:
-            self._holds[job].workers += workers
-        elif load is not None and self.hold is not None:
-            self._hold(job, load.wanted(self.page_tokens), workers)
+        if load is not None and not self._lookups.silent:
+            # Before anybody else waits for this card, it shows that it is there.
+            self._lookups.suspect(load.keys[0], "a load was not answered", now)
+        if load is not None or job in self.holds:
+            self.holds.add(job, load.wanted(self.page_tokens) if load else (), workers)
 
     def _short(self, job: int, done: int) -> None:
         """A load that ended early: its chunks are saved again once they are recomputed."""
@@ -416,12 +370,8 @@ class Scheduler:
             return
         prompt.found = min(prompt.found or 0, load.first_chunk + done)
         prompt.saved = min(prompt.saved, prompt.found)
-        self._forget(self._split(load.keys)[done:])
+        self._saves.forget(split(load.keys)[done:])
 
     def _next_job(self) -> int:
         self._job += 1
         return self._job
-
-    @staticmethod
-    def _split(keys: tuple[bytes, ...]) -> list[bytes]:
-        return [keys[0][at : at + KEY_BYTES] for at in range(0, len(keys[0]), KEY_BYTES)] if keys else []

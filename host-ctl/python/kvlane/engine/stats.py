@@ -16,8 +16,10 @@ COUNTERS = {
     "saved_chunks": ("vllm:kvlane_saved_chunks", "Chunks stored."),
     "saved_wire_bytes": ("vllm:kvlane_save_wire_bytes", "Compressed bytes stored."),
     "save_dropped_chunks": ("vllm:kvlane_save_dropped_chunks", "Chunks not saved because the card was behind."),
+    "save_refused_chunks": ("vllm:kvlane_save_refused_chunks", "Chunks not saved because the store took none lately."),
 }
-"""The rest are errors, by kind."""
+NOT_LOADED = "not_loaded_"
+"""What reasons begin with. The rest are errors, by kind."""
 
 
 @dataclass
@@ -58,6 +60,11 @@ class Prom(KVConnectorPromMetrics):
             documentation="Loads, saves and look-ups that went wrong, by kind.",
             labelnames=[*self._labelnames, "kind"],
         )
+        self._not_loaded = self._counter_cls(
+            name="vllm:kvlane_not_loaded",
+            documentation="Requests that were computed without asking for what the store may have, by reason.",
+            labelnames=[*self._labelnames, "reason"],
+        )
         seconds = self._histogram_cls(
             name="vllm:kvlane_fetch_seconds",
             documentation="From posting a load to its completion.",
@@ -73,5 +80,7 @@ class Prom(KVConnectorPromMetrics):
                     self._seconds[engine_idx].observe(seconds)
             elif name in self._counters:
                 self._counters[name][engine_idx].inc(value)
+            elif name.startswith(NOT_LOADED):
+                self._not_loaded.labels(*self.per_engine_labelvalues[engine_idx], name.removeprefix(NOT_LOADED)).inc(value)
             else:
                 self._errors.labels(*self.per_engine_labelvalues[engine_idx], name).inc(value)

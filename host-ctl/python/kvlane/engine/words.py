@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .. import KEY_BYTES
+
+
+def split(keys: tuple[bytes, ...]) -> list[bytes]:
+    """Names of chunks: of the first rank's keys, one for each."""
+    return [keys[0][at : at + KEY_BYTES] for at in range(0, len(keys[0]), KEY_BYTES)] if keys else []
+
 
 @dataclass(frozen=True)
 class Load:
@@ -41,6 +48,10 @@ class Save:
 class Orders:
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    wait: float = 0.0
+    """Seconds that a worker may wait for the card, because nothing is computed."""
+    step: int = 0
+    """Number of a step whose end is to be reported; 0: of no interest."""
 
 
 @dataclass
@@ -57,9 +68,16 @@ class Report:
     """Loads that ended early: leading chunks in place."""
     unsaved: dict[int, int] = field(default_factory=dict)
     """Saves that ended early: leading chunks stored."""
+    restored: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Loads that the card ended, or should have: tokens in place, and the seconds that it worked on nothing older."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """Loads and saves that went wrong, and how."""
+    step: int = 0
+    """The step that this ends."""
 
     def __bool__(self) -> bool:
-        return bool(self.saved or self.given_up or self.let_go or self.short or self.unsaved)
+        counts = self.saved or self.given_up or self.let_go
+        return bool(counts or self.short or self.unsaved or self.restored or self.failed or self.step)
 
     def add(self, other: Report) -> None:
         self.saved += other.saved
@@ -68,3 +86,9 @@ class Report:
         for mine, theirs in ((self.short, other.short), (self.unsaved, other.unsaved)):
             for job, done in theirs.items():
                 mine[job] = min(done, mine.get(job, done))
+        for job, (tokens, seconds) in other.restored.items():
+            mine_tokens, mine_seconds = self.restored.get(job, (tokens, seconds))
+            self.restored[job] = (min(tokens, mine_tokens), max(seconds, mine_seconds))
+        for job, why in other.failed.items():
+            self.failed.setdefault(job, why)
+        self.step = max(self.step, other.step)

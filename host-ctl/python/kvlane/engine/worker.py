@@ -27,7 +27,7 @@ CLOSE_TIMEOUT = 10.0
 @dataclass
 class Flight:
     order: Load | Save
-    session: Any
+    posted_at: float
     until: float
     given_up: bool = False
 
@@ -51,43 +51,45 @@ class Worker:
         self._closing: list[tuple[Future[bool], int]] = []
         self._closer = ThreadPoolExecutor(1, thread_name_prefix="kvlane-close")
         self._results = Results()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._flights)
+        self._idle_at = 0.0
+        """When the card last ended a load: what it works on next it began then, or when it was posted."""
 
     def load(self, load: Load) -> None:
         session = self.link.session
         if session is None or session.recipe != load.recipe:
-            return self._fail_load(load, "load_errors")
-        deadline = time.monotonic() + load.deadline + self.options.load_grace_s
+            return self._fail_load(load, "load_card_gone")
+        now = time.monotonic()
         try:
             number = session.fetch(
                 load.keys[self.rank], list(load.pages), tokens=load.tokens, deadline=load.deadline
             )
         except KvlaneError as error:
-            self._fail_load(load, "load_errors")
+            self._fail_load(load, "load_card_gone" if isinstance(error, CardGone) else "load_errors")
             return self._lost(session, error)
-        self._flights[id(session), number] = Flight(load, session, deadline)
+        self._flights[id(session), number] = Flight(load, now, now + load.deadline + self.options.load_grace_s)
 
     def save(self, save: Save) -> None:
         session = self.link.session
         if session is None or session.recipe != save.recipe:
-            return self._end_save(save, 0)
+            return self._end_save(save, 0, "card_gone")
         try:
             keys = save.keys[self.rank]
             importance = self.options.importances(save.first_chunk, len(keys) // KEY_BYTES)
             number = session.store(keys, list(save.pages), importance=importance, deadline=save.deadline)
         except KvlaneError as error:
-            self._end_save(save, 0)
+            self._end_save(save, 0, "card_gone" if isinstance(error, CardGone) else "not_taken")
             return self._lost(session, error)
-        self._flights[id(session), number] = Flight(save, session, float("inf"))
+        self._flights[id(session), number] = Flight(save, time.monotonic(), float("inf"))
 
     def take(self, wait: float = 0.0) -> Results:
         """What happened since the last call; waits up to `wait` seconds if nothing has."""
         self._poll(0.0)
-        if wait > 0 and self._flights and not (self._results.received or self._results.report):
+        if wait > 0 and not (self._results.received or self._results.report):
+            began = time.monotonic()
             self._poll(wait)
+            # With nothing in flight of this session nothing was waited for: the engine shall not spin all the same.
+            if not (self._results.received or self._results.report):
+                time.sleep(max(0.0, wait - (time.monotonic() - began)))
         self._closed()
         self._give_up(time.monotonic())
         results, self._results = self._results, Results()
@@ -111,13 +113,11 @@ class Worker:
 
     def drop(self, save: Save) -> None:
         """A save whose pages are not read any more."""
-        self._end_save(save, 0)
+        self._end_save(save, 0, "cancelled")
 
     def _poll(self, wait: float) -> None:
         session = self.link.session
         if session is None:
-            if wait > 0:
-                time.sleep(wait)
             return
         try:
             done = session.wait(wait) if wait > 0 else session.poll()
@@ -137,19 +137,30 @@ class Worker:
             self.stats["saved_wire_bytes"] += done.wire_bytes
             if not done.ok:
                 self.stats[f"save_{done.status}"] += 1
-            return self._end_save(order, done.chunks_done)
+            return self._end_save(order, done.chunks_done, "not_stored" if done.ok else done.status)
         if flight.given_up:
             self._results.report.let_go[order.job] += 1
             return
         self.stats["fetched_bytes"] += done.restored_bytes
         self.stats["wire_bytes"] += done.wire_bytes
         self.fetch_seconds.append(done.elapsed_seconds)
+        self._restored(flight, done.chunks_done, flight.posted_at + min(done.elapsed_seconds, done.card_seconds))
         if done.chunks_done == done.chunks_asked:
             self.stats["hit_tokens"] += order.tokens[1] - order.tokens[0]
             self._results.received.add(order.request)
             return
         why = "load_short" if done.ok else f"load_{done.status}"
         self._fail_load(order, why, done.chunks_done)
+
+    def _restored(self, flight: Flight, chunks_done: int, ended_at: float) -> None:
+        """What this load says of the card's pace. When it ended the card's own time says best: a completion is taken once
+        a step, and a load in parts adds up the times of all."""
+        load = flight.order
+        assert isinstance(load, Load)
+        seconds = max(0.0, ended_at - max(flight.posted_at, self._idle_at))
+        self._idle_at = max(self._idle_at, ended_at)
+        in_place = min(chunks_done * self.chunk_tokens, load.tokens[1]) - load.tokens[0]
+        self._results.report.restored[load.job] = (max(0, in_place), seconds)
 
     def _fail_load(self, load: Load, why: str, chunks_done: int = 0) -> None:
         """`chunks_done` leading chunks are in place, the pages behind them are not."""
@@ -160,11 +171,15 @@ class Worker:
         self._results.received.add(load.request)
         self._results.bad_pages.update(bad)
         self._results.report.short[load.job] = chunks_done
+        if why != "load_short":
+            self._results.report.failed[load.job] = why.removeprefix("load_")
 
-    def _end_save(self, save: Save, chunks_done: int) -> None:
+    def _end_save(self, save: Save, chunks_done: int, why: str) -> None:
+        """`why` is said if not all of it was stored."""
         self._results.report.saved[save.job] += 1
         if chunks_done < len(save.keys[self.rank]) // KEY_BYTES:
             self._results.report.unsaved[save.job] = chunks_done
+            self._results.report.failed[save.job] = why
 
     def _lost(self, session: Any, error: Exception) -> None:
         """The card is gone. Beside this thread its end of the channel is waited for: then its flights are over."""
@@ -190,7 +205,7 @@ class Worker:
             flight = self._flights.pop(key)
             order = flight.order
             if isinstance(order, Save):
-                self._end_save(order, 0)
+                self._end_save(order, 0, "card_gone")
             elif flight.given_up:
                 self._results.report.let_go[order.job] += 1
             else:
@@ -206,3 +221,5 @@ class Worker:
             self._results.failed.add(flight.order.request)
             self._results.report.given_up[flight.order.job] += 1
             self._results.report.short[flight.order.job] = 0
+            self._results.report.failed[flight.order.job] = "given_up"
+            self._restored(flight, 0, now)
