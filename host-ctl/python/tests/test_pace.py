@@ -111,3 +111,27 @@ def test_prefill_is_measured_and_a_step_does_not_pay_for_the_one_before_it(clock
     pace.computed(500, began, began + 0.1)
     pace.computed(500, began, began + 0.2)
     assert pace.prefill == pytest.approx(5000.0)
+
+
+def test_steps_that_compute_little_say_how_fast_the_engine_is_at_least(clock):
+    pace = Pace(Options())
+    assert pace.listens(20) and not pace.listens(1)
+    pace.computed(20, clock.now, clock.now + 0.01)
+    assert pace.prefill == pytest.approx(2000.0)
+    loads(pace, clock, 3, 1.0)
+    assert pace.verdict(TOKENS, clock.now) == "slow", "an engine that has computed no prompt learns it all the same"
+    pace.computed(1000, clock.now, clock.now + 0.2)
+    assert pace.prefill == pytest.approx(5000.0) and not pace.listens(20)
+
+
+def test_a_missed_deadline_is_slow_before_the_engine_has_computed_anything(clock):
+    pace = Pace(Options(probe_s=5.0))
+    pace.begun(1, TOKENS, clock.now)
+    clock.now += 2.1
+    pace.ended(1, 500, 2.1, clock.now)
+    pace.late(clock.now)
+    assert pace.verdict(TOKENS, clock.now) == "slow"
+    clock.now += 5.0
+    assert pace.verdict(TOKENS, clock.now) == "load"
+    loads(pace, clock, 1, 0.1)
+    assert not pace.slow

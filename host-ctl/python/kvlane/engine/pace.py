@@ -17,6 +17,8 @@ EVIDENCE, EVIDENCE_LOADS, EVIDENCE_ALONE = 0.2, 3, 1.0
 AHEAD = 0.5
 """Seconds of work that the card is given ahead; what else is to be loaded waits on our side."""
 PROBE_DEADLINE_MIN = 0.05
+PREFILL_MIN, PREFILL_SMALL = 64, 8
+"""Tokens of a step from which on it says how fast the engine prefills, or, until there is one, how fast at least."""
 
 
 class Rate:
@@ -41,7 +43,7 @@ class Pace:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._prefill, self._restore = Rate(), Rate()
+        self._prefill, self._at_least, self._restore = Rate(), Rate(), Rate()
         self._step_ended = 0.0
         self._flying: dict[int, int] = {}
         """Tokens of the loads that the card has, by job."""
@@ -52,8 +54,12 @@ class Pace:
 
     @property
     def prefill(self) -> float | None:
-        """Tokens that the engine computes a second, if that is known."""
-        return self._options.prefill_tokens_s or self._prefill.value
+        """Tokens that the engine computes a second, or computes at least, if that is known."""
+        return self._options.prefill_tokens_s or self._prefill.value or self._at_least.value
+
+    def listens(self, tokens: int) -> bool:
+        """Whether it is worth knowing how long a step of so many tokens takes."""
+        return tokens >= (PREFILL_MIN if self._prefill.samples else PREFILL_SMALL)
 
     @property
     def restore(self) -> float | None:
@@ -70,7 +76,8 @@ class Pace:
 
     def computed(self, tokens: int, began: float, now: float) -> None:
         """A step of that many tokens, which may have waited for the one before it."""
-        self._prefill.add(tokens, now - max(began, self._step_ended))
+        rate = self._prefill if tokens >= PREFILL_MIN else self._at_least
+        rate.add(tokens, now - max(began, self._step_ended))
         self._step_ended = now
 
     def verdict(self, tokens: int, now: float) -> str:
@@ -101,11 +108,11 @@ class Pace:
             self._since = now
         self._flying[job] = tokens
         usual = self._options.deadline(tokens)
-        if not self.slow or not self.prefill:
+        if not self.slow:
             return usual
         self._backoff.begin()
         self._probe = job
-        return min(usual, max(PROBE_DEADLINE_MIN, tokens / self.prefill))
+        return min(usual, max(PROBE_DEADLINE_MIN, tokens / self.prefill)) if self.prefill else usual
 
     def ended(self, job: int, tokens: int, seconds: float, now: float) -> None:
         """A load is over: `tokens` are in place after `seconds` of the card's work on it."""
@@ -122,6 +129,10 @@ class Pace:
         else:
             self._backoff.failed(now)
         self._restore.add(tokens, seconds)
+
+    def late(self, now: float) -> None:
+        """A load missed its deadline, or nobody answered it: that is slow, whatever recomputation takes."""
+        self._backoff.failed(now)
 
     def forget(self, job: int, now: float) -> None:
         """A load whose end says nothing of the card's pace, or that has ended before."""

@@ -28,8 +28,8 @@ from .pace import Pace
 from .saves import NO_FAULT, Saves
 from .words import Load, Orders, Report, Save, split
 
-PREFILL_MIN = 64
-"""Tokens of a step from which on its time says how fast the engine prefills."""
+LATE = ("deadline_exceeded", "given_up")
+"""Ends of loads that took too long."""
 SLOW = "loads"
 """What a store that takes longer than recomputation is called in the log."""
 
@@ -132,8 +132,8 @@ class Scheduler:
             return "silent"
         verdict = self._pace.verdict(tokens, time.monotonic())
         if verdict == "slow" and not self.faults.more(SLOW):
-            rate, prefill = self._pace.restore or 0.0, self._pace.prefill or 0.0
-            what = f"{rate:.0f} tokens a second from the store, {prefill:.0f} by recomputation: prompts are computed, and"
+            rates = [f"{rate:.0f}" if rate else "unknown" for rate in (self._pace.restore, self._pace.prefill)]
+            what = f"{rates[0]} tokens a second from the store, {rates[1]} by recomputation: prompts are computed, and"
             self.faults.seen(SLOW, f"{what} from time to time one load tries", lasting=True)
         return verdict
 
@@ -189,7 +189,7 @@ class Scheduler:
         self.faults.sweep()
         orders, self._orders = self._orders, Orders()
         self._wait_left = self.options.lookup_wait_ms / 1e3
-        if tokens >= PREFILL_MIN:
+        if self._pace.listens(tokens):
             self._step += 1
             orders.step = self._step
             self._steps[self._step] = (tokens, time.monotonic())
@@ -234,7 +234,7 @@ class Scheduler:
         for job, (tokens, seconds) in report.restored.items():
             self._restored(job, tokens, seconds, now)
         for job, why in report.failed.items():
-            self._failed(job, why)
+            self._failed(job, why, now)
         for job, workers in report.given_up.items():
             self._given_up(job, workers, now)
         for job, done in report.short.items():
@@ -263,8 +263,10 @@ class Scheduler:
         if not self._pace.slow:
             self.faults.over(SLOW)
 
-    def _failed(self, job: int, why: str) -> None:
+    def _failed(self, job: int, why: str, now: float) -> None:
         if not self._saves.failed(job, why) and why not in NO_FAULT:
+            if why in LATE:
+                self._pace.late(now)
             self.faults.seen(f"{SLOW} {why}", "prompts whose prefix could not be loaded are computed")
 
     # Look-ups
