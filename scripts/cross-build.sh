@@ -105,10 +105,8 @@ fi
 
 if [ ${#cross[@]} -gt 0 ]; then setup+=(--arm); fi
 scripts/setup.sh ${setup[@]+"${setup[@]}"}
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
-fi
+# shellcheck source=scripts/toolchain.sh
+. scripts/toolchain.sh
 if [ ${#cross[@]} -gt 0 ] && [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target" ]; then
     command -v rustup >/dev/null || {
         echo "cross-build: this Rust has no $target and there is no rustup: install Rust by https://rustup.rs" >&2

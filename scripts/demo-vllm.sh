@@ -40,12 +40,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 scripts/setup.sh ${yes[@]+"${yes[@]}"}
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
-fi
 echo "demo: building (release; minutes the first time)"
-cargo build --release --locked --quiet -p dpu-app
+scripts/build.sh build --release --locked -p dpu-app
 scripts/vllm/install.sh "$venv" ${yes[@]+"${yes[@]}"}
 
 work=$(mktemp -d)

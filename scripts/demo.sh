@@ -57,12 +57,8 @@ case "$kind" in
 esac
 if [ -z "$bin" ]; then
     scripts/setup.sh ${setup[@]+"${setup[@]}"}
-    if [ -f "$HOME/.cargo/env" ]; then
-        # shellcheck source=/dev/null
-        . "$HOME/.cargo/env"
-    fi
     echo "demo: building (release; minutes the first time)"
-    KVLANE_BUILD=$(scripts/build-word.sh) cargo build --release --locked --quiet -p dpu-app -p host-ctl
+    KVLANE_BUILD=$(scripts/build-word.sh) scripts/build.sh build --release --locked -p dpu-app -p host-ctl
     bin=${CARGO_TARGET_DIR:-target}/release
 fi
 

@@ -46,10 +46,8 @@ if [ "$(uname --machine)" = aarch64 ]; then
     echo "test-arm: skipped: this machine is an Arm itself: scripts/test.sh and scripts/demo.sh say it all"
     exit 0
 fi
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
-fi
+# shellcheck source=scripts/toolchain.sh
+. scripts/toolchain.sh
 
 # What cannot be under qemu-user: test and reason. Kept as short as it can be.
 skipped=()

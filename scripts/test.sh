@@ -31,19 +31,26 @@ while [ $# -gt 0 ]; do
 done
 $all && setup+=(--test)
 scripts/setup.sh ${setup[@]+"${setup[@]}"}
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
-fi
+# shellcheck source=scripts/toolchain.sh
+. scripts/toolchain.sh
 
 step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 if $all; then
     step format
     cargo fmt --all --check
+    # Making a minimal root is mostly waiting.
+    fresh_log=$(mktemp)
+    scripts/tests/fresh.sh >"$fresh_log" 2>&1 &
+    fresh=$!
     step scripts
     shellcheck scripts/*.sh scripts/vllm/*.sh scripts/bring-up/*.sh scripts/debian/*.p* scripts/tests/*.sh scripts/tests/claims/* scripts/tests/fakes/* .ci/run
     scripts/tests/run.sh
+    fresh_status=0
+    wait "$fresh" || fresh_status=$?
+    cat "$fresh_log"
+    rm "$fresh_log"
+    [ "$fresh_status" = 0 ]
     step lints
     cargo clippy --workspace --all-targets --locked -- -D warnings
     step docs

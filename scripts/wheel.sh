@@ -45,10 +45,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 scripts/setup.sh "${setup[@]}"
-if [ -f "$HOME/.cargo/env" ]; then
-    # shellcheck source=/dev/null
-    . "$HOME/.cargo/env"
-fi
+# shellcheck source=scripts/toolchain.sh
+. scripts/toolchain.sh
 
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
 out=${out:-$target/python-wheel-release}

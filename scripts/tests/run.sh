@@ -27,7 +27,7 @@ export LC_ALL=C
 tools=$work/tools
 mkdir "$tools"
 for tool in awk base64 basename bash cat chgrp chmod chown cmp cp cut date dd df dirname dpkg-deb du env false find flock getent grep gzip head id \
-    install ln ls mkdir mktemp mv od printf readlink rm sed sh sha256sum sleep sort stat tail tar tee timeout touch tr true wc xargs; do
+    install ln ls mkdir mktemp mv od paste printf readlink rm sed sh sha256sum sleep sort stat stdbuf tail tar tee timeout touch tr true wc xargs; do
     path=$(command -v "$tool" || true)
     case "$path" in /*) ln -s "$path" "$tools/$tool" ;; esac
 done
@@ -70,6 +70,7 @@ refute() {
     text=$(<"$out")
     for words in "$@"; do [[ $text != *"$words"* ]] || miss "not expected: $words"; done
 }
+not() { ! "$@"; }
 # A condition of the shell, with its words for the report.
 holds() { "$@" || miss "does not hold: $*"; }
 
@@ -160,7 +161,7 @@ begin() {
     out=$work/out-$part
 }
 # The parts run side by side, each with cases and an output of its own.
-parts=(preflight hugepages release smoke collect headers house)
+parts=(preflight hugepages release smoke collect headers fresh house)
 for part in "${parts[@]}"; do
     (
         trap - EXIT
