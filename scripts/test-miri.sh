@@ -39,4 +39,4 @@ cargo +nightly miri test --locked -p doca-emulator --test memory
 cargo +nightly miri test --locked -p doca-emulator --test contexts -- \
     callbacks_run a_failed_task stop_with a_context_may each_thread submitted_again
 cargo +nightly miri test --locked -p doca --lib slab::
-cargo +nightly miri test --locked -p doca --test wrapper -- runs_scatter read_only a_run_past
+cargo +nightly miri test --locked -p doca --test wrapper -- runs_scatter read_only a_run_past threads_that_copy

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Importance};
@@ -183,6 +184,11 @@ impl Client {
     /// The memory of this session.
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()
+    }
+
+    /// The line's descriptor, where it has one: a forked child closes its copy of it.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.line.fd()
     }
 
     /// Requests that have not completed.

@@ -6,7 +6,9 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use doca_sys as sys;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -32,8 +34,9 @@ pub struct Dmabuf {
 
 /// A shared mapping of a file, anonymous memory, or memory that somebody else allocated, made to be exported.
 ///
-/// No Rust reference to its bytes is ever made: another process and a device may write them at any time. Copies go
-/// through [`Mapping::read`] and [`Mapping::write`].
+/// No Rust reference to its bytes is ever made but as atomics: another process and a device may write them at any time.
+/// Copies go through [`Mapping::read`] and [`Mapping::write`], byte by byte: any number of threads may copy at once, and what
+/// one reads while another writes is some of the old bytes and some of the new.
 pub struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
@@ -43,9 +46,9 @@ pub struct Mapping {
     dmabuf: Option<Dmabuf>,
 }
 
-// SAFETY: plain memory with no thread affinity; every access is a copy through a raw pointer.
+// SAFETY: plain memory with no thread affinity; every access is through an atomic.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; concurrent copies may tear, which the callers' checksums are for, but touch only mapped memory.
+// SAFETY: as above; `read` and `write` of two threads on the same bytes are atomic loads and stores of one size, and no race.
 unsafe impl Sync for Mapping {}
 
 /// Mappings from here on are worth huge pages.
@@ -147,10 +150,10 @@ impl Mapping {
     /// # Panics
     /// If the range is not inside, or the memory is a GPU's.
     pub fn read(&self, offset: usize, into: &mut [u8]) {
-        assert!(self.dmabuf.is_none(), "memory of a GPU: not for this processor");
-        assert!(offset <= self.bytes && into.len() <= self.bytes - offset, "read of {} at {offset}", into.len());
-        // SAFETY: range-checked above; `into` is exclusive and cannot overlap a mapping that no reference is made to.
-        unsafe { ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+        let from = self.bytes_at(offset, into.len());
+        for (byte, from) in into.iter_mut().zip(from) {
+            *byte = from.load(Ordering::Relaxed);
+        }
     }
 
     /// Copies into the mapping, which must have been made with [`Access::ReadWrite`].
@@ -158,10 +161,17 @@ impl Mapping {
     /// # Panics
     /// If the range is not inside, or the memory is a GPU's.
     pub fn write(&self, offset: usize, from: &[u8]) {
+        for (into, byte) in self.bytes_at(offset, from.len()).iter().zip(from) {
+            into.store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    fn bytes_at(&self, offset: usize, bytes: usize) -> &[AtomicU8] {
         assert!(self.dmabuf.is_none(), "memory of a GPU: not for this processor");
-        assert!(offset <= self.bytes && from.len() <= self.bytes - offset, "write of {} at {offset}", from.len());
-        // SAFETY: range-checked above; `from` cannot overlap a mapping that no reference is made to.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "{bytes} bytes at {offset} of {}", self.bytes);
+        // SAFETY: range-checked above, mapped while `self` lives, and any byte is a valid AtomicU8. Rust code has these bytes
+        // as AtomicU8 only: a lender promises that no reference to them exists.
+        unsafe { slice::from_raw_parts(self.base.as_ptr().add(offset).cast::<AtomicU8>(), bytes) }
     }
 }
 

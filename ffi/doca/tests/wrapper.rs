@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::thread;
 
 use doca::{
     Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Dmabuf, Export, Mapping,
@@ -186,6 +187,25 @@ fn runs_scatter_and_gather_with_gaps_on_both_sides() {
     for run in &runs {
         assert_eq!(back[run.local..run.local + run.bytes], content[run.local..run.local + run.bytes]);
     }
+}
+
+#[test]
+fn threads_that_copy_the_same_bytes_do_not_race() {
+    const BYTES: usize = 64;
+    let mapping = Mapping::anonymous(4096).unwrap();
+    thread::scope(|scope| {
+        for filling in [1, 2] {
+            let mapping = &mapping;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    mapping.write(100, &[filling; BYTES]);
+                    let mut seen = [0; BYTES];
+                    mapping.read(100, &mut seen);
+                    assert!(seen.iter().all(|byte| [1, 2].contains(byte)), "{seen:?}");
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -11,6 +11,8 @@ holds the interpreter meanwhile. Errors are exceptions that name who is to blame
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Sequence
 
 from ._kvlane import (
@@ -49,6 +51,10 @@ def register(
     """Describes a KV cache that lies in `buffers` (buffer protocol, DLPack, or a `Span`): nothing is copied, and the
     buffers live as long as the memory or a session of it does.
 
+    They stay where they are as long. A buffer that is exported cannot move, and a numpy array that is registered refuses to be
+    resized. A torch storage can be: that is seen at the next `attach`, `fetch` or `store` and at the next completion, which
+    raise InputError and end the session. Do not resize one while a request on it is in flight: the card may write then.
+
     `bases` are (buffer, byte offset) of K, then V, of layer 0, then of layer 1, ...; by default there is one buffer for
     each layer, which holds all pages of K and then all pages of V.
     """
@@ -59,7 +65,7 @@ def register(
         bases = [(index, half * (found.bytes // 2)) for index, found in enumerate(spans) for half in (0, 1)]
     return Memory(
         geometry,
-        [(found.address, found.bytes, found.owner, found.dmabuf) for found in spans],
+        [(found.address, found.bytes, found.owner, found.watch, found.dmabuf) for found in spans],
         list(bases),
         order=form.order,
         page_tokens=form.page_tokens,
@@ -85,7 +91,7 @@ def attach(
     """A session with the card: with `memory` it fetches and stores, without it only asks. By default the card of this
     machine is met by Comch; `socket` names dpu-app's Unix socket instead. `namespace`: whose quota of the card's tiers
     it uses (`dpu-app --tier-quota`)."""
-    return Session.attach(
+    session = Session.attach(
         memory,
         socket=socket,
         comch_name=comch_name,
@@ -95,3 +101,24 @@ def attach(
         namespace=namespace,
         timeout=timeout,
     )
+    if session._descriptor is not None:
+        _sockets[session] = (session._descriptor, os.fstat(session._descriptor).st_ino)
+    return session
+
+
+_sockets: weakref.WeakKeyDictionary[Session, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Descriptor and inode of each session's socket: the number alone may be another file's by now."""
+
+
+def _after_fork_in_child() -> None:
+    """Closes the child's copies of its parent's sockets, without a word to the card: else it would not see the parent die."""
+    for descriptor, inode in list(_sockets.values()):
+        try:
+            if os.fstat(descriptor).st_ino == inode:
+                os.close(descriptor)
+        except OSError:
+            pass
+    _sockets.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

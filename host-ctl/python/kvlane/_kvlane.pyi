@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 __version__: str
@@ -31,7 +32,7 @@ class Memory:
     def __init__(
         self,
         geometry: Geometry,
-        regions: list[tuple[int, int, Any, tuple[int, int] | None]],
+        regions: list[tuple[int, int, Any, Callable[[], tuple[int, int]] | None, tuple[int, int] | None]],
         bases: list[tuple[int, int]],
         *,
         order: str,
@@ -64,6 +65,7 @@ class Completion:
 class Session:
     recipe: str
     card: str
+    _descriptor: int | None
     @staticmethod
     def attach(
         memory: Memory | None,

@@ -6,7 +6,11 @@ holds the memory. By ctypes, because the C interface of the buffer protocol is n
 
 from __future__ import annotations
 
+import array
 import ctypes
+import mmap
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,8 @@ class Span:
     bytes: int
     owner: Any
     writable: bool = True
+    watch: Callable[[], tuple[int, int]] | None = None
+    """Says where the memory lies now, and its bytes: of an owner that can resize or replace it."""
     dmabuf: tuple[int, int] | None = None
     """Of a GPU's memory: a descriptor, which goes to whoever registers the span, and the offset in it (cuda.py)."""
 
@@ -77,6 +83,10 @@ class _Held:
         self.view = _PyBuffer()
         _get_buffer(source, ctypes.byref(self.view), 0)  # PyBUF_SIMPLE: contiguous, read-only allowed; raises otherwise
 
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.view.buf or 0, self.view.len
+
     def __del__(self) -> None:
         _release_buffer(ctypes.byref(self.view))
 
@@ -91,7 +101,31 @@ def span(source: object) -> Span:
             if not _has_buffer(source):
                 raise
     held = _Held(source)
-    return Span(held.view.buf or 0, held.view.len, held, not held.view.readonly)
+    watch = None if isinstance(source, _FIXED) else lambda: _Held(source).place
+    return Span(*held.place, (held, _kept_in_place(source)), not held.view.readonly, watch)
+
+
+def storage_watch(tensor: Any, storage: Any) -> Callable[[], tuple[int, int]]:
+    """Of the whole storage that a torch tensor lay in: a tensor that was given another one is seen too."""
+    offset = tensor.data_ptr() - storage.data_ptr()
+    return lambda: (tensor.data_ptr() - offset if storage.nbytes() else 0, storage.nbytes())
+
+
+_FIXED = (bytes, bytearray, array.array, mmap.mmap)
+"""These refuse to move while a buffer of theirs is exported."""
+
+
+def _kept_in_place(source: Any) -> list[weakref.ref[Any]]:
+    """Weak references to an array and to what it is a view of: numpy resizes none that has one, not even when told not to
+    look at reference counts."""
+    references = []
+    while source is not None:
+        try:
+            references.append(weakref.ref(source))
+        except TypeError:
+            break
+        source = getattr(source, "base", None)
+    return references
 
 
 def _has_buffer(source: object) -> bool:
@@ -119,4 +153,23 @@ def _by_dlpack(source: Any) -> Span:
         count *= size
     # The capsule was not consumed: it deletes the tensor's export when it goes.
     bytes = count * (tensor.dtype.bits * tensor.dtype.lanes // 8)
-    return Span((tensor.data or 0) + tensor.byte_offset, bytes, (capsule, source))
+    address = (tensor.data or 0) + tensor.byte_offset
+    return Span(address, bytes, (capsule, source, _kept_in_place(source)), watch=_watch(source, address))
+
+
+def _watch(source: Any, address: int) -> Callable[[], tuple[int, int]]:
+    if not hasattr(source, "untyped_storage"):
+        return lambda: _place(source)
+    whole = storage_watch(source, storage := source.untyped_storage())
+    offset = address - storage.data_ptr()
+
+    def look() -> tuple[int, int]:
+        start, bytes = whole()
+        return start + offset, max(0, bytes - offset)
+
+    return look
+
+
+def _place(source: Any) -> tuple[int, int]:
+    found = _by_dlpack(source)
+    return found.address, found.bytes

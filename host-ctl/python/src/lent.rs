@@ -16,6 +16,11 @@ use crate::errors::input;
 /// whose life holds that buffer. Python has no safe way to say "this address"; whoever calls the private class `Memory`
 /// with numbers of their own invention can crash their own process, as with `ctypes`.
 ///
+/// An exported buffer cannot move, and numpy resizes no array that is weakly referenced. A torch storage can be resized by
+/// whoever has it, and nothing forbids it: such memory comes with a [`Watch`](crate::watch::Watch), which is asked at attach,
+/// before each request that names pages and at each such completion. What is left is that somebody resizes a storage while
+/// a request on it is in flight, which `kvlane.register` says not to do.
+///
 /// `dmabuf`: descriptor, which is taken over, and offset.
 pub(crate) fn lend(
     address: usize,
@@ -27,9 +32,10 @@ pub(crate) fn lend(
     let dmabuf = dmabuf.map(|(fd, offset)| Dmabuf { fd: unsafe { OwnedFd::from_raw_fd(fd) }, offset });
     let base = NonNull::new(address as *mut u8).ok_or_else(|| input("region: address 0"))?;
     let owner = Box::new(owner);
-    // SAFETY: buffers.py takes address and length from one exported buffer and `owner` from the export itself, so the
-    // bytes stay where they are until `owner` is dropped, which the mapping does last. Aliasing: Rust makes no reference to
-    // them; Python's own reads may see a page half written, which is why pages are used only after their completion.
+    // SAFETY: `owner` holds what owns the bytes (an exported buffer, a DLPack capsule, a storage), and is dropped by the mapping
+    // last: they are not freed for want of an owner. That their owner moves them is either impossible or watched, and
+    // between two looks forbidden to the caller, see above. This crate itself never reads or writes them. Aliasing: Rust
+    // makes no reference to them; Python's own reads may see a page half written, so pages are used after completions only.
     let mapping = unsafe {
         match dmabuf {
             None => Mapping::lent(base, bytes, owner),

@@ -9,6 +9,7 @@ mod keys;
 mod lent;
 mod memory;
 mod session;
+mod watch;
 
 use pyo3::prelude::*;
 

@@ -1,6 +1,7 @@
 //! A KV cache in a process's own memory: regions by address, and where each layer's K and V lie in them.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use doca::Access;
 use host_ctl::Region;
@@ -10,15 +11,18 @@ use pyo3::prelude::*;
 use crate::errors::{input, raise};
 use crate::keys::Geometry;
 use crate::lent::lend;
+use crate::watch::Watch;
 
-/// Address, bytes, owner, and a dma-buf (descriptor and offset) where the memory is a GPU's.
-type Lent = (usize, usize, Py<PyAny>, Option<(RawFd, usize)>);
+/// Address, bytes, owner, what gives address and bytes of now where the owner can change them, and a dma-buf (descriptor and
+/// offset) where the memory is a GPU's.
+type Lent = (usize, usize, Py<PyAny>, Option<Py<PyAny>>, Option<(RawFd, usize)>);
 
 /// See `kvlane.register`, which makes one.
 #[pyclass(frozen, module = "kvlane")]
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) inner: host_ctl::Memory,
+    pub(crate) watches: Arc<[Watch]>,
 }
 
 #[pymethods]
@@ -45,16 +49,19 @@ impl Memory {
             other => return Err(input(format!("order {other:?} is not token-major or head-major"))),
         };
         let access = if writable { Access::ReadWrite } else { Access::Read };
-        let region =
-            |(address, bytes, owner, dmabuf)| Ok(Region { mapping: lend(address, bytes, owner, dmabuf)?, access });
+        let mut watches = Vec::new();
+        let mut region = |(region, (address, bytes, owner, watch, dmabuf)): (usize, Lent)| {
+            watches.extend(watch.map(|look| Watch { region, address, bytes, look }));
+            Ok(Region { mapping: lend(address, bytes, owner, dmabuf)?, access })
+        };
         let inner = host_ctl::Memory {
             geometry: geometry.inner,
             form: Form { order, page_tokens, page_count, page_stride, token_stride, head_stride },
             bases: bases.into_iter().map(|(region, offset)| Base { region, offset }).collect(),
-            regions: regions.into_iter().map(region).collect::<PyResult<Vec<Region>>>()?,
+            regions: regions.into_iter().enumerate().map(&mut region).collect::<PyResult<Vec<Region>>>()?,
         };
         inner.check().map_err(raise)?;
-        Ok(Memory { inner })
+        Ok(Memory { inner, watches: watches.into() })
     }
 
     /// Page numbers that each chunk of a fetch or store names.

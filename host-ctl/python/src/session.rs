@@ -1,6 +1,7 @@
 //! A session with the card, for any thread: calls take turns, and none holds the interpreter while it waits.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use block::Importance;
@@ -12,7 +13,10 @@ use pyo3::prelude::*;
 use crate::errors::{CardGone, input, raise};
 use crate::keys;
 use crate::memory::Memory;
+use crate::watch::Watch;
 
+/// How long a session that is given up waits for the card to let go of what is in flight.
+const GIVE_UP: Duration = Duration::from_secs(2);
 /// Longest wait that a caller can ask for: an interpreter that waits hears no signal.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
@@ -62,11 +66,44 @@ impl From<host_ctl::Completion> for Completion {
     }
 }
 
+/// A session, or whether the card had let go of its memory when it ended.
+#[derive(Debug)]
+enum State {
+    Open(Box<Client>),
+    Closed { let_go: bool },
+}
+
+impl State {
+    fn open(&mut self) -> Option<&mut Client> {
+        match self {
+            State::Open(client) => Some(client),
+            State::Closed { .. } => None,
+        }
+    }
+
+    /// Ends the session; what the first call found is what every later one says.
+    fn close(&mut self, timeout: Duration) -> bool {
+        match std::mem::replace(self, State::Closed { let_go: false }) {
+            State::Open(client) => *self = State::Closed { let_go: client.leave(timeout) },
+            closed => *self = closed,
+        }
+        matches!(self, State::Closed { let_go: true })
+    }
+}
+
 /// See `kvlane.attach`, which makes one.
-#[pyclass(frozen, module = "kvlane")]
+///
+/// It belongs to the process that attached. A forked child has a copy of it that shares page and socket with the parent's:
+/// there every call is refused before it touches either, and the copy is never dropped.
+#[pyclass(frozen, weakref, module = "kvlane")]
 #[derive(Debug)]
 pub(crate) struct Session {
-    client: Mutex<Option<Client>>,
+    state: Mutex<State>,
+    watches: Arc<[Watch]>,
+    process: u32,
+    /// The socket's descriptor, which a forked child closes (kvlane/__init__.py): else the card would not see the parent die.
+    #[pyo3(get, name = "_descriptor")]
+    descriptor: Option<RawFd>,
     #[pyo3(get)]
     recipe: String,
     #[pyo3(get)]
@@ -74,16 +111,62 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    fn lock(&self) -> MutexGuard<'_, Option<Client>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A panic in the client left it as it was between two calls; its own checks go on.
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_inherited(&self) -> bool {
+        self.process != std::process::id()
     }
 
     /// Runs `call` on the client without the interpreter.
     fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&mut Client) -> Result<T, Error> + Send) -> PyResult<T> {
-        py.detach(|| self.lock().as_mut().map(call))
+        if self.is_inherited() {
+            let what = format!("this session is process {}'s: a forked child attaches by itself", self.process);
+            return Err(CardGone::new_err(what));
+        }
+        py.detach(|| self.lock().open().map(call))
             .ok_or_else(|| CardGone::new_err("this session was closed: attach again"))?
             .map_err(raise)
+    }
+
+    /// As [`Session::with`], for what names pages: memory that is not where it was registered ends the session first.
+    fn with_pages<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&mut Client) -> Result<T, Error> + Send,
+    ) -> PyResult<T> {
+        self.look(py)?;
+        self.with(py, call)
+    }
+
+    /// Looks whether all memory is where it was registered. If not the session is given up: the card is told, and what it
+    /// does not let go of in time is never given back.
+    fn look(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(moved) = self.watches.iter().find_map(|watch| watch.moved(py)) else { return Ok(()) };
+        if !self.is_inherited() {
+            py.detach(|| self.lock().close(GIVE_UP));
+        }
+        Err(input(moved))
+    }
+
+    /// A completion, unless the memory that it speaks of is gone.
+    fn seen(&self, py: Python<'_>, done: Option<host_ctl::Completion>) -> PyResult<Option<Completion>> {
+        if done.as_ref().is_some_and(|done| done.operation.takes_pages()) {
+            self.look(py)?;
+        }
+        Ok(done.map(Completion::from))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            // Page, socket and exports are the parent's, and a good-bye from here would end its session.
+            let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(std::mem::replace(state, State::Closed { let_go: false }));
+        }
     }
 }
 
@@ -118,10 +201,16 @@ impl Session {
             timeout: seconds("timeout", timeout)?,
             ..Options::default()
         };
+        let watches = memory.map_or_else(Arc::default, |memory| Arc::clone(&memory.watches));
+        if let Some(moved) = watches.iter().find_map(|watch| watch.moved(py)) {
+            return Err(input(moved));
+        }
         let memory = memory.map(|memory| memory.inner.clone());
         let client = py.detach(|| Client::attach(&options, memory)).map_err(raise)?;
         let (recipe, card) = (client.welcome().recipe.to_string(), client.welcome().card.clone());
-        Ok(Session { client: Mutex::new(Some(client)), recipe, card })
+        let descriptor = client.descriptor().map(|fd| fd.as_raw_fd());
+        let (state, process) = (Mutex::new(State::Open(Box::new(client))), std::process::id());
+        Ok(Session { state, watches, process, descriptor, recipe, card })
     }
 
     /// Asks how many leading chunks are stored.
@@ -143,7 +232,7 @@ impl Session {
         let (keys, deadline) = (keys::parse(keys)?, deadline.map(|s| seconds("deadline", s)).transpose()?);
         let tokens = tokens.map_or(Tokens::ALL, |(start, end)| Tokens { start, end });
         let transfer = Transfer { tokens, deadline, ..Transfer::new(&keys, &pages) };
-        self.with(py, |client| client.post_fetch(&transfer)).map(RequestId::number)
+        self.with_pages(py, |client| client.post_fetch(&transfer)).map(RequestId::number)
     }
 
     /// Stores chunks from pages; `importance` says what each is worth, 1 being neutral.
@@ -159,7 +248,7 @@ impl Session {
         let importances = importances(&importance.unwrap_or_default())?;
         let (keys, deadline) = (keys::parse(keys)?, deadline.map(|s| seconds("deadline", s)).transpose()?);
         let transfer = Transfer { deadline, importances: &importances, ..Transfer::new(&keys, &pages) };
-        self.with(py, |client| client.post_store(&transfer)).map(RequestId::number)
+        self.with_pages(py, |client| client.post_store(&transfer)).map(RequestId::number)
     }
 
     /// Says what chunks are worth to the card's tiers, stored or not: one factor each, 1 being neutral.
@@ -180,26 +269,32 @@ impl Session {
 
     /// The next completion, or `None`. Never waits.
     fn poll(&self, py: Python<'_>) -> PyResult<Option<Completion>> {
-        Ok(self.with(py, Client::poll)?.map(Completion::from))
+        let done = self.with(py, Client::poll)?;
+        self.seen(py, done)
     }
 
     /// The next completion, waiting for it. `None` when time ran out or nothing is in flight.
     fn wait(&self, py: Python<'_>, timeout: f64) -> PyResult<Option<Completion>> {
         let timeout = seconds("timeout", timeout)?;
-        Ok(self.with(py, |client| client.wait_any(timeout))?.map(Completion::from))
+        let done = self.with(py, |client| client.wait_any(timeout))?;
+        self.seen(py, done)
     }
 
     /// Requests that have not completed.
     #[getter]
     fn outstanding(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.lock().as_ref().map_or(0, Client::outstanding))
+        if self.is_inherited() {
+            return 0;
+        }
+        py.detach(|| self.lock().open().map_or(0, |client| client.outstanding()))
     }
 
-    /// Ends the session. True: the card has let go of the memory, and its pages may be given to somebody else.
+    /// Ends the session. True: the card has let go of the memory, and its pages may be given to somebody else. A forked child
+    /// ends nothing: it has no session.
     #[pyo3(signature = (timeout = 10.0))]
     fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
         let timeout = seconds("timeout", timeout)?;
-        Ok(py.detach(|| self.lock().take().is_none_or(|client| client.leave(timeout))))
+        Ok(!self.is_inherited() && py.detach(|| self.lock().close(timeout)))
     }
 }
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -247,3 +251,149 @@ def test_buffers_live_as_long_as_the_session(card):
     session.close()
     del session
     held.extend(b"x")
+
+
+def test_numpy_refuses_to_resize_an_array_that_the_card_may_write():
+    numpy = pytest.importorskip("numpy")
+    arrays = [numpy.zeros(2 * PLANE, dtype=numpy.uint8) for _ in range(LAYERS)]
+    memory = kvlane.register(GEOMETRY, [arrays[0], arrays[1][:], arrays[2].view(numpy.uint16)], TOKEN_MAJOR)
+    for array in arrays:
+        with pytest.raises(ValueError, match="cannot resize"):
+            array.resize(4 * PLANE, refcheck=False)
+    del memory
+    arrays[0].resize(4 * PLANE, refcheck=False)
+
+
+def movable() -> list[ctypes.Array]:
+    """ctypes moves memory that is exported, as torch does."""
+    return [(ctypes.c_char * (2 * PLANE))() for _ in range(LAYERS)]
+
+
+def test_memory_that_moved_ends_the_session_before_the_card_hears_of_it(card):
+    data = movable()
+    memory = kvlane.register(GEOMETRY, data, TOKEN_MAJOR)
+    session = kvlane.attach(memory, socket=card.socket)
+    names = keys(CHUNK, session.recipe)
+    assert done(session, session.store(names, [0, 1, 2, 3])).ok
+    ctypes.resize(data[1], 64 * PLANE)
+    with pytest.raises(kvlane.InputError, match="buffer 1 was resized or replaced after it was registered"):
+        session.fetch(names, [0, 1, 2, 3])
+    with pytest.raises(kvlane.CardGone, match="closed"):
+        session.lookup(names)
+    assert session.close() and session.close(), "nothing was in flight"
+    with pytest.raises(kvlane.InputError, match="buffer 1"):
+        kvlane.attach(memory, socket=card.socket)
+    again = attached(card, data)
+    assert done(again, again.fetch(names, [0, 1, 2, 3])).ok, "registered again it is good"
+
+
+def test_a_completion_for_memory_that_moved_is_not_given_out(card):
+    data = movable()
+    session = attached(card, data)
+    done(session, session.store(keys(CHUNK, session.recipe), [0, 1, 2, 3]))
+    session.store(keys(CHUNK, session.recipe), [4, 5, 6, 7])
+    ctypes.resize(data[0], 64 * PLANE)
+    with pytest.raises(kvlane.InputError, match="buffer 0"):
+        session.wait(20.0)
+    with pytest.raises(kvlane.CardGone):
+        session.poll()
+
+
+@pytest.mark.parametrize("how", ["resize", "shrink", "set"])
+def test_a_torch_storage_that_changed_ends_the_session(card, how):
+    torch = pytest.importorskip("torch")
+    data = [torch.zeros(PLANE, dtype=torch.bfloat16) for _ in range(LAYERS)]
+    session = attached(card, data)
+    names = keys(CHUNK, session.recipe)
+    assert done(session, session.store(names, [0, 1, 2, 3])).ok
+    if how == "resize":
+        data[2].untyped_storage().resize_(64 * PLANE)
+    elif how == "shrink":
+        data[2].untyped_storage().resize_(0)
+    else:
+        data[2].set_(torch.zeros(PLANE, dtype=torch.bfloat16))
+    with pytest.raises(kvlane.InputError, match="buffer 2"):
+        session.store(names, [0, 1, 2, 3])
+    assert session.close()
+
+
+def test_a_session_that_did_not_let_go_never_says_that_it_did(card):
+    session = attached(card, buffers(4))
+    card.freeze()
+    session.fetch(keys(CHUNK, session.recipe), [0, 1, 2, 3])
+    assert not session.close(0.2)
+    assert not session.close(0.2), "the second call knows no better"
+    card.thaw()
+
+
+def in_child(call) -> str:
+    """What `call` gives in a forked child, which then ends as an interpreter does: with its sessions dropped."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            said = call()
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, str(said).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
+
+
+def test_a_forked_child_has_no_session_and_takes_none_along(card):
+    held = [attached(card, buffers(8))]
+    names = keys(CHUNK, held[0].recipe)
+    assert done(held[0], held[0].store(names, [0, 1, 2, 3])).ok
+    calls = {
+        "lookup": lambda: held[0].lookup(names),
+        "fetch": lambda: held[0].fetch(names, [0, 1, 2, 3]),
+        "poll": lambda: held[0].poll(),
+        "wait": lambda: held[0].wait(1.0),
+        "status": lambda: held[0].status(),
+        "cancel": lambda: held[0].cancel(1),
+    }
+    for name, call in calls.items():
+        assert "CardGone: this session is process" in (said := in_child(call)), f"{name}: {said}"
+    assert in_child(lambda: (held[0].close(1.0), held[0].outstanding)) == "(False, 0)"
+    assert in_child(lambda: held.clear()) == "None"
+
+    def attaches_itself() -> int:
+        own = kvlane.attach(socket=card.socket)
+        return done(own, own.lookup(names)).chunks_done
+
+    assert in_child(attaches_itself) == "1"
+    assert done(held[0], held[0].fetch(names, [4, 5, 6, 7])).ok, "the parent's session goes on"
+    assert held[0].close()
+
+
+def test_the_card_sees_a_parent_die_whose_child_lives_on(card):
+    parent = """
+import kvlane, os, sys, time
+session = kvlane.attach(socket=sys.argv[1])
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+    watcher = kvlane.attach(socket=card.socket)
+
+    def sessions() -> int:
+        return len(json.loads(done(watcher, watcher.status()).answer)["sessions"])
+
+    with subprocess.Popen([sys.executable, "-c", parent, card.socket], stdout=subprocess.PIPE) as process:
+        child = int(process.stdout.readline())
+        try:
+            assert sessions() == 2
+            process.kill()
+            until = time.monotonic() + 10
+            while sessions() != 1:
+                assert time.monotonic() < until, "the child keeps its parent's session open"
+                time.sleep(0.05)
+        finally:
+            os.kill(child, signal.SIGKILL)

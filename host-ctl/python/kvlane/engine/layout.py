@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import Form, InputError, Memory, Span, cuda, register
 from .._kvlane import Geometry
+from ..buffers import storage_watch
 
 logger = logging.getLogger("vllm.kvlane")
 
@@ -94,7 +95,8 @@ def memory(caches: Mapping[str, Any], shape: Shape, chunk_tokens: int, cpu: bool
         start = storage.data_ptr()
         if start not in spans:
             dmabuf = _dmabuf(start, storage.nbytes()) if tensor.device.type == "cuda" else None
-            spans[start] = (len(spans), Span(start, storage.nbytes(), tensor, dmabuf=dmabuf))
+            owner, watch = (tensor, storage), storage_watch(tensor, storage)
+            spans[start] = (len(spans), Span(start, storage.nbytes(), owner, watch=watch, dmabuf=dmabuf))
         region, k = spans[start][0], tensor.data_ptr() - start
         bases += [(region, k), (region, k + found.v)]
     head_major = found.head > found.token
