@@ -1,6 +1,9 @@
 """What the connector decides, without vLLM: plain Python that tests run against fakes, and a real dpu-app.
 
 options    what an operator can set
+settings   a model's settings in one spelling
+fingerprint  what a folder of weights holds, by content
+adapters   LoRA adapters by their files
 link       a session that comes back by itself
 words      what scheduler and workers tell each other
 scheduler  which chunks to load and save
