@@ -60,12 +60,14 @@ impl fmt::Display for RunError {
             }
             Self::Store(error) => write!(f, "{error}"),
             // Its other errors name the path themselves.
-            Self::Channel { socket, error: error @ ChannelError::System { .. } } => {
-                write!(f, "{error}: {}: check that its directory exists and is yours", socket.display())
+            Self::Channel { socket, error: error @ ChannelError::System { source, .. } } => {
+                let what = lacking(source).unwrap_or("check that its directory exists and is yours");
+                write!(f, "{error}: {}: {what}", socket.display())
             }
             Self::Channel { error, .. } => write!(f, "{error}"),
             Self::Metrics { address, error } => {
-                write!(f, "metrics: {address}: {error}: choose another address or port with --metrics, or leave it out")
+                let what = lacking(error).unwrap_or("choose another address or port with --metrics, or leave it out");
+                write!(f, "metrics: {address}: {error}: {what}")
             }
             Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
             Self::NoDevice { wanted, seen } => {
@@ -81,17 +83,19 @@ impl fmt::Display for RunError {
             }
             Self::Unfit(unfit) => write!(f, "{unfit}"),
             Self::Encoder(error) => write!(f, "encoder: {error}"),
-            Self::System(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EMFILE) => write!(
-                    f,
-                    "system: {error}: this process has no descriptors left: raise its limit (LimitNOFILE= in the unit, \
-                     ulimit -n)"
-                ),
-                Some(Errno::ENFILE) => {
-                    write!(f, "system: {error}: this machine has no descriptors left: raise fs.file-max")
-                }
-                _ => write!(f, "system: {error}"),
-            },
+            Self::System(error) => {
+                write!(f, "system: {error}")?;
+                lacking(error).map_or(Ok(()), |what| write!(f, ": {what}"))
+            }
+            Self::Hub(HubError::System { call, errno }) => {
+                write!(f, "{call}: {}", errno.desc())?;
+                store::advice(*errno).map_or(Ok(()), |what| write!(f, ": {what}"))
+            }
+            Self::Hub(HubError::Device(error)) if error.code == Code::OPERATING_SYSTEM => write!(
+                f,
+                "device: {error}: see the limits of this process: descriptors (LimitNOFILE=, ulimit -n), locked memory \
+                 (LimitMEMLOCK=, ulimit -l)"
+            ),
             Self::Hub(error) => write!(f, "{error}"),
         }
     }
@@ -128,6 +132,12 @@ impl RunError {
 fn may_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EADDRNOTAVAIL | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
+}
+
+/// What to do where descriptors are lacking, which says nothing of what they were for.
+fn lacking(error: &io::Error) -> Option<&'static str> {
+    let errno = error.raw_os_error().map(Errno::from_raw)?;
+    store::advice(errno).filter(|_| matches!(errno, Errno::EMFILE | Errno::ENFILE))
 }
 
 /// Runs until `stop` is rung or a host says `Stop`, and everything has drained. `ready` is called when hosts can attach.

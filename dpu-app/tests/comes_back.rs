@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use host_ctl::{Arrangement, CardStatus, Transfer};
 use mailbox::Status;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home, refused};
+use rig::process::{Dpu, Home, command, refused};
 use rig::*;
 use servers::{Server, free_port, program};
 
@@ -82,7 +82,7 @@ fn a_card_whose_store_is_late_answers_misses_says_so_and_finds_it() {
     server.up();
     until("it is not asked again", || degraded().1.contains("WRONGPASS"));
     fs::write(&password, "first").unwrap();
-    write("slots = 5\nlog-level = debug");
+    write("sessions = 4\nlog-level = debug");
     dpu.signal(Signal::SIGHUP);
     until("it is not found", || !degraded().0);
     assert_eq!(ask("store"), (Status::Ok, CHUNKS));
@@ -104,7 +104,7 @@ fn a_card_whose_store_is_late_answers_misses_says_so_and_finds_it() {
         "WRONGPASS",
         "is there now",
         "the store's login",
-        "--slots changed",
+        "--sessions changed",
         "nothing was changed",
     ] {
         assert_eq!(log.matches(said).count(), 1, "{said:?}: {log}");
@@ -172,4 +172,31 @@ fn a_command_line_that_is_wrong_shows_no_password() {
         .output()
         .unwrap();
     assert!(help.status.success() && !String::from_utf8_lossy(&help.stdout).contains("Secret"));
+}
+
+#[test]
+fn a_process_without_descriptors_says_so_and_is_started_again() {
+    let home = Home::new();
+    let mut causes = 0;
+    // Each place that takes one, until there are enough.
+    for limit in 5..64 {
+        let command = command(&home.store(), &home.socket("s"), &["--attach", "socket", "--metrics", "127.0.0.1:0"]);
+        let words: Vec<_> = command.get_args().map(|word| word.to_str().expect("text").to_owned()).collect();
+        let script = format!("ulimit -n {limit}; exec timeout --signal=KILL 2 \"$0\" \"$@\"");
+        let output = std::process::Command::new("bash")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_dpu-app")])
+            .args(words)
+            .env_remove("DOCA_EMULATOR")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("ready") {
+            break;
+        }
+        let code = output.status.code();
+        assert!(matches!(code, Some(1 | 3 | 127)), "{limit}: {code:?} {said}");
+        causes += usize::from(code != Some(127));
+        assert!(code == Some(127) || said.contains("descriptors"), "{limit}: {said}");
+    }
+    assert!(causes > 2, "the limit was never felt");
 }

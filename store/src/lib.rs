@@ -67,7 +67,7 @@ pub use node::{NodeFacts, NodeState, Quantiles, Role};
 pub use secret::{Url, scrub as scrub_secrets};
 pub use slab::{Allocate, Slab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
-pub use url::{OpenError, SCHEMES, bytes, dir_path, open, open_or_wait, open_with};
+pub use url::{OpenError, SCHEMES, advice, bytes, dir_path, open, open_or_wait, open_with};
 
 /// Tries of a read whose error may pass by itself.
 pub const STORE_TRIES: usize = 3;

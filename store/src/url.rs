@@ -260,7 +260,8 @@ impl fmt::Display for OpenError {
 impl std::error::Error for OpenError {}
 
 /// What an operator can do about what a system call said.
-pub(super) fn advice(errno: Errno) -> Option<&'static str> {
+#[must_use]
+pub fn advice(errno: Errno) -> Option<&'static str> {
     Some(match errno {
         Errno::EROFS => {
             "its file system is mounted read-only: mount it for writing (mount -o remount,rw), or name another directory"

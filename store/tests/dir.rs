@@ -456,6 +456,8 @@ fn a_read_only_disk_serves_fetches_and_refuses_puts() {
     assert!(chunk_path(&dir, &key(1)).exists());
     let error = DirStore::open(&dir, &limits(), Options::default()).expect_err("locked all the same");
     assert!(matches!(error, OpenError::Busy { .. }), "{error}");
+    let error = DirStore::open(&dir.join("new"), &limits(), Options::default()).expect_err("it cannot be made");
+    assert!(error.to_string().contains("mounted read-only") && !error.may_pass(), "{error}");
 }
 
 #[test]

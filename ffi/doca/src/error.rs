@@ -23,6 +23,7 @@ impl Code {
     pub const NOT_FOUND: Self = Self(16);
     pub const IO_FAILED: Self = Self(17);
     pub const BAD_STATE: Self = Self(18);
+    pub const OPERATING_SYSTEM: Self = Self(20);
     pub const UNEXPECTED: Self = Self(22);
     pub const ALREADY_EXIST: Self = Self(23);
     pub const IN_PROGRESS: Self = Self(26);

@@ -12,7 +12,7 @@ use super::show::{Show, mb};
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The store, as dpu-app has it as --store: redis://... or rediss://...
-    #[arg(value_name = "URL", env = "KVLANE_STORE")]
+    #[arg(value_name = "URL", env = "KVLANE_STORE", hide_env_values = true)]
     store: String,
     #[command(flatten)]
     output: Output,

@@ -107,7 +107,7 @@ impl Root {
         // Chunks tell what was said to a model, so nobody else may read them.
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => log::info!("store: created {}", path.display()),
-            Err(e) if matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::ReadOnlyFilesystem) => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(OpenError::NoParent { path: path.into() }),
             Err(_) if path.is_dir() => {}
             Err(e) => return Err(OpenError::path("mkdir", path, &e)),

@@ -43,7 +43,7 @@ pub(super) struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}: {}", self.said, self.asked, advice::of_refusal(self))
+        write!(f, "it answered {} with \"{}\": {}", self.asked, self.said, advice::of_refusal(self))
     }
 }
 
