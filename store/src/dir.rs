@@ -40,7 +40,7 @@ mod index;
 mod put;
 mod read;
 mod room;
-pub(super) mod root;
+pub(crate) mod root;
 
 /// Locks for names on disk: enough that two workers seldom meet.
 const STRIPES: usize = 64;

@@ -53,6 +53,7 @@ pub mod dir;
 mod direct;
 mod namespaces;
 mod node;
+mod outline;
 pub mod redis;
 pub mod scrub;
 mod secret;
@@ -64,6 +65,7 @@ pub use caller::Caller;
 pub use direct::{Direct, retry};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
+pub use outline::{Outline, Part, outline};
 pub use secret::{Url, scrub as scrub_secrets};
 pub use slab::{Allocate, Slab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
@@ -248,6 +250,13 @@ pub struct Limits {
     pub asks_max: usize,
     /// Threads that put at the same time.
     pub writers_max: usize,
+}
+
+impl Limits {
+    /// Of a store behind tiers, whose mover has a seat of its own.
+    pub(crate) fn with_mover(&self) -> Self {
+        Self { chunks_open_max: self.chunks_open_max + 1, puts_max: self.puts_max + 1, ..*self }
+    }
 }
 
 impl Default for Limits {

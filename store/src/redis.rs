@@ -145,6 +145,25 @@ impl RedisStore {
         Ok(Self { only_looks: true, ..Self::open(url, limits)? })
     }
 
+    /// What the URL asks for, and what that takes in memory, as far as it is known before a server is asked.
+    pub(crate) fn outline(url: &str, limits: &Limits) -> Result<(String, usize), OpenError> {
+        let options = Options::parse(url)?;
+        Self::tls(url, &options)?;
+        let places = options.nodes_max.unwrap_or(1);
+        let reader = reader::memory_bytes(options.connections, places);
+        let scheme = if options.tls.is_some() { "rediss" } else { "redis" };
+        let hosts: Vec<_> = options.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+        let text = format!(
+            "{scheme}://{}/{}; {} + 1 connections to each node and fetch worker, memory {reader} bytes each for {places} \
+             nodes, window {} bytes",
+            hosts.join(","),
+            options.database,
+            options.connections,
+            options.window
+        );
+        Ok((text, limits.chunks_open_max * limits.manifest_bytes_max))
+    }
+
     /// Init: finds a server, asks it for its cluster, allocates everything.
     pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
         let door = Door::new(url)?;

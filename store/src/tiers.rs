@@ -48,7 +48,7 @@ use returns::Returns;
 
 mod arrivals;
 mod breaker;
-mod dram;
+pub(crate) mod dram;
 mod mover;
 mod pages;
 mod ratings;
@@ -57,7 +57,7 @@ mod returns;
 mod runs;
 
 /// What of a disk tier the policy gives away: the rest is for the quarantine, a chunk on its way in, and tails of files.
-const DISK_SHARE: f64 = 15.0 / 16.0;
+pub(crate) const DISK_SHARE: f64 = 15.0 / 16.0;
 /// Buckets of scores: the first below 2^-7, each of the others twice the one before it.
 pub const SCORE_BUCKETS: usize = 16;
 
@@ -192,24 +192,15 @@ impl TierStore {
     ) -> Result<Self, OpenError> {
         let bad = |what: &str| OpenError::Option { url: url.into(), what: what.into() };
         let parts = Parts::of(url).map_err(bad)?;
-        // The mover has a seat of its own.
-        let inner = Limits { chunks_open_max: limits.chunks_open_max + 1, puts_max: limits.puts_max + 1, ..*limits };
+        let inner = limits.with_mover();
         let seed = RandomState::new().build_hasher().finish();
         let bottom = match parts.bottom.split_once(':') {
-            // One that ends in a size is meant as a tier, and the store was forgotten.
-            Some(("dir", rest))
-                if rest.rsplit_once('=').is_some_and(|(path, size)| !path.contains('?') && bytes(size).is_some()) =>
-            {
-                return Err(bad(
-                    "dir:PATH=BYTES is a tier and no store stands behind it: add dir:PATH or redis://..., which holds everything",
-                ));
-            }
             Some(("dir", rest)) => {
                 let (path, options) = dir_options(parts.bottom, rest, limits)?;
                 Bottom::Dir(DirStore::open(&path, &inner, options)?)
             }
             Some(("redis" | "rediss", _)) => Bottom::Redis(absent.redis(parts.bottom, &inner)?),
-            _ => return Err(bad("it must end in a store, dir:PATH or redis://..., which holds everything")),
+            _ => return Err(bad(NO_STORE)),
         };
         let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed, namespaces)).transpose()?;
         let dram = match parts.dram {
@@ -255,15 +246,17 @@ impl Drop for TierStore {
     }
 }
 
+const NO_STORE: &str = "it must end in a store, dir:PATH or redis://..., which holds everything";
+
 /// The parts of the URL.
-struct Parts<'a> {
-    dram: Option<u64>,
-    disk: Option<(&'a str, u64)>,
-    bottom: &'a str,
+pub(crate) struct Parts<'a> {
+    pub(crate) dram: Option<u64>,
+    pub(crate) disk: Option<(&'a str, u64)>,
+    pub(crate) bottom: &'a str,
 }
 
 impl<'a> Parts<'a> {
-    fn of(url: &'a str) -> Result<Self, &'static str> {
+    pub(crate) fn of(url: &'a str) -> Result<Self, &'static str> {
         let mut rest = url.strip_prefix("tiers:").ok_or("it begins with tiers:")?;
         let mut parts = Parts { dram: None, disk: None, bottom: "" };
         // What redis:// has behind it may hold commas, so tiers are taken from the front.
@@ -289,7 +282,16 @@ impl<'a> Parts<'a> {
             rest = behind;
         }
         parts.bottom = rest;
-        Ok(parts)
+        match rest.split_once(':') {
+            // One that ends in a size is meant as a tier, and the store was forgotten.
+            Some(("dir", rest))
+                if rest.rsplit_once('=').is_some_and(|(path, size)| !path.contains('?') && bytes(size).is_some()) =>
+            {
+                Err("dir:PATH=BYTES is a tier and no store stands behind it: add dir:PATH or redis://..., which holds everything")
+            }
+            Some(("dir" | "redis" | "rediss", _)) => Ok(parts),
+            _ => Err(NO_STORE),
+        }
     }
 
     /// Of T0 and T1.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::dir::{DirStore, Options};
+use super::outline::outline;
 use super::redis::RedisStore;
 use super::secret::{Url, looks_like_a_login};
 use super::tiers::TierStore;
@@ -67,6 +68,7 @@ fn open_as<M: Memory>(
     slab: Option<Allocate<'_>>,
     absent: Absent,
 ) -> Result<Box<dyn Readable<M>>, OpenError> {
+    outline(url, limits, namespaces)?;
     let Some((scheme, rest)) = url.split_once(':') else { return Err(OpenError::Scheme { url: url.into() }) };
     match scheme {
         "dir" => {

@@ -22,7 +22,7 @@ use block::{ChunkKey, KEY_BYTES};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::UnlinkatFlags;
+use nix::unistd::{AccessFlags, UnlinkatFlags, access};
 
 use crate::OpenError;
 
@@ -216,6 +216,37 @@ pub(crate) fn each_file(dir: &Path, each: &mut dyn FnMut(&str, &fs::Metadata)) -
     Ok(())
 }
 
+/// Whether [`Root::open`] would take `path`, without writing or locking anything, as far as that shows; `true`: it would make it.
+pub(crate) fn look(path: &Path) -> Result<bool, OpenError> {
+    let failed = |call: &'static str, error: &io::Error| OpenError::path(call, path, error);
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(failed("open", &Errno::ENOTDIR.into())),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return match access(parent, AccessFlags::W_OK | AccessFlags::X_OK) {
+                Ok(()) => Ok(true),
+                Err(Errno::ENOENT) => Err(OpenError::NoParent { path: path.into() }),
+                Err(errno) => Err(failed("mkdir", &errno.into())),
+            };
+        }
+        Err(e) => return Err(failed("open", &e)),
+    }
+    match check_marker(path) {
+        // A marker that is new has no line yet.
+        Err(OpenError::Version { found, .. }) if found.is_empty() => Ok(false),
+        Err(OpenError::NotAStore { .. }) if is_empty(path)? => Ok(true),
+        checked => checked.map(|()| false),
+    }
+}
+
+/// Whether a directory has nothing in it but what a file system of its own has.
+fn is_empty(path: &Path) -> Result<bool, OpenError> {
+    let mut empty = true;
+    each_file(path, &mut |name, _| empty &= name == "lost+found")?;
+    Ok(empty)
+}
+
 /// Checks that `path` is a store, without writing or locking anything.
 pub(crate) fn check_marker(path: &Path) -> Result<(), OpenError> {
     let marker = path.join(MARKER);
@@ -239,9 +270,7 @@ fn open_marker(path: &Path) -> Result<File, OpenError> {
     let failed = |error: io::Error| OpenError::path("open", &marker, &error);
     match File::open(&marker) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            let mut empty = true;
-            each_file(path, &mut |name, _| empty &= name == "lost+found")?;
-            if !empty {
+            if !is_empty(path)? {
                 return Err(OpenError::NotAStore { path: path.into() });
             }
             OpenOptions::new().append(true).create(true).open(&marker).map_err(failed)?;

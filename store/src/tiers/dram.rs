@@ -30,7 +30,7 @@ use crate::slab::{Allocate, Plain, Slab};
 use crate::{Limits, POISONED, StoreError};
 
 /// Bytes of a page: small beside a block, large beside the 16 bytes of tables for it.
-pub(super) const PAGE_BYTES: usize = 4 << 10;
+pub(crate) const PAGE_BYTES: usize = 4 << 10;
 /// What of the slab stays free, so that there are long runs: without, most blocks would lie in pieces after a while
 /// (docs/tiers.md).
 pub(super) const SPARE: f64 = 1.0 / 16.0;
@@ -83,13 +83,53 @@ struct Seat {
     blocks: Vec<(usize, u32)>,
 }
 
+/// What follows from a tier's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    page_count: usize,
+    /// What the policy gives away: without the spare pages.
+    pub(crate) bytes_max: u64,
+    pub(crate) chunks_max: usize,
+}
+
+impl Extent {
+    /// `None`: it has no room for a page, or more than can be numbered.
+    pub(crate) fn of(bytes: u64) -> Option<Self> {
+        let page_count = usize::try_from(bytes / PAGE_BYTES as u64).ok().filter(|n| (1..1 << 31).contains(n))?;
+        let bytes_max = ((page_count - (page_count as f64 * SPARE) as usize) * PAGE_BYTES) as u64;
+        Some(Self { page_count, bytes_max, chunks_max: (bytes_max / CHUNK_BYTES_LEAST).max(16) as usize })
+    }
+
+    pub(crate) fn slab_bytes(&self) -> usize {
+        self.page_count * PAGE_BYTES
+    }
+
+    /// Entries that the map is made for, twice as many as there can be, so that it never grows; and records, since
+    /// chunks that are gone and still read have one, too.
+    fn entries(&self) -> usize {
+        2 * self.chunks_max
+    }
+
+    /// Bytes of the books of the slab.
+    pub(crate) fn books_bytes(&self, limits: &Limits) -> usize {
+        // What a hash map takes for so many entries: a power of two, an eighth of it spare.
+        let map = (self.entries() * 8 / 7).next_power_of_two() * (size_of::<(ChunkKey, u32)>() + 1);
+        let landing = size_of::<Landing>() + limits.blocks_max * size_of::<Part>();
+        Worth::memory_bytes(self.chunks_max)
+            + Pages::memory_bytes(self.page_count, self.entries())
+            + map
+            + limits.chunks_open_max * landing
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Dram {
     slab: Box<dyn Slab>,
     /// Others can read the slab in place.
     lends: bool,
-    page_count: usize,
+    extent: Extent,
+    books_bytes: usize,
     state: Mutex<State>,
     seats: Box<[RwLock<Seat>]>,
     landings: Box<[Landing]>,
@@ -118,10 +158,8 @@ impl Dram {
         seed: u64,
         allocate: Option<Allocate<'_>>,
     ) -> io::Result<Option<Self>> {
-        let count = usize::try_from(bytes_max / PAGE_BYTES as u64).ok();
-        let Some(count) = count.filter(|n| (1..1 << 31).contains(n)) else { return Ok(None) };
-        let bytes_max = ((count - (count as f64 * SPARE) as usize) * PAGE_BYTES) as u64;
-        let chunks_max = (bytes_max / CHUNK_BYTES_LEAST).max(16) as usize;
+        let Some(extent) = Extent::of(bytes_max) else { return Ok(None) };
+        let Extent { page_count: count, bytes_max, chunks_max } = extent;
         let seat = || Seat {
             open: None,
             runs: Vec::with_capacity(RUNS_PER_CHUNK_MAX),
@@ -129,10 +167,8 @@ impl Dram {
         };
         let state = State {
             policy: Worth::new(Sizes { bytes_max, chunks_max }, seed),
-            // Twice as many as there can be: then it never grows.
-            map: HashMap::with_capacity(2 * chunks_max),
-            // Those that are gone and still read have records, too.
-            pages: Pages::new(count, 2 * chunks_max),
+            map: HashMap::with_capacity(extent.entries()),
+            pages: Pages::new(count, extent.entries()),
             arrivals: vec![None; limits.chunks_open_max].into(),
         };
         let landing =
@@ -144,7 +180,8 @@ impl Dram {
         Ok(Some(Self {
             slab,
             lends: allocate.is_some(),
-            page_count: count,
+            extent,
+            books_bytes: extent.books_bytes(limits),
             state: Mutex::new(state),
             seats: (0..limits.chunks_open_max).map(|_| RwLock::new(seat())).collect(),
             landings: (0..limits.chunks_open_max).map(|_| landing()).collect(),
@@ -202,12 +239,7 @@ impl Dram {
 
     /// The slab, and the books of it.
     pub(super) fn memory_bytes(&self) -> (u64, u64) {
-        let state = self.state();
-        let books = Worth::memory_bytes(state.policy.limits().chunks_max)
-            + state.pages.memory_bytes()
-            + state.map.capacity() * (size_of::<(ChunkKey, u32)>() + 1)
-            + self.landings.iter().map(Landing::memory_bytes).sum::<usize>();
-        ((self.page_count * PAGE_BYTES) as u64, books as u64)
+        (self.extent.slab_bytes() as u64, self.books_bytes as u64)
     }
 
     /// Whether the chunk is worth its room. Then a chunk with this manifest and blocks of these lengths is on its way in at seat
@@ -449,12 +481,6 @@ impl Seat {
     }
 }
 
-impl Landing {
-    fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.parts.read().expect(POISONED).capacity() * size_of::<Part>()
-    }
-}
-
 /// What is on its way in under this name is not what it will be.
 fn spoil(arrivals: &mut [Option<Arrival>], key: &ChunkKey) {
     arrivals.iter_mut().flatten().filter(|arrival| arrival.key == *key).for_each(|arrival| arrival.spoilt = true);
@@ -543,7 +569,7 @@ mod tests {
     fn churned(allocate: Option<Allocate<'_>>) -> (usize, usize) {
         let limits = Limits { chunks_open_max: 2, ..Limits::default() };
         let dram = Dram::new(2 << 20, &limits, 1, allocate).expect("memory").expect("512 pages");
-        let (pages, mut read, mut in_place) = (dram.page_count, 0, 0);
+        let (pages, mut read, mut in_place) = (dram.extent.page_count, 0, 0);
         let sizes = [1, 1000, 32 << 10, 100_000, 200_000];
         let size = |n: u32| sizes[n as usize % sizes.len()];
         let mut manifest = [0; 64];

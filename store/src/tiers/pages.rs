@@ -37,9 +37,9 @@ impl Pages {
         Self { records: (0..records).map(record).collect(), free_record: 0, runs: Runs::new(pages) }
     }
 
-    /// Bytes of the books.
-    pub(super) fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.records) + self.runs.memory_bytes()
+    /// Bytes of the books of so many pages and records.
+    pub(super) const fn memory_bytes(pages: usize, records: usize) -> usize {
+        records * size_of::<Record>() + Runs::memory_bytes(pages)
     }
 
     pub(super) fn free_pages(&self) -> usize {

@@ -64,9 +64,9 @@ impl Runs {
         runs
     }
 
-    /// Bytes of the tables.
-    pub(super) fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + 3 * size_of_val(&*self.marks)
+    /// Bytes of the tables for so many pages.
+    pub(super) const fn memory_bytes(pages: usize) -> usize {
+        size_of::<Self>() + 3 * pages * size_of::<u32>()
     }
 
     pub(super) fn free_pages(&self) -> usize {
