@@ -6,8 +6,8 @@ set -euo pipefail
 usage() {
     cat <<'USAGE'
 Usage: scripts/hugepages.sh --count N | --remove [options]
-  --count N    huge pages of the system's default size to have, all programs together. dpu-app wants its ring
-               (`dpu-app limits` prints it) and one page: 33 of 2 MiB on a BlueField-3 with default flags
+  --count N    huge pages of the system's default size to have, all programs together. dpu-app wants as many as
+               `dpu-app limits` says: 26 of 2 MiB on a BlueField-3 with default flags, a tier in memory (dram=) beside them
   --shrink     also go down to N where there are more; they may be another program's (OVS, SPDK)
   --remove     forget the setting of an earlier run; pages stay until the next boot
   --json       one JSON object

@@ -15,8 +15,10 @@ Usage: scripts/preflight.sh --role host|card [options]
   --tmfifo NAME        network interface to the card [default: tmfifo_net0]
   --host-address A     host's end of it [default: 192.168.100.1]
   --card-address A     card's end of it [default: 192.168.100.2]
-  --hugepages-mib N    huge pages that should be reserved, MiB [default: 64 on the card, 0 on the host]
-  --memlock-mib N      memory that must be lockable, MiB [default: 1024]
+  --hugepages-mib N    huge pages that should be reserved, MiB [default: 52 on the card, 0 on the host]
+  --memlock-mib N      memory that must be lockable, MiB [default: 52 on the card, 1024 on the host, for a KV cache]
+                       52 is what dpu-app pins with default flags; with others, or a tier in memory (dram=), it is what
+                       `dpu-app limits --config FILE` calls pinned memory
   --engine-bytes N     largest task that the engines must take [default: 589824, the wire area of a 512 KiB block]
   --json               one JSON object instead of text
   --dry-run            print the commands that would be asked, ask none
@@ -42,7 +44,7 @@ tmfifo=tmfifo_net0
 host_address=192.168.100.1
 card_address=192.168.100.2
 hugepages_mib=
-memlock_mib=1024
+memlock_mib=
 engine_bytes=589824
 json=false
 dry_run=false
@@ -72,7 +74,8 @@ case "$role" in
     card) other=host ;;
     *) wrong "--role must be host or card" ;;
 esac
-[ -z "$hugepages_mib" ] && case "$role" in card) hugepages_mib=64 ;; host) hugepages_mib=0 ;; esac
+[ -n "$hugepages_mib" ] || case "$role" in card) hugepages_mib=52 ;; host) hugepages_mib=0 ;; esac
+[ -n "$memlock_mib" ] || case "$role" in card) memlock_mib=52 ;; host) memlock_mib=1024 ;; esac
 for number in "$hugepages_mib" "$memlock_mib" "$engine_bytes"; do
     case "$number" in '' | *[!0-9]*) wrong "$number is not a number" ;; esac
 done

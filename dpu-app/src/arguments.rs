@@ -1,22 +1,26 @@
 //! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
 use block::Recipe;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dpu_app::config::{Attach, Config};
 use dpu_app::reload::Reload;
-use dpu_app::{devices, notify};
+use dpu_app::{RunError, devices, json, notify};
+use mailbox::{visible, visible_json};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use store::scrub;
 
+use crate::config_file::{self, Origin, Told};
 use crate::forecast::{Calibrate, Simulate};
+use crate::limits_report;
+use crate::scrubbing::{Scrub, scrub_store};
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
 /// or `0.1.0 (emulator)`.
@@ -24,8 +28,8 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     let build = option_env!("KVLANE_BUILD").unwrap_or_default();
     format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
 });
-const EXIT_RUNTIME: u8 = 1;
-const EXIT_USAGE: u8 = 2;
+pub(crate) const EXIT_RUNTIME: u8 = 1;
+pub(crate) const EXIT_USAGE: u8 = 2;
 
 /// Serves prefix KV to attached hosts through this card's engines.
 #[derive(Debug, Parser)]
@@ -42,8 +46,9 @@ pub(crate) struct Arguments {
 enum Command {
     /// Run the data plane until SIGTERM, SIGINT or `host-ctl stop`
     Run(Box<Run>),
-    /// Print every limit that `run` with these flags would have, and leave
-    Limits(Box<Run>),
+    /// Print every limit, and the memory, that `run` with these flags would have, or refuse what it would refuse; nothing is opened
+    /// but the device
+    Limits(Box<Limits>),
     /// List the devices that DOCA sees, what their engines can do, and the functions of the host that they stand for
     Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
@@ -71,9 +76,9 @@ enum Way {
 }
 
 #[derive(Debug, Args)]
-struct Run {
-    /// File of `flag = value` lines, flags as below without the dashes; # starts a comment
-    #[arg(long, value_name = "FILE")]
+pub(crate) struct Run {
+    /// File of `flag = value` lines, flags as below without the dashes; a # at the start of a line or behind a space starts a comment
+    #[arg(long, env = "KVLANE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...] or tiers:...; docs/stores.md and docs/tiers.md have all options
     #[arg(long, env = "KVLANE_STORE", value_name = "URL", hide_env_values = true)]
@@ -144,9 +149,13 @@ struct Run {
     /// Transfers in flight on the DMA engine [default: a quarter of the slots, at least 4]
     #[arg(long, env = "KVLANE_DMA_DEPTH", value_name = "N")]
     dma_depth: Option<usize>,
-    /// Hosts attached at the same time
+    /// Hosts attached at the same time; one more is for the card's operator, by the socket. An engine has one for each
+    /// tensor-parallel rank and one for its scheduler
     #[arg(long, env = "KVLANE_SESSIONS", value_name = "N", default_value_t = defaults().sessions)]
     sessions: usize,
+    /// Let hosts that come by Comch drain, resume and stop this card, as its own operator may by the socket
+    #[arg(long, env = "KVLANE_ALLOW_HOST_STOP")]
+    allow_host_stop: bool,
     /// Chunks in progress at the same time [default: the slots]
     #[arg(long, env = "KVLANE_CHUNKS", value_name = "N")]
     chunks: Option<usize>,
@@ -181,19 +190,16 @@ struct Run {
 }
 
 #[derive(Debug, Args)]
-struct Devices {
+pub(crate) struct Limits {
+    #[command(flatten)]
+    pub(crate) run: Run,
     /// One JSON object instead of text
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-struct Scrub {
-    /// The store: dir:PATH
-    store: String,
-    /// Move damaged files to the store's quarantine (no dpu-app may be using it)
-    #[arg(long)]
-    repair: bool,
+struct Devices {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -204,7 +210,7 @@ fn defaults() -> Config {
 }
 
 impl Run {
-    fn config(&self) -> Result<Config, store::NamespaceError> {
+    pub(crate) fn config(&self) -> Result<Config, store::NamespaceError> {
         let derived = defaults().with_slots(self.slots);
         Ok(Config {
             attach: match self.attach {
@@ -236,6 +242,7 @@ impl Run {
             inflate_depth: self.inflate_depth.unwrap_or(derived.inflate_depth),
             dma_depth: self.dma_depth.unwrap_or(derived.dma_depth),
             sessions: self.sessions,
+            allow_host_stop: self.allow_host_stop,
             chunks: self.chunks.unwrap_or(derived.chunks),
             deadline: Duration::from_millis(self.deadline_ms).into(),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms).into(),
@@ -252,71 +259,29 @@ impl Run {
     }
 }
 
-/// The command line with the lines of a `--config` file put in front of its flags, so that the flags win.
-pub(crate) fn with_file(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = arguments.collect();
-    let text = |index: usize| arguments.get(index).and_then(|argument| argument.to_str());
-    let path = (0..arguments.len()).find_map(|index| match text(index)? {
-        "--config" => text(index + 1).map(PathBuf::from),
-        flag => flag.strip_prefix("--config=").map(PathBuf::from),
-    });
-    if let Some(lines) = path.and_then(|path| std::fs::read_to_string(path).ok()) {
-        let named =
-            |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
-        let in_environment = |flag: &str| std::env::var_os(variable_of(flag)).is_some();
-        let flags = lines.lines().filter_map(flag_of_line);
-        let flags = flags.filter(|(flag, _)| !named(flag) && !in_environment(flag));
-        let flags: Vec<OsString> =
-            flags.flat_map(|(flag, value)| [Some(flag), value]).flatten().map(Into::into).collect();
-        let at = arguments.len().min(2);
-        arguments.splice(at..at, flags);
-    }
-    arguments
-}
-
-/// `--block-bytes` -> `KVLANE_BLOCK_BYTES`. What the environment says wins over a file, so its lines are left out.
-fn variable_of(flag: &str) -> String {
-    format!("KVLANE_{}", flag.trim_start_matches("--").replace('-', "_").to_uppercase())
-}
-
-/// `slots = 32` -> `--slots 32`; `busy-poll = true` -> `--busy-poll`.
-fn flag_of_line(line: &str) -> Option<(String, Option<String>)> {
-    let line = line.split('#').next()?.trim();
-    let (name, value) = line.split_once('=')?;
-    let (flag, value) = (format!("--{}", name.trim()), value.trim());
-    match value {
-        "true" => Some((flag, None)),
-        "false" => None,
-        value => Some((flag, Some(value.to_owned()))),
-    }
-}
-
-pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let arguments = match parse(arguments) {
-        Ok(arguments) => arguments,
-        Err(Complaint { error, text }) => {
-            // Help is no complaint.
-            let _ = if error.use_stderr() { std::io::stderr().write_all(text.as_bytes()) } else { error.print() };
-            return ExitCode::from(error.exit_code() as u8);
-        }
-    };
+pub(crate) fn main() -> ExitCode {
     // All of it passes the logger; what is logged is decided by the level, which SIGHUP may change.
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("trace")).format_target(false).init();
-    if std::env::var_os("RUST_LOG").is_none() {
-        log::set_max_level(match &arguments.command {
-            Command::Run(run) => run.log_level,
-            _ => log::LevelFilter::Info,
-        });
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("trace")).format(log_line).init();
+    let says_level = std::env::var_os("RUST_LOG").is_none();
+    if says_level {
+        log::set_max_level(log::LevelFilter::Info);
     }
+    // What cannot be read has not said whether it wants JSON: its words do.
+    JSON.set(std::env::args_os().any(|word| word == "--json")).expect("set once");
+    let (arguments, told) = match read() {
+        Ok(read) => read,
+        Err(complaint) => return complaint.end(),
+    };
+    if let Command::Run(run) = &arguments.command
+        && says_level
+    {
+        log::set_max_level(run.log_level);
+    }
+    told.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let origins = &told.origins;
     match arguments.command {
-        Command::Run(run) => run_data_plane(&run),
-        Command::Limits(run) => match run.config() {
-            Ok(config) => {
-                config.limits().iter().for_each(|(name, value)| say!("{name}: {value}"));
-                ExitCode::SUCCESS
-            }
-            Err(error) => fail(EXIT_USAGE, error),
-        },
+        Command::Run(run) => run_data_plane(&run, origins),
+        Command::Limits(limits) => limits_report::limits(&limits, origins),
         Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
         Command::Calibrate(calibrate) => {
@@ -332,15 +297,89 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn fail(code: u8, what: impl std::fmt::Display) -> ExitCode {
-    eprintln!("dpu-app: {what}");
+/// Whether failures are to be JSON objects, too.
+static JSON: OnceLock<bool> = OnceLock::new();
+
+/// `[2026-11-30T12:00:00Z WARN ] text`, whatever the text has of others' making.
+fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> std::io::Result<()> {
+    let (time, level) = (out.timestamp(), record.level());
+    writeln!(out, "[{time} {level:<5}] {}", visible(&record.args().to_string()))
+}
+
+/// Command line, environment and file, as they are now.
+fn read() -> Result<(Arguments, Told), Complaint> {
+    let environment: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
+    let told = config_file::told(&Arguments::command(), std::env::args_os().collect(), &environment);
+    let told = told.map_err(|wrong| Complaint { help: None, text: wrong.to_string() })?;
+    match Arguments::try_parse_from(&told.arguments) {
+        Ok(arguments) => Ok((arguments, told)),
+        Err(error) => Err(Complaint::of(error, told.arguments)),
+    }
+}
+
+/// What is wrong with what was said: `text` says it without what may be a part of a password.
+struct Complaint {
+    /// Help or version, which are no complaint.
+    help: Option<clap::Error>,
+    text: String,
+}
+
+impl Complaint {
+    fn of(error: clap::Error, arguments: Vec<OsString>) -> Self {
+        if !error.use_stderr() {
+            return Self { help: Some(error), text: String::new() };
+        }
+        let mut text = error.render().to_string();
+        if let Some(variable) = config_file::variable_in(&Arguments::command(), &error) {
+            text = text.replacen('\n', &format!(" (from {variable})\n"), 1);
+        }
+        let texts = |texts: Vec<OsString>| -> Vec<String> {
+            texts.iter().map(|text| text.to_string_lossy().into_owned()).collect()
+        };
+        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVLANE_"));
+        let environment = texts(ours.map(|(_, value)| value).collect());
+        let text = store::scrub_secrets(&text, &texts(arguments));
+        Self { help: None, text: store::scrub_secrets(&text, &environment) }
+    }
+
+    /// Says it, as the end of the program.
+    fn end(self) -> ExitCode {
+        if let Some(help) = self.help {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+        let text = self.text.strip_prefix("error: ").unwrap_or(&self.text);
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
+        let code = fail(EXIT_USAGE, first);
+        lines.for_each(|line| eprintln!("{}", visible(line)));
+        code
+    }
+}
+
+/// The end of a command that failed: text for people, and an object for a machine that asked for one.
+pub(crate) fn fail(code: u8, what: impl std::fmt::Display) -> ExitCode {
+    let text = what.to_string();
+    eprintln!("dpu-app: {}", visible(&text));
+    say_json(code, &text);
     ExitCode::from(code)
 }
 
-fn run_data_plane(run: &Run) -> ExitCode {
-    if let Some(path) = run.config.as_ref().filter(|path| !path.is_file()) {
-        return fail(EXIT_USAGE, format_args!("config file {}: not found", path.display()));
+fn say_json(code: u8, text: &str) {
+    if JSON.get() == Some(&true) {
+        say!("{}", visible_json(&format!("{{\"ok\":false,\"error\":{},\"code\":{code}}}", json::Quoted(text))));
     }
+}
+
+/// As [`fail`]; where a file or a variable set the flag that is to blame, it says where.
+pub(crate) fn fail_by(error: &RunError, origins: &HashMap<String, Origin>) -> ExitCode {
+    match error.flag().and_then(|flag| origins.get(flag)) {
+        Some(origin) => fail(error.exit_code(), format_args!("{origin}: {error}")),
+        None => fail(error.exit_code(), error),
+    }
+}
+
+fn run_data_plane(run: &Run, origins: &HashMap<String, Origin>) -> ExitCode {
     let mut config = match run.config() {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),
@@ -367,7 +406,7 @@ fn run_data_plane(run: &Run) -> ExitCode {
     };
     match dpu_app::run(&config, &stop, ready) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(error.exit_code(), error),
+        Err(error) => fail_by(&error, origins),
     }
 }
 
@@ -415,7 +454,7 @@ fn heed_signals(stop: &EventFd, reload: &Reload) -> Result<(), String> {
 /// Reads command line, environment and file again, and hands on what they say.
 fn read_again(reload: &Reload) {
     log::info!("SIGHUP: reading the configuration again");
-    let config = match parse(std::env::args_os()).map(|arguments| arguments.command) {
+    let config = match read().map(|(arguments, _)| arguments.command) {
         Ok(Command::Run(run)) => run.config().map_err(|error| error.to_string()),
         Ok(_) => return,
         Err(complaint) => Err(complaint.text),
@@ -424,26 +463,6 @@ fn read_again(reload: &Reload) {
         Ok(config) => reload.ask(config),
         Err(text) => log::error!("reload: {}: nothing was changed", text.trim_end().replace('\n', " ")),
     }
-}
-
-/// What is wrong with a command line: `text` says it without what may be a part of a password.
-struct Complaint {
-    error: clap::Error,
-    text: String,
-}
-
-/// The arguments with those of the file.
-fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Complaint> {
-    let arguments = with_file(arguments);
-    Arguments::try_parse_from(&arguments).map_err(|error| {
-        let texts = |texts: Vec<OsString>| -> Vec<String> {
-            texts.iter().map(|text| text.to_string_lossy().into_owned()).collect()
-        };
-        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVLANE_"));
-        let environment = texts(ours.map(|(_, value)| value).collect());
-        let text = store::scrub_secrets(&error.to_string(), &texts(arguments));
-        Complaint { error, text: store::scrub_secrets(&text, &environment) }
-    })
 }
 
 fn list_devices(json: bool) -> ExitCode {
@@ -457,62 +476,5 @@ fn list_devices(json: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => fail(3, format_args!("device: {error}")),
-    }
-}
-
-fn scrub_store(scrub: &Scrub) -> ExitCode {
-    let Some(path) = scrub.store.strip_prefix("dir:").map(|path| path.split('?').next().unwrap_or(path)) else {
-        return fail(
-            EXIT_USAGE,
-            format_args!("{}: only dir:PATH stores can be scrubbed", store::Url::from(&*scrub.store)),
-        );
-    };
-    let mode = if scrub.repair { scrub::Mode::Repair } else { scrub::Mode::Report };
-    let mut findings = Vec::new();
-    let report = scrub::run(Path::new(path), mode, &mut |event| {
-        if let scrub::Event::Finding(finding) = event {
-            match scrub.json {
-                true => findings.push(finding.to_string()),
-                false => say!("{finding}"),
-            }
-        }
-    });
-    let report = match report {
-        Ok(report) => report,
-        Err(error) => return fail(EXIT_USAGE, error),
-    };
-    if scrub.json {
-        let numbers = [
-            ("files", report.files),
-            ("bytes", report.bytes),
-            ("blocks", report.blocks),
-            ("good", report.good),
-            ("damaged", report.damaged),
-            ("moved", report.moved),
-            ("unreadable", report.unreadable),
-            ("misnamed", report.misnamed),
-            ("unfinished", report.unfinished),
-            ("quarantined", report.quarantined),
-        ];
-        let numbers: Vec<_> = numbers.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
-        let findings: Vec<_> = findings.iter().map(|finding| format!("{finding:?}")).collect();
-        say!("{{{},\"findings\":[{}]}}", numbers.join(","), findings.join(","));
-    } else {
-        say!(
-            "{} files, {} blocks, {} bytes: {} good, {} damaged ({} moved), {} unreadable, {} misnamed",
-            report.files,
-            report.blocks,
-            report.bytes,
-            report.good,
-            report.damaged,
-            report.moved,
-            report.unreadable,
-            report.misnamed
-        );
-    }
-    if report.damaged > report.moved || report.unreadable > 0 {
-        ExitCode::from(EXIT_RUNTIME)
-    } else {
-        ExitCode::SUCCESS
     }
 }

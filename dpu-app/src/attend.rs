@@ -25,7 +25,7 @@ use crate::engines::RUNS_MAX;
 use crate::events::Event;
 use crate::hub::{Hub, HubError, HubState, tag};
 use crate::scheduler::Scheduler;
-use crate::session::{Memory, Session, SessionState, Staged, Wake};
+use crate::session::{Desk, Memory, Session, SessionState, Staged, Wake};
 
 /// Sockets that one look handles.
 const EVENTS_MAX: usize = 16;
@@ -41,6 +41,11 @@ pub(crate) const REFUSED_MAX: usize = 8;
 /// What a refused visitor may have sent before it reads why: more than the longest attach.
 const REFUSED_MESSAGES_MAX: usize = 512;
 
+/// Local visitors beyond those that there are places for: one of them may be the operator.
+pub(crate) const OPERATORS_MAX: usize = 4;
+/// How long the operator's session may last once another one wants its place.
+const OPERATOR_TURN: Duration = Duration::from_secs(1);
+
 /// A host in the middle of its attach.
 #[derive(Debug)]
 pub(crate) struct Visitor {
@@ -51,6 +56,20 @@ pub(crate) struct Visitor {
     number: u64,
     /// Why it is not let in was said; messages that it still sends are counted and dropped.
     refused: Option<usize>,
+    /// It has said everything and waits for the operator's place.
+    ready: Option<Box<Attachment>>,
+}
+
+impl Visitor {
+    /// It came by the card's own socket: the kernel knows its process.
+    fn is_local(&self) -> bool {
+        self.channel.peer().is_some()
+    }
+}
+
+/// What only looks at the card or steers it: it has no memory, and no recipe that would name chunks.
+fn is_operators(attachment: &Attachment) -> bool {
+    attachment.layout.is_none() && attachment.regions.is_empty() && attachment.recipe.is_none()
 }
 
 impl Hub<'_, '_> {
@@ -131,19 +150,21 @@ impl Hub<'_, '_> {
             let config = self.shared.config;
             let visitors = self.visitors.iter().filter(|visitor| visitor.refused.is_none()).count();
             let taken = self.sessions.iter().flatten().count() + visitors;
-            let refusal =
-                if self.state != HubState::Steady && !matches!(self.state, HubState::Draining { leave: false }) {
-                    Some(Refuse::new(Reason::Draining, 0, 0))
-                } else if taken >= config.sessions {
-                    Some(Refuse::new(Reason::Sessions, config.sessions as u64, taken as u64))
-                } else {
-                    None
-                };
+            let refusal = if self.state != HubState::Steady
+                && !matches!(self.state, HubState::Draining { leave: false })
+            {
+                Some(Refuse::new(Reason::Draining, 0, 0))
+            } else if taken >= if channel.peer().is_some() { config.places() + OPERATORS_MAX } else { config.sessions }
+            {
+                Some(Refuse::new(Reason::Sessions, config.sessions as u64, taken as u64))
+            } else {
+                None
+            };
             self.sessions_seen = self.sessions_seen.wrapping_add(1);
             let number = u64::from(self.sessions_seen);
             self.watch(channel.fd(), tag::VISITOR | number);
             let until = self.now + config.attach_timeout.get();
-            let visitor = Visitor { channel, intake: Intake::new(), until, number, refused: None };
+            let visitor = Visitor { channel, intake: Intake::new(), until, number, refused: None, ready: None };
             match refusal {
                 Some(refusal) => self.refuse(visitor, refusal),
                 None => self.visitors.push(visitor),
@@ -241,9 +262,51 @@ impl Hub<'_, '_> {
         });
     }
 
-    fn admit(&mut self, mut attachment: Attachment, mut visitor: Visitor) {
-        match self.import(&mut attachment) {
-            Ok((page, memory)) => self.seat_session(attachment, visitor, page, memory),
+    /// A visitor has said everything: it gets a place, or waits for the operator's, or is not let in.
+    fn admit(&mut self, attachment: Attachment, mut visitor: Visitor) {
+        let sessions = self.shared.config.sessions;
+        let free = self.sessions[..sessions].iter().position(Option::is_none);
+        match free.or((visitor.is_local() && is_operators(&attachment)).then_some(sessions)) {
+            Some(index) if self.sessions[index].is_none() => self.admit_to(index, attachment, visitor),
+            Some(_) => {
+                visitor.ready = Some(Box::new(attachment));
+                self.visitors.push(visitor);
+            }
+            None => {
+                let refusal = Refuse::new(Reason::Sessions, sessions as u64, sessions as u64);
+                log::warn!("{} refused: {refusal}", attachment.client);
+                self.refuse(visitor, refusal);
+            }
+        }
+    }
+
+    /// The operator's place is free, or its session has had its turn: the visitor that has waited longest is next.
+    fn change_operators(&mut self) {
+        let Some(place) = self.visitors.iter().position(|visitor| visitor.ready.is_some()) else { return };
+        let index = self.shared.config.sessions;
+        match &self.sessions[index] {
+            None => {
+                let mut visitor = self.visitors.remove(place);
+                let attachment = visitor.ready.take().expect("just looked");
+                self.admit_to(index, *attachment, visitor);
+            }
+            Some(session) if session.is_live() && self.now >= session.seated + OPERATOR_TURN => {
+                self.events.add(Event::Left, session.id.into());
+                self.end(index, Some(Farewell::Replaced));
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// When somebody's turn in the operator's place ends.
+    pub(crate) fn next_operator(&self) -> Option<Instant> {
+        self.visitors.iter().find(|visitor| visitor.ready.is_some())?;
+        Some(self.sessions[self.shared.config.sessions].as_ref()?.seated + OPERATOR_TURN)
+    }
+
+    fn admit_to(&mut self, index: usize, mut attachment: Attachment, mut visitor: Visitor) {
+        match self.import(&mut attachment).and_then(|imported| Ok((imported, self.desk()?))) {
+            Ok(((page, memory), desk)) => self.seat_session(index, attachment, visitor, page, memory, desk),
             Err(refusal) => {
                 log::warn!("{} refused: {refusal}", attachment.client);
                 self.events.add(Event::Refused, u64::from(refusal.reason));
@@ -271,9 +334,33 @@ impl Hub<'_, '_> {
         Ok((page, memory))
     }
 
-    fn seat_session(&mut self, attachment: Attachment, visitor: Visitor, page: Remote, memory: Option<Memory>) {
+    /// Staging memory for one more session; where all is in use, more is made: an attach is Init for its session.
+    fn desk(&mut self) -> Result<Desk, Refuse> {
+        if self.desks.is_empty() {
+            let left = self.shared.config.places() - self.desks_made;
+            self.desks_made += Desk::lay_out(&self.device, left, &mut self.desks).map_err(|error| {
+                log::error!("no memory for one more session: {error}: lower --sessions, or see `dpu-app limits`");
+                Refuse::new(Reason::Sessions, self.desks_made as u64, self.desks_made as u64)
+            })?;
+        }
+        Ok(self.desks.pop().expect("a desk for each place"))
+    }
+
+    fn seat_session(
+        &mut self,
+        index: usize,
+        attachment: Attachment,
+        visitor: Visitor,
+        page: Remote,
+        memory: Option<Memory>,
+        desk: Desk,
+    ) {
+        let is_local = visitor.is_local();
         let Visitor { channel, number, .. } = visitor;
-        let index = self.sessions.iter().position(Option::is_none).expect("visitors and sessions were counted");
+        if let (Some(asked), Some(prefix)) = (self.shared.lookups.get(index), self.shared.prefixes.get(index)) {
+            asked.lock().expect("panic is abort").make_room();
+            prefix.lock().expect("panic is abort").make_room();
+        }
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN, tag::SESSION | index as u64);
         if let Some(Err(errno)) = channel.fd().map(|fd| self.epoll.modify(fd, &mut event)) {
             log::error!("epoll_ctl: {}: a session will not be heard", errno.desc());
@@ -284,13 +371,15 @@ impl Hub<'_, '_> {
             client: attachment.client,
             namespace: self.shared.config.namespaces.number(attachment.namespace.as_deref()),
             pid: attachment.pid,
+            is_local,
             generation: attachment.generation,
             recipe: attachment.recipe.unwrap_or(self.shared.config.recipe),
             channel,
             ring: CardRing::new(attachment.generation),
             page,
             memory,
-            desk: self.desks.pop().expect("a desk per session"),
+            desk,
+            seated: self.now,
             wake: Wake::Awake,
             welcomed: false,
             last_command: self.now,
@@ -361,6 +450,12 @@ impl Hub<'_, '_> {
         let blocks = session.memory.as_ref().map_or(0, |memory| memory.plan.block_count(&memory.geometry));
         let (id, client, pid) = (session.id, &session.client, session.pid);
         log::info!("session {id} of {client} (pid {pid}) attached: {recipe}, {blocks} blocks a chunk");
+        if index >= self.shared.config.sessions {
+            let sessions = self.shared.config.sessions;
+            log::info!(
+                "session {id} has the operator's place, for status and steering only: all {sessions} others are taken (--sessions)"
+            );
+        }
         self.tell(index, &Message::Welcome(welcome));
     }
 
@@ -456,6 +551,7 @@ impl Hub<'_, '_> {
                 self.desks.push(session.desk);
             }
         }
+        self.change_operators();
     }
 
     /// The last words to everybody.

@@ -256,9 +256,10 @@ impl Hub<'_, '_> {
                 prefix.fetched = direction == Direction::Fetch;
             }
             let parent = prefix.keys.last().copied();
-            prefix.keys.push(key).expect("a place per chunk of a request");
+            debug_assert!(prefix.keys.len() < prefix.keys.capacity(), "room per chunk of a request since the attach");
+            prefix.keys.push(key);
             if request.command.has_importances() {
-                prefix.importances.push(importance).expect("a place per chunk of a request");
+                prefix.importances.push(importance);
             }
             parent
         };

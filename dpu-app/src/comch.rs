@@ -108,10 +108,16 @@ pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Resu
     chosen.into_iter().map(start).collect::<Result<_, _>>().map_err(OpenError::Comch)
 }
 
-/// Bytes of the messages that wait, in and out, at the server of one function.
+/// Bytes of the messages on their way out at the server of one function.
 #[must_use]
 pub(crate) fn memory_bytes(sessions: usize) -> usize {
-    (sessions + PLACES_SPARE) * (doca::comch::RECEIVED_MAX + doca::comch::SENDING_MAX) * ATTACH_MESSAGE_MAX
+    (sessions + PLACES_SPARE) * doca::comch::SENDING_MAX * ATTACH_MESSAGE_MAX
+}
+
+/// Bytes of the messages that wait there for us: each place has them from its first host on.
+#[must_use]
+pub(crate) fn memory_of_hosts(sessions: usize) -> usize {
+    (sessions + PLACES_SPARE) * doca::comch::RECEIVED_MAX * ATTACH_MESSAGE_MAX
 }
 
 /// Where hosts of one function come from.

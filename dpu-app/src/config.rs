@@ -12,12 +12,18 @@ use crate::reload::{Live, Reload};
 use crate::slot::{SLOTS_MAX, SlotBytes};
 use crate::{footprint, notify};
 
-/// Host processes attached at the same time.
-pub const SESSIONS_MAX: usize = 16;
+/// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for tools.
+pub const SESSIONS_MAX: usize = 160;
+/// Sessions beside those: for the card's own operator, by the socket, when all others are taken.
+pub const SESSIONS_OF_OPERATOR: usize = 1;
+/// Places for sessions.
+pub const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
 /// Worker threads of one kind.
 pub const WORKERS_MAX: usize = 16;
 /// Chunks in progress at the same time, over all sessions.
 pub const CHUNKS_ACTIVE_MAX: usize = 64;
+/// Of [`Config::sessions`], unless somebody says otherwise: four engines with tensor parallelism 8.
+const SESSIONS: usize = 36;
 /// Cores from which the defaults are those of a BlueField-3 (16 Cortex-A78) instead of a laptop.
 const CARD_CORES: usize = 12;
 
@@ -82,7 +88,10 @@ pub struct Config {
     pub inflate_depth: usize,
     /// Block transfers in flight on the DMA engine.
     pub dma_depth: usize,
+    /// Hosts attached at the same time, the operator's session beside them.
     pub sessions: usize,
+    /// Hosts that come by Comch may drain, resume and stop the card, as the operator may by its socket.
+    pub allow_host_stop: bool,
     /// Chunks in progress.
     pub chunks: usize,
     /// Deadline of a request that names none.
@@ -137,7 +146,8 @@ impl Config {
             encode_cpus: Vec::new(),
             inflate_depth: 0,
             dma_depth: 0,
-            sessions: 8,
+            sessions: SESSIONS,
+            allow_host_stop: false,
             chunks: 0,
             deadline: Duration::from_secs(30).into(),
             attach_timeout: Duration::from_secs(5).into(),
@@ -162,6 +172,12 @@ impl Config {
         Self { slots, store_slots, inflate_depth: slots, dma_depth: (slots / 4).max(slots.min(4)), chunks, ..self }
     }
 
+    /// Places for sessions: those of hosts, then the operator's.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.sessions + SESSIONS_OF_OPERATOR
+    }
+
     /// Sizes of the areas of one slot.
     #[must_use]
     pub fn slot_bytes(&self) -> SlotBytes {
@@ -174,6 +190,7 @@ impl Config {
     /// The first value that is out of its range, and the range.
     pub fn check(&self) -> Result<(), ConfigError> {
         let ranges = [
+            ("--deflate-level", usize::try_from(self.deflate_level).unwrap_or(0), 1, 12),
             ("--block-bytes", self.block_bytes, 4 << 10, 2 << 20),
             ("--slots", self.slots, 2, SLOTS_MAX),
             ("--store-slots", self.store_slots, 1, self.slots.saturating_sub(1)),
@@ -214,7 +231,8 @@ impl Config {
             ("cpus of encode workers", cpus(&self.encode_cpus)),
             ("inflate depth", self.inflate_depth.to_string()),
             ("dma depth", self.dma_depth.to_string()),
-            ("sessions", self.sessions.to_string()),
+            ("sessions", format!("{} (and {SESSIONS_OF_OPERATOR} for the operator, by the socket)", self.sessions)),
+            ("stop and drain by hosts", String::from(if self.allow_host_stop { "allowed" } else { "refused" })),
             (
                 "comch messages per host",
                 format!("{} received, {} on their way", doca::comch::RECEIVED_MAX, doca::comch::SENDING_MAX),
@@ -235,8 +253,19 @@ impl Config {
     fn memory(&self) -> Vec<(&'static str, String)> {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         let line = |(name, bytes): &(&str, usize)| format!("{name} {:.2}", mib(*bytes));
-        let lines: Vec<String> = footprint::lines(self).iter().map(line).collect();
-        vec![("memory MiB", format!("{:.1} ({})", mib(footprint::total(self)), lines.join(" + ")))]
+        let text = |lines: &[(&str, usize)]| {
+            let sum: usize = lines.iter().map(|(_, bytes)| bytes).sum();
+            format!("{:.1} ({})", mib(sum), lines.iter().map(line).collect::<Vec<_>>().join(" + "))
+        };
+        let pinned = footprint::pinned(self);
+        let pages = pinned.iter().map(|(_, bytes)| bytes).sum::<usize>() / doca::HUGE_PAGE_BYTES;
+        vec![
+            ("memory MiB", text(&footprint::lines(self))),
+            ("memory MiB before hosts come", format!("{:.1}", mib(footprint::at_start(self)))),
+            ("memory of a session KiB", footprint::of_session(self).div_ceil(1 << 10).to_string()),
+            ("pinned memory MiB", text(&pinned)),
+            ("huge pages of 2 MiB", pages.to_string()),
+        ]
     }
 }
 

@@ -7,6 +7,8 @@ use std::fmt::{self, Write};
 
 use doca::{Caps, Device, DeviceInfo, Kind, Representor, RepresentorInfo, Selector, comch};
 
+use crate::json::Quoted;
+
 /// One device and its answers.
 #[derive(Debug)]
 pub struct Listed {
@@ -48,7 +50,8 @@ impl Listed {
     }
 
     fn json(&self) -> String {
-        let mut text = format!("{{\"pci_address\":{:?},\"ibdev\":{:?}", self.info.pci_address, self.info.ibdev);
+        let mut text =
+            format!("{{\"pci_address\":{},\"ibdev\":{}", Quoted(&self.info.pci_address), Quoted(&self.info.ibdev));
         for (name, kind, caps) in self.info.engines() {
             let caps = caps.map_or_else(|| String::from("null"), |caps| self.caps_json(kind, caps));
             let _ = write!(text, ",\"{name}\":{caps}");

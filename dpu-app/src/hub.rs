@@ -17,12 +17,13 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use doca::{Codec, Context, Device, ProgressEngine, Region};
+use doca::{Codec, Context, Device, ProgressEngine};
+use mailbox::Status;
 use mailbox::channel::Listener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::attend::{REFUSED_MAX, Visitor};
+use crate::attend::{OPERATORS_MAX, REFUSED_MAX, Visitor};
 use crate::comch;
 use crate::complaints::Complaints;
 use crate::config::Config;
@@ -49,12 +50,12 @@ pub(crate) const MODERATED_DEPTH: usize = 5;
 /// How long an engine may sit on work without completing any before the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The data plane's own lifecycle: Init -> Steady -> Draining.
+/// The data plane's own lifecycle: Init -> Steady <-> Draining, and from Draining out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HubState {
     Init,
     Steady,
-    /// Finishes what runs and takes nothing new; `leave` says whether it exits then.
+    /// Finishes what runs and takes nothing new; `leave` says whether it exits then, and there is no way back.
     Draining {
         leave: bool,
     },
@@ -67,7 +68,7 @@ impl HubState {
             (self, next),
             (Self::Init, Self::Steady)
                 | (Self::Steady, Self::Draining { .. })
-                | (Self::Draining { leave: false }, Self::Draining { leave: true })
+                | (Self::Draining { leave: false }, Self::Draining { leave: true } | Self::Steady)
         )
     }
 
@@ -137,7 +138,9 @@ pub struct Hub<'a, 's> {
     /// What is in progress.
     pub(crate) pipeline: Pipeline,
     pub(crate) sessions: Vec<Option<Session>>,
+    /// Staging memory that no session has, and how many there are of it in all.
     pub(crate) desks: Vec<Desk>,
+    pub(crate) desks_made: usize,
     pub(crate) visitors: Vec<Visitor>,
     pub(crate) listeners: Vec<Box<dyn Listener>>,
     /// By listener: until when it rests, because it was out of descriptors.
@@ -208,7 +211,8 @@ impl<'a, 's> Hub<'a, 's> {
         let mut mail = Engine::new(Context::dma(&engine, &device, fit.mail)?);
         bulk.can_prove_itself(&device)?;
         mail.can_prove_itself(&device)?;
-        let mut region = Region::allocate(&device, config.sessions * Desk::bytes())?;
+        let mut desks = Vec::with_capacity(config.places());
+        let desks_made = Desk::lay_out(&device, config.places(), &mut desks)?;
         let supervisor = Supervisor::new(config.supervisor.as_ref())
             .map_err(|error| system("socket")(Errno::try_from(error).unwrap_or(Errno::EIO)))?;
         let now = Instant::now();
@@ -238,9 +242,10 @@ impl<'a, 's> Hub<'a, 's> {
             bulk,
             mail,
             pipeline: Pipeline::new(config, inflater),
-            sessions: (0..config.sessions).map(|_| None).collect(),
-            desks: (0..config.sessions).map(|_| Desk::carve(&mut region)).collect(),
-            visitors: Vec::with_capacity(config.sessions + REFUSED_MAX),
+            sessions: (0..config.places()).map(|_| None).collect(),
+            desks,
+            desks_made,
+            visitors: Vec::with_capacity(config.places() + OPERATORS_MAX + REFUSED_MAX),
             rests: vec![None; listeners.len()],
             listeners,
             epoll,
@@ -372,7 +377,7 @@ impl<'a, 's> Hub<'a, 's> {
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
-        let next = next.chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied());
+        let next = next.chain(self.next_operator()).chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied());
         let working = self.crews().into_iter().any(|crew| crew.outstanding() > 0);
         let next = next.chain(working.then(|| self.now + PASSED_OVER / 2));
         let next = next.chain(self.complaints.due(&self.shared.counters.answers)).min();
@@ -430,6 +435,23 @@ impl<'a, 's> Hub<'a, 's> {
             session.ring.drain();
             session.wake = crate::session::Wake::Saying;
         }
+    }
+
+    /// A drain is over: new requests are taken again, and hosts see it in the card's line.
+    pub(crate) fn resume(&mut self) -> Status {
+        match self.state {
+            HubState::Steady => return Status::Ok,
+            HubState::Draining { leave: false } => {}
+            // It ends, or has not begun.
+            HubState::Draining { leave: true } | HubState::Init => return Status::Draining,
+        }
+        log::info!("resumed: taking requests again");
+        self.become_state(HubState::Steady);
+        for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
+            session.ring.resume();
+            session.wake = crate::session::Wake::Saying;
+        }
+        Status::Ok
     }
 
     /// Ready to run when everything was allocated: the one line that scripts wait for.

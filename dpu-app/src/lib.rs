@@ -36,6 +36,7 @@ pub mod health;
 pub mod histogram;
 pub mod hub;
 pub mod job;
+pub mod json;
 pub mod lender;
 pub mod line;
 mod mail;
@@ -62,4 +63,4 @@ pub mod worker;
 
 pub use config::Config;
 pub use lender::open_store;
-pub use run::{RunError, run, serve};
+pub use run::{Checked, RunError, check, run, serve};

@@ -35,7 +35,7 @@ impl Hub<'_, '_> {
     /// Takes finished copies and starts new ones; `true` if there was anything.
     pub(crate) fn mail(&mut self) -> bool {
         let mut busy = false;
-        let depth = self.shared.config.sessions * Lane::ALL.len();
+        let depth = self.shared.config.places() * Lane::ALL.len();
         while let Some(completion) = self.mail.poll(depth) {
             self.mailed(completion, depth);
             busy = true;
@@ -48,6 +48,9 @@ impl Hub<'_, '_> {
         }
         busy |= self.mail.prove();
         for index in 0..self.sessions.len() {
+            if self.sessions[index].is_none() {
+                continue;
+            }
             for lane in Lane::ALL {
                 if !self.mail.admits() {
                     return busy;
@@ -218,14 +221,7 @@ impl Hub<'_, '_> {
                 }
                 None => Some(Status::NotFound),
             },
-            Operation::Drain => {
-                self.drain(false);
-                Some(Status::Ok)
-            }
-            Operation::Stop => {
-                self.drain(true);
-                Some(Status::Ok)
-            }
+            Operation::Drain | Operation::Resume | Operation::Stop => Some(self.obey(index, command.operation)),
             Operation::Lookup | Operation::Fetch | Operation::Store | Operation::Rate => {
                 self.admit_request(index, command)
             }
@@ -238,8 +234,34 @@ impl Hub<'_, '_> {
         }
     }
 
+    /// What concerns all hosts is the operator's to say: who can open the card's own socket, or a host where that was allowed.
+    fn obey(&mut self, index: usize, operation: Operation) -> Status {
+        let session = self.sessions[index].as_ref().expect("the caller looked");
+        if !session.is_local && !self.shared.config.allow_host_stop {
+            log::warn!(
+                "session {} of {} (pid {}) by Comch asked to {}: refused (--allow-host-stop)",
+                session.id,
+                session.client,
+                session.pid,
+                operation.name()
+            );
+            return Status::Forbidden;
+        }
+        match operation {
+            Operation::Resume => self.resume(),
+            operation => {
+                self.drain(operation == Operation::Stop);
+                Status::Ok
+            }
+        }
+    }
+
     /// A request that names chunks: `Some` is its answer already.
     fn admit_request(&mut self, index: usize, command: Command) -> Option<Status> {
+        if index >= self.shared.config.sessions {
+            // The operator's place: others would keep it from the operator.
+            return Some(Status::Busy);
+        }
         if self.state != HubState::Steady {
             return Some(Status::Draining);
         }

@@ -9,10 +9,13 @@ macro_rules! say {
 }
 
 mod arguments;
+mod config_file;
 mod forecast;
+mod limits_report;
+mod scrubbing;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    arguments::main(std::env::args_os())
+    arguments::main()
 }

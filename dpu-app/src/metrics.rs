@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::status::Quoted;
+use crate::json::Quoted;
 use crate::worker::Shared;
 
 mod clerk;

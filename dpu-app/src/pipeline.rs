@@ -13,7 +13,7 @@
 
 use heapless::binary_heap::{BinaryHeap, Min};
 
-use crate::config::{CHUNKS_ACTIVE_MAX, Config, SESSIONS_MAX};
+use crate::config::{CHUNKS_ACTIVE_MAX, Config, PLACES_MAX};
 use crate::counters::Counters;
 use crate::flow::{Direction, Flow, SlotTable};
 use crate::job::{Failure, Job, Seat};
@@ -36,7 +36,7 @@ pub(crate) type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
 pub struct Pipeline {
     pub(crate) slots: SlotTable,
     /// Slots that each session holds.
-    held: [usize; SESSIONS_MAX],
+    held: [usize; PLACES_MAX],
     /// Chunks in progress, by seat.
     pub(crate) flows: Vec<Option<Flow>>,
     /// Seats in the order in which their chunks were started.
@@ -57,7 +57,7 @@ impl Pipeline {
     pub fn new(config: &Config, inflater: Option<Inflater>) -> Self {
         Self {
             slots: SlotTable::new(config.slots),
-            held: [0; SESSIONS_MAX],
+            held: [0; PLACES_MAX],
             flows: (0..config.chunks).map(|_| None).collect(),
             order: heapless::Vec::new(),
             to_inflate: Queue::new(),
@@ -65,7 +65,7 @@ impl Pipeline {
             turns: Turns::default(),
             inflater,
             store_slots: config.store_slots,
-            sessions: config.sessions,
+            sessions: config.places(),
             first_session: 0,
         }
     }

@@ -104,6 +104,22 @@ impl fmt::Display for RunError {
 impl std::error::Error for RunError {}
 
 impl RunError {
+    /// The flag whose value is to blame, with its dashes.
+    #[must_use]
+    pub fn flag(&self) -> Option<&'static str> {
+        match self {
+            Self::Config(ConfigError { name, .. }) | Self::Cpu { name, .. } => Some(name),
+            Self::Store(_) => Some("--store"),
+            Self::Channel { .. } => Some("--socket"),
+            Self::Metrics { .. } => Some("--metrics"),
+            Self::NoDevice { wanted: Selector::Named(_), .. } => Some("--device"),
+            Self::Unfit(Unfit::TooManyTasks { flag, .. }) => Some(flag),
+            Self::Unfit(Unfit::BlockTooLarge { .. }) => Some("--block-bytes"),
+            Self::Encoder(_) => Some("--deflate-level"),
+            _ => None,
+        }
+    }
+
     /// 2: only the operator can mend it, so that starting again is of no use (the unit's RestartPreventExitStatus); 3: the
     /// device; 1: anything else, which may pass by itself.
     #[must_use]
@@ -145,11 +161,30 @@ fn lacking(error: &io::Error) -> Option<&'static str> {
 /// # Errors
 /// See [`RunError`]: the operator's mistakes come before anything is allocated.
 pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), RunError> {
-    config.check().map_err(RunError::Config)?;
-    check_cpus(config)?;
-    let device = open(&config.device)?;
+    let Checked { device, .. } = check(config)?;
     let (store, slab) = open_store(config, &device).map_err(RunError::Store)?;
     serve(config, device, store.as_ref(), slab, stop, ready)
+}
+
+/// What was found before anything is made.
+#[derive(Debug)]
+pub struct Checked {
+    pub device: Device,
+    pub fit: Fit,
+    pub store: store::Outline,
+}
+
+/// All that can be refused in advance: `run` begins with it, and `dpu-app limits` is it. Opens the device and nothing else.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn check(config: &Config) -> Result<Checked, RunError> {
+    config.check().map_err(RunError::Config)?;
+    check_cpus(config)?;
+    let store = store::outline(config.store.reveal(), &store_limits(config), &config.namespaces).map_err(RunError::Store)?;
+    let device = open(&config.device)?;
+    let fit = Fit::of(&device, config).map_err(RunError::Unfit)?;
+    Ok(Checked { device, fit, store })
 }
 
 /// The device that was named, or an error that says which there are.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use block::{ChunkKey, Geometry, Importance, Plan, Recipe, TileOrder};
-use doca::{Area, Region, Remote};
+use doca::{Area, Device, Region, Remote};
 use heapless::Deque;
 use mailbox::channel::Channel;
 use mailbox::layout::Layout;
@@ -63,9 +63,27 @@ impl Desk {
         Lane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
     }
 
-    /// Carves a desk from a region that was sized for it.
+    /// Bytes of one allocation of desks: a page that a region has whole anyway.
+    const BATCH_BYTES: usize = doca::HUGE_PAGE_BYTES;
+
+    /// Bytes that so many desks take.
     #[must_use]
-    pub fn carve(region: &mut Region) -> Self {
+    pub fn bytes_of(count: usize) -> usize {
+        count.div_ceil(Self::BATCH_BYTES / Self::bytes()) * Self::BATCH_BYTES
+    }
+
+    /// Makes more desks, a page full of them, up to `count` of all; `desks` has room for them.
+    ///
+    /// # Errors
+    /// No memory that can be registered.
+    pub fn lay_out(device: &Device, count: usize, desks: &mut Vec<Self>) -> Result<usize, doca::Error> {
+        let batch = count.min(Self::BATCH_BYTES / Self::bytes());
+        let mut region = Region::allocate(device, batch * Self::bytes())?;
+        desks.extend((0..batch).map(|_| Self::carve(&mut region)));
+        Ok(batch)
+    }
+
+    fn carve(region: &mut Region) -> Self {
         let mut desk = Self::default();
         for lane in Lane::ALL {
             desk.areas[lane as usize] = Some(region.carve(lane.bytes()).expect("the region was sized for all desks"));
@@ -208,6 +226,8 @@ pub struct Session {
     /// Whose quota of the tiers it uses.
     pub namespace: u8,
     pub pid: u32,
+    /// It came by the card's own socket.
+    pub is_local: bool,
     /// Of its page.
     pub generation: u64,
     pub recipe: Recipe,
@@ -216,6 +236,8 @@ pub struct Session {
     pub page: Remote,
     pub memory: Option<Memory>,
     pub desk: Desk,
+    /// When it got its place.
+    pub seated: Instant,
     pub wake: Wake,
     /// The page has shown its identity and the host was welcomed.
     pub welcomed: bool,

@@ -7,10 +7,13 @@ use mailbox::Status;
 use crate::answers::Asked;
 use crate::counters::{get, total};
 use crate::hub::Hub;
+use crate::json::Quoted;
 use crate::slot::SlotState;
 
 /// Nodes of a store that fit the answer beside all else.
 const NODES_SHOWN: usize = 16;
+/// Sessions that fit it.
+const SESSIONS_SHOWN: usize = 32;
 
 /// Writes into a byte slice and stops at its end.
 #[derive(Debug)]
@@ -35,23 +38,6 @@ impl Write for Text<'_> {
         room.copy_from_slice(text.as_bytes());
         self.written += text.len();
         Ok(())
-    }
-}
-
-/// A JSON string with what must be escaped escaped.
-pub(crate) struct Quoted<'a>(pub(crate) &'a str);
-
-impl fmt::Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
-        for c in self.0.chars() {
-            match c {
-                '"' | '\\' => write!(f, "\\{c}")?,
-                c if (c as u32) < 0x20 => write!(f, "\\u{:04x}", c as u32)?,
-                c => f.write_char(c)?,
-            }
-        }
-        f.write_char('"')
     }
 }
 
@@ -280,9 +266,9 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     )?;
     nodes(shared.store, text)?;
     tiers(shared.store, &config.namespaces, text)?;
-    text.write_str("\"sessions\":[")?;
+    write!(text, "\"sessions_attached\":{},\"sessions\":[", hub.sessions.iter().flatten().count())?;
     let mut comma = Comma(false);
-    for session in hub.sessions.iter().flatten() {
+    for session in hub.sessions.iter().flatten().take(SESSIONS_SHOWN) {
         comma.put(text)?;
         write!(
             text,

@@ -4,14 +4,20 @@
 //! So sessions that always have something to do move on at one pace, whatever they have asked for; one that comes anew
 //! goes first, ahead of all that a long fetch has in the queues; and nobody saves up turns while it asks for nothing.
 
-use crate::config::SESSIONS_MAX;
+use crate::config::PLACES_MAX;
 use crate::slot::SLOTS_MAX;
 
 /// See the module's head.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Turns {
-    next: [u64; SESSIONS_MAX],
+    next: [u64; PLACES_MAX],
     passed: u64,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { next: [0; PLACES_MAX], passed: 0 }
+    }
 }
 
 impl Turns {

@@ -15,16 +15,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bell::{EventBell, WorkerBell};
 use crate::board::Board;
-use crate::config::Config;
+use crate::config::{CHUNKS_ACTIVE_MAX, Config, SESSIONS_MAX};
 use crate::counters::Counters;
 use crate::job::{Chunks, Done, Failure, Job, Restored, Seat};
 use crate::line::Duties;
-use crate::slot::{Ring, Ticket};
+use crate::slot::{Ring, SLOTS_MAX, Ticket};
 use store::{Readable, retry};
 
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.
-pub const QUEUE: usize = 256;
+pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
 
 /// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
 /// that engines behind it do not run dry.
@@ -41,13 +41,27 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Init: with room for the longest request.
+    /// Without room: a session takes that at its attach.
     #[must_use]
     pub fn new() -> Self {
-        const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
-        let chunks = mailbox::CHUNKS_PER_REQUEST_MAX;
-        Self { keys: Vec::with_capacity(chunks), importances: Vec::with_capacity(chunks), until: Instant::now() }
+        Self { keys: Vec::new(), importances: Vec::new(), until: Instant::now() }
     }
+
+    /// Bytes that the longest request has.
+    pub const BYTES: usize = mailbox::CHUNKS_PER_REQUEST_MAX * (block::KEY_BYTES + size_of::<Importance>());
+
+    /// Init of a session: room for the longest request.
+    pub fn make_room(&mut self) {
+        const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
+        make_room(&mut self.keys);
+        make_room(&mut self.importances);
+    }
+}
+
+/// Something of each chunk of the longest request fits.
+fn make_room<T>(list: &mut Vec<T>) {
+    list.clear();
+    list.reserve_exact(mailbox::CHUNKS_PER_REQUEST_MAX);
 }
 
 impl Default for Asked {
@@ -56,21 +70,27 @@ impl Default for Asked {
     }
 }
 
-/// Something of each chunk of one request.
-type OfRequest<T> = heapless::Vec<T, { mailbox::CHUNKS_PER_REQUEST_MAX }>;
-
 /// A request whose chunks are being started, for the store to hear of.
 #[derive(Debug, Default)]
 pub struct Prefix {
     pub namespace: u8,
     /// Of the store; else they are put.
     pub fetched: bool,
-    pub keys: OfRequest<ChunkKey>,
+    pub keys: Vec<ChunkKey>,
     /// What the host says that they are worth; none where it does not say.
-    pub importances: OfRequest<Importance>,
+    pub importances: Vec<Importance>,
 }
 
 impl Prefix {
+    /// Bytes that the longest request has.
+    pub const BYTES: usize = Asked::BYTES;
+
+    /// Init of a session: room for the longest request.
+    pub fn make_room(&mut self) {
+        make_room(&mut self.keys);
+        make_room(&mut self.importances);
+    }
+
     pub fn clear(&mut self) {
         self.keys.clear();
         self.importances.clear();

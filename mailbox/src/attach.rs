@@ -358,7 +358,7 @@ impl Farewell {
             Farewell::Stopping => "the other side stops: attach again when it is back",
             Farewell::PeerError => "the other side says that this one broke the rules of the page: please report it",
             Farewell::DeviceError => "the card's device failed: look at the card's log",
-            Farewell::Replaced => "a newer session of this host took its place",
+            Farewell::Replaced => "a newer session took its place",
         }
     }
 }

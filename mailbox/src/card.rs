@@ -347,6 +347,14 @@ impl CardRing {
         }
     }
 
+    /// From now on the line says `Steady` again. Write it.
+    pub fn resume(&mut self) {
+        if self.state != CardState::Steady {
+            assert!(self.state.may_become(CardState::Steady));
+            self.state = CardState::Steady;
+        }
+    }
+
     /// What the line says.
     pub fn state(&self) -> CardState {
         self.state

@@ -31,6 +31,8 @@ mod peer;
 #[forbid(unsafe_code)]
 mod record;
 #[forbid(unsafe_code)]
+mod visible;
+#[forbid(unsafe_code)]
 mod words;
 
 pub use card::{Answer, CardRing, Command, Progress};
@@ -40,6 +42,7 @@ pub use line::HostLine;
 pub use page::{Page, PageError};
 pub use peer::PeerError;
 pub use record::{Pages, Record, Records};
+pub use visible::{quoted, visible, visible_json};
 pub use words::{CardState, Line, Operation, Span, Status, Tokens};
 
 #[cfg(test)]

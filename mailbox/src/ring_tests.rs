@@ -84,6 +84,7 @@ enum Step {
     CardSleep,
     CardWake,
     Drain,
+    Resume,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -103,6 +104,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::CardSleep),
         1 => Just(Step::CardWake),
         1 => Just(Step::Drain),
+        1 => Just(Step::Resume),
     ]
 }
 
@@ -159,9 +161,13 @@ impl Pair {
                 self.card.say(false);
                 self.oracle.card_asleep = false;
             }
-            Step::Drain => {
-                self.card.ring.drain();
-                self.oracle.draining = true;
+            step @ (Step::Drain | Step::Resume) => {
+                self.oracle.draining = matches!(step, Step::Drain);
+                if self.oracle.draining {
+                    self.card.ring.drain()
+                } else {
+                    self.card.ring.resume()
+                }
                 self.card.say(self.oracle.card_asleep);
                 // Saying it again while asleep is another sleep: it may be rung for again.
                 self.oracle.card_rung = false;

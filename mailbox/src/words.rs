@@ -268,6 +268,8 @@ pub enum Operation {
     Stop,
     /// Say what chunks are worth, stored or not. Moves nothing.
     Rate,
+    /// Undoes a `Drain`: new requests are taken again. `Draining` is the answer of a card that ends.
+    Resume,
     /// From a newer host. Answered `Unsupported`; the session lives on.
     Unknown(u16),
 }
@@ -285,7 +287,25 @@ impl Operation {
             Operation::Drain => 7,
             Operation::Stop => 8,
             Operation::Rate => 9,
+            Operation::Resume => 10,
             Operation::Unknown(code) => code,
+        }
+    }
+
+    /// One word for people and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operation::Ping => "ping",
+            Operation::Lookup => "lookup",
+            Operation::Fetch => "fetch",
+            Operation::Store => "store",
+            Operation::Cancel => "cancel",
+            Operation::Status => "status",
+            Operation::Drain => "drain",
+            Operation::Stop => "stop",
+            Operation::Rate => "rate",
+            Operation::Resume => "resume",
+            Operation::Unknown(_) => "an unknown operation",
         }
     }
 
@@ -301,6 +321,7 @@ impl Operation {
             7 => Operation::Drain,
             8 => Operation::Stop,
             9 => Operation::Rate,
+            10 => Operation::Resume,
             code => Operation::Unknown(code),
         }
     }
@@ -344,11 +365,12 @@ pub enum Status {
     ReadOnly = 12,
     NoLayout = 13,
     NotFound = 14,
+    Forbidden = 15,
 }
 
 impl Status {
     /// Every status, in the order of its word.
-    pub const ALL: [Status; 14] = [
+    pub const ALL: [Status; 15] = [
         Status::Ok,
         Status::StoreDown,
         Status::DeviceError,
@@ -363,6 +385,7 @@ impl Status {
         Status::ReadOnly,
         Status::NoLayout,
         Status::NotFound,
+        Status::Forbidden,
     ];
 
     /// The word on the wire.
@@ -392,6 +415,7 @@ impl Status {
             Status::ReadOnly => "read_only",
             Status::NoLayout => "no_layout",
             Status::NotFound => "not_found",
+            Status::Forbidden => "forbidden",
         }
     }
 
@@ -432,6 +456,10 @@ impl Status {
                 "this session registered no memory: attach with a geometry and a layout to fetch or store"
             }
             Status::NotFound => "no such request: it has completed already",
+            Status::Forbidden => {
+                "the card takes this from its own operator only: run host-ctl on the card with --socket PATH, or start \
+                 dpu-app with --allow-host-stop"
+            }
         }
     }
 }
@@ -442,7 +470,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// Life of a session as its card sees it. `Steady -> Draining`, and nothing else.
+/// Life of a session as its card sees it. `Steady <-> Draining`: a drain can be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CardState {
@@ -451,9 +479,9 @@ pub enum CardState {
 }
 
 impl CardState {
-    /// The only way from one to another.
+    /// The only ways from one to another.
     pub const fn may_become(self, next: CardState) -> bool {
-        matches!((self, next), (CardState::Steady, CardState::Draining))
+        matches!((self, next), (CardState::Steady, CardState::Draining) | (CardState::Draining, CardState::Steady))
     }
 
     pub(crate) const fn from_code(code: u32) -> Option<CardState> {

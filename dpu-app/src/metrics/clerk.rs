@@ -10,7 +10,7 @@ use super::families;
 use super::process::{Process, Usage};
 use crate::board::Face;
 use crate::health::Unwell;
-use crate::status::Quoted;
+use crate::json::Quoted;
 use crate::worker::Shared;
 
 /// How old what the engine thread has shown may be before it is asked again.

@@ -19,6 +19,8 @@ use crate::mapping::Dmabuf;
 
 /// CPU-side alignment that performs best (DOCA Core guide: 64 bytes).
 pub const AREA_ALIGNMENT: usize = 64;
+/// A region's memory is whole pages of this: huge ones, where the system has them reserved.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 pub(crate) struct Memory {
     base: NonNull<u8>,
@@ -36,9 +38,8 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// See [`Region::allocate`].
     pub(crate) fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
-        const HUGE_PAGE: usize = 2 << 20;
         let no_memory = Error::new("mmap", Code::NO_MEMORY);
-        let bytes = bytes.checked_next_multiple_of(HUGE_PAGE).ok_or(no_memory)?;
+        let bytes = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or(no_memory)?;
         let length = NonZeroUsize::new(bytes).ok_or(no_memory)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let populated = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;

@@ -26,7 +26,7 @@ mod slab;
 mod task;
 pub mod version;
 
-pub use area::{AREA_ALIGNMENT, Area, Region};
+pub use area::{AREA_ALIGNMENT, Area, HUGE_PAGE_BYTES, Region};
 pub use context::{Codec, Completion, Context, ContextState, Depth, Kind, Outcome, Refused, Source};
 pub use device::{Caps, Device, DeviceInfo, Selector};
 pub use doca_sys::FLAVOUR;

@@ -208,14 +208,14 @@ fresh card
 sed -i -E 's/(HugePages_(Total|Free):).*/\1 0/' "$(machine)/proc/meminfo"
 preflight
 expect_code 1
-expect "warn  hugepages       0 of 2048 KiB, 64 MiB wanted" "scripts/hugepages.sh --count 32"
+expect "warn  hugepages       0 of 2048 KiB, 52 MiB wanted" "scripts/hugepages.sh --count 26"
 
 claim "broken: a unit that may lock too little fails with the line to add"
 fresh card
 echo LimitMEMLOCK=65536 | answer systemctl_LimitMEMLOCK
 preflight
 expect_code 2
-expect "fail  memlock         64 KiB (of dpu-app.service), 1024 MiB wanted" "LimitMEMLOCK=infinity" "systemctl edit dpu-app"
+expect "fail  memlock         64 KiB (of dpu-app.service), 52 MiB wanted" "LimitMEMLOCK=infinity" "systemctl edit dpu-app"
 
 claim "broken: a login that may lock too little fails with its own fix"
 fresh host

@@ -65,9 +65,18 @@ struct Inbox {
 }
 
 impl Inbox {
+    /// Without room, which its first connection takes.
     fn new(message_bytes: usize) -> Self {
-        let bytes = vec![0; message_bytes * RECEIVED_MAX].into_boxed_slice();
+        let bytes = Box::default();
         Self { bytes, lengths: [0; RECEIVED_MAX], message_bytes, first: 0, count: 0 }
+    }
+
+    /// For a connection that begins.
+    fn clear(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; self.message_bytes * RECEIVED_MAX].into_boxed_slice();
+        }
+        (self.first, self.count) = (0, 0);
     }
 
     /// False if there is no room for it.
@@ -181,7 +190,8 @@ impl Desk {
             return None;
         };
         (place.state, place.connection, place.dropped) = (State::Open, connection, None);
-        (place.inbox.first, place.inbox.count, place.has_babbled, place.is_broken) = (0, 0, false, false);
+        place.inbox.clear();
+        (place.has_babbled, place.is_broken) = (false, false);
         self.newcomers.push_back(index);
         Some(Ticket { index: index as u32, generation: place.generation })
     }
