@@ -227,7 +227,7 @@ fn a_draining_card_finishes_what_runs_and_takes_nothing_new() {
     let mut host = card.attach("lossless", target.clone());
     let running = host.post_fetch(&transfer(&keys, &linear(CHUNKS))).unwrap();
     thread::sleep(Duration::from_millis(20));
-    let mut control = card.control();
+    let mut control = card.operator();
     let id = control.post_drain().unwrap();
     assert_eq!(control.wait(id, WAIT).unwrap().status, Status::Ok);
     let mut other = card.attach("lossless", memory());

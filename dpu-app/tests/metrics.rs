@@ -289,7 +289,7 @@ fn neither_damaged_chunks_nor_an_engine_that_fails_now_and_then_make_a_card_unwe
 #[test]
 fn a_draining_card_is_unwell_and_still_tells_its_numbers() {
     let (card, address) = watched();
-    let mut control = card.control();
+    let mut control = card.operator();
     let id = control.post_drain().unwrap();
     assert_eq!(control.wait(id, WAIT).unwrap().status, Status::Ok);
     let (code, text) = until(|| health(address), |(code, _)| *code == 503);

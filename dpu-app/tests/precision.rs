@@ -69,7 +69,7 @@ fn each_chunk_is_stored_in_its_own_precision_and_any_reader_of_the_name_fetches_
     let recipe = NAME.parse().unwrap();
     let geometry = report.whole.geometry;
     let names = block::Namespace { model: WHO.model, geometry, recipe, salt: WHO.salt, rank: 0, ranks: 1 };
-    let prefix = Prefix::new(&names, &tokens);
+    let prefix = Prefix::new(&names, &tokens).unwrap();
     let peak = |key| {
         let chunk = card.store.chunk(key).unwrap();
         let peaks = chunk.blocks.iter().map(|block| match Header::parse(block).unwrap().transform {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use block::Recipe;
-use doca::Selector;
+use doca::{Device, Selector};
 use mailbox::attach::{
     ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region as RegionMessage,
     layout_parts,
@@ -32,6 +32,8 @@ pub struct Options {
     pub recipe: Option<Recipe>,
     /// For attach and for leaving.
     pub timeout: Duration,
+    /// Where nobody serves the route yet, try again until the timeout: a card that is just being started comes.
+    pub awaits_card: bool,
     /// How long a wait looks at the page before it sleeps.
     pub spin: Duration,
     /// Chunks of one request on the page; longer requests are cut. `None`: as many as page and card take.
@@ -47,6 +49,7 @@ impl Default for Options {
             device: Selector::First,
             recipe: None,
             timeout: Duration::from_secs(10),
+            awaits_card: false,
             spin: Duration::from_micros(30),
             part_chunks: None,
         }
@@ -101,7 +104,7 @@ impl Client {
         if let Some(memory) = &memory {
             memory.check()?;
         }
-        let (line, device) = options.route.open(&options.device, options.timeout)?;
+        let (line, device) = reach(options)?;
         Client::attach_over(line, Box::new(DeviceExporter::new(device)), options, memory)
     }
 
@@ -127,6 +130,29 @@ impl Client {
             return Err(Error::Recipe { asked, card: welcome.recipe.to_string() });
         }
         Ok(Client::new(talk.line, HostRing::new(page), exporter, welcome, layout, memory, options))
+    }
+}
+
+/// Between two tries to reach a card that is not there yet.
+const TRY_EVERY: Duration = Duration::from_millis(50);
+/// From when on people are told what is waited for.
+const SAID_AFTER: Duration = Duration::from_secs(1);
+
+/// A line to the card, once there is one.
+fn reach(options: &Options) -> Result<(Box<dyn Line>, Device), Error> {
+    let since = Instant::now();
+    let mut said = false;
+    loop {
+        let left = options.timeout.saturating_sub(since.elapsed());
+        let error = match options.route.open(&options.device, left.max(TRY_EVERY)) {
+            Err(error) if options.awaits_card && error.is_absence() && left > TRY_EVERY => error,
+            reached => return reached,
+        };
+        if since.elapsed() >= SAID_AFTER && !said {
+            said = true;
+            log::warn!("{error} Waiting for it, {:.0} s in all (--timeout-ms)", options.timeout.as_secs_f64());
+        }
+        std::thread::sleep(TRY_EVERY);
     }
 }
 

@@ -21,6 +21,8 @@ use std::sync::LazyLock;
 use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
 
+pub(crate) use show::failed;
+
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
 /// or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -69,9 +71,10 @@ enum Command {
     Tiers(tiers::Arguments),
     /// Measure the time from a command to its completion
     Ping(control::PingArguments),
-    /// Tell dpu-app to finish what runs and take nothing new, from anybody
-    Drain(control::Arguments),
-    /// Tell dpu-app to finish what runs and end
+    /// Tell dpu-app to finish what runs and take nothing new, from anybody; --undo takes that back. By its socket, or where
+    /// it allows hosts to (--allow-host-stop)
+    Drain(control::DrainArguments),
+    /// Tell dpu-app to finish what runs and end. By its socket, or where it allows hosts to (--allow-host-stop)
     Stop(control::Arguments),
     /// Make a large synthetic KV file from a small real one, for benchmarks
     ///

@@ -257,6 +257,14 @@ impl Client {
         self.post_control(Operation::Drain)
     }
 
+    /// Asks the card to take requests again after a drain.
+    ///
+    /// # Errors
+    /// Full or gone.
+    pub fn post_resume(&mut self) -> Result<RequestId, Error> {
+        self.post_control(Operation::Resume)
+    }
+
     /// Asks the card to end after its answers.
     ///
     /// # Errors
@@ -392,7 +400,7 @@ impl Client {
                 return Err(Error::UnknownRequest { id: id.0 });
             };
             if Instant::now() >= until {
-                return Err(Error::Timeout { what: name_of(job.operation), waited: timeout });
+                return Err(Error::Timeout { what: job.operation.name(), waited: timeout });
             }
             self.idle(until)?;
         }
@@ -673,21 +681,6 @@ impl Client {
             self.hear();
         }
         Ok(())
-    }
-}
-
-fn name_of(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Ping => "ping",
-        Operation::Lookup => "lookup",
-        Operation::Fetch => "fetch",
-        Operation::Store => "store",
-        Operation::Cancel => "cancel",
-        Operation::Status => "status",
-        Operation::Drain => "drain",
-        Operation::Stop => "stop",
-        Operation::Rate => "rate",
-        Operation::Unknown(_) => "request",
     }
 }
 

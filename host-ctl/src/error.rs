@@ -124,11 +124,20 @@ impl Error {
             Error::Device(_) | Error::Comch(_) | Error::Failed { status: Status::DeviceError, .. } => Blame::Device,
             Error::Channel(_) | Error::Refused(_) | Error::CardGone(_) | Error::Answer { .. } => Blame::Peer,
             Error::Failed {
-                status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining, ..
+                status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining | Status::Forbidden,
+                ..
             } => Blame::Peer,
             Error::Timeout { .. } | Error::Recipe { .. } => Blame::Peer,
             _ => Blame::Run,
         }
+    }
+
+    /// Nobody serves the way to the card: it is not started, or not yet.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Error::Channel(ChannelError::NobodyThere { .. }) | Error::Comch(comch::Error::NobodyThere { .. })
+        )
     }
 
     pub fn exit_code(&self) -> u8 {

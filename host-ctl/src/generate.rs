@@ -56,7 +56,7 @@ pub fn generate(
     ];
     let out = OutFile::reserve(path, &tensors, shape, &facts)?;
     let failed = Error::system("write", path);
-    let mut writer = BufWriter::with_capacity(1 << 20, &out.file);
+    let mut writer = BufWriter::with_capacity(1 << 20, out.file());
     let mut write = || -> std::io::Result<()> {
         for layer in 0..shape.layers {
             for kind in 0..2 {

@@ -15,16 +15,20 @@ use std::sync::Arc;
 use block::{ElementType, Geometry};
 use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
+use mailbox::quoted;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::error::Error;
 use crate::memory::{Memory, Region};
+use crate::unique::Unique;
 
 /// Longest header that is read: as much as the safetensors crate takes.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Length word in front of the header.
 const LENGTH_BYTES: u64 = 8;
+/// Names of tensors that a message lists.
+const NAMES_SHOWN: usize = 12;
 
 /// An open file whose header is sound and whose data is all there.
 #[derive(Debug)]
@@ -121,8 +125,9 @@ impl KvFile {
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact_at(&mut header, LENGTH_BYTES).map_err(Error::system("read", path))?;
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|error| wrong(format!("damaged header: {error}")))?;
+        let damaged = |error: serde_json::Error| wrong(format!("damaged header: {error}"));
+        serde_json::from_slice::<Unique>(&header).map_err(damaged)?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(damaged)?;
         let data_at = LENGTH_BYTES + header_bytes;
         let kv_file = KvFile { path: path.to_owned(), file, bytes, data_at, metadata };
         kv_file.check()?;
@@ -140,7 +145,10 @@ impl KvFile {
             let (start, stop) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
             let bits = info.shape.iter().try_fold(info.dtype.bitsize() as u64, |n, &d| n.checked_mul(d as u64));
             if start != end || stop < start || bits.map(|bits| bits.div_ceil(8)) != Some(stop - start) {
-                return Err(wrong(format!("damaged header: tensor {name:?} is not as long as its shape says")));
+                return Err(wrong(format!(
+                    "damaged header: tensor {} is not as long as its shape says",
+                    quoted(&name)
+                )));
             }
             end = stop;
         }
@@ -174,9 +182,16 @@ impl KvFile {
         tensors
     }
 
+    /// What the file holds instead, the first few by name.
     fn names(&self) -> String {
-        let names: Vec<String> = self.tensors().into_iter().map(|tensor| tensor.name).collect();
-        if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) }
+        let mut names: Vec<String> = self.metadata.tensors().into_keys().collect();
+        names.sort_unstable();
+        let shown: Vec<String> = names.iter().take(NAMES_SHOWN).map(|name| shown(name)).collect();
+        match names.len() {
+            0 => "it has none".to_owned(),
+            count if count > shown.len() => format!("it has {count}: {}, ...", shown.join(", ")),
+            _ => format!("it has {}", shown.join(", ")),
+        }
     }
 
     /// Finds a KV tensor. `text` chooses one of several; the first by default.
@@ -187,11 +202,11 @@ impl KvFile {
         let Some(info) = self.metadata.info(tensor) else {
             return Err(Error::input(
                 self.path.display(),
-                format!("no tensor {tensor:?}"),
+                format!("no tensor {}", quoted(tensor)),
                 format!("{}: choose with --tensor", self.names()),
             ));
         };
-        let place = format!("{} tensor {tensor:?}", self.path.display());
+        let place = format!("{} tensor {}", self.path.display(), quoted(tensor));
         let element = match info.dtype {
             Dtype::BF16 => ElementType::Bf16,
             Dtype::F16 => ElementType::F16,
@@ -236,11 +251,11 @@ impl KvFile {
         let Some(info) = self.metadata.info(tensor) else {
             return Err(Error::input(
                 self.path.display(),
-                format!("no tensor {tensor:?}"),
+                format!("no tensor {}", quoted(tensor)),
                 format!("{}: choose with --tokens tensor:NAME", self.names()),
             ));
         };
-        let place = format!("{} tensor {tensor:?}", self.path.display());
+        let place = format!("{} tensor {}", self.path.display(), quoted(tensor));
         let (rows, tokens) = match info.shape[..] {
             [tokens] => (1, tokens),
             [rows, tokens] => (rows, tokens),
@@ -324,6 +339,12 @@ impl KvFile {
         memory.check()?;
         Ok(memory)
     }
+}
+
+/// A name in a list: bare where that is plain, else in quotes.
+fn shown(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    if (1..=64).contains(&name.len()) && name.chars().all(plain) { name.to_owned() } else { quoted(name) }
 }
 
 /// The form of a tensor whose tokens lie one after the other.

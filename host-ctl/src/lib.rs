@@ -25,6 +25,7 @@ mod kv_file;
 mod memory;
 mod mixed;
 mod out_file;
+mod part_file;
 pub mod precision;
 mod prefix;
 mod random;
@@ -34,6 +35,7 @@ pub mod svg;
 pub mod tiers;
 mod tokens;
 mod transfer;
+mod unique;
 
 pub use arrangement::{Arrangement, PageOrder};
 pub use attach::{Door, Options, Welcome};

@@ -89,6 +89,8 @@ pub fn store_mixed(
 ) -> Result<MixedReport, Error> {
     let memory = || order.file.memory(order.kv, order.chunk_tokens, order.page_tokens);
     let (geometry, pages_per_chunk) = memory().map(|memory| (memory.geometry, memory.pages_per_chunk()))?;
+    // Before a card is troubled, as in `store`.
+    order.prefix(geometry, block::Transform::Lossless.into())?;
     // With memory, without which a card names no largest block.
     let mut client = attach(named, Some(memory()?))?;
     let welcome = client.welcome().clone();

@@ -1,15 +1,14 @@
 //! A safetensors file for the card to write into.
 //!
-//! It grows under another name with all its room reserved up front, so that a full disk is an error here and not a
-//! signal in the middle of a DMA, and takes its own name only when it is whole. Dropped before that, it disappears.
+//! It grows without a name (part_file.rs) with all its room reserved up front, so that a full disk is an error here and
+//! not a signal in the middle of a DMA, and takes its name only when it is whole. Before that nothing is left of it,
+//! however the process ends.
 //! The header is padded so that the data starts at a multiple of 4096.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use block::ElementType;
 use doca::{Access, Mapping};
@@ -21,6 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::kv_file::{KvTensor, TensorShape, bases, contiguous};
 use crate::memory::{Memory, Region};
+use crate::part_file::PartFile;
 
 /// Where the data starts is a multiple of this: a page of memory.
 const DATA_ALIGNMENT: usize = 4096;
@@ -66,15 +66,10 @@ pub(crate) fn header(tensors: &[Announce<'_>], facts: &[(&str, String)]) -> Vec<
 #[derive(Debug)]
 pub struct OutFile {
     path: PathBuf,
-    temporary: PathBuf,
-    pub(crate) file: File,
-    published: bool,
+    part: PartFile,
     kv: KvTensor,
     bytes: u64,
 }
-
-/// Numbers temporary names within this process.
-static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl OutFile {
     /// Makes the file for one KV tensor and reserves its room. `facts` go to the file's metadata.
@@ -97,29 +92,23 @@ impl OutFile {
         if path.is_dir() {
             return Err(Error::input(path.display(), "is a directory", "give --out the name of a file"));
         }
-        let Some(name) = path.file_name() else {
+        if path.file_name().is_none() {
             return Err(Error::input(path.display(), "not the name of a file", "give --out the name of a file"));
-        };
-        let mut temporary = OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}-{}.part", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(temporary);
+        }
         let header = header(tensors, facts);
         let bytes = header.len() as u64 + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
-        let mut options = File::options();
-        let file = options
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(Error::system("create", &temporary))?;
+        let part = PartFile::create(path).map_err(Error::system("create", path))?;
         let kv = KvTensor { shape, offset: header.len() as u64, texts: None };
-        let mut out = OutFile { path: path.to_owned(), temporary, file, published: false, kv, bytes };
+        let out = OutFile { path: path.to_owned(), part, kv, bytes };
         let failed = |errno: Errno| Error::System { call: "reserve room", path: path.to_owned(), source: errno.into() };
         let length = i64::try_from(bytes).map_err(|_| failed(Errno::EFBIG))?;
-        posix_fallocate(&out.file, 0, length).map_err(failed)?;
-        out.file.write_all(&header).map_err(Error::system("write", path))?;
+        posix_fallocate(out.file(), 0, length).map_err(failed)?;
+        out.file().write_all(&header).map_err(Error::system("write", path))?;
         Ok(out)
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        self.part.file()
     }
 
     /// Where the KV tensor lies.
@@ -144,7 +133,7 @@ impl OutFile {
         if page_tokens == 0 {
             return Err(Error::input("--page-tokens", "0", "choose one that divides --chunk-tokens"));
         }
-        let mapping = Mapping::of_file(&self.file, self.bytes as usize, Access::ReadWrite)?;
+        let mapping = Mapping::of_file(self.file(), self.bytes as usize, Access::ReadWrite)?;
         let regions = vec![Region { mapping: Arc::new(mapping), access: Access::ReadWrite }];
         let form: Form = contiguous(&geometry, shape, page_tokens);
         let memory = Memory { geometry, form, bases: bases(&self.kv), regions };
@@ -156,20 +145,7 @@ impl OutFile {
     ///
     /// # Errors
     /// The system's. The file disappears then.
-    pub fn publish(mut self) -> Result<(), Error> {
-        fs::rename(&self.temporary, &self.path).map_err(Error::system("rename", &self.path))?;
-        self.published = true;
-        Ok(())
-    }
-}
-
-impl Drop for OutFile {
-    fn drop(&mut self) {
-        if self.published {
-            return;
-        }
-        if let Err(error) = fs::remove_file(&self.temporary) {
-            log::warn!("remove {}: {error}", self.temporary.display());
-        }
+    pub fn publish(self) -> Result<(), Error> {
+        self.part.publish().map_err(Error::system("rename", &self.path))
     }
 }

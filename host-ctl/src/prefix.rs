@@ -3,6 +3,8 @@
 
 use block::{ChunkKey, KeyChain, Namespace};
 
+use crate::error::Error;
+
 /// The named chunks of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prefix {
@@ -13,12 +15,22 @@ pub struct Prefix {
 
 impl Prefix {
     /// Names every whole chunk of `tokens`.
-    pub fn new(namespace: &Namespace<'_>, tokens: &[u32]) -> Prefix {
+    ///
+    /// # Errors
+    /// The model has no name: chunks of all such models would share keys (an unset variable is the usual cause).
+    pub fn new(namespace: &Namespace<'_>, tokens: &[u32]) -> Result<Prefix, Error> {
+        if namespace.model.trim().is_empty() {
+            return Err(Error::input(
+                "model",
+                "an empty model name",
+                "name the model and its revision: chunks of all models without a name would be taken for each other's",
+            ));
+        }
         let chunk_tokens = usize::from(namespace.geometry.chunk_tokens);
         let mut chain = KeyChain::new(namespace);
         let chunks = tokens.chunks_exact(chunk_tokens);
         let remainder = chunks.remainder().len();
-        Prefix { keys: chunks.map(|chunk| chain.push(chunk)).collect(), chunk_tokens, remainder }
+        Ok(Prefix { keys: chunks.map(|chunk| chain.push(chunk)).collect(), chunk_tokens, remainder })
     }
 
     /// In order, from the prompt's start.
@@ -53,10 +65,22 @@ mod tests {
         let namespace =
             Namespace { model: "m", geometry, recipe: Transform::Lossless.into(), salt: b"", rank: 0, ranks: 1 };
         let tokens: Vec<u32> = (0..100).collect();
-        let (long, short) = (Prefix::new(&namespace, &tokens), Prefix::new(&namespace, &tokens[..40]));
+        let prefix = |tokens| Prefix::new(&namespace, tokens).unwrap();
+        let (long, short) = (prefix(&tokens[..]), prefix(&tokens[..40]));
         assert_eq!((long.chunks(), long.tokens(), long.remainder()), (6, 96, 4));
         assert_eq!((short.chunks(), short.tokens(), short.remainder()), (2, 32, 8));
         assert_eq!(long.keys()[..2], short.keys()[..]);
-        assert_eq!(Prefix::new(&namespace, &tokens[..15]).chunks(), 0);
+        assert_eq!(prefix(&tokens[..15]).chunks(), 0);
+    }
+
+    #[test]
+    fn a_model_without_a_name_names_no_chunks() {
+        let geometry = Geometry::new(2, 1, 8, 16, ElementType::Bf16).unwrap();
+        for model in ["", " ", "\t\n", "\u{a0}"] {
+            let namespace =
+                Namespace { model, geometry, recipe: Transform::Lossless.into(), salt: b"", rank: 0, ranks: 1 };
+            let error = Prefix::new(&namespace, &[0; 16]).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().starts_with("an empty model name"), "{error}");
+        }
     }
 }

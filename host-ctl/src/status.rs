@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use mailbox::visible;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -43,6 +44,11 @@ impl CardStatus {
 
     pub fn value(&self) -> &Value {
         &self.value
+    }
+
+    /// Chunks that were proven bad and taken out of the store, since the card started.
+    pub(crate) fn chunks_taken_out(&self) -> Option<u64> {
+        self.value.pointer("/store/corrupt")?.as_u64()
     }
 
     fn stages(&self) -> Vec<(&str, &Map<String, Value>)> {
@@ -146,10 +152,12 @@ impl CardStatus {
 /// A value on one line: objects as `name value, name value`.
 fn line(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
-        Value::Object(words) => {
-            words.iter().map(|(name, value)| format!("{name} {}", line(value))).collect::<Vec<_>>().join(", ")
-        }
+        Value::String(text) => visible(text).into_owned(),
+        Value::Object(words) => words
+            .iter()
+            .map(|(name, value)| format!("{} {}", visible(name), line(value)))
+            .collect::<Vec<_>>()
+            .join(", "),
         Value::Array(items) => items.iter().map(line).collect::<Vec<_>>().join(" "),
         scalar => scalar.to_string(),
     }

@@ -43,7 +43,7 @@ pub struct Identity<'a> {
 impl Identity<'_> {
     fn prefix(&self, geometry: Geometry, recipe: Recipe, tokens: &[u32]) -> Result<Prefix, Error> {
         let Identity { model, salt, rank, ranks } = *self;
-        let prefix = Prefix::new(&Namespace { model, geometry, recipe, salt, rank, ranks }, tokens);
+        let prefix = Prefix::new(&Namespace { model, geometry, recipe, salt, rank, ranks }, tokens)?;
         if prefix.chunks() == 0 {
             let what = format!("{} tokens fill no chunk of {}", tokens.len(), geometry.chunk_tokens);
             return Err(Error::input(
@@ -193,6 +193,8 @@ pub struct FetchReport {
     pub remainder: usize,
     /// Why less was fetched than found.
     pub note: Option<String>,
+    /// A chunk failed its checks; how many the card took out of its store meanwhile, where it says so.
+    pub damaged: Option<u64>,
     /// One for each repetition.
     pub runs: Vec<Amounts>,
     pub stages: Vec<StageDelta>,
@@ -278,6 +280,7 @@ pub fn rate(
     importances: &dyn Fn(usize) -> Result<Vec<Importance>, Error>,
     patience: Duration,
 ) -> Result<usize, Error> {
+    identity.prefix(geometry, block::Transform::Lossless.into(), tokens)?;
     let mut client = door.attach(None)?;
     let prefix = identity.prefix(geometry, client.welcome().recipe, tokens)?;
     let keys = prefix.keys();
@@ -330,12 +333,13 @@ pub fn fetch(door: &mut dyn Door, order: &FetchOrder<'_>, watch: Watch<'_>) -> R
         tokens: 0,
         remainder: prefix.remainder(),
         note: None,
+        damaged: None,
         runs: Vec::new(),
         stages: Vec::new(),
     };
     for _ in 0..ATTEMPTS {
         if report.fetched == 0 {
-            return Err(Error::Miss { chunks: prefix.chunks() });
+            return Err(report.nothing());
         }
         let keys = &prefix.keys()[..report.fetched];
         let wanted = keys.len();
@@ -377,6 +381,36 @@ pub fn fetch(door: &mut dyn Door, order: &FetchOrder<'_>, watch: Watch<'_>) -> R
     })
 }
 
+impl FetchReport {
+    /// Why no chunk at all is in place.
+    fn nothing(&self) -> Error {
+        let Self { chunks, found, note, .. } = self;
+        match note {
+            None => Error::Miss { chunks: *chunks },
+            Some(note) => Error::Damaged {
+                place: "fetch".to_owned(),
+                what: format!("{note}: {found} of the prefix's {chunks} chunks were found, none could be used"),
+            },
+        }
+    }
+
+    /// The card met damage: `taken` chunks left its store since, as far as it says.
+    fn met_damage(&mut self, taken: Option<u64>) {
+        let taken = self.damaged.unwrap_or(0) + taken.unwrap_or(0);
+        self.damaged = Some(taken);
+        self.note = Some(match taken {
+            0 => "a stored chunk is damaged (it failed its check): store the prefix again".to_owned(),
+            1 => "1 stored chunk was damaged (it failed its check) and was taken out of the store: \
+                  store the prefix again"
+                .to_owned(),
+            taken => format!(
+                "{taken} stored chunks were damaged (they failed their checks) and were taken out of the store: store the \
+                 prefix again"
+            ),
+        });
+    }
+}
+
 /// One attach and as many fetches as asked; sets `report.fetched` to what is in place.
 fn fetch_into(
     door: &mut dyn Door,
@@ -394,6 +428,7 @@ fn fetch_into(
         return Err(Error::Recipe { asked: report.recipe, card: client.welcome().recipe.to_string() });
     }
     let before = status(&mut client);
+    let mut is_damaged = false;
     report.runs.clear();
     for _ in 0..order.repeat.max(1) {
         let transfer = Transfer { deadline: order.deadline, ..Transfer::new(keys, &pages) };
@@ -404,13 +439,18 @@ fn fetch_into(
         if completion.chunks_done < keys.len() {
             match completion.status {
                 Status::Ok => report.note = Some("a chunk that was looked up was gone when it was fetched".to_owned()),
-                Status::Corrupt => report.note = Some(Status::Corrupt.text().to_owned()),
+                Status::Corrupt => is_damaged = true,
                 _ => return Err(completion.ok().expect_err("not Ok")),
             }
             break;
         }
     }
-    report.stages = stages_since(&mut client, before.as_ref());
+    let after = status(&mut client);
+    if is_damaged {
+        let taken = |status: &Option<CardStatus>| status.as_ref().and_then(CardStatus::chunks_taken_out);
+        report.met_damage(taken(&after).zip(taken(&before)).map(|(after, before)| after.saturating_sub(before)));
+    }
+    report.stages = stages_between(before.as_ref(), after.as_ref());
     client.close(order.patience)
 }
 
@@ -457,8 +497,9 @@ pub(crate) fn status(client: &mut Client) -> Option<CardStatus> {
 }
 
 pub(crate) fn stages_since(client: &mut Client, before: Option<&CardStatus>) -> Vec<StageDelta> {
-    match (before, status(client)) {
-        (Some(before), Some(after)) => after.since(before),
-        _ => Vec::new(),
-    }
+    stages_between(before, status(client).as_ref())
+}
+
+fn stages_between(before: Option<&CardStatus>, after: Option<&CardStatus>) -> Vec<StageDelta> {
+    before.zip(after).map_or(Vec::new(), |(before, after)| after.since(before))
 }

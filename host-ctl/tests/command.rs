@@ -81,6 +81,11 @@ fn bad_arguments_and_bad_input_exit_with_2_and_say_what_to_do() {
         &["store", file, "--model", "m", "--recipe", "q99"],
         &["store", file, "--model", "m", "--tokens", "poem:x"],
         &["store", file, "--model", "m", "--rank", "2", "--ranks", "2"],
+        &["store", file, "--model", "", "--chunk-tokens", "16"],
+        &["store", file, "--model", " ", "--chunk-tokens", "16"],
+        &["fetch", "--model", "", "--like", file, "--chunk-tokens", "16", "--anonymous"],
+        &["lookup", "--model", "", "--like", file, "--chunk-tokens", "16"],
+        &["importance", "2", "--model", "", "--like", file, "--chunk-tokens", "16"],
         &["store", file, "--model", "m"],
         &["store", file, "--model", "m", "--chunk-tokens", "16", "--page-tokens", "5"],
         &["store", file, "--model", "m", "--chunk-tokens", "16", "--tensor", "flat"],
@@ -132,12 +137,15 @@ fn a_card_that_is_not_there_or_refuses_exits_with_4() {
         &["store", file, "--model", "m", "--chunk-tokens", "16"],
         &["fetch", "--model", "m", "--like", file, "--chunk-tokens", "16", "--anonymous"],
     ] {
-        let (code, error) = fails(&[command, &["--socket", socket]].concat());
+        let (code, error) = fails(&[command, &["--socket", socket, "--timeout-ms", "60"]].concat());
         assert_eq!(code, 4, "{command:?}: {error}");
         assert!(error.contains("is dpu-app running?"), "{error}");
     }
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_host-ctl")).arg("ping").env("KVLANE_SOCKET", socket).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_host-ctl"))
+        .args(["ping", "--timeout-ms", "60"])
+        .env("KVLANE_SOCKET", socket)
+        .output()
+        .unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains(socket), "the environment names the socket");
 
     let card = FakeCard::start(Manner { refuses: Some(Refuse::version(1)), ..Manner::default() });
@@ -154,8 +162,13 @@ fn a_card_that_comch_does_not_reach_is_named_with_what_to_do() {
     let name = format!("nobody-{}", std::process::id());
     let says = |emulator: &str, arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_host-ctl"));
-        let output =
-            command.args(arguments).env("DOCA_EMULATOR", emulator).env_remove("KVLANE_SOCKET").output().unwrap();
+        let output = command
+            .args(arguments)
+            .args(["--timeout-ms", "200"])
+            .env("DOCA_EMULATOR", emulator)
+            .env_remove("KVLANE_SOCKET")
+            .output()
+            .unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let cases: [(&str, &[&str], i32, &[&str]); 4] = [
@@ -168,6 +181,81 @@ fn a_card_that_comch_does_not_reach_is_named_with_what_to_do() {
         let (found, said) = says(emulator, arguments);
         assert_eq!(found, Some(code), "{arguments:?}: {said}");
         assert!(words.iter().all(|word| said.contains(word)), "{arguments:?} says {words:?}: {said}");
+    }
+}
+
+#[test]
+fn a_card_that_is_not_there_yet_is_waited_for_and_people_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("late.sock");
+    let since = std::time::Instant::now();
+    let (code, error) = fails(&["ping", "--socket", socket.to_str().unwrap(), "--timeout-ms", "1500"]);
+    assert_eq!(code, 4, "{error}");
+    assert!(since.elapsed() >= std::time::Duration::from_millis(1400), "it gave up after {:?}", since.elapsed());
+    assert!(error.lines().next().unwrap().contains("Waiting for it, 2 s in all (--timeout-ms)"), "{error}");
+    assert_eq!(error.lines().count(), 2, "said once, then the end: {error}");
+    // One that is there then is attached to: it refuses, which ends the wait.
+    let path = socket.clone();
+    let late = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        FakeCard::start_at(&path, Manner { refuses: Some(Refuse::version(1)), ..Manner::default() })
+    });
+    let (code, error) = fails(&["ping", "--socket", socket.to_str().unwrap(), "--timeout-ms", "20000"]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains("refuses"), "{error}");
+    drop(late.join().unwrap());
+}
+
+#[test]
+fn a_failure_is_a_json_object_where_json_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, none) = (kv_file(dir.path(), "f", 0), dir.path().join("none\u{1b}[31m"));
+    let (file, none) = (file.to_str().unwrap(), none.to_str().unwrap());
+    let cases: [(&[&str], i32); 12] = [
+        (&["ping", "--socket", none, "--timeout-ms", "60"], 4),
+        (&["status", "--socket", none, "--timeout-ms", "60"], 4),
+        (&["drain", "--socket", none, "--timeout-ms", "60"], 4),
+        (&["stop", "--socket", none, "--timeout-ms", "60"], 4),
+        (&["tiers", "show", "--socket", none, "--timeout-ms", "60"], 4),
+        (&["lookup", "--model", "m", "--like", none], 2),
+        (&["store", none, "--model", "m"], 2),
+        (&["fetch", "--model", "m", "--like", none, "--anonymous"], 2),
+        (&["inspect", none], 2),
+        (&["compare", file, none, "--recipe", "q5"], 2),
+        (&["generate", "--from", none, "--out", none], 2),
+        (&["store", file, "--model", "m", "--recipe", "q\u{1b}[99m"], 2),
+    ];
+    for (arguments, code) in cases {
+        let output = host_ctl(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        let value: Value = serde_json::from_slice(&output.stdout).expect("one object");
+        assert_eq!(value["code"], code, "{value}");
+        assert!(value["error"].as_str().is_some_and(|text| !text.is_empty()) && value["ok"] == false, "{value}");
+        assert!(!output.stderr.is_empty(), "people are told, too");
+        for bytes in [&output.stdout, &output.stderr] {
+            assert!(!bytes.contains(&0x1b), "{arguments:?}: {:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+}
+
+#[test]
+fn names_of_others_do_nothing_to_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let bytes = [0_u8; 4];
+    let view = TensorView::new(Dtype::U8, vec![4], &bytes).unwrap();
+    fs::write(&path, safetensors::serialize([("\u{1b}[2Jevil\nname\u{9b}", view)], None).unwrap()).unwrap();
+    let path = path.to_str().unwrap();
+    for arguments in [
+        &["inspect", path][..],
+        &["inspect", path, "--json"],
+        &["store", path, "--model", "m", "--tokens", "range:0..256"],
+    ] {
+        let output = host_ctl(arguments);
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{9b}'), "{text:?}");
+        assert!(text.contains("1b") && text.contains("[2Jevil"), "it is shown: {text}");
+        assert!(!text.contains("evil\nname"), "a line break in a name is none of ours: {text}");
     }
 }
 

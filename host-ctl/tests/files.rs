@@ -158,6 +158,84 @@ fn an_out_file_has_its_name_only_when_published() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
+/// Not a test of its own: the process that `nothing_is_left_of_a_file_whose_maker_was_killed` kills.
+#[test]
+fn a_maker_that_waits_to_be_killed() {
+    let Some(path) = std::env::var_os("KVLANE_TEST_OUT") else { return };
+    let shape = TensorShape { layers: 2, tokens: 4096, heads: 2, head_size: 64, element: ElementType::F32 };
+    let out = OutFile::create(Path::new(&path), "kv", shape, &[]).unwrap();
+    println!("\nmade {}", out.bytes());
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+#[test]
+fn nothing_is_left_of_a_file_whose_maker_was_killed() {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+    for signal in [2, 15, 9] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut maker = Command::new(std::env::current_exe().unwrap())
+            .args(["a_maker_that_waits_to_be_killed", "--exact", "--nocapture"])
+            .env("KVLANE_TEST_OUT", dir.path().join("out"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(maker.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().starts_with("made ")), "it makes the file");
+        let kill = format!("kill -{signal} {}", maker.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(maker.wait().unwrap().signal(), Some(signal));
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "signal {signal}: {left:?}");
+    }
+}
+
+#[test]
+fn a_name_said_twice_is_called_a_duplicate() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let header = |text: &str, data: usize| {
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(text.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        fs::write(&path, bytes).unwrap();
+        KvFile::open(&path).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let kv = |at: usize| format!(r#""kv":{{"dtype":"U8","shape":[4],"data_offsets":[{at},{}]}}"#, at + 4);
+    assert_eq!(header(&format!("{{{}}}", kv(0)), 4), Ok(()));
+    for text in [
+        format!("{{{},{}}}", kv(0), kv(4)),
+        format!("{{{},{}}}", kv(0), kv(0)),
+        format!(r#"{{"__metadata__":{{"a":"1"}},"__metadata__":{{"a":"2"}},{}}}"#, kv(0)),
+        format!(r#"{{"__metadata__":{{"a":"1","a":"2"}},{}}}"#, kv(0)),
+    ] {
+        let error = header(&text, 8).unwrap_err();
+        assert!(error.contains("duplicate name \""), "{error}");
+    }
+}
+
+#[test]
+fn a_message_names_the_first_few_tensors_and_counts_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let names: Vec<String> = (0..5000).map(|index| format!("model.layers.{index}.weight")).collect();
+    let esc = "\u{1b}[31m".repeat(1000);
+    let mut tensors: Vec<(&str, Dtype, &[usize], &[u8])> =
+        names.iter().map(|name| (name.as_str(), Dtype::U8, &[1_usize][..], &[0_u8][..])).collect();
+    tensors.push((&esc, Dtype::U8, &[1], &[0]));
+    write(&path, &tensors);
+    let file = KvFile::open(&path).unwrap();
+    for error in [file.kv("kv", None).unwrap_err().to_string(), file.token_ids("tokens", None).unwrap_err().to_string()]
+    {
+        assert!(error.len() < 1000 && error.contains("it has 5001: "), "{} bytes: {error}", error.len());
+        assert!(!error.contains('\u{1b}'), "{error:?}");
+    }
+    // A name that is longer than anybody reads, and that would act on a terminal.
+    let error = file.kv(&esc, None).unwrap_err().to_string();
+    assert!(error.len() < 500 && !error.contains('\u{1b}'), "{error:?}");
+}
+
 const GEOMETRY: Geometry = Geometry { layers: 2, heads: 2, head_size: 8, chunk_tokens: 16, element: ElementType::Bf16 };
 
 /// One part of a chunk of a file `[2, 2, tokens, 2, 8]`, and where it lies.

@@ -159,7 +159,7 @@ fn chunks_that_go_between_lookup_and_fetch_make_a_shorter_file_and_not_a_wrong_o
 
 #[test]
 fn a_corrupt_chunk_never_reaches_the_file() {
-    let card = FakeCard::start(Manner { corrupt: true, ..Manner::default() });
+    let card = FakeCard::start(Manner { corrupt: Some(2), ..Manner::default() });
     let dir = tempfile::tempdir().unwrap();
     let source = make(dir.path());
     store_text(&card, &source, 0, 100).unwrap();
@@ -168,6 +168,37 @@ fn a_corrupt_chunk_never_reaches_the_file() {
     assert_eq!((report.found, report.fetched), (6, 2));
     assert!(report.note.unwrap().contains("failed its check"));
     assert_eq!(leading(&out, None, 2), leading(&source, Some(0), 2));
+}
+
+#[test]
+fn damage_is_never_called_not_stored_and_is_counted_where_the_card_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = make(dir.path());
+    let out = dir.path().join("out");
+    let target = Target::File { path: &out, tensor: "kv" };
+    let counts = r#"{"store":{"corrupt":CORRUPT}}"#;
+    for (status, words) in [
+        // Of each of the two parts that are under way, the first.
+        (
+            counts,
+            "2 stored chunks were damaged (they failed their checks) and were taken out of the store: store the prefix again",
+        ),
+        (r#"{"card":{}}"#, "a stored chunk is damaged (it failed its check): store the prefix again"),
+    ] {
+        let card = FakeCard::start(Manner { corrupt: Some(0), status, ..Manner::default() });
+        store_text(&card, &source, 0, 100).unwrap();
+        let error = fetch_text(&card, &source, 0, target).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }) && error.exit_code() == 1, "{error:?}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(!error.to_string().contains("--model"), "nothing was misspelt: {error}");
+        // What was taken out is not there any more: now it is a miss.
+        let error = fetch_text(&card, &source, 0, target).unwrap_err();
+        assert!(matches!(error, Error::Miss { chunks: 6 }), "{error:?}");
+    }
+    let card = FakeCard::start(Manner { corrupt: Some(2), status: counts, ..Manner::default() });
+    store_text(&card, &source, 0, 100).unwrap();
+    let report = fetch_text(&card, &source, 0, target).unwrap();
+    assert_eq!((report.fetched, report.damaged), (2, Some(2)));
 }
 
 #[test]
@@ -245,6 +276,7 @@ fn orders_that_cannot_be_are_refused_before_a_card_is_asked() {
         importances: &[],
     };
     for wrong in [
+        StoreOrder { identity: Identity { model: "", ..WHO }, ..order },
         StoreOrder { tokens: &tokens, ..order },
         StoreOrder { tokens: &tokens[..15], ..order },
         StoreOrder { chunk_tokens: 128, ..order },

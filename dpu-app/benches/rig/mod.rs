@@ -83,7 +83,7 @@ impl Prefix {
         let tokens = file.token_ids("tokens", None).expect("just written");
         let Identity { model, salt, rank, ranks } = IDENTITY;
         let namespace = Namespace { model, geometry: self.geometry(), recipe, salt, rank, ranks };
-        host_ctl::Prefix::new(&namespace, &tokens).keys().to_vec()
+        host_ctl::Prefix::new(&namespace, &tokens).expect("a model with a name").keys().to_vec()
     }
 
     /// Where its chunks lie in memory.

@@ -321,6 +321,12 @@ impl Card {
         Client::attach(&Options { recipe: None, ..self.options("q5") }, None).unwrap()
     }
 
+    /// The same by the card's own socket, where the operator is.
+    pub fn operator(&self) -> Client {
+        let options = Options { route: self.socket.clone(), recipe: None, ..self.options("q5") };
+        Client::attach(&options, None).unwrap()
+    }
+
     /// What the card says of itself, by a session of its own.
     pub fn status(&self) -> CardStatus {
         status(&mut self.control())

@@ -25,7 +25,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// The exception of an error.
 pub(crate) fn raise(error: Error) -> PyErr {
-    let text = error.to_string();
+    let text = mailbox::visible(&error.to_string()).into_owned();
     match (&error, error.blame()) {
         (Error::CardGone(_), _) => CardGone::new_err(text),
         (_, Blame::Operator) => InputError::new_err(text),

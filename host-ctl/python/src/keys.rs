@@ -5,7 +5,7 @@ use host_ctl::Prefix;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::errors::input;
+use crate::errors::{input, raise};
 
 /// The shape of one rank's KV cache; `heads` are its KV heads, `dtype` is `bf16`, `f16` or `f32`.
 #[pyclass(frozen, eq, hash, skip_from_py_object, module = "kvlane")]
@@ -65,7 +65,7 @@ pub(crate) fn chunk_keys<'py>(
     }
     let salt = salt.unwrap_or_default();
     let namespace = Namespace { model, geometry: geometry.inner, recipe, salt, rank, ranks };
-    let prefix = py.detach(|| Prefix::new(&namespace, &tokens));
+    let prefix = py.detach(|| Prefix::new(&namespace, &tokens)).map_err(raise)?;
     let bytes: Vec<u8> = prefix.keys().iter().flat_map(|key| *key.bytes()).collect();
     Ok(PyBytes::new(py, &bytes))
 }

@@ -48,6 +48,12 @@ def done(session, number):
     return completion
 
 
+@pytest.mark.parametrize("model", ["", " ", "\t"])
+def test_a_model_without_a_name_names_no_chunks(model):
+    with pytest.raises(kvlane.InputError, match="an empty model name"):
+        kvlane.chunk_keys([0] * CHUNK, model=model, geometry=GEOMETRY, recipe="q5")
+
+
 def test_a_dmabuf_that_doca_refuses_is_registered_by_address(card):
     source = buffers(7)
     held = [kvlane.span(buffer) for buffer in source]

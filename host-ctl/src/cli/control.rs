@@ -1,4 +1,4 @@
-//! `host-ctl ping`, `drain` and `stop`.
+//! `host-ctl ping`, `drain` (and its undoing) and `stop`.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,17 @@ pub(crate) struct PingArguments {
     /// How many pings, one after the other
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     count: u32,
+    #[command(flatten)]
+    card: Card,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArguments {
+    /// Take requests again
+    #[arg(long)]
+    undo: bool,
     #[command(flatten)]
     card: Card,
     #[command(flatten)]
@@ -67,14 +78,17 @@ pub(crate) fn ping(arguments: &PingArguments) -> Result<Verdict, Error> {
     Ok(Verdict::Good)
 }
 
-pub(crate) fn drain(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn drain(arguments: &DrainArguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     let mut client = Client::attach(&arguments.card.options(None), None)?;
-    let id = client.post_drain()?;
+    let id = if arguments.undo { client.post_resume()? } else { client.post_drain()? };
     client.wait(id, arguments.card.patience())?.ok()?;
     client.close(arguments.card.patience())?;
-    let verdict = "draining: dpu-app finishes what runs and takes nothing new";
-    show.end(verdict, &json!({ "command": "drain", "ok": true }));
+    let (state, verdict) = match arguments.undo {
+        true => ("steady", "resumed: dpu-app takes requests again"),
+        false => ("draining", "draining: dpu-app finishes what runs and takes nothing new, until `drain --undo`"),
+    };
+    show.end(verdict, &json!({ "command": "drain", "ok": true, "state": state }));
     Ok(Verdict::Good)
 }
 

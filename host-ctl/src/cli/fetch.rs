@@ -117,6 +117,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         "chunks_found": report.found,
         "chunks_fetched": report.fetched,
         "note": report.note,
+        "chunks_damaged": report.damaged.unwrap_or(0),
         "out": arguments.out.as_ref().map(|path| path.display().to_string()),
         "layout": arguments.anonymous.then(|| arguments.layout.name()),
         "amounts": amounts_json(&median),

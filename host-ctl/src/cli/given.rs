@@ -39,7 +39,7 @@ pub(crate) struct Card {
     /// Device of this machine, by PCI address or name [default: the first that fits]
     #[arg(long, short, env = "KVLANE_HOST_DEVICE", value_name = "NAME")]
     device: Option<String>,
-    /// Give up attaching after this long
+    /// Give up attaching after this long; until then wait for a dpu-app that is just being started
     #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = milliseconds())]
     timeout_ms: u64,
     /// Give up a request that has not moved for this long
@@ -60,6 +60,7 @@ impl Card {
             device: self.device.clone().map_or(Selector::First, Selector::Named),
             recipe,
             timeout: Duration::from_millis(self.timeout_ms),
+            awaits_card: true,
             ..Options::default()
         }
     }

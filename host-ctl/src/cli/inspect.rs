@@ -8,6 +8,7 @@ use host_ctl::{
     BlockFacts, ChunkFacts, Error, Inspection, KvFile, ends_like_a_chunk, inspect, inspect_store, is_remote,
     store_files,
 };
+use mailbox::visible;
 use serde_json::{Value, json};
 
 use super::Verdict;
@@ -240,7 +241,8 @@ fn tensors(show: &Show, path: &Path) -> Result<Verdict, Error> {
             Err(Error::Input { what, .. }) => format!("cannot be stored: {what}"),
             Err(error) => return Err(Error::Damaged { place: path.display().to_string(), what: error.to_string() }),
         };
-        show.line(&format!("{:<16} {:<5} {:?}, {}: {what}", tensor.name, tensor.dtype, tensor.shape, mb(tensor.bytes)));
+        let name = visible(&tensor.name);
+        show.line(&format!("{name:<16} {:<5} {:?}, {}: {what}", tensor.dtype, tensor.shape, mb(tensor.bytes)));
         values.push(json!({
             "name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "bytes": tensor.bytes,
             "storable": kv.is_ok(), "what": what,

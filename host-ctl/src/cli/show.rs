@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use host_ctl::{Amounts, StageDelta};
+use mailbox::{visible, visible_json};
 use serde_json::{Value, json};
 
 use super::given::Output;
@@ -41,7 +42,7 @@ impl Show {
 
     /// The last thing: a verdict for people, or everything for machines.
     pub(crate) fn end(&self, verdict: &str, value: &Value) {
-        if self.json { print(&value.to_string()) } else { print(verdict) }
+        if self.json { print_json(value) } else { print(verdict) }
     }
 
     /// What each stage did.
@@ -64,9 +65,30 @@ impl Show {
     }
 }
 
-/// Writes one line to standard output. Whoever closed it does not want the rest.
+/// Writes lines to standard output. Whoever closed it does not want the rest. A line break is ours: what others may have
+/// put into a name is escaped by whoever quotes it, or here.
 fn print(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end_matches('\n'));
+    let mut out = std::io::stdout().lock();
+    for line in text.trim_end_matches('\n').split('\n') {
+        let _ = writeln!(out, "{}", visible(line));
+    }
+}
+
+fn print_json(value: &Value) {
+    let _ = writeln!(std::io::stdout().lock(), "{}", visible_json(&value.to_string()));
+}
+
+/// Longest error on one line; what is longer is a list that nobody reads.
+const ERROR_CHARS_MAX: usize = 2000;
+
+/// The end of a command that failed: text for people on standard error, and an object for a machine that asked for one.
+pub(crate) fn failed(text: &str, code: u8, json: bool) {
+    let shown: String = visible(text).chars().take(ERROR_CHARS_MAX).collect();
+    let rest = if shown.len() < text.len() && text.chars().count() > ERROR_CHARS_MAX { " ..." } else { "" };
+    eprintln!("host-ctl: {shown}{rest}");
+    if json {
+        print_json(&json!({ "ok": false, "error": text, "code": code }));
+    }
 }
 
 /// See [`Show::bar`].

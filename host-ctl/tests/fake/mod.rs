@@ -40,9 +40,9 @@ pub(crate) struct Manner {
     pub(crate) mute: bool,
     /// Forgets the last chunk of every fetch before it serves it, this many times.
     pub(crate) evicts: usize,
-    /// Answers the third chunk of a fetch as corrupt.
-    pub(crate) corrupt: bool,
-    /// Text of a status.
+    /// Answers this chunk of a fetch as corrupt, and takes it out.
+    pub(crate) corrupt: Option<u32>,
+    /// Text of a status; CORRUPT in it stands for the number of chunks that were taken out as corrupt.
     pub(crate) status: &'static str,
 }
 
@@ -60,7 +60,7 @@ impl Default for Manner {
             refuses: None,
             mute: false,
             evicts: 0,
-            corrupt: false,
+            corrupt: None,
             status: r#"{"card":{"state":"steady"},"stages":{"write":{"jobs":1,"busy_ms":1.5,"bytes_in":1}}}"#,
         }
     }
@@ -84,6 +84,7 @@ struct Shared {
     commands: AtomicUsize,
     sessions: AtomicUsize,
     evictions: AtomicUsize,
+    corrupted: AtomicUsize,
     stop: std::sync::atomic::AtomicBool,
 }
 
@@ -115,13 +116,19 @@ pub(crate) struct FakeCard {
     socket: PathBuf,
     pub(crate) options: Options,
     thread: Option<JoinHandle<()>>,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl FakeCard {
     pub(crate) fn start(manner: Manner) -> FakeCard {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("card.sock");
+        let mut card = Self::start_at(&dir.path().join("card.sock"), manner);
+        card._dir = Some(dir);
+        card
+    }
+
+    pub(crate) fn start_at(socket: &std::path::Path, manner: Manner) -> FakeCard {
+        let socket = socket.to_owned();
         let mut listener = UnixListener::bind(&socket).unwrap();
         let shared = Arc::new(Shared { evictions: AtomicUsize::new(manner.evicts), ..Shared::default() });
         let serving = Arc::clone(&shared);
@@ -139,7 +146,7 @@ impl FakeCard {
         let timeout = Duration::from_secs(5);
         let route = Route::Socket(socket.clone());
         let options = Options { route, timeout, client: "test".to_owned(), ..Options::default() };
-        FakeCard { shared, socket, options, thread: Some(thread), _dir: dir }
+        FakeCard { shared, socket, options, thread: Some(thread), _dir: None }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -416,7 +423,9 @@ impl<'a> Session<'a> {
             }
             Operation::Fetch => self.fetch(&records, &mut answer),
             Operation::Status => {
-                let text = self.manner.status.as_bytes();
+                let corrupted = self.shared.corrupted.load(Ordering::Relaxed).to_string();
+                let text = self.manner.status.replace("CORRUPT", &corrupted).into_bytes();
+                let text = &text[..];
                 self.page.write(self.ring.answer_span(command, text.len()).offset, text);
                 answer.answer_bytes = text.len() as u32;
                 answer.answer_crc = CardRing::answer_crc(text);
@@ -445,8 +454,10 @@ impl<'a> Session<'a> {
             self.shared.chunks.lock().unwrap().remove(&records[records.len() - 1].0);
         }
         for (key, pages) in records {
-            if self.manner.corrupt && answer.chunks_done == 2 {
+            if self.manner.corrupt == Some(answer.chunks_done) {
                 answer.status = Status::Corrupt;
+                self.shared.chunks.lock().unwrap().remove(key);
+                self.shared.corrupted.fetch_add(1, Ordering::Relaxed);
                 return;
             }
             let Some(chunk) = self.shared.chunks.lock().unwrap().get(key).cloned() else { return };
