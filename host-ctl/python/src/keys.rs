@@ -57,9 +57,6 @@ pub(crate) fn chunk_keys<'py>(
     ranks: u32,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let recipe: Recipe = recipe.parse().map_err(|error| input(format!("recipe {recipe:?}: {error}")))?;
-    if model.trim().is_empty() {
-        return Err(input("model is empty: all models of one shape would meet under it"));
-    }
     if rank >= ranks {
         return Err(input(format!("rank {rank} of {ranks} ranks")));
     }
