@@ -280,21 +280,24 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// The operator's place is free, or its session has had its turn: the visitor that has waited longest is next.
-    fn change_operators(&mut self) {
-        let Some(place) = self.visitors.iter().position(|visitor| visitor.ready.is_some()) else { return };
+    /// The operator's place is free, or its session has had its turn: the visitor that has waited longest is next. `true` if
+    /// anything changed, and so there is more to do.
+    fn change_operators(&mut self) -> bool {
+        let Some(place) = self.visitors.iter().position(|visitor| visitor.ready.is_some()) else { return false };
         let index = self.shared.config.sessions;
         match &self.sessions[index] {
             None => {
                 let mut visitor = self.visitors.remove(place);
                 let attachment = visitor.ready.take().expect("just looked");
                 self.admit_to(index, *attachment, visitor);
+                true
             }
             Some(session) if session.is_live() && self.now >= session.seated + OPERATOR_TURN => {
                 self.events.add(Event::Left, session.id.into());
                 self.end(index, Some(Farewell::Replaced));
+                true
             }
-            Some(_) => {}
+            Some(_) => false,
         }
     }
 
@@ -543,15 +546,15 @@ impl Hub<'_, '_> {
         self.abort_session(index);
     }
 
-    /// Frees sessions of which nothing is in flight any more.
-    pub(crate) fn bury(&mut self) {
+    /// Frees sessions of which nothing is in flight any more; `true` if somebody waited for a place.
+    pub(crate) fn bury(&mut self) -> bool {
         for place in &mut self.sessions {
             let over = |session: &mut Session| !session.is_live() && session.is_idle();
             if let Some(session) = place.take_if(over) {
                 self.desks.push(session.desk);
             }
         }
-        self.change_operators();
+        self.change_operators()
     }
 
     /// The last words to everybody.

@@ -117,7 +117,13 @@ pub(crate) fn memory_bytes(sessions: usize) -> usize {
 /// Bytes of the messages that wait there for us: each place has them from its first host on.
 #[must_use]
 pub(crate) fn memory_of_hosts(sessions: usize) -> usize {
-    (sessions + PLACES_SPARE) * doca::comch::RECEIVED_MAX * ATTACH_MESSAGE_MAX
+    (sessions + PLACES_SPARE) * memory_of_host()
+}
+
+/// Bytes of one of these places.
+#[must_use]
+pub(crate) fn memory_of_host() -> usize {
+    doca::comch::RECEIVED_MAX * ATTACH_MESSAGE_MAX
 }
 
 /// Where hosts of one function come from.

@@ -246,12 +246,14 @@ mod tests {
         let tasks = sum.max((config.places() * Lane::ALL.len()) as u32);
         assert!(choose(&bf3(), &config, tasks).is_ok());
         let info = DeviceInfo { lz4_block: None, ..bf3() };
-        let deep = Config { inflate_depth: 60, dma_depth: 8, ..config.clone() };
+        let deep = Config { inflate_depth: 60, dma_depth: 8, sessions: 8, ..config.clone() };
         assert!(choose(&info, &deep, 64).is_ok());
         assert!(
             refusal(&bf3(), &deep, 64).contains("--inflate-depth 60 needs 120 tasks of one context, which takes 64")
         );
-        assert!(refusal(&bf3(), &Config { dma_depth: 64, ..config.clone() }, 63).contains("--dma-depth 64"));
-        assert!(refusal(&bf3(), &Config { dma_depth: 2, ..config }, 8).contains("--sessions 8"));
+        assert!(
+            refusal(&bf3(), &Config { dma_depth: 64, sessions: 8, ..config.clone() }, 63).contains("--dma-depth 64")
+        );
+        assert!(refusal(&bf3(), &Config { dma_depth: 2, ..config }, 8).contains("--sessions 36"));
     }
 }

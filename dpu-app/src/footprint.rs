@@ -76,11 +76,10 @@ fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
 /// What sessions take when they attach, all of them there: `(consumer, bytes)`.
 fn of_sessions(config: &Config) -> Vec<(&'static str, usize)> {
     let places = config.places();
-    let memory = REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>();
     let visitors = places + OPERATORS_MAX + REFUSED_MAX;
     vec![
         ("staging of more sessions", Desk::bytes_of(places) - Desk::bytes_of(1)),
-        ("memory of sessions", places * (memory + Asked::BYTES + Prefix::BYTES)),
+        ("memory of sessions", places * memory_of_session()),
         ("attaches", visitors * ATTACH_MESSAGE_MAX),
         ("channels of sessions", servers(config) * comch::memory_of_hosts(config.sessions)),
     ]
@@ -91,11 +90,16 @@ fn servers(config: &Config) -> usize {
     if config.attach.has_comch() { config.representors.len().max(1) } else { 0 }
 }
 
-/// Bytes that one more session takes, rounded up: its share of all that sessions take.
+/// Bytes that one more session takes.
 #[must_use]
 pub fn of_session(config: &Config) -> usize {
-    let all: usize = of_sessions(config).iter().map(|(_, bytes)| bytes).sum();
-    (all + Desk::bytes_of(1)).div_ceil(config.places())
+    let channel = if config.attach.has_comch() { comch::memory_of_host() } else { 0 };
+    Desk::bytes() + memory_of_session() + ATTACH_MESSAGE_MAX + channel
+}
+
+/// Beside its staging memory and its channel.
+fn memory_of_session() -> usize {
+    REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Asked::BYTES + Prefix::BYTES
 }
 
 /// Memory of the whole, with all sessions: `(consumer, bytes)`.

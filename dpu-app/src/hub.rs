@@ -332,7 +332,7 @@ impl<'a, 's> Hub<'a, 's> {
             self.complaints.look(&self.shared.counters.answers, self.now, |level, line| log::log!(level, "{line}"));
             self.check_engines()?;
         }
-        self.bury();
+        busy |= self.bury();
         self.show();
         Ok(busy)
     }

@@ -33,7 +33,8 @@ fn refused(dir: &Path, bytes: &[u8]) -> String {
         let Said { code, err, .. } = dpu_app(&arguments, &[("KVLANE_STORE", &store)]);
         assert_eq!(code, 2, "{command}: {err}");
         assert!(!dir.join("store").exists(), "{command} made a store");
-        said.push(err);
+        // Beside what `run` says of itself first.
+        said.push(err.lines().filter(|line| line.starts_with("dpu-app: ")).collect::<Vec<_>>().join("\n"));
     }
     assert_eq!(said[0], said[1], "limits refuses what run refuses");
     said.remove(0)
@@ -185,4 +186,21 @@ fn a_failure_is_a_json_object_where_json_was_asked_for() {
         assert!(value["error"].as_str().is_some_and(|text| !text.is_empty()), "{value}");
         assert!(!said.err.is_empty() && !said.err.contains('\u{1b}') && !said.out.contains('\u{1b}'));
     }
+}
+
+#[test]
+fn the_file_that_packages_bring_is_taken_whole_also_its_examples() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, store) = (dir.path().join("conf"), format!("dir:{}/store", dir.path().display()));
+    let shipped = include_str!("../../scripts/systemd/dpu-app.conf");
+    // `#name = value` is an example, `# words` a comment.
+    let is_example = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.contains('=');
+    assert!(shipped.lines().filter(is_example).count() >= 6, "{shipped}");
+    // Devices and functions of the host that no machine here has.
+    let known = |line: &&str| !line.contains("device =") && !line.contains("representor =");
+    let lines = shipped.lines().filter(known).map(|line| if is_example(&line) { &line[1..] } else { line });
+    std::fs::write(&path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let said = dpu_app(&["limits", "--store", &store, "--config", path.to_str().unwrap()], &[]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("stop and drain by hosts: allowed"), "{}", said.out);
 }

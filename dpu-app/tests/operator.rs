@@ -13,7 +13,7 @@ use rig::*;
 const TP_8: usize = 9;
 
 fn small_memory() -> host_ctl::Memory {
-    empty(Arrangement::Vllm, geometry(), 1)
+    empty(Arrangement::Contiguous, geometry(), 1)
 }
 
 fn pings(client: &mut Client) -> bool {
