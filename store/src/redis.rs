@@ -147,8 +147,8 @@ impl RedisStore {
 
     /// What the URL asks for, and what that takes in memory, as far as it is known before a server is asked.
     pub(crate) fn outline(url: &str, limits: &Limits) -> Result<(String, usize), OpenError> {
-        let options = Options::parse(url)?;
-        Self::tls(url, &options)?;
+        let door = Door::new(url)?;
+        let options = &door.options;
         let places = options.nodes_max.unwrap_or(1);
         let reader = reader::memory_bytes(options.connections, places);
         let scheme = if options.tls.is_some() { "rediss" } else { "redis" };
