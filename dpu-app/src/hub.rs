@@ -377,7 +377,10 @@ impl<'a, 's> Hub<'a, 's> {
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
-        let next = next.chain(self.next_operator()).chain(self.supervisor.next_ping()).chain(self.rests.iter().flatten().copied());
+        let next = next
+            .chain(self.next_operator())
+            .chain(self.supervisor.next_ping())
+            .chain(self.rests.iter().flatten().copied());
         let working = self.crews().into_iter().any(|crew| crew.outstanding() > 0);
         let next = next.chain(working.then(|| self.now + PASSED_OVER / 2));
         let next = next.chain(self.complaints.due(&self.shared.counters.answers)).min();

@@ -181,7 +181,8 @@ pub struct Checked {
 pub fn check(config: &Config) -> Result<Checked, RunError> {
     config.check().map_err(RunError::Config)?;
     check_cpus(config)?;
-    let store = store::outline(config.store.reveal(), &store_limits(config), &config.namespaces).map_err(RunError::Store)?;
+    let store =
+        store::outline(config.store.reveal(), &store_limits(config), &config.namespaces).map_err(RunError::Store)?;
     let device = open(&config.device)?;
     let fit = Fit::of(&device, config).map_err(RunError::Unfit)?;
     Ok(Checked { device, fit, store })

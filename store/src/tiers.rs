@@ -287,7 +287,9 @@ impl<'a> Parts<'a> {
             Some(("dir", rest))
                 if rest.rsplit_once('=').is_some_and(|(path, size)| !path.contains('?') && bytes(size).is_some()) =>
             {
-                Err("dir:PATH=BYTES is a tier and no store stands behind it: add dir:PATH or redis://..., which holds everything")
+                Err(
+                    "dir:PATH=BYTES is a tier and no store stands behind it: add dir:PATH or redis://..., which holds everything",
+                )
             }
             Some(("dir" | "redis" | "rediss", _)) => Ok(parts),
             _ => Err(NO_STORE),
