@@ -22,8 +22,8 @@ pub const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
 pub const WORKERS_MAX: usize = 16;
 /// Chunks in progress at the same time, over all sessions.
 pub const CHUNKS_ACTIVE_MAX: usize = 64;
-/// Of [`Config::sessions`], unless somebody says otherwise: four engines with tensor parallelism 8.
-const SESSIONS: usize = 36;
+/// Of [`Config::sessions`], unless somebody says otherwise: three engines with tensor parallelism 8.
+const SESSIONS: usize = 27;
 /// Cores from which the defaults are those of a BlueField-3 (16 Cortex-A78) instead of a laptop.
 const CARD_CORES: usize = 12;
 

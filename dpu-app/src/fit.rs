@@ -254,6 +254,6 @@ mod tests {
         assert!(
             refusal(&bf3(), &Config { dma_depth: 64, sessions: 8, ..config.clone() }, 63).contains("--dma-depth 64")
         );
-        assert!(refusal(&bf3(), &Config { dma_depth: 2, ..config }, 8).contains("--sessions 36"));
+        assert!(refusal(&bf3(), &Config { dma_depth: 2, ..config }, 8).contains("--sessions 27"));
     }
 }

@@ -66,7 +66,7 @@ fn a_line_that_cannot_be_obeyed_is_an_error_with_its_place() {
         ("deflate-level = 13\n", 1, "--deflate-level 13 is outside 1..=12"),
         ("sessions = 161\n", 1, "--sessions 161 is outside 1..=160"),
         ("fetch-cpus = 4095\n", 1, "may not use core 4095"),
-        ("\u{1b}[31mred = 1\n", 1, "\\u{1b}[31mred"),
+        ("\u{1b}[31mred = 1\n", 1, "what stands before `=` is no flag's name"),
     ] {
         let said = refused(dir.path(), text.as_bytes());
         let place = format!("{}/conf:{line}: ", dir.path().display());
