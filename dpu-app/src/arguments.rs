@@ -13,6 +13,7 @@ use block::Recipe;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use dpu_app::config::{Attach, Config};
 use dpu_app::reload::Reload;
+use dpu_app::verify::Verify;
 use dpu_app::{RunError, devices, json, notify};
 use mailbox::{visible, visible_json};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -187,6 +188,10 @@ pub(crate) struct Run {
     /// What is logged: off, error, warn, info, debug or trace; RUST_LOG wins
     #[arg(long, env = "KVLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: log::LevelFilter,
+    /// Read blocks back from the host's pages (and pages to be stored twice) and compare: off, sample (one of 64), all. PCIe has
+    /// checksums of its own; docs/architecture.md, "From tile to pages", says what they leave open and what this costs
+    #[arg(long, env = "KVLANE_VERIFY_DMA", value_name = "WHICH", default_value_t = Verify::Off)]
+    verify_dma: Verify,
 }
 
 #[derive(Debug, Args)]
@@ -252,6 +257,7 @@ impl Run {
             busy_poll: self.busy_poll,
             software_crc: self.software_crc,
             allow_software: self.allow_software,
+            verify_dma: self.verify_dma,
             supervisor: None,
             log_level: std::env::var_os("RUST_LOG").is_none().then_some(self.log_level),
             reload: Reload::default(),

@@ -10,6 +10,7 @@ use mailbox::COMMANDS;
 
 use crate::reload::{Live, Reload};
 use crate::slot::{SLOTS_MAX, SlotBytes};
+use crate::verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
 use crate::{footprint, notify};
 
 /// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for tools.
@@ -111,6 +112,8 @@ pub struct Config {
     pub software_crc: bool,
     /// Inflate in software where the device cannot.
     pub allow_software: bool,
+    /// Which blocks are read back from the host's pages and compared.
+    pub verify_dma: Verify,
     /// Who wants to know whether the engine thread lives.
     pub supervisor: Option<notify::Target>,
     /// What is logged; `None`: what RUST_LOG says.
@@ -157,6 +160,7 @@ impl Config {
             busy_poll: false,
             software_crc: false,
             allow_software: false,
+            verify_dma: Verify::Off,
             supervisor: None,
             log_level: None,
             reload: Reload::default(),
@@ -242,6 +246,13 @@ impl Config {
             ("chunks in progress", self.chunks.to_string()),
             ("blocks per chunk", block::BLOCKS_PER_CHUNK_MAX.to_string()),
             ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
+            (
+                "verify dma",
+                match self.verify_dma {
+                    Verify::Sample => format!("sample (one block of {SAMPLE_BLOCKS}; {VERIFY_TRIES} tries)"),
+                    verify => format!("{verify} ({VERIFY_TRIES} tries)"),
+                },
+            ),
             ("deadline", format!("{} ms", self.deadline.get().as_millis())),
         ]
         .into_iter()

@@ -92,6 +92,9 @@ pub struct Counters {
     /// By `doca::Kind`: inflate, DMA.
     pub engine_restarts: [AtomicU64; 2],
     pub blocks_resubmitted: AtomicU64,
+    /// Comparisons of what the DMA engine moved, and those that found a difference.
+    pub blocks_compared: AtomicU64,
+    pub blocks_differed: AtomicU64,
     pub sessions_opened: AtomicU64,
     pub sessions_lost: AtomicU64,
     pub doorbells_rung: AtomicU64,

@@ -6,7 +6,7 @@ use block::Codec;
 use doca::{Completion, Context, Outcome, RemoteRun, Source};
 use mailbox::attach::Farewell;
 
-use crate::counters::{Counters, add};
+use crate::counters::{Counters, add, get};
 use crate::crew::CrewKind;
 use crate::engine::Engine;
 use crate::events::Event;
@@ -64,6 +64,11 @@ pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) 
     completion.outcome
 }
 
+/// Whether what a slot waits for is read into its codes area, to be compared.
+fn comes_back(state: SlotState) -> bool {
+    matches!(state, SlotState::Verifying | SlotState::Confirming)
+}
+
 /// Submits the slot's bytes to or from where `memory` has the block's pages, those that are next in `work.moves`; as above.
 pub(crate) fn start_transfer(
     context: &mut Context,
@@ -74,7 +79,11 @@ pub(crate) fn start_transfer(
     memory: &Memory,
 ) -> Launch {
     let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
-    let shift = if let Restored::Wire { start } = work.from { start } else { 0 };
+    let comes_back = comes_back(work.state);
+    let shift = match work.from {
+        Restored::Wire { start } if !comes_back => start,
+        _ => 0,
+    };
     let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
     let runs_max = context.runs_max(part.tile_bytes(&memory.geometry)).min(RUNS_MAX);
     let mut seen = 0;
@@ -97,6 +106,7 @@ pub(crate) fn start_transfer(
     let mut areas = ring.memory(slot);
     let held = "no one holds a slot that waits for the engine";
     let submitted = match flow.direction {
+        _ if comes_back => context.read(word(slot), areas.codes.take().expect(held), &runs),
         Direction::Fetch => {
             let source = match work.from {
                 Restored::Wire { .. } => areas.wire.take(),
@@ -111,6 +121,7 @@ pub(crate) fn start_transfer(
         Err(refused) => {
             let error = refused.error;
             match work.from {
+                _ if comes_back => areas.codes = refused.area(),
                 Restored::Wire { .. } => refused.source.into_iter().for_each(|source| areas.wire.put(source)),
                 Restored::Tile => areas.tile = refused.area(),
             }
@@ -123,12 +134,13 @@ pub(crate) fn start_transfer(
 pub(crate) fn bring_transferred(
     ring: &Ring,
     slot: Ticket,
-    from: Restored,
+    (state, from): (SlotState, Restored),
     completion: Completion,
 ) -> Result<Outcome, doca::Error> {
     let outcome = completion.outcome;
     let mut memory = ring.memory(slot);
     match from {
+        _ if comes_back(state) => memory.codes = completion.area(),
         Restored::Wire { .. } => completion.source.into_iter().for_each(|source| memory.wire.put(source)),
         Restored::Tile => memory.tile = completion.area(),
     }
@@ -229,12 +241,12 @@ impl Hub<'_, '_> {
         let work = self.pipeline.slots.at(ticket);
         let (from, state) = (work.from, work.state);
         let stage = match state {
-            SlotState::Gathering => &self.shared.counters.gather,
+            SlotState::Gathering | SlotState::Confirming => &self.shared.counters.gather,
             _ => &self.shared.counters.write,
         };
         self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
-        let outcome = bring_transferred(&self.shared.ring, ticket, from, completion);
-        if let Ok(outcome) = outcome {
+        let outcome = bring_transferred(&self.shared.ring, ticket, (state, from), completion);
+        if let (Ok(outcome), false) = (outcome, comes_back(state)) {
             stage.tally(outcome.bytes, outcome.bytes);
         }
         self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
@@ -286,6 +298,31 @@ impl World for Hub<'_, '_> {
 
     fn concluded(&mut self, seat: Seat, result: Result<(), Failure>) {
         self.tell_request(seat, result);
+    }
+
+    fn differed(&mut self, slot: Ticket, goes_again: bool) {
+        let count = get(&self.shared.counters.blocks_differed);
+        // The first, and then ever more rarely: a bad bus says it once for each block.
+        if !count.is_power_of_two() {
+            return;
+        }
+        let work = *self.pipeline.slots.at(slot);
+        let flow = self.pipeline.flow(work.seat);
+        let (session, direction, block) = (flow.session, flow.direction, work.block);
+        let Some(session) = self.sessions[session].as_ref() else { return };
+        let way = match direction {
+            Direction::Fetch => "was written to the pages of",
+            Direction::Store => "was read from the pages of",
+        };
+        log::error!(
+            "DMA: what {way} {} (session {}, pid {}), block {block} of a chunk, differs from what they hold when read again \
+             ({count} so far): {}. Look for PCIe and memory errors (AER, EDAC), or for a host that changes pages of a \
+             request; all blocks are compared from now on",
+            session.client,
+            session.id,
+            session.pid,
+            if goes_again { "moved again" } else { "its chunk fails" },
+        );
     }
 
     fn unreachable(&mut self, session: usize, error: doca::Error) {

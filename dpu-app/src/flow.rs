@@ -133,6 +133,10 @@ pub struct SlotWork {
     pub facts: BlockFacts,
     pub from: Restored,
     pub moves: Moves,
+    /// What the DMA engine moves of it is compared.
+    pub verify: bool,
+    /// Comparisons that found a difference.
+    pub differed: u8,
 }
 
 /// How far the transfer of a block is. One that needs more tasks than the device has goes in several operations.
@@ -167,6 +171,8 @@ impl SlotWork {
         },
         from: Restored::Tile,
         moves: Moves::NONE,
+        verify: false,
+        differed: 0,
     };
 }
 
@@ -210,7 +216,7 @@ impl SlotTable {
     pub fn set(&mut self, ticket: Ticket, next: SlotState) {
         let work = self.at(ticket);
         assert!(work.state.may_become(next), "slot {} {:?} -> {next:?}", ticket.index, work.state);
-        let storing = matches!(work.state, SlotState::Gathering | SlotState::Encoding);
+        let storing = work.state.stores();
         work.state = next;
         if next == SlotState::Free {
             self.free.push(ticket.index);

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use block::{ChunkKey, Geometry, Header, Importance, Manifest, ManifestError, Part, Plan, Recipe, TileOrder};
-use mailbox::Status;
+use mailbox::{Status, Tokens};
 
 use crate::crew::CrewKind;
 use crate::slot::Ticket;
@@ -34,6 +34,8 @@ pub enum Job {
     Inflate { slot: Ticket },
     /// Dequantizes into the slot's tile; `check` asks for the codes' CRC in the same pass. For dequantize workers.
     Restore { slot: Ticket, order: TileOrder, from_wire: bool, check: bool },
+    /// Compares what came back from the pages with what the slot holds; `tokens` of its chunk moved. For dequantize workers.
+    Compare { slot: Ticket, seat: Seat, block: u16, from: Restored, tokens: Tokens },
     /// Asks whether the chunk is there already and starts to put it if not. For encode workers.
     Begin { seat: Seat },
     /// Quantizes, compresses and puts one block. For encode workers.
@@ -51,7 +53,7 @@ impl Job {
         match self {
             Self::Lookup { .. } | Self::Touch { .. } | Self::Rate { .. } => CrewKind::Ask,
             Self::Open { .. } | Self::Read { .. } | Self::Close { .. } => CrewKind::Fetch,
-            Self::Inflate { .. } | Self::Restore { .. } => CrewKind::Dequantize,
+            Self::Inflate { .. } | Self::Restore { .. } | Self::Compare { .. } => CrewKind::Dequantize,
             Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
         }
     }
@@ -123,6 +125,10 @@ pub enum Done {
         slot: Ticket,
         from: Result<Restored, Failure>,
     },
+    Compared {
+        slot: Ticket,
+        same: bool,
+    },
     /// `true`: started; `false`: the store has the chunk already.
     Began {
         seat: Seat,
@@ -152,6 +158,8 @@ pub enum Failure {
     Foreign,
     Store(StoreError),
     Device(doca::Error),
+    /// What the DMA engine moved was not what it was given, each time.
+    Unverified,
     Deadline,
     Cancelled,
     /// A page number outside the session's layout.
@@ -177,7 +185,7 @@ impl Failure {
             Self::Store(StoreError::Denied { .. }) => Status::StoreDown,
             Self::Store(error) if error.blame() == Blame::Store => Status::StoreDown,
             Self::Store(_) => Status::Unsupported,
-            Self::Device(_) => Status::DeviceError,
+            Self::Device(_) | Self::Unverified => Status::DeviceError,
             Self::Cancelled | Self::Gone => Status::Cancelled,
             Self::Malformed => Status::Malformed,
             Self::Draining => Status::Draining,

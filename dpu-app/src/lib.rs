@@ -58,6 +58,7 @@ pub mod slot;
 mod status;
 pub mod trial;
 mod turns;
+pub mod verify;
 pub mod wire;
 pub mod worker;
 

@@ -19,6 +19,7 @@ use crate::flow::{Direction, Flow, SlotTable};
 use crate::job::{Failure, Job, Seat};
 use crate::slot::{SLOTS_MAX, SlotState, Ticket};
 use crate::turns::Turns;
+use crate::verify::Verifier;
 
 /// What the engine that inflates can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +45,7 @@ pub struct Pipeline {
     pub(crate) to_inflate: Queue,
     pub(crate) to_transfer: Queue,
     turns: Turns,
+    pub(crate) verifier: Verifier,
     /// `None`: software inflates everything.
     pub(crate) inflater: Option<Inflater>,
     store_slots: usize,
@@ -63,6 +65,7 @@ impl Pipeline {
             to_inflate: Queue::new(),
             to_transfer: Queue::new(),
             turns: Turns::default(),
+            verifier: Verifier::new(config.verify_dma),
             inflater,
             store_slots: config.store_slots,
             sessions: config.places(),
@@ -143,7 +146,9 @@ impl Pipeline {
             Direction::Store => (SlotState::Gathering, self.turns.after_all()),
         };
         let slot = self.slots.take(seat, block, state).expect("one is free");
-        self.slots.at(slot).turn = turn;
+        let verify = self.verifier.chooses();
+        let work = self.slots.at(slot);
+        (work.turn, work.verify) = (turn, verify);
         self.held[session] += 1;
         slot
     }
@@ -161,7 +166,7 @@ impl Pipeline {
         let work = *self.slots.at(slot);
         let session = self.flow(work.seat).session;
         self.held[session] -= 1;
-        if !matches!(work.state, SlotState::Gathering | SlotState::Encoding) {
+        if !work.state.stores() {
             self.turns.passed(work.turn);
         }
         self.slots.set(slot, SlotState::Free);
@@ -228,7 +233,7 @@ pub trait World {
     /// Whether the DMA engine takes one more operation now.
     fn transfer_has_room(&self) -> bool;
 
-    /// Submits the slot's bytes to or from the host's pages.
+    /// Submits the slot's bytes to or from the host's pages, as its state says.
     fn transfer(&mut self, slot: Ticket) -> Launch;
 
     /// A slot's block is over, however it ended: what was borrowed for it goes back.
@@ -240,6 +245,9 @@ pub trait World {
 
     /// A chunk has ended, the first time that this is known of it: its request is to hear.
     fn concluded(&mut self, seat: Seat, result: Result<(), Failure>);
+
+    /// A block's comparison found a difference: it goes again, or its chunk fails.
+    fn differed(&mut self, slot: Ticket, goes_again: bool);
 
     /// A session's memory cannot be reached: it ends.
     fn unreachable(&mut self, session: usize, error: doca::Error);

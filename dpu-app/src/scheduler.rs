@@ -4,16 +4,18 @@
 //! A failure stops a whole context (DOCA), so whatever fails is submitted again; who fails alone is to blame
 //! (probation.rs). A block that the inflate engine cannot take alone is judged by software: if that can inflate it, the
 //! block goes on and the engine was wrong; if not, the stored bytes are proven bad. Host memory that the DMA engine
-//! cannot reach alone belongs to a host that is gone: its session ends.
+//! cannot reach alone belongs to a host that is gone: its session ends. What it moved is compared where `--verify-dma` asks
+//! for it (verify.rs), and moved again where it differs.
 
 use block::Codec;
 
 use crate::counters::add;
-use crate::flow::{Direction, Moves, Phase};
+use crate::flow::{Direction, Moves, Phase, SlotWork};
 use crate::job::{Done, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
 use crate::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::slot::{SlotState, Ticket};
+use crate::verify::VERIFY_TRIES;
 
 /// See the module's head. Implemented for every [`World`].
 pub trait Scheduler: World {
@@ -187,6 +189,7 @@ pub trait Scheduler: World {
                     pipeline.queue_transfer(slot);
                 }
             }
+            Done::Compared { slot, same } => self.compared(slot, same),
             Done::Encoded { slot, wire_bytes: Ok(bytes) } => {
                 let pipeline = self.pipeline();
                 let seat = pipeline.slots.at(slot).seat;
@@ -263,14 +266,7 @@ pub trait Scheduler: World {
                     self.pipeline().queue_transfer(slot);
                 }
             }
-            Ok(()) if work.state == SlotState::Gathering => {
-                let (seat, block) = (work.seat, work.block);
-                if !self.abandoned(slot) {
-                    self.pipeline().slots.set(slot, SlotState::Encoding);
-                    self.give(Job::Encode { slot, seat, block });
-                }
-            }
-            Ok(()) => self.block_done(slot),
+            Ok(()) => self.moved(slot),
             Err(Unreached { error, to_blame }) => {
                 work.blames += u8::from(to_blame);
                 // First in line, so that those that failed are alone while operations run alone (probation.rs): behind
@@ -286,6 +282,69 @@ pub trait Scheduler: World {
                 self.block_failed(slot, Failure::Device(error));
                 self.unreachable(session, error);
             }
+        }
+    }
+
+    /// Bytes are where they were to go, as far as the DMA engine knows.
+    fn moved(&mut self, slot: Ticket) {
+        let work = *self.pipeline().slots.at(slot);
+        let next = match work.state {
+            SlotState::Writing if work.verify => SlotState::Verifying,
+            SlotState::Gathering if work.verify => SlotState::Confirming,
+            // Nothing is left to do with them: a chunk that failed meanwhile has this in place all the same.
+            SlotState::Writing => return self.block_done(slot),
+            _ if self.abandoned(slot) => return,
+            SlotState::Verifying | SlotState::Confirming => {
+                let tokens = self.pipeline().flow(work.seat).tokens;
+                let SlotWork { seat, block, from, .. } = work;
+                return self.give(Job::Compare { slot, seat, block, from, tokens });
+            }
+            _ => return self.encode(slot),
+        };
+        if !self.abandoned(slot) {
+            self.go_to(slot, next);
+        }
+    }
+
+    /// All of the block's bytes are to be moved, from the first on.
+    fn go_to(&mut self, slot: Ticket, next: SlotState) {
+        let pipeline = self.pipeline();
+        pipeline.slots.set(slot, next);
+        pipeline.slots.at(slot).moves = Moves::NONE;
+        pipeline.queue_transfer(slot);
+    }
+
+    fn encode(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
+        pipeline.slots.set(slot, SlotState::Encoding);
+        self.give(Job::Encode { slot, seat, block });
+    }
+
+    /// Whether the pages hold what they should is known. What differs is moved again, [`VERIFY_TRIES`] times in all.
+    fn compared(&mut self, slot: Ticket, same: bool) {
+        add(&self.counters().blocks_compared, 1);
+        let stores = self.pipeline().slots.at(slot).state.stores();
+        if same {
+            match stores {
+                true if self.abandoned(slot) => {}
+                true => self.encode(slot),
+                false => self.block_done(slot),
+            }
+            return;
+        }
+        add(&self.counters().blocks_differed, 1);
+        let pipeline = self.pipeline();
+        pipeline.verifier.doubt();
+        let work = pipeline.slots.at(slot);
+        work.differed += 1;
+        let goes_again = work.differed < VERIFY_TRIES;
+        self.differed(slot, goes_again);
+        if !goes_again {
+            self.block_failed(slot, Failure::Unverified);
+        } else if !self.abandoned(slot) {
+            let next = if stores { SlotState::Gathering } else { SlotState::Writing };
+            self.go_to(slot, next);
         }
     }
 

@@ -20,7 +20,7 @@ use crate::hub::MODERATED_DEPTH;
 use crate::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
 use crate::scheduler::Scheduler;
-use crate::slot::Ticket;
+use crate::slot::{SlotState, Ticket};
 
 /// An engine of the emulator's timing model.
 #[derive(Clone, Copy, Debug)]
@@ -238,7 +238,10 @@ impl Simulation<'_> {
                 }
                 Event::Transferred(slot) => {
                     self.in_flight[1] -= 1;
-                    self.restored_bytes += self.tile_bytes(slot);
+                    // What is read back to be compared was counted when it was written.
+                    if self.pipeline.slots.at(slot).state == SlotState::Writing {
+                        self.restored_bytes += self.tile_bytes(slot);
+                    }
                     self.transferred(slot, Ok(()));
                 }
                 Event::Arrived(work) => self.hand(Station::Fetch, work),
@@ -358,6 +361,12 @@ impl World for Simulation<'_> {
                 };
                 self.hand(Station::Dequantize, work);
             }
+            Job::Compare { slot, .. } => {
+                let tile = self.tile_bytes(slot);
+                // Both sides are read once: bound by memory.
+                let then = Outcome::Answer(Done::Compared { slot, same: true });
+                self.hand(Station::Dequantize, Work { core_ns: 0.0, memory_bytes: 2.0 * tile, not_before: 0.0, then });
+            }
             Job::Close { seat, .. } => self.at(self.now, Event::Answer(Done::Closed { seat })),
             job => unreachable!("{job:?}: only fetches without failures are simulated"),
         }
@@ -398,6 +407,10 @@ impl World for Simulation<'_> {
     fn concluded(&mut self, _: Seat, result: Result<(), Failure>) {
         assert_eq!(result, Ok(()), "nothing fails here");
         self.ended += 1;
+    }
+
+    fn differed(&mut self, _: Ticket, _: bool) {
+        unreachable!("nothing fails here: what comes back is the same");
     }
 
     fn unreachable(&mut self, _: usize, error: doca::Error) {

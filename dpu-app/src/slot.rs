@@ -3,10 +3,16 @@
 //! ```text
 //!           fetch                                     store
 //!   Free -> Fetching -> Inflating -> Restoring -> Writing -> Free
-//!                 \______raw______/
+//!                 \______raw______/               |    ^
+//!                                                 v    |
+//!                                               Verifying -> Free
 //!   Free -> Gathering -> Encoding -> Free
+//!            |    ^         ^
+//!            v    |         |
+//!           Confirming -----'
 //! ```
 //!
+//! Verifying and Confirming: with `--verify-dma` only (verify.rs).
 //! A block whose codes fail their check goes back from Restoring to Inflating once: software then says whose fault it is.
 //! Any state may also go back to Free: that is what happens to a block that failed. Only the engine thread changes
 //! states; workers and engines borrow the memory of a slot for the time of one job, and the slot's table entry is empty
@@ -43,17 +49,36 @@ pub enum SlotState {
     Writing,
     /// Waits for the DMA engine, or is in it: host pages -> `tile`.
     Gathering,
+    /// The pages that were written come back into `codes`, and a dequantize worker compares them with `tile`.
+    Verifying,
+    /// The pages that were gathered come again, into `codes`, and a dequantize worker compares them with `tile`.
+    Confirming,
     /// An encode worker goes `tile` -> `codes` -> `wire` -> store.
     Encoding,
 }
 
 impl SlotState {
-    pub const ALL: [Self; 7] =
-        [Self::Free, Self::Fetching, Self::Inflating, Self::Restoring, Self::Writing, Self::Gathering, Self::Encoding];
+    pub const ALL: [Self; 9] = [
+        Self::Free,
+        Self::Fetching,
+        Self::Inflating,
+        Self::Restoring,
+        Self::Writing,
+        Self::Verifying,
+        Self::Gathering,
+        Self::Confirming,
+        Self::Encoding,
+    ];
+
+    /// Whether a block on its way into the store holds the slot.
+    #[must_use]
+    pub fn stores(self) -> bool {
+        matches!(self, Self::Gathering | Self::Confirming | Self::Encoding)
+    }
 
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
-        use SlotState::{Encoding, Fetching, Free, Gathering, Inflating, Restoring, Writing};
+        use SlotState::{Confirming, Encoding, Fetching, Free, Gathering, Inflating, Restoring, Verifying, Writing};
         match (self, next) {
             (Free, to) => matches!(to, Fetching | Gathering),
             (_, Free) => true,
@@ -62,7 +87,10 @@ impl SlotState {
                 (Fetching, Inflating | Restoring)
                     | (Inflating, Restoring)
                     | (Restoring, Writing | Inflating)
-                    | (Gathering, Encoding)
+                    | (Writing, Verifying)
+                    | (Verifying, Writing)
+                    | (Gathering, Confirming | Encoding)
+                    | (Confirming, Gathering | Encoding)
             ),
         }
     }
@@ -75,7 +103,9 @@ impl SlotState {
             Self::Inflating => "inflating",
             Self::Restoring => "restoring",
             Self::Writing => "writing",
+            Self::Verifying => "verifying",
             Self::Gathering => "gathering",
+            Self::Confirming => "confirming",
             Self::Encoding => "encoding",
         }
     }

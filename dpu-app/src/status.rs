@@ -216,6 +216,8 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         ("blocks_corrupt", &counters.blocks_corrupt),
         ("blocks_in_software", &counters.blocks_in_software),
         ("blocks_resubmitted", &counters.blocks_resubmitted),
+        ("blocks_compared", &counters.blocks_compared),
+        ("blocks_differed", &counters.blocks_differed),
         ("sessions_opened", &counters.sessions_opened),
         ("sessions_lost", &counters.sessions_lost),
         ("doorbells_rung", &counters.doorbells_rung),

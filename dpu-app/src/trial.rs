@@ -24,6 +24,7 @@ use std::os::fd::AsFd;
 
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::crew::CrewKind;
 use crate::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
 use crate::fit::Fit;
 use crate::flow::{Direction, Flow, Pages};
@@ -214,7 +215,8 @@ impl<'a, 's> Trial<'a, 's> {
         while let Some(completion) = self.bulk.poll() {
             let slot = ticket(completion.ticket);
             let from = self.pipeline.slots.at(slot).from;
-            bring_transferred(&self.shared.ring, slot, from, completion).expect("the pages are there");
+            let state = self.pipeline.slots.at(slot).state;
+            bring_transferred(&self.shared.ring, slot, (state, from), completion).expect("the pages are there");
             self.ended(Stage::Write);
             self.transferred(slot, Ok(()));
             busy = true;
@@ -358,8 +360,8 @@ impl World for Trial<'_, '_> {
                 if let Some(stage) = stage {
                     self.began(stage);
                 }
-                let crew = match stage {
-                    Some(Stage::Dequantize) => &mut self.crews.dequantizers,
+                let crew = match job.crew() {
+                    CrewKind::Dequantize => &mut self.crews.dequantizers,
                     _ => &mut self.crews.fetchers,
                 };
                 return crew.give(job);
@@ -432,6 +434,10 @@ impl World for Trial<'_, '_> {
     fn concluded(&mut self, _: Seat, result: Result<(), Failure>) {
         assert_eq!(result, Ok(()), "a trial has nothing to measure where a fetch fails");
         self.ended += 1;
+    }
+
+    fn differed(&mut self, slot: Ticket, _: bool) {
+        panic!("the pages of {slot:?} hold other bytes than were written");
     }
 
     fn unreachable(&mut self, _: usize, error: doca::Error) {

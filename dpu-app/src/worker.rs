@@ -9,6 +9,7 @@ use std::time::Instant;
 use block::codec::{Compressor, Decompressor};
 use block::{ChunkKey, Importance, Manifest, TileOrder, Transform};
 use doca::{Area, Slab};
+use mailbox::Tokens;
 use nix::sys::eventfd::EventFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use crate::counters::Counters;
 use crate::job::{Chunks, Done, Failure, Job, Restored, Seat};
 use crate::line::Duties;
 use crate::slot::{Ring, SLOTS_MAX, Ticket};
+use crate::verify::covered;
 use store::{Readable, retry};
 
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
@@ -157,7 +159,7 @@ impl Worker<'_, '_> {
             // With more to do here, the engine thread need not wake for every answer: a wake-up costs more than a turn.
             // Only ahead of a job that cannot hang, though: a store may take until the deadline.
             next = self.duties.claim();
-            let soon = matches!(next, Some(Job::Restore { .. } | Job::Inflate { .. }));
+            let soon = matches!(next, Some(Job::Restore { .. } | Job::Inflate { .. } | Job::Compare { .. }));
             if unheard >= ANSWERS_UNHEARD || !soon {
                 self.shared.engine_bell.ring();
                 unheard = 0;
@@ -170,6 +172,9 @@ impl Worker<'_, '_> {
             Job::Inflate { slot } => Done::Inflated { slot, result: self.inflate(slot) },
             Job::Restore { slot, order, from_wire, check } => {
                 Done::Restored { slot, from: self.restore(slot, order, from_wire, check) }
+            }
+            Job::Compare { slot, seat, block, from, tokens } => {
+                Done::Compared { slot, same: self.compare(slot, seat, block, from, tokens) }
             }
             Job::Begin { seat } => Done::Began { seat, started: self.begin(seat) },
             Job::Encode { slot, seat, block } => Done::Encoded { slot, wire_bytes: self.encode(slot, seat, block) },
@@ -226,6 +231,23 @@ impl Worker<'_, '_> {
         };
         self.shared.counters.dequantize.count(since, codes_bytes, tile_bytes);
         restored.map(|()| Restored::Tile).map_err(|_| Failure::Corrupt)
+    }
+
+    fn compare(&self, slot: Ticket, seat: Seat, block: u16, from: Restored, tokens: Tokens) -> bool {
+        let (geometry, order, part) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.geometry, chunk.order, chunk.part(block))
+        };
+        let memory = self.shared.ring.memory(slot);
+        let held = "no engine holds a slot whose pages came back";
+        let given = match from {
+            Restored::Wire { start } => &memory.wire.block().expect(held)[start..],
+            Restored::Tile => &memory.tile.as_ref().expect(held)[..],
+        };
+        let found = memory.codes.as_ref().expect(held);
+        let mut same = true;
+        covered(&geometry, &part, order, tokens, |range| same &= given[range.clone()] == found[range]);
+        same
     }
 
     fn begin(&mut self, seat: Seat) -> Result<bool, Failure> {

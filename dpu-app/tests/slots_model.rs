@@ -75,7 +75,9 @@ proptest! {
                 }
                 _ => {}
             }
-            let storing = |state: &SlotState| matches!(state, SlotState::Gathering | SlotState::Encoding);
+            let storing = |state: &SlotState| {
+                matches!(state, SlotState::Gathering | SlotState::Confirming | SlotState::Encoding)
+            };
             prop_assert_eq!(table.free(), slots - taken.len());
             prop_assert_eq!(table.storing(), taken.iter().filter(|(_, state, _)| storing(state)).count());
             for state in SlotState::ALL {

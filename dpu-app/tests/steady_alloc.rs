@@ -14,6 +14,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use dpu_app::verify::Verify;
 use host_ctl::{Arrangement, Client, Options, Route};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
@@ -87,22 +88,22 @@ fn a_steady_data_plane_allocates_nothing() {
     EXEMPT.set(true);
     let home = tempfile::tempdir().unwrap();
     let at = |name: &str| home.path().join(name).display().to_string();
-    steady_on(&format!("dir:{}?sync=never&bytes=64M", at("store")));
-    // Hits are lent.
-    steady_on(&format!("tiers:dram=64M,dir:{}?sync=never&bytes=64M", at("bottom")));
+    steady_on(&format!("dir:{}?sync=never&bytes=64M", at("store")), Verify::Off);
+    // Hits are lent, and all is compared.
+    steady_on(&format!("tiers:dram=64M,dir:{}?sync=never&bytes=64M", at("bottom")), Verify::All);
     if let Some(program) = servers::program() {
         let server = servers::Server::start(program, &[]);
-        steady_on(&format!("redis://{}", server.address()));
+        steady_on(&format!("redis://{}", server.address()), Verify::Off);
         server.flush();
-        steady_on(&format!("redis://{}?protocol=2&connections=1&ttl-s=100", server.address()));
+        steady_on(&format!("redis://{}?protocol=2&connections=1&ttl-s=100", server.address()), Verify::Off);
     }
 }
 
-fn steady_on(url: &str) {
+fn steady_on(url: &str, verify_dma: Verify) {
     println!("{url}");
     let home = tempfile::tempdir().unwrap();
     let address = scrape::free_address();
-    let config = dpu_app::Config { metrics: Some(address), store: url.into(), ..small(home.path()) };
+    let config = dpu_app::Config { metrics: Some(address), store: url.into(), verify_dma, ..small(home.path()) };
     let stop = Arc::new(EventFd::new().unwrap());
     let nap = config.awake * 5;
     let (ready, is_ready) = mpsc::channel();

@@ -200,6 +200,18 @@ const FAMILIES: &[Family] = &[
         |view, out| out.put(&[], get(&view.shared.counters.blocks_resubmitted)),
     ),
     counter(
+        "kvlane_compared_blocks_total",
+        &[],
+        "Blocks whose pages were read again and compared (--verify-dma)",
+        |view, out| out.put(&[], get(&view.shared.counters.blocks_compared)),
+    ),
+    counter(
+        "kvlane_differing_blocks_total",
+        &[],
+        "Comparisons that found other bytes in the host's pages than the DMA engine was given",
+        |view, out| out.put(&[], get(&view.shared.counters.blocks_differed)),
+    ),
+    counter(
         "kvlane_engine_restarts_total",
         &["engine"],
         "Restarts of an engine's context after a failure",

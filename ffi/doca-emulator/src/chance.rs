@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::Config;
+use crate::config::{Config, FlipWay};
+use crate::job::{Job, Segment};
 
 /// What chance has in store for one task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -13,6 +14,8 @@ pub(crate) struct Fate {
     pub(crate) delay_us: u32,
     /// Which bit of the output to flip, modulo its length.
     pub(crate) corrupt: Option<u64>,
+    /// Which bit of what a copy writes to flip, modulo its length.
+    pub(crate) flip: Option<u64>,
     /// An import that the task uses turns out dead.
     pub(crate) exporter_gone: bool,
 }
@@ -47,8 +50,36 @@ impl Chance {
             fail: self.hits(config.fail),
             delay_us: if config.delay_us == 0 { 0 } else { (self.draw() % (u64::from(config.delay_us) + 1)) as u32 },
             corrupt: self.hits(config.corrupt).then(|| self.draw()),
+            flip: None,
             exporter_gone: self.hits(config.exporter_gone),
         }
+    }
+}
+
+/// Which of a device's copies flip a bit.
+#[derive(Debug, Default)]
+pub(crate) struct Flips {
+    /// Copies that might have.
+    copies: AtomicU64,
+}
+
+impl Flips {
+    /// Which bit this copy flips, if it does. Draws nothing for one that may not.
+    pub(crate) fn of(&self, chance: &Chance, config: &Config, job: &Job) -> Option<u64> {
+        let (sources, destinations) = job.lists();
+        let reaches = |segments: &[Segment]| segments.iter().any(|segment| !segment.region().is_own());
+        let goes = match config.dma_flip_way {
+            FlipWay::Any => true,
+            FlipWay::ToHost => reaches(destinations),
+            FlipWay::FromHost => reaches(sources),
+        };
+        let bytes: usize = sources.iter().map(|segment| segment.len).sum();
+        let is_on = config.dma_flip > 0.0 || config.dma_flip_at > 0;
+        if !is_on || !goes || bytes < config.dma_flip_bytes as usize {
+            return None;
+        }
+        let number = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
+        (chance.hits(config.dma_flip) || number == config.dma_flip_at).then(|| chance.draw())
     }
 }
 

@@ -64,6 +64,16 @@ pub enum Role {
     Card,
 }
 
+/// Which copies of the DMA engine may flip a bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlipWay {
+    Any,
+    /// Into another process's memory.
+    ToHost,
+    /// Out of it.
+    FromHost,
+}
+
 /// Which functions of the host a device of the card has representors of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Representors {
@@ -120,6 +130,13 @@ pub struct Config {
     pub again: f64,
     /// Probability, 0 to 1, that a (de)compression flips one bit of its output.
     pub corrupt: f64,
+    /// Probability, 0 to 1, that a copy of the DMA engine flips one bit of what it writes.
+    pub dma_flip: f64,
+    /// The copy that flips one for certain, counted from 1 among those that may; 0: none.
+    pub dma_flip_at: u64,
+    pub dma_flip_way: FlipWay,
+    /// Bytes of the smallest copy that may.
+    pub dma_flip_bytes: u32,
     /// Longest random delay of a task, in microseconds.
     pub delay_us: u32,
     pub reorder: bool,
@@ -167,6 +184,10 @@ impl Default for Config {
             fail: 0.0,
             again: 0.0,
             corrupt: 0.0,
+            dma_flip: 0.0,
+            dma_flip_at: 0,
+            dma_flip_way: FlipWay::Any,
+            dma_flip_bytes: 0,
             delay_us: 0,
             reorder: false,
             lose_after: 0,
@@ -267,6 +288,17 @@ impl Config {
             "fail" => self.fail = probability("fail", value)?,
             "again" => self.again = probability("again", value)?,
             "corrupt" => self.corrupt = probability("corrupt", value)?,
+            "dma_flip" => self.dma_flip = probability("dma_flip", value)?,
+            "dma_flip_at" => self.dma_flip_at = number("dma_flip_at", value, 0..=u64::MAX, "a number of copies")?,
+            "dma_flip_way" => {
+                self.dma_flip_way = match value {
+                    "any" => FlipWay::Any,
+                    "to-host" => FlipWay::ToHost,
+                    "from-host" => FlipWay::FromHost,
+                    _ => return Err(bad("dma_flip_way", value, "any, to-host or from-host")),
+                }
+            }
+            "dma_flip_bytes" => self.dma_flip_bytes = number("dma_flip_bytes", value, 0..=u32::MAX, "bytes")?,
             "delay_us" => self.delay_us = number("delay_us", value, 0..=10_000_000, "up to 10000000")?,
             "reorder" => self.reorder = switch("reorder", value)?,
             "lose_after" => self.lose_after = number("lose_after", value, 0..=u64::MAX, "a number of tasks")?,
@@ -332,6 +364,8 @@ impl Config {
         self.fail > 0.0
             || self.again > 0.0
             || self.corrupt > 0.0
+            || self.dma_flip > 0.0
+            || self.dma_flip_at > 0
             || self.delay_us > 0
             || self.reorder
             || self.lose_after > 0
@@ -410,7 +444,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = "profile=bf2, without=lz4+dma,buf_bytes_max=4096,list_max=2,tasks_max=99,devices=2,role=host,pci=b1:00.2,rep=0001:3b:1f+0001:3b:02.1,comch_dir=/run/x,comch_wait_ms=5,decompress_threads=4,dma_threads=3,queue=9,window=0,seed=42,fail=0.5,again=0.25,\
-                    corrupt=1,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
+                    corrupt=1,dma_flip=0.75,dma_flip_at=3,dma_flip_way=to-host,dma_flip_bytes=9000,delay_us=900,reorder=1,lose_after=7,exporter_gone=0.125,timing=1,task_ns=1,\
                     gigabytes_per_s=2.5,depth=3,inline_bytes=64,remember=4096,quiet=1,debug=1,";
         let wanted = Config {
             profile: Profile::Bf2,
@@ -435,6 +469,10 @@ mod tests {
             fail: 0.5,
             again: 0.25,
             corrupt: 1.0,
+            dma_flip: 0.75,
+            dma_flip_at: 3,
+            dma_flip_way: FlipWay::ToHost,
+            dma_flip_bytes: 9000,
             delay_us: 900,
             reorder: true,
             lose_after: 7,

@@ -91,6 +91,13 @@ pub(crate) fn total(pieces: &[Piece]) -> usize {
     pieces.iter().map(|piece| piece.len).sum()
 }
 
+/// One byte of a list.
+pub(crate) fn byte_at(pieces: &[Piece], offset: usize) -> Option<Piece> {
+    let mut cursor = Cursor::new(pieces);
+    cursor.advance(offset);
+    cursor.rest().map(|rest| Piece { len: 1, ..rest })
+}
+
 /// Walks a list by bytes.
 struct Cursor<'a> {
     pieces: &'a [Piece],

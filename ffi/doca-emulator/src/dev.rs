@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
 use crate::abi::{doca_dev, doca_devinfo, doca_pci_func_type};
-use crate::chance::{self, Chance};
+use crate::chance::{self, Chance, Flips};
 use crate::config::{self, Config, Profile};
 use crate::debug;
 use crate::door::{Enter, Handle, Out, Room, Stamp, Text, Thing, exports};
@@ -86,6 +86,7 @@ pub(crate) struct Dev {
     pub(crate) id: u64,
     pub(crate) info: DevInfo,
     pub(crate) chance: Chance,
+    pub(crate) flips: Flips,
     /// Tasks that it was given.
     tasks: AtomicU64,
     pub(crate) compress: Engine,
@@ -136,6 +137,7 @@ fn open(info: &DevInfo) -> Dev {
         stamp: Stamp::new(Dev::MAGIC),
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         chance: Chance::new(seed),
+        flips: Flips::default(),
         tasks: AtomicU64::new(0),
         compress: Engine::new("compress", config.decompress_threads, config.reorder, seed),
         dma: Engine::new("dma", config.dma_threads, config.reorder, seed),

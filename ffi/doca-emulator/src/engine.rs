@@ -242,7 +242,7 @@ impl Worker {
             pieces(&mut self.destinations, destinations);
         }
         let made = match kind {
-            Kind::Memcpy => self.copy(),
+            Kind::Memcpy => self.copy(job.fate.flip),
             _ => self.transform(kind, job),
         };
         self.sources.clear();
@@ -251,10 +251,22 @@ impl Worker {
         made
     }
 
-    fn copy(&mut self) -> Result<Made, Fault> {
+    /// `flip`: the bit of what is written that chance changes.
+    fn copy(&mut self, flip: Option<u64>) -> Result<Made, Fault> {
         let bytes = copy::total(&self.sources);
         // SAFETY: `run` keeps the pieces reachable.
         unsafe { self.copier.copy(&self.sources, &self.destinations, bytes, &mut self.output) }?;
+        if let Some(bit) = flip.filter(|_| bytes > 0) {
+            let bit = (bit % (bytes as u64 * 8)) as usize;
+            let mut byte = [0];
+            let (from, to) = (copy::byte_at(&self.sources, bit / 8), copy::byte_at(&self.destinations, bit / 8));
+            let (Some(from), Some(to)) = (from, to) else { return Err(Fault::DOCA_ERROR_UNEXPECTED) };
+            // SAFETY: parts of pieces that `run` keeps reachable, and a byte of our own.
+            unsafe { self.copier.copy(&[from], &[Piece::here(&mut byte)], 1, &mut []) }?;
+            byte[0] ^= 1 << (bit % 8);
+            // SAFETY: as above.
+            unsafe { self.copier.copy(&[Piece::here(&mut byte)], &[to], 1, &mut []) }?;
+        }
         Ok(Made { bytes, sums: Sums::default() })
     }
 

@@ -88,5 +88,5 @@ mod task;
 mod typed;
 mod window;
 
-pub use config::{Config, ConfigError, Profile, Representors, Role, Without, configure, configure_thread};
+pub use config::{Config, ConfigError, FlipWay, Profile, Representors, Role, Without, configure, configure_thread};
 pub use pci::PciAddress;

@@ -229,6 +229,9 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
         engine::poison(job);
     }
     job.fate = dev.chance.fate(dev.config());
+    if task.kind == Kind::Memcpy && job.refusal.is_none() {
+        job.fate.flip = dev.flips.of(&dev.chance, dev.config(), job);
+    }
     job.has_block_checksum = task.has_block_checksum.get() != 0;
     job.are_blocks_independent = task.are_blocks_independent.get() != 0;
     task.stage.set(Stage::Flying);

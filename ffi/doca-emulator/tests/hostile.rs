@@ -97,6 +97,48 @@ fn corruption_flips_one_bit_and_its_checksum_tells() {
     give_back(dst);
 }
 
+/// What 40 copies of 1000 bytes between two memories flipped, in bits, and how many of them.
+fn flips(config: &str, imports: [bool; 2]) -> (usize, u32) {
+    let device = Device::open(config);
+    let engine = Engine::new();
+    let context = Context::dma(&device, &engine);
+    let inventory = Inventory::new(4);
+    let plain = sample(1000, 8);
+    let memory = |is_import: bool, bytes: &[u8]| {
+        let own = Memory::with_access(&device, bytes, LOCAL_RW | PCI_RW);
+        let import =
+            is_import.then(|| Memory::import(&device, &own.blob(&device).expect("a blob")).expect("an import"));
+        (import, own)
+    };
+    let ((import_from, from), (import_to, to)) = (memory(imports[0], &plain), memory(imports[1], &vec![0; 1000]));
+    let (mut copies, mut bits) = (0, 0);
+    for _ in 0..40 {
+        let src = inventory.source(import_from.as_ref().unwrap_or(&from), 0, 1000);
+        let dst = inventory.destination(import_to.as_ref().unwrap_or(&to), 0, 1000);
+        assert_eq!(context.run(&engine, context.memcpy(0, src, dst).expect("a task")), E::DOCA_SUCCESS);
+        let flipped: u32 = to.bytes().iter().zip(&plain).map(|(a, b)| (a ^ b).count_ones()).sum();
+        (copies, bits) = (copies + usize::from(flipped > 0), bits + flipped);
+        [src, dst].into_iter().for_each(give_back);
+    }
+    assert_eq!(from.bytes(), plain, "a source is not touched");
+    drop((import_from, import_to));
+    (copies, bits)
+}
+
+#[test]
+fn a_copy_may_flip_one_bit_and_succeeds_all_the_same() {
+    assert_eq!(flips("seed=4,dma_flip=1", [false, false]), (40, 40));
+    let (copies, bits) = flips("seed=4,dma_flip=0.25", [false, false]);
+    assert!((3..20).contains(&copies) && bits == copies as u32, "{copies}");
+    assert_eq!(flips("seed=4,dma_flip=0.25", [false, false]), (copies, bits), "the seed decides");
+    assert_eq!(flips("dma_flip_at=7", [false, false]), (1, 1));
+    assert_eq!(flips("dma_flip=1,dma_flip_bytes=1001", [false, false]), (0, 0));
+    assert_eq!(flips("dma_flip=1,dma_flip_way=to-host", [false, true]), (40, 40));
+    assert_eq!(flips("dma_flip=1,dma_flip_way=to-host", [true, false]), (0, 0));
+    assert_eq!(flips("dma_flip=1,dma_flip_way=from-host", [true, false]), (40, 40));
+    assert_eq!(flips("dma_flip=1,dma_flip_way=from-host", [false, true]), (0, 0));
+}
+
 #[test]
 fn delay_makes_tasks_late_and_reorder_lets_them_overtake() {
     let device = Device::open("seed=3,delay_us=2000,reorder=1");
