@@ -132,9 +132,11 @@ class Scheduler:
             return "silent"
         verdict = self._pace.verdict(tokens, time.monotonic())
         if verdict == "slow" and not self.faults.more(SLOW):
-            rates = [f"{rate:.0f}" if rate else "unknown" for rate in (self._pace.restore, self._pace.prefill)]
-            what = f"{rates[0]} tokens a second from the store, {rates[1]} by recomputation: prompts are computed, and"
-            self.faults.seen(SLOW, f"{what} from time to time one load tries", lasting=True)
+            rate, prefill = self._pace.restore or 0.0, self._pace.prefill or 0.0
+            what = f"{rate:.0f} tokens a second from the store, {prefill:.0f} by recomputation"
+            if not prefill or rate >= prefill:
+                what = "not in time"
+            self.faults.seen(SLOW, f"{what}: prompts are computed, and from time to time one load tries", lasting=True)
         return verdict
 
     def matched_end(self, request: str, total: int) -> int:
