@@ -1,6 +1,5 @@
 //! `dpu-app scrub`.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -23,7 +22,7 @@ pub(crate) struct Scrub {
 }
 
 pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
-    let Some(path) = scrub.store.strip_prefix("dir:").map(|path| path.split('?').next().unwrap_or(path)) else {
+    let Some(path) = store::dir_path(&scrub.store) else {
         return fail(
             EXIT_USAGE,
             format_args!("{}: only dir:PATH stores can be scrubbed", store::Url::from(&*scrub.store)),
@@ -31,7 +30,7 @@ pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
     };
     let mode = if scrub.repair { scrub::Mode::Repair } else { scrub::Mode::Report };
     let mut findings = Vec::new();
-    let report = scrub::run(Path::new(path), mode, &mut |event| {
+    let report = scrub::run(path, mode, &mut |event| {
         if let scrub::Event::Finding(finding) = event {
             match scrub.json {
                 true => findings.push(finding.to_string()),

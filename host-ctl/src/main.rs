@@ -35,8 +35,13 @@ fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> s
 /// Help and version, which are no failures, or what is wrong with the command line.
 fn refused(error: &clap::Error, json: bool) -> ExitCode {
     let code = error.exit_code().clamp(0, 255) as u8;
-    let text = error.render().to_string();
-    if !error.use_stderr() || text.lines().all(|line| matches!(visible(line), std::borrow::Cow::Borrowed(_))) {
+    let told = error.render().to_string();
+    // Without what may be a part of a password: a URL with a space in it has become several arguments.
+    let arguments: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let text = store::scrub_secrets(&told, &arguments);
+    if !error.use_stderr()
+        || text == told && text.lines().all(|line| matches!(visible(line), std::borrow::Cow::Borrowed(_)))
+    {
         // In colour, where there is somebody to see it.
         let _ = error.print();
     } else {

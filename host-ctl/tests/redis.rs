@@ -114,3 +114,24 @@ fn store_check_says_what_to_change_and_leaves_nothing_behind() {
     assert_eq!(host_ctl(&["store-check", "dir:/tmp"]).status.code(), Some(2));
     assert_eq!(host_ctl(&["store-check", "redis://h?color=red"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_url_that_is_misspelt_is_not_repeated() {
+    for arguments in [
+        &["inspect", "redis//u:TopSecret@h"][..],
+        &["inspect", "redis://u:Top?Secret@h"],
+        &["inspect", "dir:redis://u:TopSecret@h"],
+        &["store-check", "redis//u:TopSecret@h"],
+        &["store-check", "redis://u:TopSecret@h/Secret"],
+        &["store-check", "redis://u:Top", "TopSecret@h"],
+    ] {
+        let output = host_ctl(arguments);
+        assert!(!output.status.success() && !said(&output).contains("Secret"), "{arguments:?}: {}", said(&output));
+    }
+    let help = Command::new(env!("CARGO_BIN_EXE_host-ctl"))
+        .args(["store-check", "--help"])
+        .env("KVLANE_STORE", "redis://u:TopSecret@h")
+        .output()
+        .expect("host-ctl runs");
+    assert!(help.status.success() && !said(&help).contains("Secret"), "{}", said(&help));
+}

@@ -66,7 +66,7 @@ pub use direct::{Direct, retry};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
 pub use outline::{Outline, Part, outline};
-pub use secret::{Url, scrub as scrub_secrets};
+pub use secret::{Url, looks_like_a_login, scrub as scrub_secrets};
 pub use slab::{Allocate, Slab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
 pub use url::{OpenError, SCHEMES, advice, bytes, dir_path, open, open_or_wait, open_with};

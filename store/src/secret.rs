@@ -64,7 +64,8 @@ impl fmt::Debug for Url {
 }
 
 /// Whether a text that should be a path has what only a server's URL has.
-pub(crate) fn looks_like_a_login(text: &str) -> bool {
+#[must_use]
+pub fn looks_like_a_login(text: &str) -> bool {
     text.contains("://") || text.rsplit_once('@').is_some_and(|(before, _)| before.contains(':'))
 }
 

@@ -83,7 +83,7 @@ fn open_as<M: Memory>(
 
 /// The path that a `dir:` URL names: for tools that work on the directory itself.
 pub fn dir_path(url: &str) -> Option<&Path> {
-    let path = url.strip_prefix("dir:")?;
+    let path = url.strip_prefix("dir:").filter(|path| !looks_like_a_login(path))?;
     Some(Path::new(path.split_once('?').map_or(path, |(path, _)| path)))
 }
 

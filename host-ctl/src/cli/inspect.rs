@@ -38,6 +38,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     if is_remote(&arguments.path) {
         return remote(&show, arguments);
     }
+    if store::looks_like_a_login(&arguments.path) {
+        // Not repeated: it may hold a password.
+        return Err(given::bad("PATH", "is neither a path nor a redis:// URL".to_owned(), "write redis://HOST/KEY"));
+    }
     let store = arguments.path.strip_prefix("dir:").map(|path| path.split_once('?').map_or(path, |(path, _)| path));
     let path = PathBuf::from(store.unwrap_or(&arguments.path));
     if store.is_some() || path.is_dir() {
