@@ -8,12 +8,12 @@
 //! in the engines' progress, and their listener says that there is something (`Hub::attend_progressed`).
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use block::{Part, Plan, wire_bytes_max};
 use doca::Remote;
-use mailbox::attach::{AttachError, Attachment, Farewell, Intake, Message, Reason, Refuse, Welcome};
+use mailbox::attach::{AttachError, Attachment, Farewell, Intake, Message, PAGE_REGION, Reason, Refuse, Welcome};
 use mailbox::channel::{Channel, ChannelError};
 use mailbox::layout::Layout;
 use mailbox::{CHUNKS_PER_REQUEST_MAX, COMMANDS, CardRing, PeerError};
@@ -24,6 +24,7 @@ use crate::counters::add;
 use crate::engines::RUNS_MAX;
 use crate::events::Event;
 use crate::hub::{Hub, HubError, HubState, tag};
+use crate::importer::{Imported, Importing};
 use crate::scheduler::Scheduler;
 use crate::session::{Desk, Memory, Session, SessionState, Staged, Wake};
 
@@ -54,10 +55,12 @@ pub(crate) struct Visitor {
     pub(crate) until: Instant,
     /// Names it to epoll.
     number: u64,
+    /// It said everything, and its exports are being imported; what it says meanwhile waits.
+    importing: Option<Importing>,
     /// Why it is not let in was said; messages that it still sends are counted and dropped.
     refused: Option<usize>,
     /// It has said everything and waits for the operator's place.
-    ready: Option<Box<Attachment>>,
+    ready: Option<Box<Imported>>,
 }
 
 impl Visitor {
@@ -164,7 +167,8 @@ impl Hub<'_, '_> {
             let number = u64::from(self.sessions_seen);
             self.watch(channel.fd(), tag::VISITOR | number);
             let until = self.now + config.attach_timeout.get();
-            let visitor = Visitor { channel, intake: Intake::new(), until, number, refused: None, ready: None };
+            let (intake, importing) = (Intake::new(), None);
+            let visitor = Visitor { channel, intake, until, number, importing, refused: None, ready: None };
             match refusal {
                 Some(refusal) => self.refuse(visitor, refusal),
                 None => self.visitors.push(visitor),
@@ -213,6 +217,11 @@ impl Hub<'_, '_> {
 
     fn hear_visitor(&mut self, number: u64) {
         let Some(place) = self.visitors.iter().position(|visitor| visitor.number == number) else { return };
+        if let Some(importing) = &self.visitors[place].importing {
+            let Some(imported) = importing.take() else { return };
+            let visitor = self.visitors.swap_remove(place);
+            return self.end_import(imported, visitor);
+        }
         for _ in 0..MESSAGES_MAX {
             let visitor = &mut self.visitors[place];
             let refusal = match (visitor.channel.receive(&mut self.attach_buffer), visitor.refused.as_mut()) {
@@ -237,10 +246,7 @@ impl Hub<'_, '_> {
                     }
                     Ok(message) => match visitor.intake.take(&message) {
                         Ok(None) => continue,
-                        Ok(Some(attachment)) => {
-                            let visitor = self.visitors.swap_remove(place);
-                            return self.admit(attachment, visitor);
-                        }
+                        Ok(Some(attachment)) => return self.begin_import(place, attachment),
                         Err(refusal) => refusal,
                     },
                 },
@@ -262,14 +268,45 @@ impl Hub<'_, '_> {
         });
     }
 
-    /// A visitor has said everything: it gets a place, or waits for the operator's, or is not let in.
-    fn admit(&mut self, attachment: Attachment, mut visitor: Visitor) {
+    /// A visitor has said everything: what it has exported is imported, by a thread that waits for it alone.
+    fn begin_import(&mut self, place: usize, attachment: Attachment) {
+        let visitor = &mut self.visitors[place];
+        match Importing::begin(&self.device, attachment, visitor.until) {
+            Ok(importing) => {
+                // A socket that has more to say, or hangs up, would be readable all the time.
+                let _ = visitor.channel.fd().map(|fd| self.epoll.delete(fd));
+                let (number, importing) = (visitor.number, visitor.importing.insert(importing));
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, tag::VISITOR | number);
+                if let Err(errno) = self.epoll.add(importing.as_fd(), event) {
+                    log::error!("epoll_ctl: {}: a visitor will not be heard", errno.desc());
+                }
+            }
+            Err(error) => {
+                log::error!("visitor: its memory cannot be imported: {error}");
+                let visitor = self.visitors.swap_remove(place);
+                self.refuse(visitor, Refuse::new(Reason::Region, 0, PAGE_REGION.into()));
+            }
+        }
+    }
+
+    /// The thread is done: the visitor's own channel is heard again.
+    fn end_import(&mut self, imported: Imported, mut visitor: Visitor) {
+        if let Some(importing) = visitor.importing.take() {
+            let _ = self.epoll.delete(importing.as_fd());
+        }
+        self.watch(visitor.channel.fd(), tag::VISITOR | visitor.number);
+        self.admit(imported, visitor);
+    }
+
+    /// A visitor with all that it brings: it gets a place, or waits for the operator's, or is not let in.
+    fn admit(&mut self, imported: Imported, mut visitor: Visitor) {
+        let attachment = &imported.attachment;
         let sessions = self.shared.config.sessions;
         let free = self.sessions[..sessions].iter().position(Option::is_none);
-        match free.or((visitor.is_local() && is_operators(&attachment)).then_some(sessions)) {
-            Some(index) if self.sessions[index].is_none() => self.admit_to(index, attachment, visitor),
+        match free.or((visitor.is_local() && is_operators(attachment)).then_some(sessions)) {
+            Some(index) if self.sessions[index].is_none() => self.admit_to(index, imported, visitor),
             Some(_) => {
-                visitor.ready = Some(Box::new(attachment));
+                visitor.ready = Some(Box::new(imported));
                 self.visitors.push(visitor);
             }
             None => {
@@ -288,8 +325,8 @@ impl Hub<'_, '_> {
         match &self.sessions[index] {
             None => {
                 let mut visitor = self.visitors.remove(place);
-                let attachment = visitor.ready.take().expect("just looked");
-                self.admit_to(index, *attachment, visitor);
+                let imported = visitor.ready.take().expect("just looked");
+                self.admit_to(index, *imported, visitor);
                 true
             }
             Some(session) if session.is_live() && self.now >= session.seated + OPERATOR_TURN => {
@@ -307,34 +344,22 @@ impl Hub<'_, '_> {
         Some(self.sessions[self.shared.config.sessions].as_ref()?.seated + OPERATOR_TURN)
     }
 
-    fn admit_to(&mut self, index: usize, mut attachment: Attachment, mut visitor: Visitor) {
-        match self.import(&mut attachment).and_then(|imported| Ok((imported, self.desk()?))) {
-            Ok(((page, memory), desk)) => self.seat_session(index, attachment, visitor, page, memory, desk),
+    fn admit_to(&mut self, index: usize, imported: Imported, mut visitor: Visitor) {
+        let Imported { mut attachment, exports } = imported;
+        let writable = attachment.regions.iter().all(|region| region.writable);
+        let layout = attachment.layout.take();
+        let admitted = exports.and_then(|(page, regions)| {
+            let memory = layout.map(|layout| self.lay_out(layout, regions, writable)).transpose()?;
+            Ok((page, memory, self.desk()?))
+        });
+        match admitted {
+            Ok((page, memory, desk)) => self.seat_session(index, attachment, visitor, page, memory, desk),
             Err(refusal) => {
                 log::warn!("{} refused: {refusal}", attachment.client);
                 self.events.add(Event::Refused, u64::from(refusal.reason));
                 say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
             }
         }
-    }
-
-    /// Imports what a host has exported and checks it against what it said.
-    fn import(&self, attachment: &mut Attachment) -> Result<(Remote, Option<Memory>), Refuse> {
-        let client = &attachment.client;
-        let import = |export: &mailbox::attach::Export, region: u64| {
-            Remote::import(&self.device, &export.blob)
-                .inspect_err(|error| log::warn!("{client}: {error}"))
-                .ok()
-                .filter(|remote| (remote.address(), remote.bytes()) == (export.base, export.bytes))
-                .ok_or(Refuse::new(Reason::Region, 0, region))
-        };
-        let page = import(&attachment.page, u64::from(mailbox::attach::PAGE_REGION))?;
-        let exports = attachment.regions.iter().enumerate();
-        let regions = exports.map(|(number, export)| import(export, number as u64)).collect::<Result<Vec<_>, _>>()?;
-        let writable = attachment.regions.iter().all(|region| region.writable);
-        let layout = attachment.layout.take();
-        let memory = layout.map(|layout| self.lay_out(layout, regions, writable)).transpose()?;
-        Ok((page, memory))
     }
 
     /// Staging memory for one more session; where all is in use, more is made: an attach is Init for its session.

@@ -35,6 +35,7 @@ pub mod footprint;
 pub mod health;
 pub mod histogram;
 pub mod hub;
+mod importer;
 pub mod job;
 pub mod json;
 pub mod lender;

@@ -276,6 +276,9 @@ pub struct Remote {
     _device: Device,
 }
 
+// SAFETY: the handle is used by its holder alone and destroyed once; DOCA mmaps have no thread affinity.
+unsafe impl Send for Remote {}
+
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote").field("bytes", &self.bytes).finish()
