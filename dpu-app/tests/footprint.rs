@@ -9,8 +9,9 @@ use host_ctl::Arrangement;
 use rig::process::{Dpu, Home};
 use rig::*;
 
-/// A process's stacks, allocator, and the emulator: its tasks, buffers and staging. Measured: 5 MiB.
-const BESIDE: usize = 6 << 20;
+/// A process's stacks, allocator, and the emulator: its tasks (of 27 sessions' mailboxes, too), buffers and staging, and what
+/// engine thread and crews remember of their jobs. Measured: 8 MiB.
+const BESIDE: usize = 9 << 20;
 /// Pages that are touched for the first time by a request that is larger than those before it.
 const LATE: usize = 512 << 10;
 /// Of the largest request; a ring's worth of blocks is [`RING`] chunks.
