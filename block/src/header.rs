@@ -103,6 +103,31 @@ impl fmt::Display for HeaderError {
 
 impl std::error::Error for HeaderError {}
 
+impl HeaderError {
+    /// Whether [`Header::open`] says with this that the bytes are not those that were stored. All others it says of
+    /// bytes whose checksum holds: somebody else's, whom this reader does not understand, and good for them.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Short { .. } | Self::Magic | Self::HeadCrc { .. } | Self::WireBytes { .. } => true,
+            Self::OtherKey | Self::OtherGeometry | Self::OtherPart => true,
+            Self::Version { .. } | Self::Reserved | Self::Geometry(_) | Self::Part | Self::BlockIndex(_) => false,
+            Self::Transform(_) | Self::Codec(_) | Self::Granularity(_) | Self::Level { .. } => false,
+            Self::ScaleBytes { .. } | Self::CodesBytes { .. } | Self::PayloadBytes { .. } => false,
+        }
+    }
+
+    /// What it is that a reader does not understand, for whoever counts such blocks.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Version { .. } => "a block version",
+            Self::Transform(_) => "a transform",
+            Self::Codec(_) => "a codec",
+            Self::Granularity(_) => "a granularity",
+            _ => "words of a block header",
+        }
+    }
+}
+
 /// What a wire block says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -262,6 +287,11 @@ impl Header {
         if found != self.head_crc {
             return Err(HeaderError::HeadCrc { expected: self.head_crc, found });
         }
+        self.verify_peaks(scales)
+    }
+
+    /// Whether every peak is one that the transform can have.
+    fn verify_peaks(&self, scales: &[u8]) -> Result<(), HeaderError> {
         if !self.transform.quantizes() {
             return Ok(());
         }
@@ -277,8 +307,9 @@ impl Header {
         Ok(())
     }
 
-    /// The one door for a whole wire block: parse, compare with what was asked for, check the length and the scales.
-    /// The codes remain to be checked against `codes_crc` by whoever decompresses or restores them.
+    /// The one door for a whole wire block: the checksum of header and scales first, so that what is not understood is
+    /// not taken for damage ([`HeaderError::is_damage`]); then parse, compare with what was asked for, check the length
+    /// and the peaks. The codes remain to be checked against `codes_crc` by whoever decompresses or restores them.
     pub fn open(
         wire: &[u8],
         key: &ChunkKey,
@@ -286,12 +317,13 @@ impl Header {
         block_index: usize,
         part: &Part,
     ) -> Result<Self, HeaderError> {
+        check_sum(wire)?;
         let header = Self::parse(wire)?;
         header.check(key, geometry, block_index, part)?;
         if wire.len() != header.wire_bytes() {
             return Err(HeaderError::WireBytes { expected: header.wire_bytes(), found: wire.len() });
         }
-        header.verify_scales(&wire[header.scales_range()])?;
+        header.verify_peaks(&wire[header.scales_range()])?;
         Ok(header)
     }
 
@@ -318,5 +350,29 @@ impl Header {
         crc.update(&head);
         crc.update(scales);
         crc.finalize()
+    }
+}
+
+/// Checks the CRC of header and scales, of any version: magic, bytes of scales and CRC keep their places (docs/upgrades.md).
+fn check_sum(wire: &[u8]) -> Result<(), HeaderError> {
+    let Some(head) = wire.first_chunk::<HEADER_BYTES>() else {
+        return Err(HeaderError::Short { bytes: wire.len() });
+    };
+    if head[at::MAGIC..at::VERSION] != MAGIC {
+        return Err(HeaderError::Magic);
+    }
+    let expected = u32_at(head, at::HEAD_CRC);
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&head[..at::HEAD_CRC]);
+    crc.update(&[0; 4]);
+    let scales = wire[HEADER_BYTES..].get(..u32_at(head, at::SCALE_BYTES) as usize);
+    // Scales that do not fit the block: the word is wrong or the block was cut off.
+    let found = scales.map(|scales| {
+        crc.update(scales);
+        crc.finalize()
+    });
+    match found {
+        Some(found) if found == expected => Ok(()),
+        found => Err(HeaderError::HeadCrc { expected, found: found.unwrap_or(!expected) }),
     }
 }

@@ -70,6 +70,22 @@ impl fmt::Display for ManifestError {
 
 impl std::error::Error for ManifestError {}
 
+impl ManifestError {
+    /// Whether the bytes are proven not to be those that were stored. All others are said of manifests whose checksum
+    /// holds: somebody else's, whom this reader does not understand, and good for them.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Bytes { .. } | Self::Magic | Self::Crc { .. })
+    }
+
+    /// What it is that a reader does not understand, for whoever counts such manifests.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Version { .. } => "a manifest version",
+            _ => "words of a manifest",
+        }
+    }
+}
+
 /// A chunk's table of contents. About 4 KiB; keep it where requests are kept.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -138,7 +154,7 @@ impl Manifest {
         len
     }
 
-    /// The one door for manifests. `bytes` may be longer than the manifest, but then one of another version is damage.
+    /// The one door for manifests. `bytes` may be longer than the manifest, but then what is not understood is damage.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
             return Err(ManifestError::Bytes { expected: HEAD_BYTES, found: bytes.len() });
@@ -146,27 +162,24 @@ impl Manifest {
         if head[at::MAGIC..at::VERSION] != MAGIC {
             return Err(ManifestError::Magic);
         }
+        // The code is where it is in all versions, and of all bytes, so that neither is taken for the other: damage and
+        // what is not understood.
+        let (whole, expected) = (crc_of(bytes), u32_at(head, at::CRC));
+        let foreign =
+            |error| Err(if whole == expected { error } else { ManifestError::Crc { expected, found: whole } });
         let theirs = u16_at(head, at::VERSION);
         if theirs != FORMAT_VERSION {
-            // The code is where it is in all versions, so that damage is not taken for a version.
-            let (found, expected) = (crc_of(bytes), u32_at(head, at::CRC));
-            return Err(match found == expected {
-                true => ManifestError::Version { ours: FORMAT_VERSION, theirs },
-                false => ManifestError::Crc { expected, found },
-            });
+            return foreign(ManifestError::Version { ours: FORMAT_VERSION, theirs });
         }
         let bytes_before = u16_at(head, at::HEAD_BYTES);
         if usize::from(bytes_before) != HEAD_BYTES {
-            return Err(ManifestError::Head { bytes: bytes_before });
+            return foreign(ManifestError::Head { bytes: bytes_before });
         }
         let found = u16_at(head, at::BLOCK_COUNT) as usize;
-        if found > BLOCKS_PER_CHUNK_MAX {
-            return Err(ManifestError::BlockCount { expected: BLOCKS_PER_CHUNK_MAX, found });
-        }
-        let Some(bytes) = bytes.get(..manifest_bytes(found)) else {
-            return Err(ManifestError::Bytes { expected: manifest_bytes(found), found: bytes.len() });
+        let Some(bytes) = bytes.get(..manifest_bytes(found)).filter(|_| found <= BLOCKS_PER_CHUNK_MAX) else {
+            return foreign(ManifestError::BlockCount { expected: (bytes.len() - HEAD_BYTES) / 4, found });
         };
-        let (crc, expected) = (crc_of(bytes), u32_at(head, at::CRC));
+        let crc = crc_of(bytes);
         if crc != expected {
             return Err(ManifestError::Crc { expected, found: crc });
         }

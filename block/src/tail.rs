@@ -46,6 +46,8 @@ const _: () = assert!(at::KEY + KEY_BYTES == at::ZERO_2 && at::CRC + 4 == TRAILE
 pub enum TailError {
     /// The bytes are wrong; `value` is what was found.
     Corrupt { what: &'static str, value: u64 },
+    /// The checksum holds, and a word is one that this reader does not know: somebody else's, and good for them.
+    Foreign { what: &'static str, value: u64 },
     /// More blocks than the caller has places for. The file may be good.
     Large { blocks: usize, max: usize },
 }
@@ -54,6 +56,7 @@ impl fmt::Display for TailError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Corrupt { what, value } => write!(f, "tail: {what} ({value})"),
+            Self::Foreign { what, value } => write!(f, "tail: {what} {value} is not known here"),
             Self::Large { blocks, max } => write!(f, "tail: {blocks} blocks, at most {max}"),
         }
     }
@@ -116,15 +119,12 @@ pub fn write(key: &ChunkKey, places: &[Place], manifest: &[u8], out: &mut [u8]) 
     bytes
 }
 
-/// Bytes of the tail that ends at the end of `window`, which holds at least the trailer of a file of `file_bytes`.
+/// Bytes of the tail, of any version, that ends at the end of `window`, which holds at least the trailer of a file of
+/// `file_bytes`: magic, version, numbers and CRC keep their places, and the CRC what it covers (docs/upgrades.md).
 pub fn measure(window: &[u8], file_bytes: u64) -> Result<usize, TailError> {
     let trailer = trailer(window)?;
     if trailer[at::MAGIC..at::VERSION] != TRAILER_MAGIC {
         return corrupt("file does not end in a trailer, bytes", file_bytes);
-    }
-    let version = u32_at(trailer, at::VERSION);
-    if version != VERSION {
-        return corrupt("version of the trailer", version.into());
     }
     // Both are 32 bits wide, so the sum cannot overflow on the 64-bit machines that this runs on.
     let bytes = tail_bytes(u32_at(trailer, at::BLOCKS) as usize, u32_at(trailer, at::MANIFEST_BYTES) as usize);
@@ -147,13 +147,18 @@ pub fn parse(window: &[u8], file_bytes: u64, places: &mut [Place]) -> Result<Tai
         return corrupt("crc of the tail", crc.into());
     }
     let trailer = trailer(tail)?;
+    let version = u32_at(trailer, at::VERSION);
+    if version != VERSION {
+        return Err(TailError::Foreign { what: "a trailer version", value: version.into() });
+    }
     let blocks = u32_at(trailer, at::BLOCKS) as usize;
     let manifest_bytes = u32_at(trailer, at::MANIFEST_BYTES) as usize;
     if blocks > places.len() {
         return Err(TailError::Large { blocks, max: places.len() });
     }
-    if u32_at(trailer, at::ZERO) != 0 || u32_at(trailer, at::ZERO_2) != 0 {
-        return corrupt("reserved word of the trailer", u32_at(trailer, at::ZERO).into());
+    let reserved = u32_at(trailer, at::ZERO) | u32_at(trailer, at::ZERO_2);
+    if reserved != 0 {
+        return Err(TailError::Foreign { what: "a word of the trailer", value: reserved.into() });
     }
     let start = file_bytes - bytes as u64;
     let mut sum = 0;

@@ -136,6 +136,64 @@ fn a_peak_that_is_not_the_transforms_is_refused_even_under_a_good_checksum() {
     }
 }
 
+/// Writes the CRC that other versions have, too, where they have it.
+fn reseal(wire: &mut [u8]) {
+    let scales = u32::from_le_bytes(wire[68..72].try_into().unwrap()) as usize;
+    wire[124..128].fill(0);
+    let sum = crc32fast::hash(&wire[..128 + scales]).to_le_bytes();
+    wire[124..128].copy_from_slice(&sum);
+}
+
+#[test]
+fn what_is_not_understood_under_a_good_checksum_is_no_damage() {
+    let (header, scales) = good(Transform::Q5, Codec::Deflate);
+    let ours = wire(&header, &scales);
+    let news: [(usize, u8, &str); 8] = [
+        (4, 2, "a block version"),
+        (5, 1, "a block version"),
+        (6, 64, "words of a block header"),
+        (54, 7, "words of a block header"),
+        (55, 9, "a granularity"),
+        (64, 77, "a transform"),
+        (66, 3, "a codec"),
+        (100, 1, "words of a block header"),
+    ];
+    for (at, value, kind) in news {
+        let mut theirs = ours.clone();
+        theirs[at] = value;
+        let error = open(&theirs).expect_err("without the checksum");
+        assert!(error.is_damage(), "byte {at}: {error}");
+        reseal(&mut theirs);
+        let error = open(&theirs).expect_err("not understood");
+        assert!(!error.is_damage(), "byte {at}: {error}");
+        assert_eq!(error.kind(), kind);
+    }
+    // Somebody else's block is not the one that was stored here.
+    let mut theirs = ours.clone();
+    theirs[8] ^= 1;
+    reseal(&mut theirs);
+    assert!(open(&theirs).expect_err("another key").is_damage());
+    for cut in [0, 4, 127, 128, 150, ours.len() - 1] {
+        assert!(open(&ours[..cut]).expect_err("cut off").is_damage(), "{cut} bytes");
+    }
+}
+
+#[test]
+fn a_manifest_that_is_not_understood_is_no_damage_and_a_wrong_one_is() {
+    let mut ours = [0; 80];
+    manifest().encode(&mut ours);
+    for (at, value) in [(4, 2), (6, 96), (40, 0), (52, 9), (56, 5), (57, 200), (65, 255)] {
+        let mut theirs = ours;
+        theirs[at] = value;
+        assert!(Manifest::parse(&theirs).expect_err("without the checksum").is_damage(), "byte {at}");
+        theirs[60..64].fill(0);
+        let sum = crc32fast::hash(&theirs).to_le_bytes();
+        theirs[60..64].copy_from_slice(&sum);
+        let error = Manifest::parse(&theirs).expect_err("not understood");
+        assert!(!error.is_damage(), "byte {at}: {error}");
+    }
+}
+
 #[test]
 fn lengths_that_do_not_follow_from_the_part_are_refused_even_under_a_good_checksum() {
     let (base, scales) = good(Transform::Q5, Codec::Deflate);

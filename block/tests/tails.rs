@@ -72,6 +72,21 @@ fn every_flipped_bit_and_every_cut_is_an_error() {
 }
 
 #[test]
+fn a_trailer_of_another_version_is_foreign_if_its_checksum_holds() {
+    let ours = tail(&PLACES);
+    let trailer = ours.len() - TRAILER_BYTES;
+    for (at, what) in [(8, "a trailer version"), (20, "a word of the trailer"), (56, "a word of the trailer")] {
+        let mut theirs = ours.clone();
+        theirs[trailer + at] = 2;
+        assert!(matches!(read(&theirs, START), Err(TailError::Corrupt { .. })), "byte {at}: the checksum is ours");
+        let end = theirs.len() - 4;
+        let sum = crc32fast::hash(&theirs[..end]).to_le_bytes();
+        theirs[end..].copy_from_slice(&sum);
+        assert_eq!(read(&theirs, START), Err(TailError::Foreign { what, value: 2 }));
+    }
+}
+
+#[test]
 fn places_that_cannot_be_are_refused_even_under_a_good_checksum() {
     let [one, other] = PLACES;
     let wrong = [
