@@ -330,7 +330,7 @@ fn store_alone(run: &Run) -> Table {
             let until = Instant::now() + WAIT;
             let before = dram_hits();
             let since = Instant::now();
-            reader.begin(0, Ask::Open { seat: 0, key, position: None, until });
+            reader.begin(0, Ask::Open { seat: 0, key, position: None, anew: false, until });
             let Some(Answer { outcome: Outcome::Opened(Ok(bytes)), .. }) = reader.poll(&mut manifest) else {
                 panic!("it is there")
             };
@@ -338,7 +338,7 @@ fn store_alone(run: &Run) -> Table {
             if dram_hits() == before {
                 assert!(Instant::now() < end, "it does not come into the tier");
                 store.close(0);
-                store.touch(0, &[key], false);
+                store.touch(0, None, &[key], false);
                 thread::sleep(Duration::from_millis(50));
                 continue;
             }

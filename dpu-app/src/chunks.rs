@@ -6,7 +6,7 @@ use store::Position;
 use crate::counters::add;
 use crate::crew::{Crew, CrewKind};
 use crate::events::Event;
-use crate::flow::{Direction, Flow, Pages};
+use crate::flow::{Direction, Flow, OTHERWISE, Pages};
 use crate::health::STUCK;
 use crate::hub::Hub;
 use crate::job::{Done, Failure, Job, Seat};
@@ -54,10 +54,10 @@ impl Hub<'_, '_> {
         let mut unwanted = heapless::Vec::<Done, QUEUE>::new();
         let flows = &self.pipeline.flows;
         let over = |seat: Seat| flows[usize::from(seat.0)].as_ref().is_some_and(|flow| flow.given_up);
-        let is_over = |job: &Job| matches!(*job, Job::Open { seat } | Job::Read { seat, .. } if over(seat));
+        let is_over = |job: &Job| matches!(*job, Job::Open { seat, .. } | Job::Read { seat, .. } if over(seat));
         self.fetchers.give_up(is_over, |job| {
             let done = match job {
-                Job::Open { seat } => Done::Opened { seat, blocks: Err(Failure::Deadline) },
+                Job::Open { seat, .. } => Done::Opened { seat, blocks: Err(Failure::Deadline) },
                 Job::Read { slot, .. } => Done::Read { slot, facts: Err(Failure::Deadline) },
                 job => unreachable!("{job:?} was not asked for"),
             };
@@ -78,7 +78,8 @@ impl Hub<'_, '_> {
                 self.sessions[index].as_mut().expect("a session lives as long as its jobs").touching = false;
             }
             done => {
-                if let (Done::Inflated { result: Err(Failure::Corrupt), .. }, Some(engine)) = (done, &mut self.inflate)
+                if let (Done::Inflated { result: Err(Failure::Corrupt(_)), .. }, Some(engine)) =
+                    (done, &mut self.inflate)
                 {
                     // The engine was right to refuse it: however many bad blocks come in a row, it is not the one that
                     // fails.
@@ -100,7 +101,21 @@ impl Hub<'_, '_> {
             (Ok(()), Direction::Store) => {}
             (Err(Failure::Miss), _) => add(&counters.chunks_missed, 1),
             (Err(Failure::Gone | Failure::Cancelled | Failure::Deadline), _) => {}
+            (Err(Failure::Foreign(what)), Direction::Fetch) => {
+                add(&counters.chunks_foreign, 1);
+                let key = self.shared.chunks.at(seat).key;
+                self.shared.unreadable.add(&key, self.now);
+                self.notices.foreign(what, &key, self.now);
+            }
             (Err(failure), _) => {
+                let key = self.shared.chunks.at(seat).key;
+                match failure {
+                    Failure::Corrupt(_) if direction == Direction::Fetch => {
+                        self.shared.unreadable.add(&key, self.now);
+                    }
+                    OTHERWISE => self.notices.otherwise(&key, self.now),
+                    _ => {}
+                }
                 add(&counters.chunks_failed, 1);
                 self.events.add(Event::ChunkFailed(failure), index.into());
             }
@@ -112,8 +127,10 @@ impl Hub<'_, '_> {
         match result {
             Ok(()) => {
                 let geometry = session.memory.as_ref().expect("only sessions with memory have chunks").geometry;
-                let moved =
-                    (tokens.end - tokens.start) as usize * 2 * usize::from(geometry.layers) * geometry.row_bytes();
+                let tokens = (tokens.end - tokens.start) as usize;
+                // Of a chunk that the store had already nothing moved.
+                let known = direction == Direction::Store && wire_bytes == 0;
+                let moved = if known { 0 } else { tokens * 2 * usize::from(geometry.layers) * geometry.row_bytes() };
                 request.done.insert(index);
                 request.wire_bytes += wire_bytes;
                 request.restored_bytes += moved as u64;
@@ -251,13 +268,10 @@ impl Hub<'_, '_> {
         let parent = {
             let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
             if request.next == 0 {
-                prefix.clear();
-                prefix.namespace = *namespace;
-                prefix.fetched = direction == Direction::Fetch;
+                prefix.begin(request.command.request, *namespace, direction == Direction::Fetch);
             }
-            let parent = prefix.keys.last().copied();
             debug_assert!(prefix.keys.len() < prefix.keys.capacity(), "room per chunk of a request since the attach");
-            prefix.keys.push(key);
+            let parent = prefix.push(request.command.request, key);
             if request.command.has_importances() {
                 prefix.importances.push(importance);
             }
@@ -267,6 +281,7 @@ impl Hub<'_, '_> {
             let mut chunk = self.shared.chunks.at(seat);
             chunk.key = key;
             chunk.position = Position { namespace: *namespace, parent };
+            chunk.again = request.command.stores_again();
             chunk.geometry = memory.geometry;
             chunk.recipe = *recipe;
             chunk.importance = importance;
@@ -280,7 +295,7 @@ impl Hub<'_, '_> {
         session.flows += 1;
         self.pipeline.sit(seat, flow);
         self.give(match direction {
-            Direction::Fetch => Job::Open { seat },
+            Direction::Fetch => Job::Open { seat, anew: false },
             Direction::Store => Job::Begin { seat },
         });
         true

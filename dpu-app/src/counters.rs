@@ -83,6 +83,10 @@ pub struct Counters {
     pub chunks_stored: AtomicU64,
     pub chunks_known: AtomicU64,
     pub chunks_failed: AtomicU64,
+    /// Good chunks that this card cannot read.
+    pub chunks_foreign: AtomicU64,
+    /// Fetched anew after what was read was bad or gone.
+    pub chunks_reread: AtomicU64,
     pub blocks_corrupt: AtomicU64,
     pub blocks_in_software: AtomicU64,
     /// By [`crate::flow::Direction`]: bytes of elements in host memory.

@@ -223,11 +223,11 @@ mod tests {
     const STUCK: Duration = Duration::from_secs(1);
 
     fn job(seat: u16) -> Job {
-        Job::Open { seat: Seat(seat) }
+        Job::Open { seat: Seat(seat), anew: false }
     }
 
     fn seat(job: Job) -> u16 {
-        let Job::Open { seat } = job else { unreachable!("{job:?}") };
+        let Job::Open { seat, .. } = job else { unreachable!("{job:?}") };
         seat.0
     }
 

@@ -35,7 +35,7 @@ impl Event {
             Self::Refused => "refused",
             Self::EngineRestarted(doca::Kind::Decompress) => "inflate engine restarted",
             Self::EngineRestarted(doca::Kind::Dma) => "dma engine restarted",
-            Self::ChunkFailed(Failure::Corrupt) => "corrupt chunk",
+            Self::ChunkFailed(Failure::Corrupt(_)) => "corrupt chunk",
             Self::ChunkFailed(_) => "chunk failed",
             Self::Deadline => "deadline passed",
             Self::WorkersStuck(CrewKind::Ask) => "look-up worker stuck",

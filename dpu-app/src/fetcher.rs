@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 use block::Header;
 use doca::Area;
-use store::{Answer, Ask, Outcome, Reader};
+use store::{Answer, Ask, Outcome, Reader, StoreError, Why};
 
 use crate::bell::EventBell;
 use crate::counters::Occupancy;
-use crate::job::{BlockFacts, Done, Failure, Job, Seat};
+use crate::job::{BlockFacts, Done, Ending, Failure, Job, Seat};
 use crate::line::Duties;
 use crate::slot::Ticket;
-use crate::worker::Shared;
+use crate::worker::{Prefix, Shared};
 
 /// What taking a bad chunk out of the store may take at a deadline that is near: its host waits for it. One that stays is
 /// found bad again.
@@ -33,10 +33,9 @@ const DISCARD_LEAST: Duration = Duration::from_millis(25);
 #[derive(Clone, Copy, Debug)]
 enum Task {
     Job(Job),
-    /// A bad chunk leaves the store before its seat is given back; then this is the answer.
+    /// A bad chunk leaves the store before its seat is given back.
     Discard {
         seat: Seat,
-        then: Done,
     },
 }
 
@@ -128,7 +127,8 @@ impl<'a, 's> Fetcher<'a, 's> {
                 let prefix = self.shared.prefixes[usize::from(session)].lock().expect("panic is abort");
                 let stated = prefix.importances.len();
                 self.shared.store.rate(&prefix.keys[..stated], &prefix.importances);
-                self.shared.store.touch(prefix.namespace, &prefix.keys, prefix.fetched);
+                let Prefix { namespace, parent, keys, fetched, .. } = &*prefix;
+                self.shared.store.touch(*namespace, parent.as_ref(), keys, *fetched);
                 drop(prefix);
                 return self.answer(Done::Touched { session });
             }
@@ -138,13 +138,17 @@ impl<'a, 's> Fetcher<'a, 's> {
                 drop(asked);
                 return self.answer(Done::Rated { session });
             }
-            Job::Open { seat } => {
+            Job::Open { seat, anew } => {
                 let chunk = self.shared.chunks.at(seat);
-                Ask::Open { seat: seat.0.into(), key: chunk.key, position: Some(chunk.position), until: chunk.until }
+                let (key, position, until) = (chunk.key, Some(chunk.position), chunk.until);
+                Ask::Open { seat: seat.0.into(), key, position, anew, until }
             }
             Job::Read { slot, seat, block } => self.read(slot, seat, block),
-            Job::Close { seat, corrupt: true } => return self.discard(seat, Done::Closed { seat }),
-            Job::Close { seat, corrupt: false } => {
+            Job::Close { seat, end: Ending::Bad(why) } => return self.discard(seat, why),
+            Job::Close { seat, end } => {
+                if end == Ending::Good {
+                    self.shared.store.proved(seat.0.into());
+                }
                 self.shared.store.close(seat.0.into());
                 return self.answer(Done::Closed { seat });
             }
@@ -176,10 +180,10 @@ impl<'a, 's> Fetcher<'a, 's> {
         Ask::Read { seat: seat.0.into(), index: block.into(), bytes, memory, until }
     }
 
-    fn discard(&mut self, seat: Seat, then: Done) {
+    fn discard(&mut self, seat: Seat, why: Why) {
         // The host waits for this: not much longer than it said that it would.
         let until = self.shared.chunks.at(seat).until.max(Instant::now() + DISCARD_LEAST);
-        self.ask(Task::Discard { seat, then }, Ask::Discard { seat: seat.0.into(), until });
+        self.ask(Task::Discard { seat }, Ask::Discard { seat: seat.0.into(), why, until });
     }
 
     fn finish(&mut self, answer: Answer<Area>) {
@@ -188,20 +192,19 @@ impl<'a, 's> Fetcher<'a, 's> {
         self.free.push(tag);
         let done = match (task, outcome) {
             (Task::Job(Job::Lookup { session }), Outcome::Looked { keys, found }) => {
+                // What this card cannot read is no promise that it could keep.
+                let found = found.map(|found| self.shared.unreadable.leading(&keys[..found], Instant::now()));
                 self.shared.lookups[usize::from(session)].lock().expect("panic is abort").keys = keys;
                 Done::Looked { session, found: found.map_err(Failure::from) }
             }
-            (Task::Job(Job::Open { seat }), Outcome::Opened(Ok(bytes))) => match self.adopt(seat, bytes) {
+            (Task::Job(Job::Open { seat, .. }), Outcome::Opened(Ok(bytes))) => match self.adopt(seat, bytes) {
                 Ok(blocks) => Done::Opened { seat, blocks: Ok(blocks) },
-                Err(Failure::Corrupt) => {
-                    return self.discard(seat, Done::Opened { seat, blocks: Err(Failure::Corrupt) });
-                }
-                Err(failure) => {
-                    self.shared.store.close(seat.0.into());
-                    Done::Opened { seat, blocks: Err(failure) }
-                }
+                Err(failure) => Done::Misread { seat, failure },
             },
-            (Task::Job(Job::Open { seat }), Outcome::Opened(Err(error))) => {
+            (Task::Job(Job::Open { seat, .. }), Outcome::Opened(Err(StoreError::Large { what, .. }))) => {
+                Done::Opened { seat, blocks: Err(Failure::Foreign(what)) }
+            }
+            (Task::Job(Job::Open { seat, .. }), Outcome::Opened(Err(error))) => {
                 Done::Opened { seat, blocks: Err(error.into()) }
             }
             (Task::Job(Job::Read { slot, seat, block }), Outcome::Read { memory, result }) => {
@@ -215,9 +218,9 @@ impl<'a, 's> Fetcher<'a, 's> {
                 self.shared.ring.memory(slot).wire.lend(slab.lend(at, bytes));
                 Done::Read { slot, facts: self.check(slot, seat, block, bytes) }
             }
-            (Task::Discard { seat, then }, Outcome::Discarded) => {
+            (Task::Discard { seat }, Outcome::Discarded) => {
                 self.shared.store.close(seat.0.into());
-                then
+                Done::Closed { seat }
             }
             (task, outcome) => unreachable!("{task:?} was answered with {outcome:?}"),
         };
@@ -250,9 +253,9 @@ impl<'a, 's> Fetcher<'a, 's> {
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
         let wire = &memory.wire.block().expect("it just came home")[..bytes];
-        let header = Header::open(wire, &key, &geometry, block.into(), &part).map_err(|_| Failure::Corrupt)?;
+        let header = Header::open(wire, &key, &geometry, block.into(), &part).map_err(|error| (error, wire))?;
         if header.codes_bytes as usize > self.shared.ring.slot_bytes().codes {
-            return Err(Failure::Foreign);
+            return Err(Failure::Foreign("blocks larger than --block-bytes"));
         }
         memory.header = Some(header);
         Ok(BlockFacts::of(&header))

@@ -16,6 +16,7 @@ use crate::flow::{Flow, SlotWork};
 use crate::job::{Chunk, Done, Job};
 use crate::run::store_limits;
 use crate::session::{ANSWER_BYTES, Desk, Session};
+use crate::unreadable::Unreadable;
 use crate::worker::{Asked, Prefix, QUEUE};
 use crate::{comch, metrics};
 
@@ -60,6 +61,7 @@ fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
         ("ring", config.slots * config.slot_bytes().total()),
         ("staging of sessions", Desk::bytes_of(1)),
         ("table of sessions", config.places() * size_of::<Session>()),
+        ("chunks that cannot be read", Unreadable::memory_bytes()),
         ("chunks in progress", config.chunks * (size_of::<Chunk>() + size_of::<Flow>())),
         ("slot table", config.slots * size_of::<SlotWork>()),
         ("queues of workers", workers * QUEUE * (size_of::<Job>() + size_of::<Done>())),

@@ -33,6 +33,7 @@ use crate::engine::{Engine, RESTARTS_MAX};
 use crate::events::{Event, Events};
 use crate::fit::{Fit, InflateFit};
 use crate::health::{StoreWatch, StuckWorkers};
+use crate::notice::Notices;
 use crate::notify::Supervisor;
 use crate::pipeline::{Inflater, Pipeline};
 use crate::request::Request;
@@ -156,6 +157,7 @@ pub struct Hub<'a, 's> {
     pub(crate) sessions_seen: u32,
     pub(crate) requests_seen: u64,
     pub(crate) events: Events,
+    pub(crate) notices: Notices,
     pub(crate) store_watch: StoreWatch,
     /// What the last look at the workers found.
     pub(crate) stuck: StuckWorkers,
@@ -258,6 +260,7 @@ impl<'a, 's> Hub<'a, 's> {
             sessions_seen: 0,
             requests_seen: 0,
             events: Events::new(now),
+            notices: Notices::default(),
             store_watch: StoreWatch::default(),
             stuck: StuckWorkers::default(),
             complaints: Complaints::new(now),

@@ -3,12 +3,12 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use block::{ChunkKey, Geometry, Header, Importance, Manifest, ManifestError, Part, Plan, Recipe, TileOrder};
+use block::{ChunkKey, Geometry, Header, HeaderError, Importance, Manifest, Part, Plan, Recipe, TileOrder};
 use mailbox::{Status, Tokens};
 
 use crate::crew::CrewKind;
 use crate::slot::Ticket;
-use store::{Blame, Position, StoreError};
+use store::{Blame, Position, StoreError, Why};
 
 /// A place of the table of chunks in progress. It is also the chunk's seat in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,12 +24,12 @@ pub enum Job {
     /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For the worker that
     /// asks.
     Rate { session: u16 },
-    /// Opens the seat's chunk and reads its manifest. For fetch workers.
-    Open { seat: Seat },
+    /// Opens the seat's chunk and reads its manifest; `anew`: by another way than before. For fetch workers.
+    Open { seat: Seat, anew: bool },
     /// Reads one block into the slot's wire area and checks header and scales. For fetch workers.
     Read { slot: Ticket, seat: Seat, block: u16 },
-    /// Gives the seat's chunk back to the store, and tells it if a block was bad. For fetch workers.
-    Close { seat: Seat, corrupt: bool },
+    /// Gives the seat's chunk back to the store, and tells it what was seen. For fetch workers.
+    Close { seat: Seat, end: Ending },
     /// Inflates in software and checks the CRC. For dequantize workers.
     Inflate { slot: Ticket },
     /// Dequantizes into the slot's tile; `check` asks for the codes' CRC in the same pass. For dequantize workers.
@@ -56,6 +56,33 @@ impl Job {
             Self::Inflate { .. } | Self::Restore { .. } | Self::Compare { .. } => CrewKind::Dequantize,
             Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
         }
+    }
+}
+
+/// What was seen of a chunk when its seat is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// All of it, and it was good.
+    Good,
+    /// It is proven to be bad.
+    Bad(Why),
+    /// Not all of it, or nothing that is proven.
+    Open,
+}
+
+/// What was found instead of what should be there. If the same is found when all is read anew, it is what is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Evidence {
+    /// The check that failed.
+    pub what: &'static str,
+    /// Of the bytes that failed it. A CRC-32: it tells any two of which few bits were changed on the way.
+    pub digest: u32,
+}
+
+impl Evidence {
+    #[must_use]
+    pub fn of(what: &'static str, bytes: &[u8]) -> Self {
+        Self { what, digest: crc32fast::hash(bytes) }
     }
 }
 
@@ -110,6 +137,11 @@ pub enum Done {
         seat: Seat,
         blocks: Result<(Plan, u16), Failure>,
     },
+    /// It is open, and its manifest is not right.
+    Misread {
+        seat: Seat,
+        failure: Failure,
+    },
     Read {
         slot: Ticket,
         facts: Result<BlockFacts, Failure>,
@@ -152,10 +184,10 @@ pub enum Done {
 pub enum Failure {
     /// Not stored (any more): an answer.
     Miss,
-    /// Proven bad bytes.
-    Corrupt,
-    /// Stored by a card with larger blocks than this one's slots, or for another geometry: as good as a miss.
-    Foreign,
+    /// Bad bytes. Proven, where a request hears of it.
+    Corrupt(Evidence),
+    /// Good, and this is what this card does not understand of it, or has no room for: as good as a miss.
+    Foreign(&'static str),
     Store(StoreError),
     Device(doca::Error),
     /// What the DMA engine moved was not what it was given, each time.
@@ -174,8 +206,8 @@ impl Failure {
     #[must_use]
     pub fn status(self) -> Status {
         match self {
-            Self::Miss | Self::Foreign => Status::Ok,
-            Self::Corrupt => Status::Corrupt,
+            Self::Miss | Self::Foreign(_) => Status::Ok,
+            Self::Corrupt(_) => Status::Corrupt,
             Self::Store(StoreError::Late { .. }) | Self::Deadline => Status::DeadlineExceeded,
             Self::Store(StoreError::Miss) => Status::Ok,
             Self::Store(StoreError::Corrupt { .. }) => Status::Corrupt,
@@ -197,8 +229,20 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Miss => Self::Miss,
-            StoreError::Corrupt { .. } => Self::Corrupt,
+            StoreError::Corrupt { what, value } => Self::Corrupt(Evidence::of(what, &value.to_le_bytes())),
+            StoreError::Foreign { what, .. } => Self::Foreign(what),
             error => Self::Store(error),
+        }
+    }
+}
+
+impl From<(HeaderError, &[u8])> for Failure {
+    /// What [`Header::open`] says of these bytes.
+    fn from((error, wire): (HeaderError, &[u8])) -> Self {
+        if error.is_damage() {
+            Self::Corrupt(Evidence::of("a block's header", wire))
+        } else {
+            Self::Foreign(error.kind())
         }
     }
 }
@@ -209,8 +253,10 @@ pub struct Chunk {
     pub key: ChunkKey,
     pub geometry: Geometry,
     pub recipe: Recipe,
-    /// For a fetch: where in its prompt it stands.
+    /// Where in its prompt it stands.
     pub position: Position,
+    /// For a store: it is put though the store has it.
+    pub again: bool,
     /// For a store: what its host says that it is worth.
     pub importance: Importance,
     pub order: TileOrder,
@@ -244,6 +290,7 @@ impl Chunks {
             geometry,
             recipe: "lossless".parse().expect("a recipe of our own"),
             position: Position { namespace: 0, parent: None },
+            again: false,
             importance: Importance::NEUTRAL,
             order: TileOrder::TokenMajor,
             plan: Plan { layers_per_block: 1, tokens_per_block: 1 },
@@ -265,31 +312,43 @@ impl Chunks {
 }
 
 impl Chunk {
-    /// Takes over what a manifest says, if it is this chunk's and its blocks fit `wire_max` and `tile_max` bytes.
+    /// Takes over what a manifest says, if this card can read such a chunk.
     ///
     /// # Errors
-    /// `Corrupt` if it does not parse or names another chunk, `Foreign` if this card cannot take it.
+    /// As [`Self::understand`].
     pub fn adopt(&mut self, manifest: &[u8], wire_max: usize, tile_max: usize) -> Result<(), Failure> {
-        let manifest = Manifest::parse(manifest).map_err(|error| match error {
-            // Somebody else's, and good for them.
-            ManifestError::Version { .. } => Failure::Foreign,
-            _ => Failure::Corrupt,
-        })?;
-        if *manifest.key() != self.key {
-            return Err(Failure::Corrupt);
-        }
-        let plan = *manifest.plan();
-        let largest = plan.largest(&self.geometry);
-        let fits = *manifest.geometry() == self.geometry
-            && manifest.lengths().iter().all(|bytes| *bytes as usize <= wire_max)
-            && largest.tile_bytes(&self.geometry) <= tile_max;
-        if !fits {
-            return Err(Failure::Foreign);
-        }
-        self.plan = plan;
+        let manifest = self.understand(manifest, wire_max, tile_max)?;
+        self.plan = *manifest.plan();
         self.blocks = manifest.block_count();
         self.lengths[..self.blocks].copy_from_slice(manifest.lengths());
         Ok(())
+    }
+
+    /// What a manifest says, if it is this chunk's and its blocks fit `wire_max` and `tile_max` bytes. The one place that
+    /// says what this card can read, for fetches and for those who are about to put.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged or names another chunk, `Foreign` if this card cannot take it.
+    pub fn understand(&self, bytes: &[u8], wire_max: usize, tile_max: usize) -> Result<Manifest, Failure> {
+        let corrupt = || Failure::Corrupt(Evidence::of("its manifest", bytes));
+        let manifest = Manifest::parse(bytes).map_err(|error| match error.is_damage() {
+            true => corrupt(),
+            // Somebody else's, and good for them.
+            false => Failure::Foreign(error.kind()),
+        })?;
+        if *manifest.key() != self.key {
+            return Err(corrupt());
+        }
+        if *manifest.geometry() != self.geometry {
+            return Err(Failure::Foreign("a geometry"));
+        }
+        let largest = manifest.plan().largest(&self.geometry);
+        let fits = manifest.lengths().iter().all(|bytes| *bytes as usize <= wire_max)
+            && largest.tile_bytes(&self.geometry) <= tile_max;
+        if !fits {
+            return Err(Failure::Foreign("blocks larger than --block-bytes"));
+        }
+        Ok(manifest)
     }
 }
 
@@ -307,14 +366,19 @@ mod tests {
         let mut bytes = [0; block::MANIFEST_BYTES_MAX];
         let count = manifest.encode(&mut bytes);
         assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Ok(()));
+        assert_eq!(
+            chunk.adopt(&bytes[..count], block::HEADER_BYTES, 1 << 20),
+            Err(Failure::Foreign("blocks larger than --block-bytes"))
+        );
+        let corrupt = |bytes: &[u8]| Err(Failure::Corrupt(Evidence::of("its manifest", bytes)));
         // The version is behind the four letters of the magic, the code over all bytes (with itself as 0) at 60.
         bytes[4] ^= 1;
-        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Corrupt), "damage");
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), corrupt(&bytes[..count]), "damage");
         bytes[60..64].fill(0);
         let code = crc32fast::hash(&bytes[..count]).to_le_bytes();
         bytes[60..64].copy_from_slice(&code);
-        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Foreign));
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Foreign("a manifest version")));
         bytes[0] ^= 1;
-        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Corrupt));
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), corrupt(&bytes[..count]));
     }
 }

@@ -29,6 +29,7 @@ use crate::lender::open_store;
 use crate::line::Line;
 use crate::metrics;
 use crate::slot::Ring;
+use crate::unreadable::Unreadable;
 use crate::worker::{Asked, Prefix, Shared, Worker};
 use store::Readable;
 
@@ -264,6 +265,7 @@ pub(crate) fn share<'a>(
         lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),
         prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
         counters: Counters::default(),
+        unreadable: Unreadable::new(),
         board: Board::default(),
         engine_bell: EventBell::new().map_err(RunError::System)?,
         stop,

@@ -10,8 +10,8 @@
 use block::Codec;
 
 use crate::counters::add;
-use crate::flow::{Direction, Moves, Phase, SlotWork};
-use crate::job::{Done, Failure, Job, Restored, Seat};
+use crate::flow::{Direction, Moves, Phase, SlotWork, Verdict};
+use crate::job::{Done, Ending, Failure, Job, Restored, Seat};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
 use crate::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::slot::{SlotState, Ticket};
@@ -37,7 +37,7 @@ pub trait Scheduler: World {
         while !(direction == Direction::Store && self.pipeline().stores_are_full()) {
             let Some(seat) = self.pipeline().next_in_line(direction) else { break };
             let flow = self.pipeline().flow(seat);
-            let block = flow.next;
+            let block = flow.block_at(flow.next);
             flow.next += 1;
             busy = true;
             if direction == Direction::Fetch && flow.is_clipped(block) {
@@ -157,9 +157,25 @@ pub trait Scheduler: World {
                 add(&self.counters().chunks_known, 1);
                 self.leave(seat, Ok(()));
             }
-            Done::Opened { seat, blocks: Err(failure) } | Done::Began { seat, started: Err(failure) } => {
-                self.leave(seat, Err(failure));
+            Done::Opened { seat, blocks: Err(failure) } => {
+                let flow = self.pipeline().flow(seat);
+                flow.fail(failure, None);
+                match flow.verdict(false) {
+                    Verdict::Anew => self.open_anew(seat),
+                    // Its store knows how to judge what it cannot open, and has done so.
+                    Verdict::Over | Verdict::Bad(_) => {
+                        let failure = flow.failure.expect("just set");
+                        self.leave(seat, Err(failure));
+                    }
+                }
             }
+            Done::Misread { seat, failure } => {
+                let flow = self.pipeline().flow(seat);
+                flow.become_phase(Phase::Flowing);
+                flow.fail(failure, None);
+                self.nudge(seat);
+            }
+            Done::Began { seat, started: Err(failure) } => self.leave(seat, Err(failure)),
             Done::Read { slot, facts: Ok(facts) } => {
                 self.pipeline().slots.at(slot).facts = facts;
                 if self.abandoned(slot) {
@@ -174,7 +190,7 @@ pub trait Scheduler: World {
                 add(&self.counters().blocks_in_software, 1);
                 self.dequantize(slot, false, false);
             }
-            Done::Restored { slot, from: Err(Failure::Corrupt) } if self.engine_takes(slot) => {
+            Done::Restored { slot, from: Err(Failure::Corrupt(_)) } if self.engine_takes(slot) => {
                 // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
                 if !self.abandoned(slot) {
                     self.pipeline().slots.at(slot).blames = BLAMES_MAX;
@@ -211,8 +227,13 @@ pub trait Scheduler: World {
                 self.leave(seat, Err(failure));
             }
             Done::Closed { seat } => {
-                let failure = self.pipeline().flow(seat).failure;
-                self.leave(seat, failure.map_or(Ok(()), Err));
+                let flow = self.pipeline().flow(seat);
+                let failure = flow.failure;
+                if flow.reopens && !flow.given_up {
+                    self.open_anew(seat);
+                } else {
+                    self.leave(seat, failure.map_or(Ok(()), Err));
+                }
             }
         }
     }
@@ -373,12 +394,12 @@ pub trait Scheduler: World {
 
     /// A block cannot go on; its chunk ends when its neighbours have left their slots.
     fn block_failed(&mut self, slot: Ticket, failure: Failure) {
-        if failure == Failure::Corrupt {
+        if matches!(failure, Failure::Corrupt(_)) {
             add(&self.counters().blocks_corrupt, 1);
         }
         let pipeline = self.pipeline();
-        let seat = pipeline.slots.at(slot).seat;
-        pipeline.flow(seat).failure.get_or_insert(failure);
+        let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
+        pipeline.flow(seat).fail(failure, Some(block));
         self.release(slot);
     }
 
@@ -399,18 +420,34 @@ pub trait Scheduler: World {
         }
         flow.become_phase(Phase::Closing);
         match (flow.direction, flow.failure) {
-            (Direction::Fetch, failure) => {
-                let corrupt = failure == Some(Failure::Corrupt);
-                self.give(Job::Close { seat, corrupt });
-                // The data is in place: no need to wait for the seat. A host that is told of a bad chunk may store it
-                // again at once: by then it must have left the store.
-                if !corrupt {
-                    self.conclude(seat, failure.map_or(Ok(()), Err));
-                }
+            (Direction::Fetch, None) => {
+                self.give(Job::Close { seat, end: Ending::Good });
+                // The data is in place: no need to wait for the seat.
+                self.conclude(seat, Ok(()));
             }
+            (Direction::Fetch, Some(_)) => match flow.verdict(true) {
+                Verdict::Over => {
+                    let failure = flow.failure.expect("a verdict changes it and takes it not away");
+                    self.give(Job::Close { seat, end: Ending::Open });
+                    self.conclude(seat, Err(failure));
+                }
+                Verdict::Anew => {
+                    flow.reopens = true;
+                    self.give(Job::Close { seat, end: Ending::Open });
+                }
+                // A host that is told of a bad chunk may store it again at once: by then it must have left the store.
+                Verdict::Bad(why) => self.give(Job::Close { seat, end: Ending::Bad(why) }),
+            },
             (Direction::Store, None) => self.give(Job::Commit { seat }),
             (Direction::Store, Some(_)) => self.give(Job::Abort { seat }),
         }
+    }
+
+    /// Fetches a chunk once more, by another way.
+    fn open_anew(&mut self, seat: Seat) {
+        self.pipeline().flow(seat).start_over();
+        add(&self.counters().chunks_reread, 1);
+        self.give(Job::Open { seat, anew: true });
     }
 
     /// Tells the request, once, how its chunk ended.
@@ -431,10 +468,8 @@ pub trait Scheduler: World {
         for place in 0..self.pipeline().flows.len() {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
             let concerned = flow.session == session && flow.request == request && !flow.concluded;
-            if concerned && flow.index >= limit && flow.failure.is_none() {
-                // Not proven to be bad itself.
-                flow.failure = Some(if failure == Failure::Corrupt { Failure::Miss } else { failure });
-                flow.given_up = true;
+            if concerned && flow.index >= limit {
+                flow.cut_off(failure);
                 let seat = Seat(place as u16);
                 self.let_go_of_pages(seat);
                 self.nudge(seat);
@@ -447,7 +482,11 @@ pub trait Scheduler: World {
         for place in 0..self.pipeline().flows.len() {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
             if flow.session == session && flow.request == request && !flow.concluded && flow.failure.is_some() {
-                flow.given_up = true;
+                if flow.is_condemned() {
+                    flow.given_up = true;
+                } else {
+                    flow.cut_off(Failure::Deadline);
+                }
                 self.let_go_of_pages(Seat(place as u16));
             }
         }
@@ -467,8 +506,7 @@ pub trait Scheduler: World {
         for place in 0..self.pipeline().flows.len() {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
             if flow.session == session && !flow.concluded {
-                flow.failure.get_or_insert(Failure::Gone);
-                flow.given_up = true;
+                flow.cut_off(Failure::Gone);
                 let seat = Seat(place as u16);
                 self.let_go_of_pages(seat);
                 self.nudge(seat);

@@ -51,6 +51,7 @@ pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
             ("damaged", report.damaged),
             ("moved", report.moved),
             ("unreadable", report.unreadable),
+            ("foreign", report.foreign),
             ("misnamed", report.misnamed),
             ("unfinished", report.unfinished),
             ("quarantined", report.quarantined),
@@ -60,7 +61,7 @@ pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
         say!("{{{},\"findings\":[{}]}}", numbers.join(","), findings.join(","));
     } else {
         say!(
-            "{} files, {} blocks, {} bytes: {} good, {} damaged ({} moved), {} unreadable, {} misnamed",
+            "{} files, {} blocks, {} bytes: {} good, {} damaged ({} moved), {} unreadable, {} of another version, {} misnamed",
             report.files,
             report.blocks,
             report.bytes,
@@ -68,6 +69,7 @@ pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
             report.damaged,
             report.moved,
             report.unreadable,
+            report.foreign,
             report.misnamed
         );
     }

@@ -327,7 +327,7 @@ impl World for Simulation<'_> {
     fn give(&mut self, job: Job) {
         let model = self.model;
         match job {
-            Job::Open { seat } => {
+            Job::Open { seat, .. } => {
                 let blocks = self.plan.block_count(&model.geometry) as u16;
                 let done = Done::Opened { seat, blocks: Ok((self.plan, blocks)) };
                 self.at(self.now + model.link_latency_ns, Event::Answer(done));
@@ -400,7 +400,7 @@ impl World for Simulation<'_> {
         let flow = Flow { index: self.started, ..opening };
         self.started += 1;
         self.pipeline.sit(seat, flow);
-        self.give(Job::Open { seat });
+        self.give(Job::Open { seat, anew: false });
         true
     }
 

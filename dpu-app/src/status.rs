@@ -213,6 +213,8 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         ("chunks_stored", &counters.chunks_stored),
         ("chunks_known", &counters.chunks_known),
         ("chunks_failed", &counters.chunks_failed),
+        ("chunks_foreign", &counters.chunks_foreign),
+        ("chunks_reread", &counters.chunks_reread),
         ("blocks_corrupt", &counters.blocks_corrupt),
         ("blocks_in_software", &counters.blocks_in_software),
         ("blocks_resubmitted", &counters.blocks_resubmitted),
@@ -249,7 +251,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         text,
         "}},\"store\":{{\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"misses\":{},\"bytes_read\":{},\
          \"bytes_put\":{},\"puts\":{},\"puts_failed\":{},\"evicted\":{},\"bytes_evicted\":{},\"corrupt\":{},\
-         \"io_errors\":{},\"bytes_copied\":{},\"read_only\":{}}},",
+         \"withheld\":{},\"io_errors\":{},\"bytes_copied\":{},\"read_only\":{}}},",
         stats.chunks,
         stats.bytes,
         stats.bytes_max,
@@ -262,6 +264,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         stats.evicted,
         stats.bytes_evicted,
         stats.corrupt,
+        stats.withheld,
         stats.io_errors,
         stats.bytes_copied,
         stats.read_only,

@@ -348,7 +348,7 @@ impl World for Trial<'_, '_> {
             Job::Restore { slot, .. } if self.skips(Stage::Dequantize) => {
                 Done::Restored { slot, from: Ok(lies(slot).1) }
             }
-            Job::Open { seat } if self.skips(Stage::Fetch) => {
+            Job::Open { seat, .. } if self.skips(Stage::Fetch) => {
                 Done::Opened { seat, blocks: Ok(self.plan.expect("the first fetch opened a chunk")) }
             }
             Job::Close { seat, .. } if self.skips(Stage::Fetch) => Done::Closed { seat },
@@ -427,7 +427,7 @@ impl World for Trial<'_, '_> {
         }
         self.started += 1;
         self.pipeline.sit(seat, flow);
-        self.give(Job::Open { seat });
+        self.give(Job::Open { seat, anew: false });
         true
     }
 

@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
-use block::{ChunkKey, Importance, Manifest, TileOrder, Transform};
+use block::{ChunkKey, Header, Importance, Manifest, TileOrder, Transform};
 use doca::{Area, Slab};
 use mailbox::Tokens;
 use nix::sys::eventfd::EventFd;
@@ -18,11 +18,12 @@ use crate::bell::{EventBell, WorkerBell};
 use crate::board::Board;
 use crate::config::{CHUNKS_ACTIVE_MAX, Config, SESSIONS_MAX};
 use crate::counters::Counters;
-use crate::job::{Chunks, Done, Failure, Job, Restored, Seat};
+use crate::job::{Chunks, Done, Evidence, Failure, Job, Restored, Seat};
 use crate::line::Duties;
 use crate::slot::{Ring, SLOTS_MAX, Ticket};
+use crate::unreadable::Unreadable;
 use crate::verify::covered;
-use store::{Readable, retry};
+use store::{Readable, StoreError, retry};
 
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.
@@ -31,6 +32,11 @@ pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next
 /// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
 /// that engines behind it do not run dry.
 const ANSWERS_UNHEARD: usize = 3;
+
+/// What is wrong with a block whose header is good: found in the block, which may be shorter than the area it is in.
+fn bad_codes(header: &Header, wire: &[u8]) -> Failure {
+    Failure::Corrupt(Evidence::of("its codes", &wire[..header.wire_bytes()]))
+}
 
 /// What a session's look-up or rating asks for.
 #[derive(Debug)]
@@ -78,6 +84,10 @@ pub struct Prefix {
     pub namespace: u8,
     /// Of the store; else they are put.
     pub fetched: bool,
+    /// The chunk before the first, where the request goes on with another's prompt.
+    pub parent: Option<ChunkKey>,
+    /// The last chunk that was started, and of which request.
+    pub last: Option<(u64, ChunkKey)>,
     pub keys: Vec<ChunkKey>,
     /// What the host says that they are worth; none where it does not say.
     pub importances: Vec<Importance>,
@@ -97,6 +107,23 @@ impl Prefix {
         self.keys.clear();
         self.importances.clear();
     }
+
+    /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of one kind
+    /// numbers them without a gap (docs/mailbox.md).
+    pub fn begin(&mut self, request: u64, namespace: u8, fetched: bool) {
+        self.clear();
+        let follows = |(last, _): &(u64, ChunkKey)| last.wrapping_add(1) == request && self.fetched == fetched;
+        self.parent = self.last.filter(follows).map(|(_, key)| key);
+        (self.namespace, self.fetched) = (namespace, fetched);
+    }
+
+    /// Adds the next chunk; returns the one before it.
+    pub fn push(&mut self, request: u64, key: ChunkKey) -> Option<ChunkKey> {
+        let before = self.keys.last().copied().or(self.parent);
+        self.keys.push(key);
+        self.last = Some((request, key));
+        before
+    }
 }
 
 /// What all threads of the data plane share. Everything in it was allocated in Init.
@@ -112,6 +139,7 @@ pub struct Shared<'a> {
     /// By session: the request whose chunks are being started, in prefix order.
     pub prefixes: Vec<Mutex<Prefix>>,
     pub counters: Counters,
+    pub unreadable: Unreadable,
     /// Where the engine thread shows itself to the metrics thread.
     pub board: Board,
     pub engine_bell: EventBell,
@@ -202,7 +230,7 @@ impl Worker<'_, '_> {
         let (wire, codes) = (memory.wire.block().expect(held), memory.codes.as_mut().expect(held));
         let header = memory.header.as_ref().expect("read before it is inflated");
         let codes = &mut codes[..header.codes_bytes as usize];
-        self.decompressor.codes(header, wire, codes).map_err(|_| Failure::Corrupt)
+        self.decompressor.codes(header, wire, codes).map_err(|_| bad_codes(header, wire))
     }
 
     fn restore(&mut self, slot: Ticket, order: TileOrder, from_wire: bool, check: bool) -> Result<Restored, Failure> {
@@ -220,7 +248,7 @@ impl Worker<'_, '_> {
         if from_wire && header.transform == Transform::None && order == TileOrder::TokenMajor {
             let right = crc32fast::hash(codes) == header.codes_crc;
             self.shared.counters.dequantize.count(since, codes_bytes, 0);
-            return right.then_some(Restored::Wire { start: payload.start }).ok_or(Failure::Corrupt);
+            return right.then_some(Restored::Wire { start: payload.start }).ok_or_else(|| bad_codes(header, wire));
         }
         let tile_bytes = header.part.tile_bytes(&header.geometry);
         let tile = &mut memory.tile.as_mut().expect("no engine holds a slot in Restoring")[..tile_bytes];
@@ -230,7 +258,7 @@ impl Worker<'_, '_> {
             false => block::restore(header, scales, codes, order, tile),
         };
         self.shared.counters.dequantize.count(since, codes_bytes, tile_bytes);
-        restored.map(|()| Restored::Tile).map_err(|_| Failure::Corrupt)
+        restored.map(|()| Restored::Tile).map_err(|_| bad_codes(header, wire))
     }
 
     fn compare(&self, slot: Ticket, seat: Seat, block: u16, from: Restored, tokens: Tokens) -> bool {
@@ -251,15 +279,29 @@ impl Worker<'_, '_> {
     }
 
     fn begin(&mut self, seat: Seat) -> Result<bool, Failure> {
-        let (key, until) = {
+        let (key, parent, again, until) = {
             let chunk = self.shared.chunks.at(seat);
-            (chunk.key, chunk.until)
+            (chunk.key, chunk.position.parent, chunk.again, chunk.until)
         };
-        if retry(|| self.shared.store.has(&key, until))? {
+        if !again && !self.shared.unreadable.has(&key, Instant::now()) && self.is_readable(seat, &key, until)? {
             return Ok(false);
         }
-        retry(|| self.shared.store.begin_put(usize::from(seat.0), &key, until))?;
+        retry(|| self.shared.store.begin_put(usize::from(seat.0), &key, parent.as_ref(), until))?;
         Ok(true)
+    }
+
+    /// Whether the store has the chunk, as this card would read it. What it has and this card cannot read is replaced.
+    fn is_readable(&mut self, seat: Seat, key: &ChunkKey, until: Instant) -> Result<bool, Failure> {
+        match retry(|| self.shared.store.peek(key, &mut self.manifest, until)) {
+            Ok(bytes) => {
+                let sizes = self.shared.ring.slot_bytes();
+                let chunk = self.shared.chunks.at(seat);
+                Ok(chunk.understand(&self.manifest[..bytes], sizes.wire, sizes.tile).is_ok())
+            }
+            Err(StoreError::Miss | StoreError::Corrupt { .. } | StoreError::Foreign { .. }) => Ok(false),
+            Err(StoreError::Large { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn encode(&mut self, slot: Ticket, seat: Seat, block: u16) -> Result<u32, Failure> {
@@ -287,12 +329,14 @@ impl Worker<'_, '_> {
     }
 
     fn commit(&mut self, seat: Seat) -> Result<(), Failure> {
-        let (bytes, blocks) = {
+        let (key, bytes, blocks) = {
             let chunk = self.shared.chunks.at(seat);
             let manifest = Manifest::new(chunk.key, chunk.geometry, chunk.plan, &chunk.lengths[..chunk.blocks]);
             let manifest = manifest.expect("lengths as they were encoded").with_importance(chunk.importance);
-            (manifest.encode(&mut self.manifest), chunk.blocks)
+            (chunk.key, manifest.encode(&mut self.manifest), chunk.blocks)
         };
-        self.shared.store.commit_put(usize::from(seat.0), blocks, &self.manifest[..bytes]).map_err(Failure::from)
+        self.shared.store.commit_put(usize::from(seat.0), blocks, &self.manifest[..bytes])?;
+        self.shared.unreadable.remove(&key);
+        Ok(())
     }
 }

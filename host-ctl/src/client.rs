@@ -71,12 +71,14 @@ pub struct Transfer<'a> {
     pub deadline: Option<Duration>,
     /// Of a store: what each chunk is worth beside how often it is used, or nothing: neutral.
     pub importances: &'a [Importance],
+    /// Of a store: also what the store has.
+    pub again: bool,
 }
 
 impl<'a> Transfer<'a> {
     /// All tokens, the card's own deadline, nothing said of importance.
     pub const fn new(keys: &'a [ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
-        Transfer { keys, pages, tokens: Tokens::ALL, deadline: None, importances: &[] }
+        Transfer { keys, pages, tokens: Tokens::ALL, deadline: None, importances: &[], again: false }
     }
 }
 
@@ -298,13 +300,14 @@ impl Client {
             tokens: Tokens::ALL,
             target: 0,
             deadline: None,
+            again: false,
             chunk_tokens: 1,
             part_chunks: 1,
         })
     }
 
     fn post_chunks(&mut self, operation: Operation, transfer: &Transfer<'_>) -> Result<RequestId, Error> {
-        let Transfer { keys, pages, tokens, deadline, importances } = *transfer;
+        let Transfer { keys, pages, tokens, deadline, importances, again } = *transfer;
         let name = format!("{operation:?}").to_lowercase();
         let wrong = |what: String| Err(Error::input(&name, what, "correct the request"));
         if keys.is_empty() {
@@ -349,6 +352,7 @@ impl Client {
             tokens,
             target: 0,
             deadline,
+            again,
             chunk_tokens,
             part_chunks: part_chunks.max(1),
         })
@@ -585,6 +589,7 @@ impl Client {
             tokens: part.tokens,
             deadline_us: part.deadline_us,
             target: job.target,
+            again: job.again,
         };
         let doorbell = match self.ring.post(&words, &chunks) {
             Ok(doorbell) => doorbell,

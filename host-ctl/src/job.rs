@@ -55,6 +55,7 @@ pub(crate) struct Job {
     /// Of all chunks, or of none.
     pub(crate) importances: Box<[Importance]>,
     pub(crate) target: u64,
+    pub(crate) again: bool,
     pub(crate) since: Instant,
     tokens: Tokens,
     chunk_tokens: u32,
@@ -86,6 +87,7 @@ pub(crate) struct Ask {
     pub(crate) tokens: Tokens,
     pub(crate) target: u64,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) again: bool,
     pub(crate) chunk_tokens: u32,
     pub(crate) part_chunks: usize,
 }
@@ -100,6 +102,7 @@ impl Job {
             pages: ask.pages,
             importances: ask.importances,
             target: ask.target,
+            again: ask.again,
             since: now,
             tokens: ask.tokens,
             chunk_tokens: ask.chunk_tokens,
@@ -251,6 +254,7 @@ mod tests {
             tokens: Tokens::ALL,
             target: 0,
             deadline: None,
+            again: false,
             chunk_tokens: 16,
             part_chunks,
         };

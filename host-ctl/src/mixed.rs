@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::memory::Memory;
 use crate::precision::{Level, assign};
 use crate::transfer::{
-    Amounts, StoreOrder, StoreReport, Watch, check_importances, drive, look, rate_known, stages_since, status,
+    Amounts, StoreOrder, StoreReport, Watch, check_importances, drive, look, moved, rate_known, stages_since, status,
 };
 
 /// Chunks that are encoded here to learn what a level takes: sizes of one level differ by a few percent.
@@ -141,14 +141,15 @@ pub fn store_mixed(
             let pages: Vec<u32> = new.iter().flat_map(|&chunk| pages_of(chunk, pages_per_chunk)).collect();
             let importances: Vec<_> = new.iter().map(|&chunk| order.importances[chunk]).collect();
             let ask = Transfer::new(&keys_of, &pages);
-            let transfer = Transfer { deadline: order.deadline, importances: &importances, ..ask };
+            let transfer = Transfer { deadline: order.deadline, importances: &importances, again: order.again, ..ask };
             let id = session.post_store(&transfer)?;
             let progress = &mut |now| watch(done + now, keys.len());
             let completion = drive(&mut session, id, order.patience, progress)?.ok()?;
             session.close(order.patience)?;
-            portion.stored = completion.chunks_done;
+            portion.stored = moved(&completion, &geometry);
             portion.wire_bytes = completion.wire_bytes;
-            report.whole.stored += completion.chunks_done;
+            report.whole.stored += portion.stored;
+            report.whole.known += completion.chunks_done - portion.stored;
             report.whole.amounts.add(&Amounts::of(&completion, &geometry));
         }
         report.portions.push(portion);

@@ -133,8 +133,9 @@ pub struct StoreReport {
     pub geometry: Geometry,
     /// Whole chunks of the prompt.
     pub chunks: usize,
-    /// Leading ones that the store had, and that were not stored again.
+    /// Those that the store had, and that were not stored again.
     pub known: usize,
+    /// Those that the card stored.
     pub stored: usize,
     /// Tokens in whole chunks, and behind them.
     pub tokens: usize,
@@ -233,17 +234,26 @@ pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> R
     if known < keys.len() {
         let pages: Vec<u32> = (known * pages_per_chunk..keys.len() * pages_per_chunk).map(|page| page as u32).collect();
         let importances = order.importances.get(known..).unwrap_or_default();
-        let transfer = Transfer { deadline: order.deadline, importances, ..Transfer::new(&keys[known..], &pages) };
+        let asked = Transfer::new(&keys[known..], &pages);
+        let transfer = Transfer { deadline: order.deadline, importances, again: order.again, ..asked };
         let id = client.post_store(&transfer)?;
         let all = keys.len();
         let completion = drive(&mut client, id, order.patience, &mut |done| watch(known + done, all))?.ok()?;
-        report.stored = completion.chunks_done;
+        // Of the others another host, or an earlier store behind a gap, was first.
+        report.stored = moved(&completion, &geometry);
+        report.known += completion.chunks_done - report.stored;
         report.amounts = Amounts::of(&completion, &geometry);
         report.stages = stages_since(&mut client, before.as_ref());
     }
     rate_known(&mut client, keys, order, known)?;
     client.close(order.patience)?;
     Ok(report)
+}
+
+/// Chunks that the card took from memory and stored: of one that the store had, nothing moves.
+pub(crate) fn moved(completion: &Completion, geometry: &Geometry) -> usize {
+    let chunks = completion.restored_bytes / geometry.chunk_bytes().max(1) as u64;
+    completion.chunks_done.min(chunks as usize)
 }
 
 /// Says what the chunks are worth that were stored before.

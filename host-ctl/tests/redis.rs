@@ -25,7 +25,7 @@ fn put_real_chunk(url: &str, key: &ChunkKey) {
     let plan = Plan::choose(&geometry, geometry.layer_chunk_bytes()).expect("a plan");
     let mut compressor = Compressor::new(1, 1 << 20).expect("level 1");
     let store: Box<dyn Readable<Vec<u8>>> = store::open(url, &Limits::default()).expect("a server");
-    store.begin_put(0, key, Instant::now() + Duration::from_secs(10)).expect("begin");
+    store.begin_put(0, key, None, Instant::now() + Duration::from_secs(10)).expect("begin");
     let mut lengths = Vec::new();
     for index in 0..plan.block_count(&geometry) {
         let part = plan.part(&geometry, index).expect("a part");

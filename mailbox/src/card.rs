@@ -16,7 +16,9 @@ use crate::line::{FACES_BYTES, HostLine, LineReader, LineWriter};
 use crate::page::{Mismatch, check_identity};
 use crate::peer::PeerError;
 use crate::record::{Owner, Records};
-use crate::words::{CardState, CommandWords, CompletionWords, Line, Operation, Span, Status, Tokens, WITH_IMPORTANCE};
+use crate::words::{
+    AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, Span, Status, Tokens, WITH_IMPORTANCE,
+};
 
 /// One command, checked: every count and length is in range, the area is its own, the request number is unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,11 @@ impl Command {
     /// Whether its records say what chunks are worth.
     pub fn has_importances(&self) -> bool {
         self.is_known() && self.flags & WITH_IMPORTANCE != 0
+    }
+
+    /// Whether its chunks are to be put even where the store has them.
+    pub fn stores_again(&self) -> bool {
+        self.is_known() && self.flags & AGAIN != 0
     }
 
     /// Bytes of one of its records.

@@ -21,7 +21,7 @@ use crate::page::Page;
 use crate::peer::PeerError;
 use crate::record::{Owner, encode};
 use crate::words::{
-    CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, Tokens, WITH_IMPORTANCE,
+    AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, Tokens, WITH_IMPORTANCE,
 };
 
 /// What to ask the card, beside the chunks.
@@ -35,12 +35,14 @@ pub struct Request {
     pub deadline_us: u32,
     /// For `Cancel`: the request to give up. Else 0.
     pub target: u64,
+    /// For `Store`: also what the store has.
+    pub again: bool,
 }
 
 impl Request {
     /// With all tokens, the card's own deadline and no target.
     pub const fn new(id: u64, operation: Operation) -> Request {
-        Request { id, operation, tokens: Tokens::ALL, deadline_us: 0, target: 0 }
+        Request { id, operation, tokens: Tokens::ALL, deadline_us: 0, target: 0, again: false }
     }
 
     /// Gives up request `target`.
@@ -273,7 +275,7 @@ impl HostRing {
             generation: 0,
             request: request.id,
             opcode: request.operation.code(),
-            flags: flags_of(request.operation, chunks),
+            flags: flags_of(request, chunks),
             area,
             reserved: 0,
             argument_bytes,
@@ -389,8 +391,9 @@ impl HostRing {
         if (request.target != 0) != (operation == Operation::Cancel) {
             return Err(PostError::Field { what: "a cancel names a target, and nothing else does" });
         }
-        if !operation.flags().contains(&flags_of(operation, chunks)) {
-            return Err(PostError::Field { what: "a store or a rating has importances, and nothing else does" });
+        if !operation.flags().contains(&flags_of(request, chunks)) {
+            let what = "a store or a rating has importances, a store is done again, and nothing else";
+            return Err(PostError::Field { what });
         }
         let pages = chunks.first().map_or(0, |chunk| chunk.pages.len());
         let odd = chunks.iter().position(|chunk| chunk.pages.len() != pages);
@@ -499,9 +502,10 @@ impl HostRing {
 }
 
 /// A store that says nothing of importance is a store as cards have always known it.
-fn flags_of(operation: Operation, chunks: &[Chunk<'_>]) -> u16 {
+fn flags_of(request: &Request, chunks: &[Chunk<'_>]) -> u16 {
     let said = chunks.iter().any(|chunk| chunk.importance != Importance::NEUTRAL);
-    if said || operation == Operation::Rate { WITH_IMPORTANCE } else { 0 }
+    let importance = if said || request.operation == Operation::Rate { WITH_IMPORTANCE } else { 0 };
+    importance | if request.again { AGAIN } else { 0 }
 }
 
 pub(crate) fn area_at(area: u16) -> usize {

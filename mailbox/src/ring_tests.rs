@@ -183,7 +183,7 @@ impl Pair {
         let rated = operation == Operation::Rate || (operation == Operation::Store && deadline_us % 2 == 1);
         let importance = Importance::from_word(if rated { 77 } else { 0 });
         let target = if operation == Operation::Cancel { oracle.next.max(2) - 1 } else { 0 };
-        let request = Request { id: oracle.next, operation, tokens, deadline_us, target };
+        let request = Request { id: oracle.next, operation, tokens, deadline_us, target, again: false };
         let chunks = if operation.takes_chunks() { chunks.min(chunks_max(pages)) } else { 0 };
         let chunks: Vec<(ChunkKey, Vec<u32>)> = (0..chunks as u64)
             .map(|index| {

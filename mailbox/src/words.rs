@@ -137,7 +137,7 @@ line_words! {
         request: u64 = 16,
         /// An [`Operation`].
         opcode: u16 = 24,
-        /// [`WITH_IMPORTANCE`]; an unknown one is answered `Unsupported`.
+        /// [`WITH_IMPORTANCE`], [`AGAIN`]; an unknown one is answered `Unsupported`.
         flags: u16 = 26,
         /// Argument area that goes with this command until its completion.
         area: u16 = 28,
@@ -246,6 +246,8 @@ impl IdentityWords {
 
 /// Flag of a command: its records say what chunks are worth. Always with `Rate`, with `Store` where it is said, else never.
 pub(crate) const WITH_IMPORTANCE: u16 = 1;
+/// Flag of a store: its chunks are put even where the store has them.
+pub(crate) const AGAIN: u16 = 2;
 
 /// What a command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -331,10 +333,10 @@ impl Operation {
         matches!(self, Operation::Lookup | Operation::Fetch | Operation::Store | Operation::Rate)
     }
 
-    /// The flags that go with it: both, or the one that it must have.
+    /// The flags that go with it: one of these.
     pub(crate) const fn flags(self) -> &'static [u16] {
         match self {
-            Operation::Store => &[0, WITH_IMPORTANCE],
+            Operation::Store => &[0, WITH_IMPORTANCE, AGAIN, WITH_IMPORTANCE | AGAIN],
             Operation::Rate => &[WITH_IMPORTANCE],
             _ => &[0],
         }

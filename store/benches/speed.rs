@@ -18,7 +18,7 @@ use block::ChunkKey;
 use chunks::{chunk_path, key, limits, noise, soon};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use store::dir::{DirStore, Options};
-use store::{Direct, Limits, Store};
+use store::{Direct, Limits, Opening, Store};
 
 const CHUNKS: u64 = 32;
 const BLOCKS: usize = 64;
@@ -90,7 +90,7 @@ fn fill(dir: &Path, sync: bool, table: &mut Table) -> DirStore {
     let store = DirStore::open(&dir.join(sync.to_string()), &limits(), options).expect("open");
     let put = |n| {
         let start = Instant::now();
-        store.begin_put(0, &key(n), soon()).expect("begin");
+        store.begin_put(0, &key(n), None, soon()).expect("begin");
         blocks.iter().enumerate().for_each(|(i, block)| store.put_block(0, i, block).expect("put"));
         store.commit_put(0, BLOCKS, &[1; 320]).expect("commit");
         start.elapsed().as_secs_f64()
@@ -112,7 +112,7 @@ fn questions(store: &DirStore, rounds: usize) -> Table {
     let mut lookup = || assert_eq!(store.lookup(&keys, soon()), Ok(keys.len()));
     let mut open = || {
         for key in &keys {
-            store.open(0, key, &mut manifest, soon()).expect("open");
+            store.open(0, &Opening::of(key), &mut manifest, soon()).expect("open");
             store.close(0);
         }
     };
@@ -161,7 +161,7 @@ fn reads(store: &DirStore, rounds: usize) -> Table {
     let mut through = || {
         let into = &mut into.borrow_mut()[..BLOCK_BYTES];
         for key in &keys {
-            store.open(0, key, &mut manifest, soon()).expect("open");
+            store.open(0, &Opening::of(key), &mut manifest, soon()).expect("open");
             for i in 0..BLOCKS {
                 store.read_block(0, i, into, soon()).expect("read");
             }

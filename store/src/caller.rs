@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
-use crate::{Ask, Outcome, Position, Readable, Reader, StoreError};
+use crate::{Ask, Outcome, Position, Readable, Reader, StoreError, Why};
 
 /// See the module's head.
 pub struct Caller<'a> {
@@ -40,7 +40,22 @@ impl<'a> Caller<'a> {
         manifest: &mut [u8],
         until: Instant,
     ) -> Result<usize, StoreError> {
-        match self.ask(Ask::Open { seat, key: *key, position, until }, manifest) {
+        self.opened(Ask::Open { seat, key: *key, position, anew: false, until }, manifest)
+    }
+
+    /// By another way: see [`Ask::Open`].
+    pub fn open_anew(
+        &mut self,
+        seat: usize,
+        key: &ChunkKey,
+        manifest: &mut [u8],
+        until: Instant,
+    ) -> Result<usize, StoreError> {
+        self.opened(Ask::Open { seat, key: *key, position: None, anew: true, until }, manifest)
+    }
+
+    fn opened(&mut self, ask: Ask<Vec<u8>>, manifest: &mut [u8]) -> Result<usize, StoreError> {
+        match self.ask(ask, manifest) {
             Outcome::Opened(result) => result,
             other => unreachable!("an open is answered by {other:?}"),
         }
@@ -54,8 +69,8 @@ impl<'a> Caller<'a> {
         }
     }
 
-    pub fn discard(&mut self, seat: usize, until: Instant) {
-        self.ask(Ask::Discard { seat, until }, &mut []);
+    pub fn discard(&mut self, seat: usize, why: Why, until: Instant) {
+        self.ask(Ask::Discard { seat, why, until }, &mut []);
     }
 
     fn ask(&mut self, ask: Ask<Vec<u8>>, manifest: &mut [u8]) -> Outcome<Vec<u8>> {

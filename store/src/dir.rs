@@ -10,13 +10,15 @@
 //!   of one failed fetch each. The end of this process alone loses nothing in either mode. `always` costs about
 //!   half of a put's speed, which is still far above what an encoder delivers (tests/speed.rs).
 //! * **Bounded.** Chunks, unfinished puts and the quarantine together never exceed `bytes`; the least recently used
-//!   chunks go first, one at a time, and a file that is being read lives on until its seat is closed (so the disk may
+//!   chunks go first, one at a time, of a prompt the tail before the head (index.rs), and a file that is being read lives on until its seat is closed (so the disk may
 //!   hold up to one file per open seat more). Use is counted in memory and written to the file's mtime at most once in
-//!   ten minutes, which is the precision that a restart keeps. A put is never evicted.
+//!   ten minutes, which is the precision that a restart keeps; between the chunks of a prompt it keeps their order. A put
+//!   is never evicted.
 //! * **Disk full** (though the limit is not reached): as much as is needed is evicted, then one more try, then `Full`.
 //! * **Read-only** (file system or permissions): fetches go on, puts answer `ReadOnly`.
-//! * **Damage.** A tail that fails its checks sends the file to `quarantine/` (16 files and a sixteenth of the bytes
-//!   at most, then it is deleted). A call that fails is not damage: the chunk stays.
+//! * **Damage.** A tail that fails its checks three times, twice of them from the disk, and a chunk that is discarded go to
+//!   `quarantine/` (16 files and a sixteenth of the bytes at most, then it is deleted), if the guard (guard.rs) lets
+//!   them. A call that fails is not damage, and neither is what another version wrote: the chunk stays.
 //!
 //! Locks: `ledger` is never held over I/O. A stripe is held while the name of a chunk changes on disk and is taken
 //! before the ledger, never after; nobody holds two. A seat's own lock is held over the I/O of that seat.
@@ -30,7 +32,8 @@ use std::time::Instant;
 use block::ChunkKey;
 use block::tail::tail_bytes;
 
-use super::{Direct, Limits, OpenError, POISONED, Stats, Store, StoreError};
+use super::guard::Guard;
+use super::{Direct, Limits, OpenError, Opening, POISONED, Stats, Store, StoreError, Why};
 use put::Putting;
 use read::Reading;
 use room::Ledger;
@@ -74,6 +77,9 @@ pub struct DirStore {
     ledger: Mutex<Ledger>,
     stripes: Box<[Mutex<()>]>,
     reading: Box<[RwLock<Reading>]>,
+    /// For those who look at a manifest before they put.
+    peeking: Mutex<Reading>,
+    guard: Guard,
     putting: Box<[Putting]>,
     counters: Counters,
 }
@@ -92,6 +98,7 @@ struct Counters {
     corrupt: AtomicU64,
     io_errors: AtomicU64,
     read_only: AtomicBool,
+    warned_chunks: AtomicBool,
 }
 
 impl DirStore {
@@ -107,7 +114,9 @@ impl DirStore {
         };
         let counters = Counters { read_only: root.read_only.into(), ..Counters::default() };
         let store = Self {
-            ledger: Mutex::new(Ledger::new(options.chunks_max, &found)),
+            ledger: Mutex::new(Ledger::new(options.chunks_max, limits.puts_max, &found)),
+            peeking: Mutex::new(Reading::new(limits)),
+            guard: Guard::new(1),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             reading: (0..limits.chunks_open_max).map(|_| RwLock::new(Reading::new(limits))).collect(),
             putting: (0..limits.puts_max).map(|seat| Putting::new(seat, limits)).collect(),
@@ -126,8 +135,8 @@ impl DirStore {
         let Found { chunks, leftovers_removed, strangers, .. } = found;
         let mut ledger = self.ledger();
         let (excess, kept) = chunks.split_at(chunks.len().saturating_sub(ledger.index.chunks_max()));
-        for (key, bytes, used_s) in kept {
-            ledger.index.insert(key, *bytes, *used_s).expect("what exceeds the index was cut off");
+        for (key, bytes, used_ns) in kept {
+            ledger.index.insert(key, *bytes, *used_ns).expect("what exceeds the index was cut off");
         }
         drop(ledger);
         if self.root.read_only {
@@ -140,7 +149,10 @@ impl DirStore {
             }
             let evicted = removed as u64 + self.counters.evicted.load(Relaxed);
             if evicted > 0 {
-                log::warn!("store: {evicted} chunks over its limits were evicted at start");
+                log::warn!(
+                    "store: {evicted} chunks over its limits were evicted at start: the URL's options `bytes` and `chunks` \
+                     raise them"
+                );
             }
         }
         if leftovers_removed > 0 {
@@ -166,6 +178,12 @@ impl DirStore {
         self.ledger().index.each(show);
     }
 
+    /// Whether a chunk may go that is bad or cannot be read here, and that another store has.
+    pub(crate) fn evicts_copy(&self, key: &ChunkKey) -> bool {
+        let why = Why { what: "a copy in this tier that was bad or could not be read", block: None };
+        self.guard.admits(key, &why, 0, &self.root.path.display())
+    }
+
     /// Bytes that it holds at most.
     pub(crate) fn bytes_max(&self) -> u64 {
         self.bytes_max
@@ -189,7 +207,7 @@ impl DirStore {
 #[must_use]
 pub fn memory_bytes(limits: &Limits) -> usize {
     index::Index::memory_bytes(limits.chunks_max)
-        + limits.chunks_open_max * Reading::memory_bytes(limits)
+        + (limits.chunks_open_max + 1) * Reading::memory_bytes(limits)
         + limits.puts_max * Putting::memory_bytes(limits)
 }
 
@@ -209,9 +227,9 @@ impl Direct for DirStore {
         Ok(keys.iter().take_while(|key| ledger.index.contains(key)).count())
     }
 
-    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
+    fn open(&self, seat: usize, opening: &Opening, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
         on_time("open", until)?;
-        self.open_chunk(seat, key, manifest)
+        self.open_chunk(seat, opening, manifest)
     }
 
     fn read_block(&self, seat: usize, index: usize, into: &mut [u8], until: Instant) -> Result<(), StoreError> {
@@ -219,8 +237,8 @@ impl Direct for DirStore {
         self.read_chunk(seat, index, into)
     }
 
-    fn discard(&self, seat: usize) {
-        self.discard_chunk(seat);
+    fn discard(&self, seat: usize, why: &Why) {
+        self.discard_chunk(seat, why);
     }
 }
 
@@ -229,21 +247,34 @@ impl Store for DirStore {
         self.close_chunk(seat);
     }
 
-    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
-        on_time("has", until)?;
-        Ok(self.ledger().index.contains(key))
+    fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
+        on_time("peek", until)?;
+        self.peek_chunk(key, manifest)
     }
 
-    fn touch(&self, _namespace: u8, keys: &[ChunkKey], _opened: bool) {
+    fn proved(&self, _seat: usize) {
+        self.guard.good(0);
+    }
+
+    fn touch(&self, _namespace: u8, parent: Option<&ChunkKey>, keys: &[ChunkKey], _opened: bool) {
         let mut ledger = self.ledger();
-        for key in keys.iter().rev() {
-            ledger.index.touch(key);
+        let mut before = parent;
+        for key in keys {
+            if ledger.index.touch(key, before) {
+                before = Some(key);
+            }
         }
     }
 
     /// A local disk has no deadline that could be kept: `until` is passed over.
-    fn begin_put(&self, seat: usize, key: &ChunkKey, _until: Instant) -> Result<(), StoreError> {
-        self.start(seat, key)
+    fn begin_put(
+        &self,
+        seat: usize,
+        key: &ChunkKey,
+        parent: Option<&ChunkKey>,
+        _until: Instant,
+    ) -> Result<(), StoreError> {
+        self.start(seat, key, parent)
     }
 
     fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
@@ -276,6 +307,7 @@ impl Store for DirStore {
             evicted: counters.evicted.load(Relaxed),
             bytes_evicted: counters.bytes_evicted.load(Relaxed),
             corrupt: counters.corrupt.load(Relaxed),
+            withheld: self.guard.withheld(),
             io_errors: counters.io_errors.load(Relaxed),
             read_only: counters.read_only.load(Relaxed),
             bytes_copied: 0,

@@ -7,20 +7,37 @@ use std::time::Instant;
 use block::ChunkKey;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{Answer, Ask, Memory, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError};
+use crate::{Answer, Ask, Memory, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError, Why};
 
 /// What such a backend offers beside [`Store`]; it is [`Readable`] then. The calls mean what [`Ask`] says.
 pub trait Direct: Store {
     fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
 
     /// Copies the manifest to the head of `manifest`; returns its bytes.
-    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
+    fn open(&self, seat: usize, opening: &Opening, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
 
     /// Fills `into`, which is as long as the block.
     fn read_block(&self, seat: usize, index: usize, into: &mut [u8], until: Instant) -> Result<(), StoreError>;
 
     /// Takes the chunk that is open in `seat` out of the store: its bytes are bad.
-    fn discard(&self, seat: usize);
+    fn discard(&self, seat: usize, why: &Why);
+}
+
+/// What is opened: see [`Ask::Open`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opening {
+    pub key: ChunkKey,
+    /// The chunk before it in its prompt.
+    pub parent: Option<ChunkKey>,
+    pub anew: bool,
+}
+
+impl Opening {
+    /// For the first time, and nothing is known of its prompt.
+    #[must_use]
+    pub fn of(key: &ChunkKey) -> Self {
+        Self { key: *key, parent: None, anew: false }
+    }
 }
 
 /// The one question of a [`Direct`] store that was asked and not yet answered.
@@ -59,13 +76,16 @@ impl<S: Direct + ?Sized, M: Memory> Reader<M> for DirectReader<'_, S, M> {
                 let found = retry(|| store.lookup(&keys, until));
                 Outcome::Looked { keys, found }
             }
-            Ask::Open { seat, key, until, .. } => Outcome::Opened(retry(|| store.open(seat, &key, manifest, until))),
+            Ask::Open { seat, key, position, anew, until } => {
+                let opening = Opening { key, parent: position.and_then(|position| position.parent), anew };
+                Outcome::Opened(retry(|| store.open(seat, &opening, manifest, until)))
+            }
             Ask::Read { seat, index, bytes, mut memory, until } => {
                 let result = retry(|| store.read_block(seat, index, &mut memory[..bytes], until));
                 Outcome::Read { memory, result }
             }
-            Ask::Discard { seat, .. } => {
-                store.discard(seat);
+            Ask::Discard { seat, why, .. } => {
+                store.discard(seat, &why);
                 Outcome::Discarded
             }
         };

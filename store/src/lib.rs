@@ -19,8 +19,10 @@
 //! What every backend promises:
 //!
 //! * A chunk is seen whole or not at all: nothing of a put can be looked up before `commit_put` returns.
-//! * A miss is an answer (`StoreError::Miss`). A failed read is never a miss and never deletes anything; bytes that
-//!   are proven bad leave the store, so that the next put of their chunk can take their place.
+//! * A miss is an answer (`StoreError::Miss`). A read, failed or not, is never a miss and never deletes anything. A chunk leaves
+//!   as bad when `Discard` asks for it, after it was opened `anew` and found bad a second time: on the word of the node
+//!   that owns it, and within limits ([`DISCARDS_PER_MINUTE`] and the others of guard.rs).
+//! * What is not understood (`StoreError::Foreign`) is somebody else's: it stays, and a put may replace it.
 //! * A look-up has no side effects and may be repeated; what it found may be gone by the time of `Open`.
 //! * Two puts of one chunk at the same time are harmless: each is whole, the later commit stays.
 //! * An error that a reader answers is final: what may pass by itself it has tried again ([`STORE_TRIES`]).
@@ -51,6 +53,7 @@ use nix::errno::Errno;
 mod caller;
 pub mod dir;
 mod direct;
+mod guard;
 mod namespaces;
 mod node;
 mod outline;
@@ -62,7 +65,8 @@ pub mod tiers;
 mod url;
 
 pub use caller::Caller;
-pub use direct::{Direct, retry};
+pub use direct::{Direct, Opening, retry};
+pub use guard::{DISCARDS_PER_MINUTE, IN_A_ROW_MAX, REST, Why};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
 pub use outline::{Outline, Part, outline};
@@ -89,19 +93,27 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Frees a seat for reading. The caller has no reads of this seat in flight.
     fn close(&self, seat: usize);
 
-    /// Tells that the leading chunks `keys` of one prompt were used together by a session of this namespace. An evicting
-    /// store then gives up the tail of a prefix before its head, since a chunk is worth nothing without those before it.
-    /// `opened`: each of them was opened with its [`Position`], which counted this use. Does not wait.
-    fn touch(&self, _namespace: u8, _keys: &[ChunkKey], _opened: bool) {}
+    /// Tells that the chunks `keys` of one prompt, which follow `parent`, were used together by a session of this namespace.
+    /// An evicting store then gives up the tail of a prefix before its head, since a chunk is worth nothing without those
+    /// before it. `opened`: each of them was opened with its [`Position`], which counted this use. Does not wait.
+    fn touch(&self, _namespace: u8, _parent: Option<&ChunkKey>, _keys: &[ChunkKey], _opened: bool) {}
 
     /// Tells what a host says that chunks are worth, one importance each, whether they are there or not. Does not wait.
     fn rate(&self, _keys: &[ChunkKey], _importances: &[Importance]) {}
 
-    /// Whether a chunk is there: for those who are about to put it. Waits.
-    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError>;
+    /// Copies a chunk's manifest to the head of `manifest`, which must hold [`Limits::manifest_bytes_max`], and returns its
+    /// bytes: for those who are about to put the chunk. No use of it. Waits.
+    fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
 
     /// Starts to put a chunk in a free seat; the put's calls wait until `until` at most. On an error the seat stays free.
-    fn begin_put(&self, seat: usize, key: &ChunkKey, until: Instant) -> Result<(), StoreError>;
+    /// `parent` is the chunk before it in its prompt: an evicting store gives the chunk up before that.
+    fn begin_put(
+        &self,
+        seat: usize,
+        key: &ChunkKey,
+        parent: Option<&ChunkKey>,
+        until: Instant,
+    ) -> Result<(), StoreError>;
 
     /// Adds block `index`: in any order, from any thread, each index once. After an error the put can only be aborted.
     fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError>;
@@ -112,6 +124,10 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Gives the put up and frees the seat. The caller has no `put_block` of this seat in flight.
     fn abort_put(&self, seat: usize);
+
+    /// Tells that the open chunk of a seat was read whole and passed all checks, so that what is bad beside it is not
+    /// the path's fault. Does not wait.
+    fn proved(&self, _seat: usize) {}
 
     /// What the store has counted since it was opened, and what it holds where it knows.
     fn stats(&self) -> Stats;
@@ -189,15 +205,17 @@ pub enum Ask<M> {
     /// most [`LOOKUP_KEYS_MAX`]. The vector comes back with the answer.
     Lookup { keys: Vec<ChunkKey>, until: Instant },
     /// Opens a chunk in a free seat and reads its manifest. On an error the seat stays free. Counts as a use of the
-    /// chunk for eviction. With a position, a tier may keep the bytes that are read.
-    Open { seat: usize, key: ChunkKey, position: Option<Position>, until: Instant },
+    /// chunk for eviction. With a position, a tier may keep the bytes that are read. `anew`: it was opened before and found
+    /// bad or gone; this time all is read by another way, from whoever owns the chunk: past tiers, from the disk
+    /// and not its cache, from the master and by another connection.
+    Open { seat: usize, key: ChunkKey, position: Option<Position>, anew: bool, until: Instant },
     /// Reads block `index` of the open chunk, all `bytes` of it (so long the manifest says it is), to the head of
     /// `memory`, or says where it lies. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
     /// `Miss` if the chunk went or changed since it was opened. After any error the content of `memory` means nothing.
     Read { seat: usize, index: usize, bytes: usize, memory: M, until: Instant },
-    /// A block of this seat's chunk failed a check that the store cannot make: takes the chunk out, if it still is the
-    /// one that was opened. The seat stays taken. One that the store itself calls `Corrupt` is out already.
-    Discard { seat: usize, until: Instant },
+    /// This seat's chunk, which was opened `anew`, is bad, and was so when it was read before: takes the chunk out, if it
+    /// still is the one that was opened, its owner is who said so, and the limits allow it. The seat stays taken.
+    Discard { seat: usize, why: Why, until: Instant },
 }
 
 /// An answer of a store, to the question with this tag.
@@ -295,8 +313,9 @@ pub struct Stats {
     /// Chunks that made room for others, and their bytes.
     pub evicted: u64,
     pub bytes_evicted: u64,
-    /// Chunks taken out because they were proven bad.
+    /// Chunks taken out because they were proven bad, and those that stayed because too many were.
     pub corrupt: u64,
+    pub withheld: u64,
     /// Calls that failed for a reason that is not in the bytes.
     pub io_errors: u64,
     /// Bytes of blocks that were copied on the way to the slot: between socket and slot 0 unless replies were other than
@@ -311,8 +330,10 @@ pub struct Stats {
 pub enum StoreError {
     /// The chunk is not there. An answer, not a fault.
     Miss,
-    /// The stored bytes are proven to be wrong; `value` is what was found.
+    /// The bytes that were read are wrong; `value` is what was found. Read anew and found the same, it is proven.
     Corrupt { what: &'static str, value: u64 },
+    /// Stored by a program that this one does not understand, and not damaged: `what` is unknown and says `value`.
+    Foreign { what: &'static str, value: u64 },
     /// No room for `bytes` more, even after evicting all that may be evicted.
     Full { bytes: u64 },
     /// A part of a chunk is larger than the limits that the store was opened with. The chunk may be good.
@@ -333,7 +354,7 @@ impl StoreError {
     /// Who is to blame, which decides what happens next (docs/architecture.md, "Errors").
     pub fn blame(self) -> Blame {
         match self {
-            Self::Miss | Self::Late { .. } => Blame::Nobody,
+            Self::Miss | Self::Foreign { .. } | Self::Late { .. } => Blame::Nobody,
             Self::Corrupt { .. } | Self::Down { .. } | Self::Io { .. } => Blame::Store,
             Self::Full { .. } | Self::ReadOnly | Self::Denied { .. } | Self::Large { .. } => Blame::Operator,
         }
@@ -361,6 +382,7 @@ impl fmt::Display for StoreError {
         match *self {
             Self::Miss => write!(f, "no such chunk"),
             Self::Corrupt { what, value } => write!(f, "corrupt chunk: {what} ({value})"),
+            Self::Foreign { what, value } => write!(f, "stored by another version: {what} {value} is not known here"),
             Self::Full { bytes } => write!(f, "store full: no room for {bytes} more bytes"),
             Self::Large { what, value, max } => write!(f, "{what} of {value} exceeds the limit of {max}"),
             Self::ReadOnly => write!(f, "store is read-only"),
@@ -381,6 +403,7 @@ impl From<TailError> for StoreError {
     fn from(error: TailError) -> Self {
         match error {
             TailError::Corrupt { what, value } => Self::Corrupt { what, value },
+            TailError::Foreign { what, value } => Self::Foreign { what, value },
             TailError::Large { blocks, max } => Self::Large { what: "blocks of a chunk", value: blocks, max },
         }
     }

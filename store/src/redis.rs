@@ -11,7 +11,8 @@
 //!
 //! * **Atomic.** A put gathers its blocks in a hash of another name, checks that all are there, and renames it.
 //! * **Bounded.** By the server's `maxmemory`; a chunk that was evicted is a miss at whatever point that shows.
-//! * **Damage.** A chunk that is proven bad is unlinked. An error reply or a lost connection is not damage.
+//! * **Damage.** A chunk that its master twice showed to be bad is unlinked, within the guard's limits. An error reply, a lost
+//!   connection and a replica that lags are not damage.
 //! * **No intermediate buffer**, and no allocation after Init, but for TLS (rustls keeps buffers of its own) and for
 //!   nodes that a cluster did not have at start.
 
@@ -25,10 +26,11 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
+use crate::guard::Guard;
 use crate::node::NodeFacts;
 use crate::secret::Url;
 use crate::url::OpenError;
-use crate::{Limits, Memory, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError};
+use crate::{Limits, Memory, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError, Why};
 use fault::{Fault, Said, Target};
 use nodes::Nodes;
 use options::{Login, Options, ReadFrom};
@@ -98,11 +100,20 @@ struct Seat {
     key: Option<ChunkKey>,
     manifest: Box<[u8]>,
     manifest_bytes: usize,
+    /// It was opened so: its blocks are asked of the master, by another way.
+    anew: bool,
+    /// The node that all of it was read from since it was opened anew.
+    witness: Option<u16>,
 }
 
 impl Seat {
     fn manifest(&self) -> &[u8] {
         &self.manifest[..self.manifest_bytes]
+    }
+
+    /// A part of the chunk came from this node.
+    fn heard(&mut self, node: u16) {
+        self.witness = self.witness.filter(|witness| *witness == node);
     }
 }
 
@@ -130,6 +141,8 @@ pub struct RedisStore {
     counters: Counters,
     seats: Box<[Mutex<Seat>]>,
     puts: Puts,
+    /// By place of a node.
+    guard: Guard,
     surveyor: Surveyor,
     /// Bad chunks are told of and stay.
     only_looks: bool,
@@ -190,11 +203,13 @@ impl RedisStore {
 
     fn with(door: Door, nodes: Nodes, limits: &Limits) -> Self {
         let (door, nodes) = (Arc::new(door), Arc::new(nodes));
-        let seat = || Seat { key: None, manifest: vec![0; limits.manifest_bytes_max].into(), manifest_bytes: 0 };
+        let manifest = || vec![0; limits.manifest_bytes_max].into();
+        let seat = || Seat { key: None, manifest: manifest(), manifest_bytes: 0, anew: false, witness: None };
         Self {
             surveyor: Surveyor::start(Arc::clone(&door), Arc::clone(&nodes)),
             seats: (0..limits.chunks_open_max).map(|_| Mutex::new(seat())).collect(),
             puts: Puts::new(limits, nodes.places()),
+            guard: Guard::new(nodes.places()),
             door,
             nodes,
             limits: *limits,
@@ -214,14 +229,20 @@ impl RedisStore {
         self.seat(seat).key.unwrap_or_else(|| panic!("{call}: seat {seat} is empty"))
     }
 
-    /// A manifest has come for a seat: returns its bytes.
-    fn occupy(&self, seat: usize, key: &ChunkKey, manifest: &[u8]) -> Result<usize, StoreError> {
+    /// A manifest has come for a seat: returns its bytes. `witness` is who sent it, where it was asked for anew.
+    fn occupy(&self, seat: usize, key: &ChunkKey, manifest: &[u8], witness: Option<u16>) -> Result<usize, StoreError> {
         let mut seat = self.seat(seat);
         let (value, max) = (manifest.len(), seat.manifest.len());
         let room = seat.manifest.get_mut(..value).ok_or(StoreError::Large { what: "manifest", value, max })?;
         room.copy_from_slice(manifest);
         (seat.manifest_bytes, seat.key) = (value, Some(*key));
+        (seat.anew, seat.witness) = (witness.is_some(), witness);
         Ok(value)
+    }
+
+    /// Whether a chunk that this node owns, and showed to be bad, may be taken out.
+    fn may_discard(&self, node: u16, key: &ChunkKey, why: &Why) -> bool {
+        self.guard.admits(key, why, node.into(), &self.nodes.at(node).address)
     }
 
     /// The place of the node that a redirect of `node` names.
@@ -258,11 +279,25 @@ impl Store for RedisStore {
         assert!(key.is_some(), "close: seat {seat} is empty");
     }
 
-    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
-        self.has_chunk(key, until)
+    fn proved(&self, seat: usize) {
+        let key = self.key_of(seat, "proved");
+        if let Some(node) = self.nodes.master(name::slot_of(&key).into()) {
+            self.guard.good(node.into());
+        }
     }
 
-    fn begin_put(&self, seat: usize, key: &ChunkKey, until: Instant) -> Result<(), StoreError> {
+    fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
+        self.peek_chunk(key, manifest, until)
+    }
+
+    /// The server evicts by the use of whole hashes: it knows of no parents.
+    fn begin_put(
+        &self,
+        seat: usize,
+        key: &ChunkKey,
+        _parent: Option<&ChunkKey>,
+        until: Instant,
+    ) -> Result<(), StoreError> {
         self.puts.begin(seat, key, until);
         Ok(())
     }
@@ -310,6 +345,7 @@ impl Store for RedisStore {
             puts: counters.puts.load(Relaxed),
             puts_failed: counters.puts_failed.load(Relaxed),
             corrupt: counters.corrupt.load(Relaxed),
+            withheld: self.guard.withheld(),
             io_errors: counters.io_errors.load(Relaxed),
             bytes_copied: counters.bytes_copied.load(Relaxed),
             read_only: counters.read_only.load(Relaxed),

@@ -11,9 +11,10 @@
 //!
 //! * **T2 holds everything**, so that what leaves T0 or T1 is written nowhere, and losing either costs hits only.
 //! * **A tier that fails is passed over.** What cannot be opened in T0 or T1 is asked of T2; a block that cannot be read
-//!   there any more is a miss, and its chunk leaves that tier. While T2 is down, look-ups say what T0 and T1 have. A disk
+//!   there any more is a miss, and who asks opens its chunk `anew`, in T2. While T2 is down, look-ups say what T0 and T1 have. A disk
 //!   that is slow or fails again and again is left alone for a while (breaker.rs).
-//! * **Bad bytes** leave T0 and T1; from T2 they go when they are fetched from there and fail again.
+//! * **Bad bytes** in T0 and T1 are copies: the chunk is opened anew in T2, and the copies go, as far as T1's guard lets
+//!   them. From T2 they go when they are fetched from there and fail again.
 //! * A chunk comes in whole or not at all: T1 publishes by rename, T0 by entering its name into the map last. A restart in
 //!   the middle leaves nothing of it.
 //!
@@ -445,6 +446,18 @@ impl Tiers {
             || self.disk.as_ref().is_some_and(|disk| !disk.store.holds(key))
     }
 
+    /// What T0 or T1 have of a chunk is bad or cannot be read: it goes, but a disk that is bad throughout is not emptied.
+    fn doubt(&self, key: &ChunkKey) {
+        if let Some(dram) = &self.dram {
+            dram.remove(key);
+        }
+        if let Some(disk) = self.disk.as_ref().filter(|disk| disk.store.holds(key))
+            && disk.store.evicts_copy(key)
+        {
+            disk.remove(key);
+        }
+    }
+
     /// Takes a chunk out of T0 and T1.
     fn remove(&self, key: &ChunkKey) {
         if let Some(dram) = &self.dram {
@@ -474,7 +487,7 @@ impl Store for TierStore {
         }
     }
 
-    fn touch(&self, namespace: u8, keys: &[ChunkKey], opened: bool) {
+    fn touch(&self, namespace: u8, parent: Option<&ChunkKey>, keys: &[ChunkKey], opened: bool) {
         let now_ms = self.tiers.now_ms();
         if let Some(dram) = self.tiers.dram.as_ref().filter(|_| !opened) {
             dram.used(keys, now_ms);
@@ -482,7 +495,7 @@ impl Store for TierStore {
         if let Some(disk) = self.tiers.disk.as_ref().filter(|_| !opened) {
             disk.used(namespace, keys, |policy| policy.used(keys, now_ms));
         }
-        self.tiers.bottom.store().touch(namespace, keys, opened);
+        self.tiers.bottom.store().touch(namespace, parent, keys, opened);
         self.tiers.wishes.add(namespace, keys, |key| self.tiers.misses(key));
     }
 
@@ -498,12 +511,26 @@ impl Store for TierStore {
         }
     }
 
-    fn has(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
-        self.tiers.bottom.store().has(key, until)
+    fn proved(&self, seat: usize) {
+        match self.tiers.place(seat) {
+            Place::Dram => {}
+            Place::Disk => self.tiers.disk().store.proved(seat),
+            Place::Bottom => self.tiers.bottom.store().proved(seat),
+        }
     }
 
-    fn begin_put(&self, seat: usize, key: &ChunkKey, until: Instant) -> Result<(), StoreError> {
-        self.tiers.bottom.store().begin_put(seat, key, until)?;
+    fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
+        self.tiers.bottom.store().peek(key, manifest, until)
+    }
+
+    fn begin_put(
+        &self,
+        seat: usize,
+        key: &ChunkKey,
+        parent: Option<&ChunkKey>,
+        until: Instant,
+    ) -> Result<(), StoreError> {
+        self.tiers.bottom.store().begin_put(seat, key, parent, until)?;
         self.tiers.wishes.forget(key, seat);
         Ok(())
     }
@@ -538,6 +565,7 @@ impl Store for TierStore {
             stats.hits += disk.hits;
             stats.bytes_read += disk.bytes_read;
             stats.corrupt += disk.corrupt;
+            stats.withheld += disk.withheld;
             stats.io_errors += disk.io_errors;
         }
         stats

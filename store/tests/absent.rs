@@ -36,7 +36,7 @@ fn answers_misses(store: &Any) {
     let asked = Instant::now();
     assert_eq!(store.lookup(&[key(1)], soon()), Ok(0));
     assert_eq!(store.open(0, &key(1), &mut [0; 4096], soon()), Err(StoreError::Miss));
-    assert!(matches!(store.has(&key(1), soon()), Err(StoreError::Down { .. })));
+    assert!(matches!(store.peek(&key(1), &mut [0; 4096], soon()), Err(StoreError::Down { .. })));
     assert!(asked.elapsed() < Duration::from_secs(5), "nobody waits for what is not there");
 }
 
@@ -77,7 +77,7 @@ fn a_cluster_that_comes_after_us_is_found_and_served_as_one() {
     answers_misses(&*store);
     assert_eq!(server.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "OK");
     until("it is not found", || trouble(&*store).is_empty());
-    until("it has no map", || store.has(&key(1), soon()) == Ok(false));
+    until("it has no map", || store.peek(&key(1), &mut [0; 4096], soon()) == Err(StoreError::Miss));
     serves(&*store);
     assert!(store.describe().contains("a cluster of 1 nodes"), "{}", store.describe());
     server.kill();
@@ -109,7 +109,7 @@ fn a_password_that_is_wrong_at_start_or_revoked_later_is_said_with_what_the_serv
     until("a look-up goes on", || store.lookup(&[key(1)], soon()) == denied);
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert!(trouble(&*store).contains("WRONGPASS"), "{}", trouble(&*store));
-    assert!(matches!(store.has(&key(1), soon()), Err(StoreError::Denied { .. })));
+    assert!(matches!(store.peek(&key(1), &mut [0; 4096], soon()), Err(StoreError::Denied { .. })));
     std::fs::write(&file, "new\n").expect("write");
     assert_eq!(store.reload(&(&*url).into()), Ok(Reloaded::Login));
     until("it does not come back by itself", || trouble(&*store).is_empty());

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use chunks::{chunk_path, condemn, key, limits, noise, put, real_chunk, soon};
 use store::dir::{DirStore, Options};
-use store::{Answer, Ask, Direct, Outcome, Readable, Store, StoreError};
+use store::{Answer, Ask, Direct, Opening, Outcome, Readable, Store, StoreError};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -51,20 +51,20 @@ fn steady_state_allocates_nothing() {
         let (mut manifest, mut found) = ([0; 4096], vec![0; 50_000]);
         let mut round = || {
             for key in &keys {
-                store.begin_put(0, key, soon()).expect("begin");
+                store.begin_put(0, key, None, soon()).expect("begin");
                 store.put_block(0, 1, &block[..10_000]).expect("put");
                 store.put_block(0, 0, &block).expect("put");
                 store.commit_put(0, 2, b"manifest").expect("commit");
-                store.begin_put(1, key, soon()).expect("begin");
+                store.begin_put(1, key, None, soon()).expect("begin");
                 store.put_block(1, 0, &block).expect("put");
                 store.abort_put(1);
                 assert_eq!(store.lookup(std::slice::from_ref(key), soon()), Ok(1));
-                store.open(0, key, &mut manifest, soon()).expect("open");
+                store.open(0, &Opening::of(key), &mut manifest, soon()).expect("open");
                 store.read_block(0, 0, &mut found, soon()).expect("read");
                 store.close(0);
-                store.touch(0, std::slice::from_ref(key), false);
+                store.touch(0, None, std::slice::from_ref(key), false);
             }
-            assert_eq!(store.open(0, &keys[0], &mut manifest, soon()), Err(StoreError::Miss));
+            assert_eq!(store.open(0, &Opening::of(&keys[0]), &mut manifest, soon()), Err(StoreError::Miss));
             condemn(&store, 0, &keys[39]);
             store.stats();
         };
@@ -72,7 +72,7 @@ fn steady_state_allocates_nothing() {
         // Faults neither.
         std::fs::write(chunk_path(store.path(), &keys[38]), [0; 100]).expect("damage");
         let faults = allocations(|| {
-            let error = store.open(0, &keys[38], &mut manifest, soon()).expect_err("damaged");
+            let error = store.open(0, &Opening::of(&keys[38]), &mut manifest, soon()).expect_err("damaged");
             assert!(matches!(error, StoreError::Corrupt { .. }));
         });
         assert_eq!(faults, 0, "with sync {sync}");
@@ -93,13 +93,13 @@ fn a_hit_in_a_tier_allocates_nothing() {
     let mut memory = Some(vec![0; blocks[0].len()]);
     let mut keys = Some(vec![key(1)]);
     let mut round = || {
-        store.touch(0, &[key(1)], false);
+        store.touch(0, None, &[key(1)], false);
         reader.begin(1, Ask::Lookup { keys: keys.take().expect("it came back"), until: soon() });
         let Some(Answer { outcome: Outcome::Looked { keys: back, found: Ok(1) }, .. }) = reader.poll(&mut found) else {
             panic!("it is there")
         };
         keys = Some(back);
-        reader.begin(2, Ask::Open { seat: 0, key: key(1), position: None, until: soon() });
+        reader.begin(2, Ask::Open { seat: 0, key: key(1), position: None, anew: false, until: soon() });
         let opened = reader.poll(&mut found);
         assert!(matches!(opened, Some(Answer { outcome: Outcome::Opened(Ok(_)), .. })), "{opened:?}");
         let memory_now = memory.take().expect("it came back");

@@ -21,7 +21,7 @@ fn fetch(store: &Any, prompt: &[Real]) {
         assert!(manifest == chunk.manifest && blocks == chunk.blocks, "other bytes than were put");
         parent = Some(chunk.key);
     }
-    store.touch(0, &keys(prompt), true);
+    store.touch(0, None, &keys(prompt), true);
 }
 
 fn wire_bytes(prompt: &[Real]) -> u64 {
@@ -59,7 +59,7 @@ fn half_a_chunk_and_a_bad_one_do_not_come_in() {
         begin(&*store, &prompt[0], 1);
         store.close(0);
         begin(&*store, &prompt[1], prompt[1].blocks.len());
-        with_caller(&*store, |caller| caller.discard(0, soon()));
+        with_caller(&*store, |caller| caller.discard(0, chunks::WHY, soon()));
         store.close(0);
         assert_eq!(facts(&*store, "dram"), (0, 0));
         let mut failed = 0;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 use nix::errno::Errno;
 use store::dir::{DirStore, Options};
-use store::{Blame, Direct, OpenError, Store, StoreError};
+use store::{Blame, Direct, OpenError, Opening, Store, StoreError};
 
 /// A store that may hold `bytes`, without waiting for the disk.
 fn store(dir: &Path, bytes: u64) -> DirStore {
@@ -35,6 +35,14 @@ fn get_block(store: &DirStore, n: u64) -> Result<(), StoreError> {
     let (_, blocks) = get(store, 0, &key(n), &[40 << 10])?;
     assert!(blocks == [block(n)], "chunk {n} came back with other bytes");
     Ok(())
+}
+
+/// Opens a chunk once more, from the disk, which finds the same: only then it goes.
+fn is_bad_anew(store: &DirStore, n: u64, error: StoreError) {
+    assert_eq!(store.lookup(&[key(n)], soon()), Ok(1), "once is no proof");
+    let opening = Opening { anew: true, ..Opening::of(&key(n)) };
+    assert_eq!(store.open(0, &opening, &mut [0; 4096], soon()), Err(error));
+    assert_eq!(store.lookup(&[key(n)], soon()), Ok(0));
 }
 
 fn present(store: &DirStore, chunks: std::ops::Range<u64>) -> Vec<u64> {
@@ -108,6 +116,7 @@ fn zeros_behind_a_name_after_a_power_cut_are_corrupt_not_loaded() {
         let error = get_block(&store, n).expect_err("damaged");
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
         assert_eq!(error.blame(), Blame::Store);
+        is_bad_anew(&store, n, error);
         assert_eq!(get_block(&store, n), Err(StoreError::Miss));
     }
     get_block(&store, 2).expect("the third is whole");
@@ -138,11 +147,54 @@ fn a_touched_prefix_loses_its_tail_before_its_head() {
     for n in 0..5 {
         put_block(&store, n).expect("put");
     }
-    store.touch(0, &[key(0), key(1), key(99), key(2), key(3)], false);
+    store.touch(0, None, &[key(0), key(1), key(99), key(2), key(3)], false);
     for n in 10..13 {
         put_block(&store, n).expect("put");
     }
     assert_eq!(present(&store, 0..20), [0, 1, 10, 11, 12]);
+}
+
+/// Puts chunk `n` of a prompt, the chunk before it being `n - 1` unless it is the first of `first`.
+fn put_behind(store: &DirStore, n: u64, first: u64) -> Result<(), StoreError> {
+    let parent = (n > first).then(|| key(n - 1));
+    store.begin_put(0, &key(n), parent.as_ref(), soon())?;
+    if let Err(error) = store.put_block(0, 0, &block(n)) {
+        store.abort_put(0);
+        return Err(error);
+    }
+    store.commit_put(0, 1, b"m")
+}
+
+#[test]
+fn what_is_kept_of_a_prompt_is_its_head_however_it_was_put_and_used_and_over_a_restart() {
+    for (fetched, restarted) in [(false, false), (true, false), (false, true), (true, true)] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut store = self::store(dir.path(), 8 * FILE_BYTES + 4096);
+        (0..8).for_each(|n| put_behind(&store, n, 0).expect("put"));
+        let opening = |n: u64| Opening { parent: (n > 0).then(|| key(n - 1)), ..Opening::of(&key(n)) };
+        if fetched {
+            for n in 0..8 {
+                store.open(0, &opening(n), &mut [0; 4096], soon()).expect("open");
+                store.close(0);
+            }
+        }
+        if restarted {
+            drop(store);
+            store = self::store(dir.path(), 8 * FILE_BYTES + 4096);
+        }
+        (20..23).for_each(|n| put_behind(&store, n, 20).expect("put"));
+        let kept = present(&store, 0..30);
+        assert_eq!(kept, [0, 1, 2, 3, 4, 20, 21, 22], "fetched: {fetched}, restarted: {restarted}");
+    }
+}
+
+#[test]
+fn a_prompt_longer_than_the_store_keeps_its_head() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = store(dir.path(), 6 * FILE_BYTES + 4096);
+    (0..20).for_each(|n| put_behind(&store, n, 0).expect("put"));
+    let kept = present(&store, 0..20);
+    assert_eq!(kept[..5], [0, 1, 2, 3, 4], "{kept:?}");
 }
 
 #[test]
@@ -163,7 +215,7 @@ fn a_chunk_evicted_while_it_is_read_is_read_to_its_end() {
     let store = store(dir.path(), 2 * FILE_BYTES + 4096);
     put_block(&store, 0).expect("put");
     let mut manifest = [0; 4096];
-    store.open(1, &key(0), &mut manifest, soon()).expect("open");
+    store.open(1, &Opening::of(&key(0)), &mut manifest, soon()).expect("open");
     let mut found = vec![0; 40 << 10];
     for n in 1..4 {
         put_block(&store, n).expect("put");
@@ -179,7 +231,7 @@ fn a_chunk_larger_than_the_store_is_full_and_evicts_no_put() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = store(dir.path(), 3 * FILE_BYTES);
     put_block(&store, 0).expect("put");
-    store.begin_put(1, &key(1), soon()).expect("begin");
+    store.begin_put(1, &key(1), None, soon()).expect("begin");
     store.put_block(1, 0, &block(1)).expect("a put in progress");
     let error = put(&store, 0, &key(2), &[noise(2, 100 << 10)], b"m").expect_err("no room");
     assert_eq!(error, StoreError::Full { bytes: 100 << 10 });
@@ -318,6 +370,7 @@ fn a_file_that_was_cut_off_or_grew_or_changed_places_is_corrupt_and_quarantined(
     for n in 0..5 {
         let error = get_block(&store, n).expect_err("damaged");
         assert!(matches!(error, StoreError::Corrupt { .. }), "chunk {n}: {error}");
+        is_bad_anew(&store, n, error);
         assert!(!path(n).exists() && store.quarantine_path().join(key(n).to_string()).exists());
         put_block(&store, n).expect("its place is free");
         get_block(&store, n).expect("and holds the chunk again");
@@ -331,12 +384,13 @@ fn a_file_cut_off_while_it_is_open_is_corrupt() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let store = store(dir.path(), 16 << 20);
     put_block(&store, 0).expect("put");
-    store.open(0, &key(0), &mut [0; 4096], soon()).expect("open");
+    store.open(0, &Opening::of(&key(0)), &mut [0; 4096], soon()).expect("open");
     fs::File::options().write(true).open(chunk_path(dir.path(), &key(0))).expect("open").set_len(5000).expect("cut");
     let error = store.read_block(0, 0, &mut vec![0; 40 << 10], soon()).expect_err("cut off");
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-    assert_eq!(store.lookup(&[key(0)], soon()), Ok(0));
     store.close(0);
+    let error = get_block(&store, 0).expect_err("cut off");
+    is_bad_anew(&store, 0, error);
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn full_listener() -> (u16, (TcpListener, Vec<TcpStream>)) {
     (address.port(), (listener, queue))
 }
 
-const KINDS: [&str; 7] = ["look-up", "open", "read", "discard", "has", "store", "give up"];
+const KINDS: [&str; 7] = ["look-up", "open", "read", "discard", "peek", "store", "give up"];
 
 /// Asks one thing with a deadline; returns the deadline.
 fn ask(store: &dyn Readable<Vec<u8>>, kind: usize, patience: Duration) -> Instant {
@@ -218,10 +218,10 @@ fn ask(store: &dyn Readable<Vec<u8>>, kind: usize, patience: Duration) -> Instan
             }
         }
         "read" => drop(store.read(0, 0, 1000, until)),
-        "discard" => chunks::with_caller(store, |caller| caller.discard(0, until)),
-        "has" => drop(store.has(&key(1), until)),
+        "discard" => chunks::with_caller(store, |caller| caller.discard(0, chunks::WHY, until)),
+        "peek" => drop(store.peek(&key(1), &mut [0; 4096], until)),
         _ => {
-            store.begin_put(0, &key(1), until).expect("a free seat");
+            store.begin_put(0, &key(1), None, until).expect("a free seat");
             let put = store.put_block(0, 0, &[1; 1000]);
             match KINDS[kind] {
                 "store" if put.is_ok() => drop(store.commit_put(0, 1, b"m")),

@@ -97,7 +97,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
                 }
             }
             &Op::Abort { n, bytes } => {
-                store.begin_put(1, &key(n), soon()).expect("begin");
+                store.begin_put(1, &key(n), None, soon()).expect("begin");
                 let found = store.put_block(1, 3, &noise(n, bytes));
                 prop_assert_eq!(found.is_ok(), model.make_room(room(bytes), 0));
                 store.abort_put(1);
@@ -107,7 +107,7 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
                 None => prop_assert_eq!(get(&store, 2, &key(n), &[]), Err(StoreError::Miss)),
             },
             Op::Touch { prefix } => {
-                store.touch(0, &prefix.iter().copied().map(key).collect::<Vec<_>>(), false);
+                store.touch(0, None, &prefix.iter().copied().map(key).collect::<Vec<_>>(), false);
                 prefix.iter().rev().for_each(|&n| _ = model.touch(n));
             }
             &Op::Corrupt { n } => {

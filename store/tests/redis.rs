@@ -152,7 +152,7 @@ fn a_server_that_evicts_answers_misses_and_no_errors() {
 }
 
 #[test]
-fn damage_that_a_server_can_show_is_corrupt_and_leaves() {
+fn damage_that_a_server_shows_twice_leaves_and_what_is_no_chunk_stays() {
     let server = server!();
     let store = open(server.port, "");
     let field = |n: u64, index: &str, value: &str| server.cli(&["HSET", &name_of(n), index, value]);
@@ -164,38 +164,65 @@ fn damage_that_a_server_can_show_is_corrupt_and_leaves() {
     for (n, index) in [(0, 7), (1, 23)] {
         store.open(0, &key(n), &mut [0; 4096], soon()).expect("open");
         let found = with_reader(&*store, |reader| read_all(reader, soon()));
-        // What is behind the damage may come as a miss: the chunk is out by then.
-        assert!(matches!(found[index], Err(StoreError::Corrupt { .. } | StoreError::Miss)), "{:?}", found[index]);
-        assert!(found.iter().any(|found| matches!(found, Err(StoreError::Corrupt { .. }))));
+        assert!(matches!(found[index], Err(StoreError::Corrupt { .. })), "{:?}", found[index]);
         none_is_wrong(&found, n);
+        store.discard(0);
+        store.close(0);
+        assert_eq!(server.cli(&["EXISTS", &name_of(n)]), "1", "once is no proof");
+        store.open_anew(0, &key(n)).expect("open");
+        let again = with_reader(&*store, |reader| read_all(reader, soon()));
+        assert_eq!(again[index], found[index], "and the second time it is the same");
+        store.discard(0);
         store.close(0);
         assert_eq!(server.cli(&["EXISTS", &name_of(n)]), "0");
     }
-    // Another type: no chunk for a look-up, and proven bad for who opens it.
+    assert_eq!(store.stats().corrupt, 2);
+    // Another type is no chunk, for nobody, and not ours to throw away.
     server.cli(&["SET", &name_of(2), "a string"]);
     assert_eq!(store.lookup(&[key(2)], soon()), Ok(0));
-    assert_eq!(store.has(&key(2), soon()), Ok(false));
-    let error = store.open(0, &key(2), &mut [0; 4096], soon()).expect_err("a string");
-    assert!(matches!(error, StoreError::Corrupt { .. }));
-    assert_eq!(server.cli(&["EXISTS", &name_of(2)]), "0");
+    assert_eq!(store.peek(&key(2), &mut [0; 4096], soon()), Err(StoreError::Miss));
+    assert_eq!(store.open(0, &key(2), &mut [0; 4096], soon()), Err(StoreError::Miss));
+    assert_eq!(store.open_anew(0, &key(2)), Err(StoreError::Miss));
     // Becoming another type while it is open.
-    store.open(0, &key(3), &mut [0; 4096], soon()).expect("open");
+    store.open_anew(0, &key(3)).expect("open");
     server.cli(&["SET", &name_of(3), "a string"]);
-    let error = store.read(0, 0, BLOCK_BYTES, soon()).expect_err("a string");
-    assert!(matches!(error, StoreError::Corrupt { .. }));
+    assert_eq!(store.read(0, 0, BLOCK_BYTES, soon()), Err(StoreError::Miss));
+    store.discard(0);
     store.close(0);
-    assert_eq!(store.stats().corrupt, 4);
+    assert_eq!(server.cli(&["GET", &name_of(2)]), "a string");
+    assert_eq!(server.cli(&["GET", &name_of(3)]), "a string");
+    assert_eq!(store.stats().corrupt, 2);
     // A put over a key of another type takes its place.
-    server.cli(&["SET", &name_of(3), "a string"]);
     put(&*store, 0, &key(3), &[noise(3, 100)], b"m").expect("put");
     assert!(get(&*store, 0, &key(3), &[100]).expect("get").1 == [noise(3, 100)]);
+}
+
+#[test]
+fn a_manifest_longer_than_any_of_ours_is_too_large_and_harms_nobody() {
+    let server = server!();
+    let store = open(server.port, "");
+    put(&*store, 0, &key(1), &blocks(1), b"m").expect("put");
+    put(&*store, 0, &key(2), &blocks(2), b"m").expect("put");
+    for bytes in [5000, 9000, 100_000] {
+        server.cli(&["HSET", &name_of(1), "m", &"x".repeat(bytes)]);
+        for _ in 0..5 {
+            let error = store.open(0, &key(1), &mut [0; 4096], soon()).expect_err("too long");
+            assert!(matches!(error, StoreError::Large { .. }), "{bytes}: {error}");
+            let error = store.peek(&key(1), &mut [0; 4096], soon()).expect_err("too long");
+            assert!(matches!(error, StoreError::Large { .. }), "{bytes}: {error}");
+            store.open(0, &key(2), &mut [0; 4096], soon()).expect("its neighbour");
+            store.close(0);
+        }
+    }
+    store.nodes(&mut |node| assert_eq!((node.state, node.errors), (NodeState::Closed, 0)));
+    assert_eq!((server.cli(&["EXISTS", &name_of(1)]).as_str(), store.stats().corrupt), ("1", 0));
 }
 
 #[test]
 fn a_put_that_dies_half_way_leaves_nothing_and_goes_away_by_itself() {
     let server = server!();
     let store = open(server.port, "");
-    store.begin_put(0, &key(1), soon()).expect("begin");
+    store.begin_put(0, &key(1), None, soon()).expect("begin");
     store.put_block(0, 0, &noise(1, 5000)).expect("put");
     drop(store);
     let left = server.cli(&["KEYS", "*"]);
@@ -205,7 +232,7 @@ fn a_put_that_dies_half_way_leaves_nothing_and_goes_away_by_itself() {
     // Evicted in the middle, and begun anew by its next block: seen when it is counted.
     let store = open(server.port, "");
     assert_eq!(store.lookup(&[key(1)], soon()), Ok(0));
-    store.begin_put(0, &key(2), soon()).expect("begin");
+    store.begin_put(0, &key(2), None, soon()).expect("begin");
     store.put_block(0, 0, &noise(1, 5000)).expect("put");
     server.flush();
     store.put_block(0, 1, &noise(1, 5000)).expect("put");
@@ -475,7 +502,7 @@ fn puts_to_a_server_that_hangs_end_at_their_deadline() {
     proxy.deafen();
     let started = Instant::now();
     let until = Instant::now() + Duration::from_millis(400);
-    store.begin_put(0, &key(2), until).expect("begin");
+    store.begin_put(0, &key(2), None, until).expect("begin");
     assert_eq!(store.put_block(0, 0, &noise(2, 1000)), Err(StoreError::Late { call: "put_block" }));
     assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
     store.abort_put(0);

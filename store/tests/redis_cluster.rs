@@ -93,6 +93,58 @@ fn replicas_are_read_from_when_that_is_allowed() {
     assert!(from_replicas > 0);
 }
 
+/// A replica that cannot follow has nothing, or what was there before: only its master knows.
+#[test]
+fn a_stale_replica_proves_nothing() {
+    let Some(program) = program() else { return };
+    let cluster = Cluster::start(program);
+    let store = open(&cluster, "?read=any");
+    for n in 0..20 {
+        put(&*store, 0, &key(n), &blocks(n), b"old").expect("put");
+    }
+    for master in cluster.masters() {
+        let server = &cluster.servers[master];
+        server.cli(&["WAIT", "1", "2000"]);
+        server.cli(&["ACL", "SETUSER", "default", "-psync", "-replconf", "-sync"]);
+        server.cli(&["CLIENT", "KILL", "TYPE", "replica"]);
+    }
+    let longer = |n: u64| -> Vec<Vec<u8>> { LENGTHS.iter().map(|&bytes| noise(n * 10 + 7, bytes + 1)).collect() };
+    // Half are other chunks now, and as many are new: of neither the replicas know.
+    (10..30).for_each(|n| put(&*store, 0, &key(n), &longer(n), b"new").expect("put"));
+    let lengths = LENGTHS.map(|bytes| bytes + 1);
+    let (mut right, mut missed) = (0, 0);
+    for _ in 0..5 {
+        for n in 0..30 {
+            let (lengths, whole) = if n < 10 { (LENGTHS, blocks(n)) } else { (lengths, longer(n)) };
+            match with_caller(&*store, |caller| {
+                let bytes = caller.open(0, &key(n), None, &mut [0; 4096], soon())?;
+                let read = |(index, bytes): (usize, &usize)| caller.read(0, index, *bytes, soon());
+                let found = lengths.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>();
+                if found.is_err() {
+                    caller.discard(0, chunks::WHY, soon());
+                }
+                store.close(0);
+                found.map(|found| (bytes, found))
+            }) {
+                Ok((_, found)) => {
+                    assert!(found == whole, "wrong bytes were reported as loaded");
+                    right += 1;
+                }
+                Err(StoreError::Miss) => missed += 1,
+                Err(error) => panic!("chunk {n}: {error}"),
+            }
+        }
+    }
+    println!("{right} whole, {missed} missed");
+    assert!(right >= 50, "what the masters have is there");
+    assert_eq!(store.stats().corrupt, 0);
+    let there = |n: &u64| {
+        let master = cluster.master_of(slot_of(&cluster, *n));
+        cluster.servers[master].cli(&["EXISTS", &name_of(*n)]) == "1"
+    };
+    assert_eq!((0..30).filter(there).count(), 30, "good chunks were unlinked on a replica's word");
+}
+
 #[test]
 fn a_slot_that_moves_while_it_is_read_and_written_costs_nothing() {
     let Some(program) = program() else { return };

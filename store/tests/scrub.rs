@@ -50,7 +50,7 @@ fn whole_chunks_of_every_codec_are_good_also_while_the_store_is_in_use() {
     for codec in Codec::ALL {
         let dir = memory_dir();
         let store = filled(dir.path(), 5, codec);
-        store.begin_put(1, &key(9), soon()).expect("begin");
+        store.begin_put(1, &key(9), None, soon()).expect("begin");
         let (report, findings) = scrub(dir.path(), Mode::Report);
         assert_eq!(findings, [], "{codec}");
         let blocks = 5 * real_chunk(&key(0), codec).0.len() as u64;

@@ -77,7 +77,7 @@ fn a_full_disk_holds_less_and_room_brings_the_rest_back() {
     let ballast = dir.join("tier/incoming/put-9");
     fs::write(&ballast, vec![1; 2 << 20]).expect_err("somebody else takes all that is left");
     for chunk in &prompt[4..] {
-        store.touch(0, &[chunk.key], false);
+        store.touch(0, None, &[chunk.key], false);
     }
     let tried = |facts: TierFacts| facts.promoted + facts.refused + facts.failed;
     wait_until("all of them to be tried", || tried(disk(&*store)) >= 24);
@@ -88,7 +88,7 @@ fn a_full_disk_holds_less_and_room_brings_the_rest_back() {
     all_is_right(&*store, &prompt);
     fs::remove_file(&ballast).expect("rm");
     wait_until("the rest to come in", || {
-        store.touch(0, &keys(&prompt), false);
+        store.touch(0, None, &keys(&prompt), false);
         thread::sleep(Duration::from_millis(20));
         disk(&*store).chunks == prompt.len() as u64
     });
@@ -103,7 +103,7 @@ fn a_disk_that_turns_read_only_is_read_and_is_left_alone_by_writers() {
     warm(&*store, &prompt[..3], "dir");
     mount(&["mount", "-o", "remount,ro"], &dir.join("tier"));
     for chunk in &prompt[3..] {
-        store.touch(0, &[chunk.key], false);
+        store.touch(0, None, &[chunk.key], false);
     }
     wait_until("writes to be given up", || disk(&*store).out);
     let failed = disk(&*store).failed;
@@ -123,7 +123,7 @@ fn a_disk_that_is_unmounted_while_it_is_used_costs_hits_only() {
     mount(&["umount", "--lazy"], &dir.join("tier"));
     store.close(0);
     for chunk in &prompt[3..] {
-        store.touch(0, &[chunk.key], false);
+        store.touch(0, None, &[chunk.key], false);
     }
     all_is_right(&*store, &prompt);
     drop(store);
@@ -165,7 +165,7 @@ fn a_disk_that_hangs_holds_who_asked_it_and_nobody_else() {
             // The rest of the prompt is on that disk, too, and comes from below; look-ups are exact.
             assert_eq!(store.lookup(&keys(prompt), soon()), Ok(prompt.len()));
             all_is_right(store, prompt);
-            store.touch(0, &keys(prompt), false);
+            store.touch(0, None, &keys(prompt), false);
             assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
             assert_eq!(facts(store, "dir").1, hits);
             tells.try_recv().expect_err("it hangs to the end");
@@ -251,7 +251,7 @@ fn a_process_killed_in_mid_promotion_leaves_whole_chunks_or_nothing() {
         for n in (0..).map(|n: usize| n * 7 % all.len()) {
             let Real { key, blocks, manifest } = &prompt[n];
             put(&*store, 0, key, blocks, manifest).expect("put");
-            store.touch(0, &all[..=n], false);
+            store.touch(0, None, &all[..=n], false);
             thread::sleep(Duration::from_micros(500));
         }
     }

@@ -122,7 +122,7 @@ fn a_disk_tier_that_is_gone_costs_hits_only() {
 fn a_full_memory_keeps_prefixes_whole() {
     with_bottom_dir("dram=128K", |_, open, prompt| {
         let store = open();
-        store.touch(0, &keys(prompt), false);
+        store.touch(0, None, &keys(prompt), false);
         std::thread::sleep(Duration::from_millis(200));
         let mut held = (0, 0);
         store.tiers(true, &mut |tier| held = (tier.bytes, tier.bytes_max));
@@ -164,7 +164,7 @@ fn a_chunk_that_is_used_while_it_comes_in_is_known_when_it_is_there() {
         }
         // What the policy does not know is nobody's parent: those behind it would be refused for good.
         wait_until("promotion", || {
-            store.touch(0, &keys(&prompt), false);
+            store.touch(0, None, &keys(&prompt), false);
             let mut refused = 0;
             store.tiers(false, &mut |tier| refused = tier.refused);
             assert_eq!(refused, 0, "there is room for all of them");
@@ -187,7 +187,7 @@ fn many_readers_and_the_mover_never_mix_chunks() {
                 scope.spawn(move || {
                     for round in 0..150 {
                         let chunk = &prompt[(round * (seat + 3)) % prompt.len()];
-                        store.touch(0, &[chunk.key], false);
+                        store.touch(0, None, &[chunk.key], false);
                         let lengths: Vec<_> = chunk.blocks.iter().map(Vec::len).collect();
                         let position = (round % 2 == 0).then_some(Position { namespace: 0, parent: None });
                         let (manifest, blocks) = get_as(store, seat, &chunk.key, position, &lengths).expect("fetch");

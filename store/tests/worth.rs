@@ -65,7 +65,7 @@ fn uses(store: &Any, namespace: u8, chunks: impl IntoIterator<Item = u64>) {
         let decided = |facts: TierFacts| facts.promoted + facts.refused;
         let before = decided(facts(store));
         let held = facts(store).chunks;
-        store.touch(namespace, &[key(n)], false);
+        store.touch(namespace, None, &[key(n)], false);
         // One that is held already asks for nothing: 20 ms are enough to see that.
         let end = Instant::now() + Duration::from_millis(if held == 0 { 5000 } else { 20 });
         while decided(facts(store)) == before && Instant::now() < end {
@@ -122,7 +122,7 @@ fn what_was_said_of_a_chunk_is_known_to_the_disk_tier_after_a_restart() {
     let store = rig.open("dir:DIR=1M,", &namespaces);
     assert_eq!((facts(&*store).chunks, facts(&*store).namespaces[1]), (1, 0), "nobody's until it is used");
     assert!(rig.held(&*store, 0));
-    store.touch(1, &[key(0)], false);
+    store.touch(1, None, &[key(0)], false);
     let after = facts(&*store);
     assert!(after.namespaces[1] > 0, "a's again");
     assert!(bucket(&*store) >= before, "{:?}", after.scores);

@@ -184,9 +184,24 @@ const FAMILIES: &[Family] = &[
     counter("kvlane_stage_output_bytes_total", &["stage"], "Bytes that a stage made", |view, out| {
         stages(view, out, |(.., bytes)| bytes)
     }),
-    counter("kvlane_corrupt_blocks_total", &[], "Blocks that failed a check and were proven bad", |view, out| {
-        out.put(&[], get(&view.shared.counters.blocks_corrupt))
-    }),
+    counter(
+        "kvlane_corrupt_blocks_total",
+        &[],
+        "Blocks that failed a check, each time that one was read",
+        |view, out| out.put(&[], get(&view.shared.counters.blocks_corrupt)),
+    ),
+    counter(
+        "kvlane_foreign_chunks_total",
+        &[],
+        "Good chunks of the store that this card cannot read: kept, and misses",
+        |view, out| out.put(&[], get(&view.shared.counters.chunks_foreign)),
+    ),
+    counter(
+        "kvlane_reread_chunks_total",
+        &[],
+        "Chunks fetched anew, by another way, after what came was bad or gone",
+        |view, out| out.put(&[], get(&view.shared.counters.chunks_reread)),
+    ),
     counter(
         "kvlane_software_inflated_blocks_total",
         &[],
@@ -296,6 +311,12 @@ const FAMILIES: &[Family] = &[
     counter("kvlane_store_corrupt_chunks_total", &[], "Chunks taken out because they were proven bad", |view, out| {
         out.put(&[], view.face.shown.store.corrupt)
     }),
+    counter(
+        "kvlane_store_withheld_chunks_total",
+        &[],
+        "Bad chunks that stayed in the store because too many were bad at once",
+        |view, out| out.put(&[], view.face.shown.store.withheld),
+    ),
     counter(
         "kvlane_store_errors_total",
         &[],

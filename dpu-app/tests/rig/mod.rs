@@ -17,7 +17,7 @@ use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, Pag
 use mailbox::Status;
 use mailbox::channel::Line;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use store::{Direct, Stats, Store, StoreError};
+use store::{Direct, Opening, Stats, Store, StoreError, Why};
 
 /// Tokens of a chunk in these tests: small, so that many chunks fit a short run.
 pub const CHUNK_TOKENS: u16 = 64;
@@ -101,8 +101,8 @@ impl Direct for MemoryStore {
         Ok(keys.iter().take_while(|key| chunks.contains_key(key)).count())
     }
 
-    fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], _until: Instant) -> Result<usize, StoreError> {
-        let chunk = self.chunk(key).ok_or(StoreError::Miss)?;
+    fn open(&self, seat: usize, opening: &Opening, manifest: &mut [u8], _until: Instant) -> Result<usize, StoreError> {
+        let chunk = self.chunk(&opening.key).ok_or(StoreError::Miss)?;
         manifest[..chunk.manifest.len()].copy_from_slice(&chunk.manifest);
         let bytes = chunk.manifest.len();
         assert!(self.open.lock().unwrap().insert(seat, chunk).is_none(), "seat {seat} is taken");
@@ -138,7 +138,7 @@ impl Direct for MemoryStore {
         Ok(())
     }
 
-    fn discard(&self, seat: usize) {
+    fn discard(&self, seat: usize, _why: &Why) {
         self.corrupt_noted.fetch_add(1, Relaxed);
         let chunk = Arc::clone(self.open.lock().unwrap().get(&seat).expect("an open seat"));
         self.chunks.write().unwrap().retain(|_, other| !Arc::ptr_eq(other, &chunk));
@@ -150,11 +150,19 @@ impl Store for MemoryStore {
         self.open.lock().unwrap().remove(&seat).expect("an open seat");
     }
 
-    fn has(&self, key: &ChunkKey, _until: Instant) -> Result<bool, StoreError> {
-        Ok(self.chunk(key).is_some())
+    fn peek(&self, key: &ChunkKey, manifest: &mut [u8], _until: Instant) -> Result<usize, StoreError> {
+        let chunk = self.chunk(key).ok_or(StoreError::Miss)?;
+        manifest[..chunk.manifest.len()].copy_from_slice(&chunk.manifest);
+        Ok(chunk.manifest.len())
     }
 
-    fn begin_put(&self, seat: usize, key: &ChunkKey, _until: Instant) -> Result<(), StoreError> {
+    fn begin_put(
+        &self,
+        seat: usize,
+        key: &ChunkKey,
+        _parent: Option<&ChunkKey>,
+        _until: Instant,
+    ) -> Result<(), StoreError> {
         if let Some(error) = *self.put_error.lock().unwrap() {
             return Err(error);
         }

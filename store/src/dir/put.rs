@@ -15,7 +15,9 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::root::{self, Name, now_s};
+use super::index::{Behind, EARLY_MAX};
+use super::read::STAMP_INTERVAL_NS;
+use super::root::{self, Name, now_ns};
 use super::{DirStore, POISONED, tail_bytes_max};
 use crate::{Limits, StoreError};
 
@@ -30,8 +32,15 @@ pub(super) struct Putting {
 
 #[derive(Debug)]
 struct Target {
-    put: Option<(File, ChunkKey)>,
+    put: Option<Put>,
     tail: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct Put {
+    file: File,
+    key: ChunkKey,
+    parent: Option<ChunkKey>,
 }
 
 /// How far the put in a seat has come.
@@ -72,7 +81,7 @@ impl Putting {
 }
 
 impl DirStore {
-    pub(super) fn start(&self, seat: usize, key: &ChunkKey) -> Result<(), StoreError> {
+    pub(super) fn start(&self, seat: usize, key: &ChunkKey, parent: Option<&ChunkKey>) -> Result<(), StoreError> {
         let putting = &self.putting[seat];
         let mut target = putting.target.write().expect(POISONED);
         assert!(target.put.is_none(), "begin_put: seat {seat} is occupied");
@@ -80,15 +89,16 @@ impl DirStore {
         let create = || openat(&self.root.dir, &putting.path, flags, Mode::S_IRUSR | Mode::S_IWUSR);
         let file = self.with_room("open", 1, create)?;
         putting.progress().clear();
-        target.put = Some((file.into(), *key));
+        target.put = Some(Put { file: file.into(), key: *key, parent: parent.copied() });
+        self.ledger().pending_keys.push(*key);
         Ok(())
     }
 
     pub(super) fn add(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError> {
         let putting = &self.putting[seat];
         let target = putting.target.read().expect(POISONED);
-        let (file, _) = target.put.as_ref().unwrap_or_else(|| panic!("put_block: seat {seat} is empty"));
-        let result = self.write_block(putting, file, index, bytes);
+        let put = target.put.as_ref().unwrap_or_else(|| panic!("put_block: seat {seat} is empty"));
+        let result = self.write_block(putting, &put.file, index, bytes);
         match result {
             Ok(()) => {
                 self.counters.bytes_put.fetch_add(bytes.len() as u64, Relaxed);
@@ -124,7 +134,7 @@ impl DirStore {
         let putting = &self.putting[seat];
         let mut target = putting.target.write().expect(POISONED);
         let target = &mut *target;
-        let (file, key) = target.put.take().unwrap_or_else(|| panic!("commit_put: seat {seat} is empty"));
+        let put = target.put.take().unwrap_or_else(|| panic!("commit_put: seat {seat} is empty"));
         let progress = putting.progress();
         assert!(!progress.failed, "commit_put: a block of seat {seat} failed");
         let whole = progress.blocks == blocks && progress.places[..blocks].iter().all(|place| place.bytes > 0);
@@ -135,14 +145,14 @@ impl DirStore {
         let booked = if manifest.len() > max {
             Err(StoreError::Large { what: "manifest", value: manifest.len(), max })
         } else {
-            let bytes = tail::write(&key, &progress.places[..blocks], manifest, &mut target.tail);
+            let bytes = tail::write(&put.key, &progress.places[..blocks], manifest, &mut target.tail);
             self.reserve(bytes as u64, 1).map(|()| bytes)
         };
         drop(progress);
         let done = booked.and_then(|bytes| {
             let written = self
-                .write_tail(&file, &target.tail[..bytes], start)
-                .and_then(|()| self.rename_in(putting, &key, start + bytes as u64));
+                .write_tail(&put.file, &target.tail[..bytes], start)
+                .and_then(|()| self.rename_in(putting, &put, start + bytes as u64));
             written.inspect_err(|_| self.release(bytes as u64, 1))
         });
         match done {
@@ -150,7 +160,7 @@ impl DirStore {
                 self.counters.puts.fetch_add(1, Relaxed);
                 self.counters.read_only.store(false, Relaxed);
             }
-            Err(_) => self.discard(putting, start),
+            Err(_) => self.discard(putting, &put.key, start),
         }
         done
     }
@@ -165,7 +175,8 @@ impl DirStore {
     }
 
     /// From here on the chunk can be looked up.
-    fn rename_in(&self, putting: &Putting, key: &ChunkKey, bytes: u64) -> Result<(), StoreError> {
+    fn rename_in(&self, putting: &Putting, put: &Put, bytes: u64) -> Result<(), StoreError> {
+        let Put { key, parent, .. } = put;
         let _stripe = self.stripe(key);
         let dir = &self.root.dir;
         let renamed = renameat(dir, &putting.path, dir, Name::chunk(key).as_cstr());
@@ -174,21 +185,33 @@ impl DirStore {
         let mut ledger = self.ledger();
         ledger.pending_bytes -= bytes;
         ledger.pending_chunks -= 1;
-        ledger.index.insert(key, bytes, now_s()).expect("reserve keeps a place for every pending chunk");
+        ledger.settle(key);
+        let behind = match *parent {
+            None => Behind::Nobody,
+            Some(parent) if ledger.pending_keys.contains(&parent) => Behind::Late(parent),
+            Some(parent) => Behind::Parent(parent),
+        };
+        let mut stamps = heapless::Vec::<(ChunkKey, u64), { 1 + EARLY_MAX }>::new();
+        let show = &mut |key: &ChunkKey, stamp_ns| stamps.push((*key, stamp_ns)).expect("each early chunk once");
+        let entered = ledger.index.enter(key, bytes, behind, now_ns(), STAMP_INTERVAL_NS, show);
+        entered.expect("reserve keeps a place for every pending chunk");
+        drop(ledger);
+        stamps.iter().for_each(|(key, stamp_ns)| self.write_stamp(key, *stamp_ns));
         Ok(())
     }
 
     pub(super) fn give_up(&self, seat: usize) {
         let putting = &self.putting[seat];
         let put = putting.target.write().expect(POISONED).put.take();
-        assert!(put.is_some(), "abort_put: seat {seat} is empty");
+        let put = put.unwrap_or_else(|| panic!("abort_put: seat {seat} is empty"));
         let booked = putting.progress().next;
-        self.discard(putting, booked);
+        self.discard(putting, &put.key, booked);
     }
 
     /// Removes the unfinished file and gives its room back. One that cannot be removed is truncated by the next put
     /// of its seat, or removed by the next start.
-    fn discard(&self, putting: &Putting, booked: u64) {
+    fn discard(&self, putting: &Putting, key: &ChunkKey, booked: u64) {
+        self.ledger().settle(key);
         let _ = unlinkat(&self.root.dir, &putting.path, UnlinkatFlags::NoRemoveDir);
         self.release(booked, 0);
         self.counters.puts_failed.fetch_add(1, Relaxed);

@@ -10,16 +10,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use block::ChunkKey;
 use block::tail::{self, Place, TailError};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fstat, futimens};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise};
+use nix::sys::stat::{Mode, UtimensatFlags, fstat, futimens, utimensat};
 use nix::sys::time::TimeSpec;
 
-use super::root::{Name, now_s};
+use super::root::{Name, now_ns};
 use super::{DirStore, POISONED, tail_bytes_max};
-use crate::{Limits, StoreError};
+use crate::{Limits, Opening, StoreError, Why};
 
 /// How often the use of a chunk is written down on disk.
-const STAMP_INTERVAL_S: u32 = 600;
+pub(super) const STAMP_INTERVAL_NS: u64 = 600 * NS_PER_S;
+const NS_PER_S: u64 = 1_000_000_000;
 /// What is read first of the end of a file: holds the tail of a chunk of some 150 blocks.
 const WINDOW_BYTES: usize = 4096;
 
@@ -38,7 +39,10 @@ struct Open {
     key: ChunkKey,
     inode: u64,
     blocks: usize,
-    stamp: bool,
+    /// For the second time, and from the disk.
+    anew: bool,
+    /// A time of use to write down.
+    stamp_ns: Option<u64>,
 }
 
 impl Reading {
@@ -90,6 +94,7 @@ impl Reading {
 }
 
 /// A failed call and a failed check, until it is known who counts them.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Store(StoreError),
     Os(Errno),
@@ -109,45 +114,85 @@ fn fault(error: &io::Error, end: u64) -> Fault {
     }
 }
 
+/// Gives up what the kernel holds of a file in memory: what is read next comes from the disk, and so may be other bytes.
+fn from_disk(file: &File) {
+    // Advice: where it is not taken, the second reading is of the same memory, and proves as much of that.
+    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
+fn time(stamp_ns: u64) -> TimeSpec {
+    TimeSpec::new((stamp_ns / NS_PER_S) as i64, (stamp_ns % NS_PER_S) as i64)
+}
+
 impl DirStore {
-    pub(super) fn open_chunk(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8]) -> Result<usize, StoreError> {
+    pub(super) fn open_chunk(&self, seat: usize, opening: &Opening, manifest: &mut [u8]) -> Result<usize, StoreError> {
         assert!(
             manifest.len() >= self.limits.manifest_bytes_max,
             "open: room for {} bytes of manifest",
             manifest.len()
         );
+        let Opening { key, parent, anew } = opening;
         let mut reading = self.reading[seat].write().expect(POISONED);
         assert!(reading.open.is_none(), "open: seat {seat} is occupied");
-        let stamp = {
+        let stamp_ns = {
             let mut ledger = self.ledger();
-            if !ledger.index.touch(key) {
+            if !ledger.index.touch(key, parent.as_ref()) {
                 return self.miss();
             }
-            ledger.index.stamp(key, now_s(), STAMP_INTERVAL_S)
+            ledger.index.stamp(key, parent.as_ref(), now_ns(), STAMP_INTERVAL_NS)
         };
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let file: File = match openat(&self.root.dir, Name::chunk(key).as_cstr(), flags, Mode::empty()) {
-            Ok(fd) => fd.into(),
-            Err(Errno::ENOENT) => {
-                self.forget_if_gone(key);
-                return self.miss();
-            }
-            Err(errno) => return Err(self.read_error("open", errno)),
-        };
+        let Some(file) = self.open_file(key)? else { return self.miss() };
         let stat = fstat(&file).map_err(|errno| self.read_error("fstat", errno))?;
-        match reading.load(&file, stat.st_size as u64, key, manifest) {
+        let file_bytes = stat.st_size as u64;
+        let mut load = || {
+            if *anew {
+                from_disk(&file);
+            }
+            reading.load(&file, file_bytes, key, manifest)
+        };
+        let loaded = load();
+        let again = if *anew && loaded.is_err() { load() } else { loaded };
+        match again {
             Ok((blocks, manifest_bytes)) => {
-                reading.open = Some(Open { file, key: *key, inode: stat.st_ino, blocks, stamp });
+                reading.open = Some(Open { file, key: *key, inode: stat.st_ino, blocks, anew: *anew, stamp_ns });
                 self.counters.hits.fetch_add(1, Relaxed);
                 Ok(manifest_bytes)
             }
             Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
             Err(Fault::Store(error)) => {
-                if matches!(error, StoreError::Corrupt { .. }) {
-                    self.quarantine(key, Some(stat.st_ino));
+                if let (StoreError::Corrupt { what, .. }, true) = (error, *anew && loaded == again) {
+                    self.quarantine(key, stat.st_ino, &Why { what, block: None });
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Copies the manifest out of a chunk's file, for one who is about to put it.
+    pub(super) fn peek_chunk(&self, key: &ChunkKey, manifest: &mut [u8]) -> Result<usize, StoreError> {
+        if !self.holds(key) {
+            return Err(StoreError::Miss);
+        }
+        let Some(file) = self.open_file(key)? else { return Err(StoreError::Miss) };
+        let stat = fstat(&file).map_err(|errno| self.read_error("fstat", errno))?;
+        let mut peeking = self.peeking.lock().expect(POISONED);
+        match peeking.load(&file, stat.st_size as u64, key, manifest) {
+            Ok((_, manifest_bytes)) => Ok(manifest_bytes),
+            Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
+            Err(Fault::Store(error)) => Err(error),
+        }
+    }
+
+    /// `None`: it is not there, and the index knows that now.
+    fn open_file(&self, key: &ChunkKey) -> Result<Option<File>, StoreError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        match openat(&self.root.dir, Name::chunk(key).as_cstr(), flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::ENOENT) => {
+                self.forget_if_gone(key);
+                Ok(None)
+            }
+            Err(errno) => Err(self.read_error("open", errno)),
         }
     }
 
@@ -168,20 +213,19 @@ impl DirStore {
                 Ok(())
             }
             Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
-            Err(Fault::Store(error)) => {
-                self.quarantine(&open.key, Some(open.inode));
-                Err(error)
-            }
+            Err(Fault::Store(error)) => Err(error),
         }
     }
 
-    pub(super) fn discard_chunk(&self, seat: usize) {
-        let (key, inode) = {
+    pub(super) fn discard_chunk(&self, seat: usize, why: &Why) {
+        let (key, inode, anew) = {
             let reading = self.reading[seat].read().expect(POISONED);
             let open = reading.open.as_ref().unwrap_or_else(|| panic!("discard: seat {seat} is empty"));
-            (open.key, open.inode)
+            (open.key, open.inode, open.anew)
         };
-        self.quarantine(&key, Some(inode));
+        if anew {
+            self.quarantine(&key, inode, why);
+        }
     }
 
     /// The chunk that is open in a seat.
@@ -193,10 +237,16 @@ impl DirStore {
     pub(super) fn close_chunk(&self, seat: usize) {
         let open = self.reading[seat].write().expect(POISONED).open.take();
         let open = open.unwrap_or_else(|| panic!("close: seat {seat} is empty"));
-        if open.stamp {
+        if let Some(stamp_ns) = open.stamp_ns {
             // A read-only file system keeps no record of use; the order of the last writable life stays.
-            let _ = futimens(&open.file, &TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
+            let _ = futimens(&open.file, &TimeSpec::UTIME_OMIT, &time(stamp_ns));
         }
+    }
+
+    /// Writes down when a chunk was used. One that is gone meanwhile needs no time.
+    pub(super) fn write_stamp(&self, key: &ChunkKey, stamp_ns: u64) {
+        let (dir, name, flags) = (&self.root.dir, Name::chunk(key), UtimensatFlags::NoFollowSymlink);
+        let _ = utimensat(dir, name.as_cstr(), &TimeSpec::UTIME_OMIT, &time(stamp_ns), flags);
     }
 
     fn miss<T>(&self) -> Result<T, StoreError> {

@@ -12,7 +12,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::index::Index;
 use super::root::{Found, Name};
 use super::{DirStore, QUARANTINE_FILES_MAX, QUARANTINE_SHARE};
-use crate::StoreError;
+use crate::{StoreError, Why};
 
 /// How long a put waits for files that other threads are removing: 100 ms in all.
 const LEAVING_WAIT: Duration = Duration::from_micros(100);
@@ -26,6 +26,8 @@ pub(super) struct Ledger {
     /// Puts that are not committed yet.
     pub(super) pending_bytes: u64,
     pub(super) pending_chunks: usize,
+    /// What is being put: one for each occupied seat.
+    pub(super) pending_keys: Vec<ChunkKey>,
     /// Files out of the index whose removal is under way.
     leaving_bytes: u64,
     quarantine_bytes: u64,
@@ -33,11 +35,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(chunks_max: usize, found: &Found) -> Self {
+    pub(super) fn new(chunks_max: usize, puts_max: usize, found: &Found) -> Self {
         Self {
             index: Index::new(chunks_max),
             pending_bytes: 0,
             pending_chunks: 0,
+            pending_keys: Vec::with_capacity(puts_max),
             leaving_bytes: 0,
             quarantine_bytes: found.quarantine_bytes,
             quarantine_files: found.quarantine_files,
@@ -47,6 +50,12 @@ impl Ledger {
     /// All bytes that the limit speaks of.
     pub(super) fn bytes(&self) -> u64 {
         self.index.bytes() + self.pending_bytes + self.leaving_bytes + self.quarantine_bytes
+    }
+
+    /// A put of this chunk is over.
+    pub(super) fn settle(&mut self, key: &ChunkKey) {
+        let at = self.pending_keys.iter().position(|other| other == key);
+        self.pending_keys.swap_remove(at.expect("a put is entered when it begins"));
     }
 
     fn has_room(&self, bytes: u64, chunks: usize, bytes_max: u64) -> bool {
@@ -69,7 +78,16 @@ impl DirStore {
                 return Err(StoreError::Full { bytes });
             }
             let leaving = ledger.leaving_bytes > 0;
+            let (held, only_chunks) = (ledger.index.len(), ledger.bytes() + bytes <= self.bytes_max);
             drop(ledger);
+            if only_chunks && !self.counters.warned_chunks.swap(true, Relaxed) {
+                log::warn!(
+                    "store: {} evicts at {held} chunks, though there is room for more bytes: raise the URL's option `chunks` \
+                     ({} bytes of memory each)",
+                    self.root.path.display(),
+                    Index::memory_bytes(1 << 20) >> 20
+                );
+            }
             if self.evict()?.is_none() {
                 // Another thread may be removing the last files; bytes that never leave are those of files that
                 // could not be removed.
@@ -143,16 +161,19 @@ impl DirStore {
         }
     }
 
-    /// Takes a chunk out because its bytes are bad; only if its file still is `inode`, where that is known.
-    pub(super) fn quarantine(&self, key: &ChunkKey, inode: Option<u64>) {
+    /// Takes a chunk out because its bytes are bad, if its file still is `inode` and the guard lets it go.
+    pub(super) fn quarantine(&self, key: &ChunkKey, inode: u64, why: &Why) {
         let name = Name::chunk(key);
         let _stripe = self.stripe(key);
         let stat = fstatat(&self.root.dir, name.as_cstr(), AtFlags::AT_SYMLINK_NOFOLLOW);
-        if inode.is_some_and(|inode| !stat.is_ok_and(|stat| stat.st_ino == inode)) {
+        if !stat.is_ok_and(|stat| stat.st_ino == inode) {
             return;
         }
         // A damaged file may have another length than the one that was booked.
         let file_bytes = stat.map_or(0, |stat| stat.st_size as u64);
+        if !self.holds(key) || !self.guard.admits(key, why, 0, &self.root.path.display()) {
+            return;
+        }
         let mut ledger = self.ledger();
         let Some(bytes) = ledger.index.remove(key) else { return };
         ledger.leaving_bytes += bytes;

@@ -91,8 +91,8 @@ pub(crate) struct Root {
 /// What start found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Chunks, the least recently used first: key, bytes, last use in seconds.
-    pub(super) chunks: Vec<(ChunkKey, u64, u32)>,
+    /// Chunks, the least recently used first: key, bytes, last use in ns.
+    pub(super) chunks: Vec<(ChunkKey, u64, u64)>,
     pub(super) quarantine_files: usize,
     pub(super) quarantine_bytes: u64,
     pub(super) leftovers_removed: usize,
@@ -167,13 +167,12 @@ impl Root {
         let mut stamped = Vec::new();
         for prefix in prefixes() {
             each_file(&self.path.join(&prefix), &mut |name, meta| match key_of(name, &prefix) {
-                Some(key) if meta.is_file() => stamped.push((meta.mtime(), meta.mtime_nsec(), key, meta.len())),
+                Some(key) if meta.is_file() => stamped.push((mtime_ns(meta), key, meta.len())),
                 _ => found.strangers += 1,
             })?;
         }
         stamped.sort_unstable();
-        found.chunks =
-            stamped.into_iter().map(|(s, _, key, bytes)| (key, bytes, s.clamp(0, u32::MAX.into()) as u32)).collect();
+        found.chunks = stamped.into_iter().map(|(stamp_ns, key, bytes)| (key, bytes, stamp_ns)).collect();
         Ok(found)
     }
 }
@@ -258,9 +257,13 @@ pub(crate) fn check_marker(path: &Path) -> Result<(), OpenError> {
     if text.starts_with(MARKER_LINE.as_bytes()) { Ok(()) } else { Err(other_version(path, &text)) }
 }
 
-pub(super) fn now_s() -> u32 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().min(u32::MAX.into()) as u32
+/// The time as files have it.
+pub(super) fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+fn mtime_ns(meta: &fs::Metadata) -> u64 {
+    (meta.mtime().max(0) as u64).saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec().max(0) as u64)
 }
 
 /// Opens the marker, making it in an empty directory. For reading only, so that a file system whose store has no put

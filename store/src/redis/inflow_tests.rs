@@ -209,7 +209,7 @@ fn an_unasked_reply_and_an_endless_one_lose_the_connection() {
     let error = inflow.receive(&mut source, &mut [0; SCRATCH_BYTES], &mut |_, _| ()).expect_err("nobody asked");
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     inflow.expect(due(0, Wants::Reply));
-    let stream = [b"$100000\r\n", &[b'x'; 20_000][..]].concat();
+    let stream = [b"$10000000\r\n", &[b'x'; 20_000][..]].concat();
     let mut source = Pieces { stream, at: 0, pieces: vec![5000], turn: 0 };
     let error = loop {
         if let Err(error) = inflow.receive(&mut source, &mut [0; SCRATCH_BYTES], &mut |_, _| ()) {
@@ -217,4 +217,20 @@ fn an_unasked_reply_and_an_endless_one_lose_the_connection() {
         }
     };
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn an_answer_that_is_longer_than_any_of_ours_is_passed_over() {
+    let mut inflow = Inflow::<Vec<u8>>::new(2);
+    let owner = |place| Owner::Errand { place, generation: 0, item: 0 };
+    inflow.expect(due(0, Wants::Reply));
+    inflow.expect(due(1, Wants::Reply));
+    let stream = [b"$100000\r\n", &[b'x'; 100_000][..], b"\r\n:1\r\n"].concat();
+    let mut source = Pieces { stream, at: 0, pieces: vec![5000, 3], turn: 0 };
+    let mut found = Vec::new();
+    while found.len() < 2 {
+        let done = &mut |due: Due<Vec<u8>>, got: Got<'_>| found.push((due.owner, got == Got::Odd(100_000)));
+        inflow.receive(&mut source, &mut [0; SCRATCH_BYTES], done).expect("good");
+    }
+    assert_eq!(found, [(owner(0), true), (owner(1), false)]);
 }

@@ -156,6 +156,8 @@ impl Line {
                     break;
                 }
                 Ok(None) if self.have < self.inbox.len() => {}
+                // A bulk string that is longer than anything that was asked for.
+                Ok(None) if self.inbox.first() == Some(&b'$') => return Err(ErrorKind::FileTooLarge.into()),
                 Ok(None) | Err(Garbage) => return Err(ErrorKind::InvalidData.into()),
             }
             match socket.read(&mut self.inbox[self.have..]) {

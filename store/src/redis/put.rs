@@ -124,7 +124,34 @@ impl Refused {
 }
 
 impl RedisStore {
-    pub(super) fn has_chunk(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
+    /// Reads the manifest, at the master.
+    pub(super) fn peek_chunk(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
+        let name = Name::of(key);
+        let max = manifest.len();
+        self.exchange("peek", key, until, 0, &mut |line, until, _| {
+            let reply = match line.call(&[b"HGET", name.bytes(), MANIFEST_FIELD], until) {
+                Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                    return Ok(Ok(Err(StoreError::Large { what: "manifest", value: max + 1, max })));
+                }
+                other => other?,
+            };
+            Ok(match (Refused::of("HGET", &reply, &self.door.login()), reply) {
+                // Of another type: a put replaces it.
+                (Some(Refused { fault: Fault::WrongType, .. }), _) => Ok(Err(StoreError::Miss)),
+                (Some(refused), _) => Err(refused),
+                (None, Reply::Bulk(bytes)) => Ok(match manifest.get_mut(..bytes.len()) {
+                    Some(room) => {
+                        room.copy_from_slice(bytes);
+                        Ok(bytes.len())
+                    }
+                    None => Err(StoreError::Large { what: "manifest", value: bytes.len(), max }),
+                }),
+                _ => Ok(Err(StoreError::Miss)),
+            })
+        })?
+    }
+
+    fn has_chunk(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
         let name = Name::of(key);
         self.exchange("has", key, until, 0, &mut |line, until, _| {
             let reply = line.call(&[b"HEXISTS", name.bytes(), MANIFEST_FIELD], until)?;
@@ -252,6 +279,16 @@ impl RedisStore {
         let put = self.puts.seat(seat).put.take();
         let (key, name, until) = put.unwrap_or_else(|| panic!("abort_put: seat {seat} is empty"));
         self.discard_put(&key, &name, until);
+    }
+
+    /// Takes a chunk of our own away.
+    pub(super) fn remove(&self, key: &ChunkKey) {
+        let name = Name::of(key);
+        // If this fails, it is noise that the server evicts some day.
+        let _ = self.exchange("remove", key, Instant::now() + ABORT_MOST, 0, &mut |line, until, _| {
+            let reply = line.call(&[b"UNLINK", name.bytes()], until)?;
+            Ok(Refused::of("UNLINK", &reply, &self.door.login()).map_or(Ok(()), Err))
+        });
     }
 
     /// If this fails, or the put has no time left, what was put expires.
@@ -411,7 +448,7 @@ impl RedisStore {
             }
             Fault::Permission | Fault::Unknown => {
                 self.complain(node, command, *fault, said);
-                if call == "has" {
+                if matches!(call, "has" | "peek") {
                     return StoreError::Denied { call };
                 }
                 self.counters.read_only.store(true, Relaxed);

@@ -141,7 +141,8 @@ fn failed(error: &StoreError) -> bool {
     match error {
         StoreError::Io { .. } | StoreError::Down { .. } | StoreError::ReadOnly | StoreError::Full { .. } => true,
         StoreError::Denied { .. } => true,
-        StoreError::Miss | StoreError::Corrupt { .. } | StoreError::Large { .. } | StoreError::Late { .. } => false,
+        StoreError::Miss | StoreError::Corrupt { .. } | StoreError::Foreign { .. } => false,
+        StoreError::Large { .. } | StoreError::Late { .. } => false,
     }
 }
 

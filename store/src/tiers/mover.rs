@@ -20,7 +20,7 @@ use super::returns::Source;
 use super::{Tiers, chunk};
 use tier::Policy;
 
-use crate::{Answer, Ask, Direct, Outcome, POISONED, Reader, Store, StoreError};
+use crate::{Answer, Ask, Direct, Opening, Outcome, POISONED, Reader, Store, StoreError};
 
 /// What it moves in a second at most.
 pub(super) const BYTES_PER_S: u64 = 256 << 20;
@@ -208,7 +208,7 @@ impl Mover<'_> {
                     let least = Duration::from_secs_f64(bytes as f64 / BYTES_PER_S as f64);
                     self.tiers.wishes.sleep(least.saturating_sub(started.elapsed()));
                 }
-                Err(StoreError::Miss | StoreError::Corrupt { .. }) => {}
+                Err(StoreError::Miss | StoreError::Corrupt { .. } | StoreError::Foreign { .. }) => {}
                 Err(_) => self.tiers.wishes.sleep(PAUSE),
             }
         }
@@ -303,7 +303,8 @@ impl Mover<'_> {
         let put = tiers.limits.puts_max;
         let mut disk = wants_disk && to_disk.admitted(self.admit(&offered(1.0), wish.parent.as_ref(), now_ms));
         if disk {
-            disk = self.on_disk(|disk| disk.begin_put(put, &wish.key, Instant::now() + PATIENCE), &wish.key, false);
+            disk =
+                self.on_disk(|disk| disk.begin_put(put, &wish.key, None, Instant::now() + PATIENCE), &wish.key, false);
         }
         // What T0 gives up comes back from T1, if that has it.
         let cost = if disk || source == Source::Disk { tiers.returns.disk_cost() } else { 1.0 };
@@ -418,11 +419,13 @@ impl Mover<'_> {
             }
             Source::Disk => {
                 let disk = self.tiers.disk();
-                return disk.reads.watch(MOVER_LANE, || disk.store.open(self.seat, key, &mut self.manifest, until));
+                return disk
+                    .reads
+                    .watch(MOVER_LANE, || disk.store.open(self.seat, &Opening::of(key), &mut self.manifest, until));
             }
             Source::Bottom => {}
         }
-        match self.ask(Ask::Open { seat: self.seat, key: *key, position: None, until }) {
+        match self.ask(Ask::Open { seat: self.seat, key: *key, position: None, anew: false, until }) {
             Outcome::Opened(result) => result,
             other => unreachable!("an open is answered by {other:?}"),
         }

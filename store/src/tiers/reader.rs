@@ -11,7 +11,7 @@ use block::ChunkKey;
 
 use super::breaker::Breaker;
 use super::{Place, Tiers};
-use crate::{Answer, Ask, Direct, Memory, Outcome, Position, Reader, StoreError, retry};
+use crate::{Answer, Ask, Direct, Memory, Opening, Outcome, Position, Reader, StoreError, retry};
 
 /// See the module's head.
 pub(super) struct TierReader<'a, M> {
@@ -74,12 +74,15 @@ impl<'a, M: Memory> TierReader<'a, M> {
         self.pass_on(tag, Asked::Lookup { found }, Ask::Lookup { keys, until });
     }
 
-    fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, position: Option<Position>, until: Instant) {
-        if let Some(position) = &position {
+    fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, position: Option<Position>, anew: bool, until: Instant) {
+        let place = |place: Place| self.tiers.places[seat].store(place as u8, Relaxed);
+        if anew {
+            // Its use was counted the first time.
+            self.tiers.doubt(&key);
+        } else if let Some(position) = &position {
             self.tiers.used(&key, position);
         }
-        let place = |place: Place| self.tiers.places[seat].store(place as u8, Relaxed);
-        if Instant::now() < until {
+        if !anew && Instant::now() < until {
             let dram = self.tiers.dram.as_ref().and_then(|dram| dram.open(seat, &key, &mut self.manifest));
             if let Some(Ok(bytes)) = dram {
                 self.tiers.dram().hits.fetch_add(1, Relaxed);
@@ -88,17 +91,22 @@ impl<'a, M: Memory> TierReader<'a, M> {
                 return;
             }
             // Whatever is wrong with T1, T2 has it, too.
-            if let Some(disk) = self.tiers.disk.as_ref().filter(|disk| disk.store.holds(&key))
-                && let Ok(bytes) =
-                    disk.reads.watch(self.lane, || retry(|| disk.store.open(seat, &key, &mut self.manifest, until)))
-            {
-                place(Place::Disk);
-                disk.recall(&key, &self.manifest[..bytes], self.tiers.ratings.get(&key));
-                self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
-                return;
+            if let Some(disk) = self.tiers.disk.as_ref().filter(|disk| disk.store.holds(&key)) {
+                let opening = Opening::of(&key);
+                let open = || retry(|| disk.store.open(seat, &opening, &mut self.manifest, until));
+                match disk.reads.watch(self.lane, open) {
+                    Ok(bytes) => {
+                        place(Place::Disk);
+                        disk.recall(&key, &self.manifest[..bytes], self.tiers.ratings.get(&key));
+                        self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
+                        return;
+                    }
+                    Err(StoreError::Corrupt { .. }) => self.tiers.doubt(&key),
+                    Err(_) => {}
+                }
             }
         }
-        self.pass_on(tag, Asked::Open { seat, key, position }, Ask::Open { seat, key, position, until });
+        self.pass_on(tag, Asked::Open { seat, key, position }, Ask::Open { seat, key, position, anew, until });
     }
 
     /// A block of a chunk that was opened in T0 or T1.
@@ -121,13 +129,10 @@ impl<'a, M: Memory> TierReader<'a, M> {
             let disk = self.tiers.disk();
             disk.reads.watch(self.lane, || retry(|| disk.store.read_block(seat, index, into, until))).map(|()| None)
         };
-        // T2 has the chunk, and this tier not any more: to who asks that is a chunk that went.
+        // T2 has the chunk, whatever is wrong here: to who asks that is one that went, and is opened anew, there.
         let result = result.map_err(|error| match error {
-            StoreError::Corrupt { .. } | StoreError::Io { .. } => {
-                self.tiers.remove(&self.key_of(place, seat));
-                StoreError::Miss
-            }
-            other => other,
+            StoreError::Late { .. } => error,
+            _ => StoreError::Miss,
         });
         let outcome = match result {
             Ok(Some(at)) => Outcome::Lies { memory, at },
@@ -144,12 +149,9 @@ impl<'a, M: Memory> TierReader<'a, M> {
         }
     }
 
+    /// Bad in T0 or T1 is a copy: T2 has the chunk.
     fn discard(&mut self, tag: usize, place: Place, seat: usize) {
-        if place == Place::Disk {
-            // To the quarantine, where somebody may look at it.
-            self.tiers.disk().store.discard(seat);
-        }
-        self.tiers.remove(&self.key_of(place, seat));
+        self.tiers.doubt(&self.key_of(place, seat));
         self.local = Some(Answer { tag, outcome: Outcome::Discarded });
     }
 
@@ -201,7 +203,7 @@ impl<M: Memory> Reader<M> for TierReader<'_, M> {
         assert!(self.local.is_none(), "begin: an answer of a tier waits");
         match ask {
             Ask::Lookup { keys, until } => self.lookup(tag, keys, until),
-            Ask::Open { seat, key, position, until } => self.open(tag, seat, key, position, until),
+            Ask::Open { seat, key, position, anew, until } => self.open(tag, seat, key, position, anew, until),
             Ask::Read { seat, index, bytes, memory, until } => match self.tiers.place(seat) {
                 Place::Bottom => {
                     let asked = Asked::Read { seat, index, bytes };
@@ -209,10 +211,10 @@ impl<M: Memory> Reader<M> for TierReader<'_, M> {
                 }
                 place => self.read(tag, place, seat, index, bytes, memory, until),
             },
-            Ask::Discard { seat, until } => match self.tiers.place(seat) {
+            Ask::Discard { seat, why, until } => match self.tiers.place(seat) {
                 Place::Bottom => {
                     self.tiers.end_arrival(seat, false);
-                    self.bottom.begin(tag, Ask::Discard { seat, until });
+                    self.bottom.begin(tag, Ask::Discard { seat, why, until });
                 }
                 place => self.discard(tag, place, seat),
             },

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, ElementType, Geometry, Manifest, Plan, Recipe, TileOrder, Transform};
 use nix::sys::eventfd::EventFd;
-use store::{Caller, Direct, Limits, Position, Readable, Store, StoreError};
+use store::{Caller, Direct, Limits, Opening, Position, Readable, Store, StoreError, Why};
+
+/// What a test says of a chunk that it has taken out.
+pub(crate) const WHY: Why = Why { what: "a test says so", block: None };
 
 /// Small tables: a test that leaks a seat notices.
 pub(crate) fn limits() -> Limits {
@@ -67,7 +70,7 @@ pub(crate) fn put(
     blocks: &[Vec<u8>],
     manifest: &[u8],
 ) -> Result<(), StoreError> {
-    store.begin_put(seat, key, soon())?;
+    store.begin_put(seat, key, None, soon())?;
     for (index, block) in blocks.iter().enumerate().rev() {
         if let Err(error) = store.put_block(seat, index, block) {
             store.abort_put(seat);
@@ -82,6 +85,7 @@ pub(crate) trait Questions {
     fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
     fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
     fn read(&self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError>;
+    fn open_anew(&self, seat: usize, key: &ChunkKey) -> Result<usize, StoreError>;
     fn discard(&self, seat: usize);
 }
 
@@ -98,8 +102,12 @@ impl Questions for dyn Readable<Vec<u8>> + '_ {
         with_caller(self, |caller| caller.read(seat, index, bytes, until))
     }
 
+    fn open_anew(&self, seat: usize, key: &ChunkKey) -> Result<usize, StoreError> {
+        with_caller(self, |caller| caller.open_anew(seat, key, &mut [0; 4096], soon()))
+    }
+
     fn discard(&self, seat: usize) {
-        with_caller(self, |caller| caller.discard(seat, soon()));
+        with_caller(self, |caller| caller.discard(seat, WHY, soon()));
     }
 }
 
@@ -140,8 +148,9 @@ pub(crate) fn get_as(
 
 /// Opens a chunk in a free seat, if it is there, and says that its bytes are bad.
 pub(crate) fn condemn(store: &dyn Direct, seat: usize, key: &ChunkKey) {
-    if store.open(seat, key, &mut [0; 4096], soon()).is_ok() {
-        store.discard(seat);
+    if store.open(seat, &Opening { anew: true, ..Opening::of(key) }, &mut [0; 4096], soon()).is_ok() {
+        store.proved(seat);
+        store.discard(seat, &WHY);
         store.close(seat);
     }
 }

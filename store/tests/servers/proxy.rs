@@ -1,4 +1,4 @@
-//! A wire between a client and a real server that a test can make slow or dead.
+//! A wire between a client and a real server that a test can make slow, dead, or one that changes what it carries.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,6 +8,9 @@ use std::time::Duration;
 
 /// What a throttled wire lets through at once.
 const PIECE: usize = 4096;
+
+/// A read that is large: payload, not an answer to a small question.
+const LARGE: usize = 2048;
 
 /// What the wire does with what the server sends.
 #[derive(Debug, Default)]
@@ -20,6 +23,8 @@ struct Mood {
     piece_ms: AtomicU64,
     /// Connections are accepted and go nowhere.
     deaf: AtomicBool,
+    /// The state of who chooses a bit to flip in each large read; 0: none is.
+    flips: AtomicU64,
     leave: AtomicBool,
 }
 
@@ -66,7 +71,13 @@ impl Proxy {
         self.mood.deaf.store(true, SeqCst);
     }
 
+    /// One bit of each read of [`LARGE`] bytes and more comes otherwise, by this seed.
+    pub(crate) fn flip(&self, seed: u64) {
+        self.mood.flips.store(seed | 1, SeqCst);
+    }
+
     pub(crate) fn heal(&self) {
+        self.mood.flips.store(0, SeqCst);
         self.mood.passes.store(usize::MAX, SeqCst);
         self.mood.byte_ms.store(0, SeqCst);
         self.mood.piece_ms.store(0, SeqCst);
@@ -96,6 +107,13 @@ fn connection(mut client: TcpStream, server: u16, mood: &Arc<Mood>) {
     });
     let mut bytes = [0; 64 << 10];
     while let Ok(count @ 1..) = upstream.read(&mut bytes) {
+        if count >= LARGE && mood.flips.load(SeqCst) != 0 {
+            let step = |x: u64| Some([x ^ x << 13].map(|x| x ^ x >> 7).map(|x| x ^ x << 17)[0]);
+            let random = mood.flips.fetch_update(SeqCst, SeqCst, step).expect("the closure always answers");
+            // In the middle, where payload is.
+            let at = count / 4 + random as usize % (count / 2);
+            bytes[at] ^= 1 << (random >> 60 & 7);
+        }
         let mut rest = &bytes[..count];
         while !rest.is_empty() {
             let (byte_ms, piece_ms) = (mood.byte_ms.load(SeqCst), mood.piece_ms.load(SeqCst));

@@ -71,7 +71,7 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 /// Uses a prompt and waits until a tier has all of it.
 pub(crate) fn warm(store: &Any, prompt: &[Real], tier: &str) {
     let before = facts(store, tier).0;
-    store.touch(0, &keys(prompt), false);
+    store.touch(0, None, &keys(prompt), false);
     wait_until("promotion", || facts(store, tier).0 == before + prompt.len() as u64);
 }
 
