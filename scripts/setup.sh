@@ -5,11 +5,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/setup.sh [--yes] [--test] [--arm] [--redis] [--python]
+Usage: scripts/setup.sh [--yes] [--test] [--arm] [--redis] [--python] [--venv]
   --yes    install without asking
   --arm    also what builds for the card's Arm cores and runs the result here (cross compiler, qemu-user)
   --redis  also redis-server and redis-cli, for scripts/demo.sh --store redis
   --python also what builds and tests the Python package: maturin, pytest and numpy, in target/python-venv
+  --venv   also what makes Python's virtual environments, for scripts/vllm/install.sh
   --test   also what scripts/test.sh --all uses beside cargo: rustfmt, clippy, shellcheck, debootstrap, prometheus,
            redis-server, all of --arm and --python
 Rust comes from apt where apt has one that is new enough (rust-version in Cargo.toml), else from rustup (https://rustup.rs).
@@ -31,6 +32,7 @@ while [ $# -gt 0 ]; do
         --yes) yes=true ;;
         --arm) packages+=("${arm_packages[@]}") ;;
         --redis) packages+=(redis-server redis-tools) ;;
+        --venv) packages+=(python3-venv) ;;
         --python)
             packages+=(python3-venv)
             python=true

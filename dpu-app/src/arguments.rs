@@ -111,8 +111,9 @@ pub(crate) struct Run {
     /// Device by PCI address or IB name; without it the first that can inflate and do DMA, else that can do DMA
     #[arg(long, short, env = "KVLANE_DEVICE", value_name = "NAME")]
     device: Option<String>,
-    /// How chunks are stored when a host does not say: lossless, q8, q6, q5, q4, q3, q4p, cachegen, each with +deflate, +lz4 or +raw
-    #[arg(long, env = "KVLANE_RECIPE", value_name = "RECIPE", default_value = "q5")]
+    /// How chunks are stored when a host does not say: lossless keeps every bit; q8, q6, q5, q4, q3, q4p and cachegen are lossy
+    /// and smaller; each with +deflate, +lz4 or +raw
+    #[arg(long, env = "KVLANE_RECIPE", value_name = "RECIPE", default_value = "lossless")]
     recipe: Recipe,
     /// Deflate level of the encoder, 1 (fast) to 12 (small)
     #[arg(long, env = "KVLANE_DEFLATE_LEVEL", value_name = "N", default_value_t = block::codec::DEFLATE_LEVEL_DEFAULT)]

@@ -136,7 +136,7 @@ impl Config {
             require_store: false,
             namespaces: store::Namespaces::default(),
             device: doca::Selector::First,
-            recipe: "q5".parse().expect("a recipe of our own"),
+            recipe: "lossless".parse().expect("a recipe of our own"),
             deflate_level: block::codec::DEFLATE_LEVEL_DEFAULT,
             block_bytes: 512 << 10,
             slots: 0,

@@ -32,8 +32,8 @@ pub(crate) struct Calibrate {
     /// Shape of the KV: llama-3.1-8b, mistral-7b, llama-70b-tp8, mla
     #[arg(long, value_name = "NAME", default_value = "llama-3.1-8b", value_parser = preset)]
     model: &'static Preset,
-    /// How chunks will be stored; one that the engine inflates
-    #[arg(long, value_name = "RECIPE", default_value = "q5")]
+    /// How chunks will be stored, which goes into the file; one that the engine inflates
+    #[arg(long, value_name = "RECIPE", default_value = "lossless")]
     recipe: Recipe,
     /// The network before the store, Gbit/s [default: none]
     #[arg(long, value_name = "N", value_parser = positive)]

@@ -464,6 +464,7 @@ impl<'a, 's> Hub<'a, 's> {
     pub fn announce(&self) {
         log::info!("device {}", self.device.info());
         log::info!("store {}", self.shared.store.describe());
+        log::info!("{}", crate::models::words(self.shared.config.recipe));
         for (name, value) in self.shared.config.limits() {
             log::info!("limit {name}: {value}");
         }

@@ -1,7 +1,7 @@
 //! Named figures for the simulator: shapes of models, ratios that were measured, and a BlueField-3 as far as it is known.
 //! What nobody measured on a card is an assumption and says so.
 
-use block::{ElementType, Geometry};
+use block::{ElementType, Geometry, Recipe, Transform};
 
 use crate::simulate::{EngineModel, Model};
 
@@ -72,6 +72,23 @@ impl Ratio {
     }
 }
 
+/// What an operator has to know of a recipe: whether bits are lost, and what the other choice costs.
+#[must_use]
+pub fn words(recipe: Recipe) -> String {
+    let size =
+        |name: &str| Ratio::of(name).map_or(String::new(), |found| format!(" in about 1/{} of its bytes", found.ratio));
+    let own = size(&recipe.transform.to_string());
+    match recipe.transform {
+        Transform::None | Transform::Lossless => {
+            format!("recipe {recipe}: KV comes back bit for bit{own}; lossy recipes store less, q5{}", size("q5"))
+        }
+        _ => format!(
+            "recipe {recipe}: lossy, KV is stored{own} and comes back rounded; lossless keeps every bit{}",
+            size("lossless")
+        ),
+    }
+}
+
 /// Arm cores of a BlueField-3.
 pub const CARD_CORES: usize = 16;
 /// Assumed: what one Cortex-A78 copies in its caches, GB/s of the tile. Nobody measured it here.
@@ -127,6 +144,22 @@ pub fn bounds(model: &Model, config: &crate::Config) -> Vec<(&'static str, f64)>
 mod tests {
     use super::*;
     use crate::{Config, simulate};
+
+    #[test]
+    fn an_operator_hears_whether_bits_are_lost_and_by_default_none_are() {
+        let said = |recipe: &str| words(recipe.parse().unwrap());
+        assert_eq!(
+            words(Config::for_cores(2).recipe),
+            "recipe lossless+deflate: KV comes back bit for bit in about 1/1.45 of its bytes; lossy recipes store less, q5 in about 1/3.7 of its bytes"
+        );
+        assert!(said("none").contains("bit for bit"));
+        for lossy in ["q8", "q5", "q4", "q3p", "peak20", "cachegen", "packed3"] {
+            assert!(
+                said(lossy).contains("lossy, KV is stored") && said(lossy).contains("lossless keeps every bit"),
+                "{lossy}"
+            );
+        }
+    }
 
     #[test]
     fn presets_have_plans_and_the_simulator_keeps_to_the_bounds() {

@@ -201,7 +201,7 @@ if $build; then
     # As pasted into a terminal: what reads its standard input eats the lines that follow.
     inside -- bash -c 'bash <pasted' 2>&1 | tee "$out" | sed 's/^/      | /' || code=$?
     took=$((SECONDS - began))
-    claim "the README's block runs as pasted" 0 3600 "chunks"
+    claim "the README's block runs as pasted" 0 3600 "within bound"
     if $tests; then
         code=0 began=$SECONDS
         inside -- scripts/test.sh --yes </dev/null 2>&1 | tee "$out" | grep '^test result\|FAILED\|failed\|^build\|^== ' | sed 's/^/      | /' || code=$?

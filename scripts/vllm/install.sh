@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A virtual environment with the real vLLM for CPUs and this repository's Python package. Idempotent.
+# A virtual environment with the real vLLM for CPUs and this repository's Python package, with all that building it needs.
+# Idempotent.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -11,15 +12,20 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/vllm/install.sh VENV [--yes]
   VENV   directory of the environment, made if it is not there; takes about 8 GB
-  --yes  install without asking
+  --yes  install without asking, what building needs too (scripts/setup.sh)
+KVLANE_WHEEL_PROFILE=dev builds the package in less time, for tests.
 USAGE
 }
 
 venv=
 yes=false
+setup=(--venv)
 while [ $# -gt 0 ]; do
     case "$1" in
-        --yes) yes=true ;;
+        --yes)
+            yes=true
+            setup+=(--yes)
+            ;;
         --help | -h)
             usage
             exit 0
@@ -37,6 +43,10 @@ if [ -z "$venv" ]; then
     exit 2
 fi
 
+scripts/setup.sh "${setup[@]}"
+# shellcheck source=scripts/toolchain.sh
+. scripts/toolchain.sh
+
 if ! "$venv/bin/python" -c "import sys, vllm; sys.exit(not vllm.__version__.startswith('$vllm'))" 2>/dev/null; then
     if ! $yes; then
         if [ ! -t 0 ]; then
@@ -46,6 +56,7 @@ if ! "$venv/bin/python" -c "import sys, vllm; sys.exit(not vllm.__version__.star
         read -r -p "install: vLLM $vllm and torch $torch go into $venv, about 8 GB. Go on? [y/N] " answer
         [ "$answer" = y ] || [ "$answer" = Y ] || exit 2
     fi
+    echo "install: vLLM $vllm and torch $torch into $venv, from PyPI"
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check uv
     install=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
@@ -69,5 +80,8 @@ fi
 target=$(realpath "${CARGO_TARGET_DIR:-target}")
 "$venv/bin/pip" install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
 rm -rf "$target/python-wheel-release"
-"$venv/bin/maturin" build --quiet --locked --manifest-path host-ctl/python/Cargo.toml --out "$target/python-wheel-release"
+echo "install: building the package kvlane"
+profile=${KVLANE_WHEEL_PROFILE:+--profile $KVLANE_WHEEL_PROFILE}
+# shellcheck disable=SC2086 # a flag and its value, or nothing
+"$venv/bin/maturin" build $profile --locked --manifest-path host-ctl/python/Cargo.toml --out "$target/python-wheel-release"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall "$target"/python-wheel-release/kvlane-*.whl
