@@ -133,26 +133,28 @@ impl Client {
     }
 }
 
-/// Between two tries to reach a card that is not there yet.
-const TRY_EVERY: Duration = Duration::from_millis(50);
+/// Between two tries to reach a card that is not there yet: at first, and at most.
+const TRY_FIRST: Duration = Duration::from_millis(50);
+const TRY_LAST: Duration = Duration::from_millis(500);
 /// From when on people are told what is waited for.
 const SAID_AFTER: Duration = Duration::from_secs(1);
 
 /// A line to the card, once there is one.
 fn reach(options: &Options) -> Result<(Box<dyn Line>, Device), Error> {
     let since = Instant::now();
-    let mut said = false;
+    let (mut said, mut pause) = (false, TRY_FIRST);
     loop {
         let left = options.timeout.saturating_sub(since.elapsed());
-        let error = match options.route.open(&options.device, left.max(TRY_EVERY)) {
-            Err(error) if options.awaits_card && error.is_absence() && left > TRY_EVERY => error,
+        let error = match options.route.open(&options.device, left.max(TRY_FIRST)) {
+            Err(error) if options.awaits_card && error.is_absence() && !left.is_zero() => error,
             reached => return reached,
         };
         if since.elapsed() >= SAID_AFTER && !said {
             said = true;
             log::warn!("{error} Waiting for it, {:.0} s in all (--timeout-ms)", options.timeout.as_secs_f64());
         }
-        std::thread::sleep(TRY_EVERY);
+        std::thread::sleep(pause.min(left));
+        pause = (2 * pause).min(TRY_LAST);
     }
 }
 
