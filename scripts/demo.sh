@@ -182,7 +182,7 @@ if [ "$kind" != dir ]; then
     "$bin/host-ctl" store-check "$store"
     echo
 fi
-"$bin/host-ctl" stop --quiet
+"$bin/host-ctl" stop --socket "$work/dpu-app.sock" --quiet
 wait "$card"
 card=
 if [ "$failed" = 0 ]; then
