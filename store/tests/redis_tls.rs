@@ -107,7 +107,7 @@ fn one_self_signed_certificate_for_both_is_taken_or_said_how() {
     {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut parameters = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-        parameters.is_ca = kind.clone();
+        parameters.is_ca = kind;
         let key_pair = KeyPair::generate().expect("a key");
         let file = |name: &str| dir.path().join(name).display().to_string();
         fs::write(file("own.pem"), parameters.self_signed(&key_pair).expect("a certificate").pem()).expect("write");

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use super::options::Login;
 
-/// What a server said, as far as it is worth repeating.
-pub(super) type Said = heapless::String<160>;
+/// What a server said, as far as it is worth repeating. Short, since it travels in errors without an allocation.
+pub(super) type Said = heapless::String<80>;
 
 /// An error reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,6 @@ mod tests {
         assert_eq!(said(old, &login), "ERR unknown command `HELLO`");
         assert_eq!(said(b"ERR hunter22 is wrong", &login), "an answer that repeats the password");
         assert_eq!(said(b"ERR a\x1b[2J\nb", &login), "ERR a [2J b");
-        assert_eq!(said(&[b'x'; 500], &login).len(), 160);
+        assert_eq!(said(&[b'x'; 500], &login).len(), 80);
     }
 }
