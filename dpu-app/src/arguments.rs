@@ -164,6 +164,10 @@ pub(crate) struct Run {
     /// Deadline of a request that names none
     #[arg(long, env = "KVLANE_DEADLINE_MS", value_name = "MS", default_value_t = 30_000)]
     deadline_ms: u64,
+    /// A request that takes longer is said in the log, with the stage that it waited for longest (one that is cut by its
+    /// deadline always is); 0: none
+    #[arg(long, env = "KVLANE_SLOW_MS", value_name = "MS", default_value_t = 2_000)]
+    slow_ms: u64,
     /// Time that a host has for its attach
     #[arg(long, env = "KVLANE_ATTACH_TIMEOUT_MS", value_name = "MS", default_value_t = 5_000)]
     attach_timeout_ms: u64,
@@ -251,6 +255,7 @@ impl Run {
             allow_host_stop: self.allow_host_stop,
             chunks: self.chunks.unwrap_or(derived.chunks),
             deadline: Duration::from_millis(self.deadline_ms).into(),
+            slow: (self.slow_ms > 0).then_some(Duration::from_millis(self.slow_ms)),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms).into(),
             metrics: self.metrics,
             awake: Duration::from_micros(self.awake_us),

@@ -474,7 +474,7 @@ impl Hub<'_, '_> {
             card: &card,
         };
         add(&self.shared.counters.sessions_opened, 1);
-        self.events.add(Event::Attached, session.id.into());
+        self.events.add_session(Event::Attached, session.id);
         let blocks = session.memory.as_ref().map_or(0, |memory| memory.plan.block_count(&memory.geometry));
         let (id, client, pid) = (session.id, &session.client, session.pid);
         log::info!("session {id} of {client} (pid {pid}) attached: {recipe}, {blocks} blocks a chunk");
@@ -510,7 +510,7 @@ impl Hub<'_, '_> {
                     }
                     Ok(Message::Bye(_)) => {
                         log::info!("session {} of {} left", session.id, session.client);
-                        self.events.add(Event::Left, session.id.into());
+                        self.events.add_session(Event::Left, session.id);
                         return self.end(index, None);
                     }
                     Ok(message) => {
@@ -549,7 +549,7 @@ impl Hub<'_, '_> {
     pub(crate) fn lose(&mut self, index: usize, farewell: Farewell) {
         let Some(session) = self.sessions[index].as_ref().filter(|session| session.is_live()) else { return };
         add(&self.shared.counters.sessions_lost, 1);
-        self.events.add(Event::Lost, session.id.into());
+        self.events.add_session(Event::Lost, session.id);
         self.end(index, Some(farewell));
     }
 

@@ -1,5 +1,7 @@
 //! Requests become chunks in seats, and chunks that ended become answers. What lies between is scheduler.rs.
 
+use std::time::Duration;
+
 use mailbox::{Answer, Operation, Status, Tokens};
 use store::Position;
 
@@ -10,24 +12,28 @@ use crate::flow::{Direction, Flow, OTHERWISE, Pages};
 use crate::health::STUCK;
 use crate::hub::Hub;
 use crate::job::{Done, Failure, Job, Seat};
+use crate::line::Worked;
+use crate::marks::SeatMark;
 use crate::pipeline::World;
 use crate::request::Request;
 use crate::scheduler::Scheduler;
 use crate::session::{Reading, Session, Whose};
+use crate::trace::{Asker, Late, Stage};
 use crate::worker::QUEUE;
 
 impl Hub<'_, '_> {
     /// Takes the answers of all workers; `true` if there were any.
     pub(crate) fn collect(&mut self) -> bool {
         let mut busy = false;
-        while let Some(done) = self.answer_of_any() {
+        while let Some((done, worked)) = self.answer_of_any() {
+            self.job_ended(&done, worked);
             self.take(done);
             busy = true;
         }
         busy
     }
 
-    fn answer_of_any(&mut self) -> Option<Done> {
+    fn answer_of_any(&mut self) -> Option<Worked> {
         let crews = [&mut self.askers, &mut self.fetchers, &mut self.dequantizers, &mut self.encoders];
         crews.into_iter().find_map(Crew::collect)
     }
@@ -117,7 +123,7 @@ impl Hub<'_, '_> {
                     _ => {}
                 }
                 add(&counters.chunks_failed, 1);
-                self.events.add(Event::ChunkFailed(failure), index.into());
+                self.events.add_of(self.marks.asker(seat), Event::ChunkFailed(failure), index.into());
             }
         }
         let session = self.sessions[session_index].as_mut().expect("a session lives as long as its chunks");
@@ -171,6 +177,8 @@ impl Hub<'_, '_> {
         let rates = request.command.operation == Operation::Rate;
         session.questions.pop_front();
         session.looking = Some(whose);
+        // From here on it waits for the store.
+        request.moved = self.now;
         let session = index as u16;
         self.give(if rates { Job::Rate { session } } else { Job::Lookup { session } });
         true
@@ -290,10 +298,17 @@ impl Hub<'_, '_> {
             chunk.blocks = usize::from(flow.blocks);
             chunk.until = request.until;
         }
+        let piece = request.next;
         request.next += 1;
         request.active += 1;
+        let (whose, waited) =
+            (Whose { place, serial: request.serial }, self.now.saturating_duration_since(request.moved));
+        request.moved = self.now;
+        let asker = Asker { session: session.id, request: request.command.request };
         session.flows += 1;
         self.pipeline.sit(seat, flow);
+        self.marks.sat(seat, SeatMark { asker, index, whose, chunk: piece, since: self.now });
+        self.note(seat, None, Stage::Seat, (waited, Duration::ZERO));
         self.give(match direction {
             Direction::Fetch => Job::Open { seat, anew: false },
             Direction::Store => Job::Begin { seat },
@@ -312,7 +327,7 @@ impl Hub<'_, '_> {
                 let late = |request: &Request| request.until <= self.now && waits(request);
                 if session.requests[place].as_ref().is_some_and(late) {
                     busy = true;
-                    self.events.add(Event::Deadline, index as u64);
+                    self.note_unfinished(index, place);
                     self.cut(index, place, Failure::Deadline);
                 }
             }
@@ -350,6 +365,20 @@ impl Hub<'_, '_> {
         };
         let chunk_tokens = session.memory.as_ref().map_or(0, |memory| memory.geometry.chunk_tokens);
         self.shared.counters.answers.count_request(request, &answer, chunk_tokens);
+        let late = Late {
+            at_ms: 0,
+            asker: Asker { session: session.id, request: request.command.request },
+            operation: request.command.operation,
+            took: Duration::from_micros(answer.elapsed_us.into()),
+            cut: answer.status == Status::DeadlineExceeded,
+            chunks_done: answer.chunks_done,
+            chunk_count: request.command.chunk_count,
+            slowest: request.slowest,
+        };
+        if late.cut {
+            self.events.add_of(late.asker, Event::Deadline, late.took.as_millis() as u64);
+        }
+        self.trace.judge(self.now, late);
         session.requests[place] = None;
         session.answers.push_back(answer).expect("a place per command");
     }

@@ -11,7 +11,7 @@ use mailbox::COMMANDS;
 use crate::reload::{Live, Reload};
 use crate::slot::{SLOTS_MAX, SlotBytes};
 use crate::verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
-use crate::{footprint, notify};
+use crate::{footprint, notify, trace};
 
 /// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for tools.
 pub const SESSIONS_MAX: usize = 160;
@@ -97,6 +97,8 @@ pub struct Config {
     pub chunks: usize,
     /// Deadline of a request that names none.
     pub deadline: Live,
+    /// From when on a request is said to be slow; `None`: if its deadline has passed.
+    pub slow: Option<Duration>,
     /// How long an attached host may take to finish its attach.
     pub attach_timeout: Live,
     /// Where metrics are served; `None`: nowhere.
@@ -153,6 +155,7 @@ impl Config {
             allow_host_stop: false,
             chunks: 0,
             deadline: Duration::from_secs(30).into(),
+            slow: Some(Duration::from_secs(2)),
             attach_timeout: Duration::from_secs(5).into(),
             metrics: None,
             awake: Duration::from_micros(200),
@@ -254,6 +257,11 @@ impl Config {
                 },
             ),
             ("deadline", format!("{} ms", self.deadline.get().as_millis())),
+            (
+                "slow requests",
+                self.slow.map_or_else(|| "off".into(), |slow| format!("from {} ms on", slow.as_millis())),
+            ),
+            ("trace", format!("the last {} stages, the last {} late requests", trace::SPANS, trace::LATES)),
         ]
         .into_iter()
         .chain(self.memory())

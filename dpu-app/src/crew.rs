@@ -9,8 +9,8 @@ use heapless::Deque;
 use heapless::spsc::{Consumer, Producer};
 
 use crate::bell::Bell;
-use crate::job::{Done, Job};
-use crate::line::{Claims, Numbered, Pulse};
+use crate::job::Job;
+use crate::line::{Claims, Numbered, Pulse, Worked};
 use crate::worker::QUEUE;
 
 /// How long one call may take before its worker's other jobs go to others: several times what a disk that turns needs.
@@ -47,7 +47,7 @@ pub fn least_busy(outstanding: impl Iterator<Item = usize>) -> usize {
 /// One worker, as the engine thread sees it.
 pub struct Hand<'a> {
     jobs: Producer<'a, Numbered>,
-    answers: Consumer<'a, Done>,
+    answers: Consumer<'a, Worked>,
     bell: &'a dyn Bell,
     claims: &'a Claims,
     pulse: &'a Pulse,
@@ -74,12 +74,14 @@ impl std::fmt::Debug for Hand<'_> {
 impl<'a> Hand<'a> {
     pub(crate) fn new(
         jobs: Producer<'a, Numbered>,
-        answers: Consumer<'a, Done>,
+        answers: Consumer<'a, Worked>,
         bell: &'a dyn Bell,
         claims: &'a Claims,
         pulse: &'a Pulse,
+        places: usize,
     ) -> Self {
-        let recent = vec![None; QUEUE].into();
+        // A power of two, so that numbers wrap in step with it.
+        let recent = vec![None; places.next_power_of_two()].into();
         Self { jobs, answers, bell, claims, pulse, outstanding: 0, given: 0, recent, call: None, hangs: false }
     }
 
@@ -88,7 +90,8 @@ impl<'a> Hand<'a> {
         if self.jobs.enqueue((self.given, job)).is_err() {
             return false;
         }
-        self.recent[self.given as usize % QUEUE] = Some(job);
+        let place = self.given as usize % self.recent.len();
+        self.recent[place] = Some(job);
         self.given = self.given.wrapping_add(1);
         self.outstanding += 1;
         self.bell.ring();
@@ -154,7 +157,7 @@ impl<'a> Crew<'a> {
     }
 
     /// The next answer of any worker.
-    pub fn collect(&mut self) -> Option<Done> {
+    pub fn collect(&mut self) -> Option<Worked> {
         let (place, done) = self.hands.iter_mut().enumerate().find_map(|(place, hand)| {
             let done = hand.answers.dequeue()?;
             hand.outstanding -= 1;
@@ -201,7 +204,7 @@ impl<'a> Crew<'a> {
             if let Some(first) = hand.hangs.then(|| hand.claims.take_back(hand.given)).flatten() {
                 let count = hand.given.wrapping_sub(first);
                 for number in (0..count).map(|step| first.wrapping_add(step)) {
-                    let job = hand.recent[number as usize % QUEUE].expect("given");
+                    let job = hand.recent[number as usize % hand.recent.len()].expect("given");
                     self.waiting.push_back(job).expect("as in give");
                 }
                 hand.outstanding -= count as usize;
@@ -217,7 +220,7 @@ impl<'a> Crew<'a> {
 mod tests {
     use super::*;
     use crate::bell::WorkerBell;
-    use crate::job::Seat;
+    use crate::job::{Done, Seat};
     use crate::line::Line;
 
     const STUCK: Duration = Duration::from_secs(1);
@@ -233,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_waits_behind_a_call_that_hangs_goes_to_others_and_comes_back_to_nobody() {
-        let (mut lines, bell) = ([Line::default(), Line::default()], WorkerBell::default());
+        let (mut lines, bell) = ([Line::<16>::default(), Line::default()], WorkerBell::default());
         let [one, other] = &mut lines;
         let ((first, mut hanging), (second, mut working)) = (one.ends(&bell), other.ends(&bell));
         let mut crew = Crew::new(vec![first, second]);
@@ -258,7 +261,7 @@ mod tests {
 
     #[test]
     fn where_everybody_hangs_jobs_wait_for_the_first_that_comes_back() {
-        let (mut line, bell) = (Line::default(), WorkerBell::default());
+        let (mut line, bell) = (Line::<16>::default(), WorkerBell::default());
         let (hand, mut duties) = line.ends(&bell);
         let mut crew = Crew::new(vec![hand]);
         let now = Instant::now();

@@ -17,6 +17,7 @@ use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
 use crate::scheduler::Scheduler;
 use crate::session::Memory;
 use crate::slot::{Ring, SlotState, Ticket};
+use crate::trace::Stage;
 
 /// Runs of one operation at most: what its list is sized for. A layout whose blocks need more is refused at attach; a
 /// block that was cut for another layout goes in several operations.
@@ -189,6 +190,7 @@ impl Hub<'_, '_> {
         if launch == Launch::Started {
             engine.submitted();
             engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
+            self.marks.began(slot, self.now);
         }
         launch
     }
@@ -214,6 +216,7 @@ impl Hub<'_, '_> {
             }
             Err(_) => Inflated::Failed { to_blame },
         };
+        self.stage_ended(ticket, Stage::Inflate, None);
         self.inflated(ticket, outcome);
     }
 
@@ -231,6 +234,7 @@ impl Hub<'_, '_> {
             self.pipeline.slots.at(slot).moves = work.moves;
             self.bulk.submitted();
             self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
+            self.marks.began(slot, self.now);
         }
         launch
     }
@@ -249,6 +253,12 @@ impl Hub<'_, '_> {
         if let (Ok(outcome), false) = (outcome, comes_back(state)) {
             stage.tally(outcome.bytes, outcome.bytes);
         }
+        let stage = match state {
+            SlotState::Gathering => Stage::Gather,
+            SlotState::Verifying | SlotState::Confirming => Stage::Verify,
+            _ => Stage::Write,
+        };
+        self.stage_ended(ticket, stage, None);
         self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
     }
 }
@@ -270,6 +280,10 @@ impl World for Hub<'_, '_> {
             CrewKind::Encode => &mut self.encoders,
         };
         crew.give(job);
+    }
+
+    fn slot_taken(&mut self, slot: Ticket) {
+        self.waited_for_slot(slot);
     }
 
     fn inflate_has_room(&self) -> bool {

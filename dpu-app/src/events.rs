@@ -6,6 +6,7 @@ use heapless::HistoryBuf;
 
 use crate::crew::CrewKind;
 use crate::job::Failure;
+use crate::trace::Asker;
 
 /// Events kept.
 pub const EVENTS: usize = 64;
@@ -46,11 +47,15 @@ impl Event {
     }
 }
 
-/// One entry: what, when, and a number that goes with it (a session, a chunk index).
+/// One entry: what, when, for whom, and a number that goes with it (a chunk, a reason, a count).
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub at_ms: u64,
     pub event: Event,
+    /// Id of the session, 0: of none.
+    pub session: u32,
+    /// The host's number of the request, 0: of none.
+    pub request: u64,
     pub value: u64,
 }
 
@@ -68,8 +73,18 @@ impl Events {
     }
 
     pub fn add(&mut self, event: Event, value: u64) {
+        self.add_of(Asker { session: 0, request: 0 }, event, value);
+    }
+
+    /// Adds what happened to a session.
+    pub fn add_session(&mut self, event: Event, session: u32) {
+        self.add_of(Asker { session, request: 0 }, event, session.into());
+    }
+
+    /// Adds what happened to a request.
+    pub fn add_of(&mut self, of: Asker, event: Event, value: u64) {
         let at_ms = self.started.elapsed().as_millis() as u64;
-        self.ring.write(Entry { at_ms, event, value });
+        self.ring.write(Entry { at_ms, event, session: of.session, request: of.request, value });
         self.refused += u64::from(event == Event::Refused);
     }
 

@@ -46,7 +46,7 @@ pub struct Fetcher<'a, 's> {
     duties: Duties<'a>,
     reader: Box<dyn Reader<Area> + 'a>,
     /// By the tag that the reader gives back.
-    tasks: Vec<Option<Task>>,
+    tasks: Vec<Option<(Task, Instant)>>,
     free: Vec<usize>,
     manifest: Vec<u8>,
     /// Reads in flight, and the time with any.
@@ -159,7 +159,7 @@ impl<'a, 's> Fetcher<'a, 's> {
 
     fn ask(&mut self, task: Task, ask: Ask<Area>) {
         let tag = self.free.pop().expect("a reader takes no more questions than it was opened for");
-        self.tasks[tag] = Some(task);
+        self.tasks[tag] = Some((task, self.duties.began()));
         self.reader.begin(tag, ask);
     }
 
@@ -188,7 +188,7 @@ impl<'a, 's> Fetcher<'a, 's> {
 
     fn finish(&mut self, answer: Answer<Area>) {
         let Answer { tag, outcome } = answer;
-        let task = self.tasks[tag].take().expect("one answer for each question");
+        let (task, began) = self.tasks[tag].take().expect("one answer for each question");
         self.free.push(tag);
         let done = match (task, outcome) {
             (Task::Job(Job::Lookup { session }), Outcome::Looked { keys, found }) => {
@@ -224,7 +224,7 @@ impl<'a, 's> Fetcher<'a, 's> {
             }
             (task, outcome) => unreachable!("{task:?} was answered with {outcome:?}"),
         };
-        self.duties.answer(done);
+        self.duties.answer_since(began, done);
     }
 
     /// A read is over and the wire area is home again; the bytes of the block.

@@ -331,6 +331,11 @@ impl SlotTable {
         }
     }
 
+    /// Every slot that is not free, by its number.
+    pub fn taken(&self) -> impl Iterator<Item = (usize, &SlotWork)> {
+        self.works.iter().enumerate().filter(|(_, work)| work.state != SlotState::Free)
+    }
+
     #[must_use]
     pub fn size(&self) -> usize {
         self.works.len()

@@ -13,11 +13,13 @@ use crate::attend::{OPERATORS_MAX, REFUSED_MAX};
 use crate::config::Config;
 use crate::events::Events;
 use crate::flow::{Flow, SlotWork};
-use crate::job::{Chunk, Done, Job};
+use crate::job::{Chunk, Job};
+use crate::line::{Numbered, Worked};
 use crate::run::store_limits;
 use crate::session::{ANSWER_BYTES, Desk, Session};
+use crate::trace::Trace;
 use crate::unreadable::Unreadable;
-use crate::worker::{Asked, Prefix, QUEUE};
+use crate::worker::{Asked, BLOCK_QUEUE, Prefix, QUEUE};
 use crate::{comch, metrics};
 
 /// What the defaults of any machine take before hosts come.
@@ -55,7 +57,7 @@ fn outline(config: &Config) -> Outline {
 
 /// What is taken in Init, before hosts come: `(consumer, bytes)`.
 fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
-    let workers = config.fetch_workers + config.dequantize_workers + config.encode_workers;
+    let workers = 1 + config.fetch_workers + config.dequantize_workers + config.encode_workers;
     let encoder = if config.deflate_level > 9 { ENCODER_BYTES_OPTIMUM } else { ENCODER_BYTES };
     vec![
         ("ring", config.slots * config.slot_bytes().total()),
@@ -64,12 +66,12 @@ fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
         ("chunks that cannot be read", Unreadable::memory_bytes()),
         ("chunks in progress", config.chunks * (size_of::<Chunk>() + size_of::<Flow>())),
         ("slot table", config.slots * size_of::<SlotWork>()),
-        ("queues of workers", workers * QUEUE * (size_of::<Job>() + size_of::<Done>())),
+        ("queues of workers", queue_bytes(QUEUE) + (workers - 1) * queue_bytes(BLOCK_QUEUE)),
         ("manifests of workers", workers * block::MANIFEST_BYTES_MAX),
         ("encoders", config.encode_workers * encoder),
         ("decoders", (config.dequantize_workers + config.encode_workers) * DECODER_BYTES),
         ("channels", servers(config) * comch::memory_bytes(config.sessions)),
-        ("events and status", size_of::<Events>() + ANSWER_BYTES),
+        ("events, trace and status", size_of::<Events>() + size_of::<Trace>() + ANSWER_BYTES),
         ("metrics", config.metrics.map_or(0, |_| metrics::memory_bytes())),
         ("store", outline(config).memory_bytes()),
     ]
@@ -108,6 +110,11 @@ fn memory_of_session() -> usize {
 #[must_use]
 pub fn lines(config: &Config) -> Vec<(&'static str, usize)> {
     [fixed(config), of_sessions(config)].concat()
+}
+
+/// Of what lies between the engine thread and a worker.
+fn queue_bytes(places: usize) -> usize {
+    places * (size_of::<Numbered>() + size_of::<Worked>()) + places.next_power_of_two() * size_of::<Option<Job>>()
 }
 
 /// Of all lines.

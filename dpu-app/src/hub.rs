@@ -33,6 +33,7 @@ use crate::engine::{Engine, RESTARTS_MAX};
 use crate::events::{Event, Events};
 use crate::fit::{Fit, InflateFit};
 use crate::health::{StoreWatch, StuckWorkers};
+use crate::marks::Marks;
 use crate::notice::Notices;
 use crate::notify::Supervisor;
 use crate::pipeline::{Inflater, Pipeline};
@@ -40,6 +41,7 @@ use crate::request::Request;
 use crate::scheduler::Scheduler;
 use crate::selftest;
 use crate::session::{Desk, Session};
+use crate::trace::Trace;
 use crate::worker::Shared;
 
 /// How often sockets are looked at while there is other work.
@@ -157,6 +159,8 @@ pub struct Hub<'a, 's> {
     pub(crate) sessions_seen: u32,
     pub(crate) requests_seen: u64,
     pub(crate) events: Events,
+    pub(crate) trace: Trace,
+    pub(crate) marks: Marks,
     pub(crate) notices: Notices,
     pub(crate) store_watch: StoreWatch,
     /// What the last look at the workers found.
@@ -260,6 +264,8 @@ impl<'a, 's> Hub<'a, 's> {
             sessions_seen: 0,
             requests_seen: 0,
             events: Events::new(now),
+            trace: Trace::new(now, config.slow),
+            marks: Marks::new(config, now),
             notices: Notices::default(),
             store_watch: StoreWatch::default(),
             stuck: StuckWorkers::default(),

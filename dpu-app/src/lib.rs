@@ -5,9 +5,9 @@
 //!   store <--encode workers--------------------------------------------- tile <--DMA engine-- host pages
 //! ```
 //!
-//! Reading order: `config` (every limit), `slot` (the ring), `job`, `fetcher` and `worker` (what touches bytes), `flow` and
+//! Reading order: `config` (every limit), `slot` (the ring), `job`, `line`, `crew`, `fetcher` and `worker` (what touches bytes), `flow` and
 //! `request` (what is in progress), `pipeline` and `scheduler` (who decides), `hub` (where it runs), then its parts `attend` (with `comch`), `mail`, `chunks`, `engines`,
-//! `status`; `board`, `health` and `metrics` are what monitoring sees.
+//! `status`; `trace`, `board`, `health` and `metrics` are what monitoring sees.
 //! docs/architecture.md says why it is built so.
 //!
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
@@ -41,6 +41,7 @@ pub mod json;
 pub mod lender;
 pub mod line;
 mod mail;
+mod marks;
 pub mod metrics;
 pub mod models;
 mod notice;
@@ -58,6 +59,7 @@ pub mod session;
 pub mod simulate;
 pub mod slot;
 mod status;
+pub mod trace;
 pub mod trial;
 mod turns;
 pub mod unreadable;

@@ -11,16 +11,18 @@
 //! the jobs behind it need not: each has a number, and belongs to whoever moves `claims` past that number first.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use heapless::spsc::{Consumer, Producer, Queue};
 
 use crate::bell::Bell;
 use crate::crew::Hand;
 use crate::job::{Done, Job};
-use crate::worker::QUEUE;
 
 /// A job and its number: how many the worker was given before it, mod 2^32.
 pub type Numbered = (u32, Job);
+/// An answer, and how long its worker was at it.
+pub type Worked = (Done, Duration);
 
 /// Who has which job. The words order nothing: a job's content comes with the queue.
 #[derive(Debug, Default)]
@@ -69,29 +71,31 @@ impl Pulse {
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub struct Line {
-    jobs: Queue<Numbered, QUEUE>,
-    answers: Queue<Done, QUEUE>,
+pub struct Line<const N: usize> {
+    jobs: Queue<Numbered, N>,
+    answers: Queue<Worked, N>,
     claims: Claims,
     pulse: Pulse,
 }
 
-impl Line {
+impl<const N: usize> Line<N> {
     /// The two ends, for one thread each.
     pub fn ends<'a>(&'a mut self, bell: &'a dyn Bell) -> (Hand<'a>, Duties<'a>) {
         let (given, jobs) = self.jobs.split();
         let (answers, answered) = self.answers.split();
-        let hand = Hand::new(given, answered, bell, &self.claims, &self.pulse);
-        (hand, Duties { jobs, answers, claims: &self.claims, pulse: &self.pulse })
+        let hand = Hand::new(given, answered, bell, &self.claims, &self.pulse, N);
+        (hand, Duties { jobs, answers, claims: &self.claims, pulse: &self.pulse, began: Instant::now() })
     }
 }
 
 /// A worker's end.
 pub struct Duties<'a> {
     jobs: Consumer<'a, Numbered>,
-    answers: Producer<'a, Done>,
+    answers: Producer<'a, Worked>,
     claims: &'a Claims,
     pulse: &'a Pulse,
+    /// When the last job was claimed.
+    began: Instant,
 }
 
 impl std::fmt::Debug for Duties<'_> {
@@ -107,6 +111,7 @@ impl Duties<'_> {
             let (number, job) = self.jobs.dequeue()?;
             if self.claims.claim(number) {
                 self.pulse.beat();
+                self.began = Instant::now();
                 return Some(job);
             }
         }
@@ -119,8 +124,21 @@ impl Duties<'_> {
         self.jobs.ready()
     }
 
+    /// Answers the job that was claimed last.
     pub fn answer(&mut self, done: Done) {
-        self.answers.enqueue(done).expect("answers never outnumber the jobs, and the queues are of one size");
+        self.answer_since(self.began, done);
+    }
+
+    /// Answers a job that was begun then.
+    pub fn answer_since(&mut self, began: Instant, done: Done) {
+        let worked = (done, began.elapsed());
+        self.answers.enqueue(worked).expect("answers never outnumber the jobs, and the queues are of one size");
+    }
+
+    /// When the job that was claimed last was claimed.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     /// A call of the store begins that no job began.
@@ -166,7 +184,7 @@ mod tests {
     #[test]
     fn every_job_is_done_once_whoever_does_it() {
         const JOBS: u32 = 100_000;
-        let mut queue = Queue::<u32, QUEUE>::new();
+        let mut queue = Queue::<u32, 256>::new();
         let (mut given, mut taken) = queue.split();
         let claims = Claims::default();
         let own = std::thread::scope(|scope| {

@@ -92,7 +92,10 @@ impl Hub<'_, '_> {
         }
         let out = if let Some(command) = session.texts.pop_front() {
             let mut area = session.desk.area(Lane::Out).take().expect("the caller looked");
-            let bytes = status::write(self, &mut area);
+            let bytes = match command.operation {
+                Operation::Trace => status::write_trace(self, &mut area),
+                _ => status::write(self, &mut area),
+            };
             let answer_crc = CardRing::answer_crc(&area[..bytes]);
             let session = self.sessions[index].as_mut().expect("still there");
             *session.desk.area(Lane::Out) = Some(area);
@@ -210,7 +213,7 @@ impl Hub<'_, '_> {
         let verdict = match command.operation {
             _ if !command.is_known() => Some(Status::Unsupported),
             Operation::Ping => Some(Status::Ok),
-            Operation::Status => {
+            Operation::Status | Operation::Trace => {
                 session.texts.push_back(command).expect("a place per command");
                 None
             }

@@ -224,6 +224,9 @@ pub trait World {
     /// Gives a job to a worker of its crew; exactly one [`crate::job::Done`] comes back later.
     fn give(&mut self, job: Job);
 
+    /// A block has been given its slot. For those who take the time.
+    fn slot_taken(&mut self, _slot: Ticket) {}
+
     /// Whether the inflate engine takes one more operation now. Asked only where there is an engine.
     fn inflate_has_room(&self) -> bool;
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 use mailbox::{CHUNKS_PER_REQUEST_MAX, Command};
 
 use crate::job::Failure;
+use crate::trace::Span;
 
 /// A set of chunk indices.
 #[derive(Clone, Debug)]
@@ -47,6 +48,10 @@ pub struct Request {
     pub done: ChunkSet,
     pub wire_bytes: u64,
     pub restored_bytes: u64,
+    /// When it last started a chunk: since then the next one waits for its seat.
+    pub moved: Instant,
+    /// What it has waited for longest.
+    pub slowest: Option<Span>,
 }
 
 impl Request {
@@ -66,6 +71,8 @@ impl Request {
             done: ChunkSet::EMPTY,
             wire_bytes: 0,
             restored_bytes: 0,
+            moved: arrived,
+            slowest: None,
         }
     }
 

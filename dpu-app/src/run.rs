@@ -30,7 +30,7 @@ use crate::line::Line;
 use crate::metrics;
 use crate::slot::Ring;
 use crate::unreadable::Unreadable;
-use crate::worker::{Asked, Prefix, Shared, Worker};
+use crate::worker::{Asked, BLOCK_QUEUE, Prefix, QUEUE, Shared, Worker};
 use store::Readable;
 
 /// Why the data plane did not start, or did not go on.
@@ -296,19 +296,21 @@ fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
 
 /// The lines of all crews, and what wakes them.
 pub(crate) struct Lines {
-    ask: Vec<(Line, EventBell)>,
-    fetch: Vec<(Line, EventBell)>,
-    dequantize: Vec<(Line, WorkerBell)>,
-    encode: Vec<(Line, WorkerBell)>,
+    ask: Vec<(Line<QUEUE>, EventBell)>,
+    fetch: Vec<(Line<BLOCK_QUEUE>, EventBell)>,
+    dequantize: Vec<(Line<BLOCK_QUEUE>, WorkerBell)>,
+    encode: Vec<(Line<BLOCK_QUEUE>, WorkerBell)>,
+}
+
+/// Lines of workers that read from the store.
+fn readers<const N: usize>(count: usize) -> Result<Vec<(Line<N>, EventBell)>, RunError> {
+    let line = |_| EventBell::new().map(|bell| (Line::default(), bell));
+    (0..count).map(line).collect::<Result<_, _>>().map_err(RunError::System)
 }
 
 impl Lines {
     pub(crate) fn new(config: &Config) -> Result<Self, RunError> {
         let lines = |count: usize| (0..count).map(|_| Default::default()).collect();
-        let readers = |count: usize| {
-            let line = || EventBell::new().map(|bell| (Line::default(), bell));
-            (0..count).map(|_| line()).collect::<Result<_, _>>().map_err(RunError::System)
-        };
         Ok(Self {
             ask: readers(1)?,
             fetch: readers(config.fetch_workers)?,
@@ -352,11 +354,11 @@ impl Drop for Leaving<'_, '_> {
     }
 }
 
-fn start_readers<'scope, 'env, 's: 'env>(
+fn start_readers<'scope, 'env, 's: 'env, const N: usize>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
     kind: &'static str,
-    lines: &'env mut [(Line, EventBell)],
+    lines: &'env mut [(Line<N>, EventBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, RunError> {
     let mut hands = Vec::with_capacity(lines.len());
@@ -378,7 +380,7 @@ fn start_crew<'scope, 'env, 's: 'env>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
     kind: &'static str,
-    lines: &'env mut [(Line, WorkerBell)],
+    lines: &'env mut [(Line<BLOCK_QUEUE>, WorkerBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, RunError> {
     let config = shared.config;

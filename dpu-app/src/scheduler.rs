@@ -55,9 +55,11 @@ pub trait Scheduler: World {
     fn start_block(&mut self, direction: Direction, seat: Seat, block: u16) {
         let pipeline = self.pipeline();
         let slot = pipeline.take_slot(direction, seat, block);
+        self.slot_taken(slot);
         match direction {
             Direction::Fetch => self.give(Job::Read { slot, seat, block }),
             Direction::Store => {
+                let pipeline = self.pipeline();
                 pipeline.slots.at(slot).from = Restored::Tile;
                 pipeline.queue_transfer(slot);
             }

@@ -9,6 +9,7 @@ use crate::counters::{get, total};
 use crate::hub::Hub;
 use crate::json::Quoted;
 use crate::slot::SlotState;
+use crate::trace::{Late, Span};
 
 /// Nodes of a store that fit the answer beside all else.
 const NODES_SHOWN: usize = 16;
@@ -62,6 +63,57 @@ pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
         text.write_str("{\"error\":\"status is longer than the answer area\"}").expect("the area holds this line");
     }
     text.written
+}
+
+/// Renders what requests waited for lately into `out` and returns its length: late requests, then as many of the last
+/// stages as fit, newest first.
+pub(crate) fn write_trace(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
+    const END: &str = "]}";
+    let room = out.len() - END.len();
+    let mut text = Text::new(&mut out[..room]);
+    let mut comma = Comma(false);
+    let begun = write!(text, "{{\"now_ms\":{},\"late\":[", hub.now.saturating_duration_since(hub.started).as_millis());
+    let lates = hub.trace.lates().try_for_each(|late| comma.put(&mut text).and_then(|()| write_late(late, &mut text)));
+    begun.and(lates).and_then(|()| text.write_str("],\"spans\":[")).expect("the area is sized for all late requests");
+    let (mut comma, mut whole) = (Comma(false), text.written());
+    for span in hub.trace.spans() {
+        if comma.put(&mut text).and_then(|()| write_span(span, &mut text)).is_err() {
+            break;
+        }
+        whole = text.written();
+    }
+    out[whole..whole + END.len()].copy_from_slice(END.as_bytes());
+    whole + END.len()
+}
+
+fn write_late(late: &Late, text: &mut Text<'_>) -> fmt::Result {
+    let Late { at_ms, asker, operation, took, cut, chunks_done, chunk_count, slowest } = late;
+    write!(
+        text,
+        "{{\"at_ms\":{at_ms},\"session\":{},\"request\":{},\"operation\":\"{}\",\"took_ms\":{},\"cut\":{cut},\
+         \"chunks_done\":{chunks_done},\"chunk_count\":{chunk_count}",
+        asker.session,
+        asker.request,
+        Asked::of(*operation).name(),
+        took.as_millis(),
+    )?;
+    if let Some(slowest) = slowest {
+        write!(text, ",\"slowest\":\"{slowest}\"")?;
+    }
+    text.write_str("}")
+}
+
+fn write_span(span: &Span, text: &mut Text<'_>) -> fmt::Result {
+    let Span { at_ms, asker, piece, stage, queued, worked, .. } = span;
+    write!(text, "{{\"at_ms\":{at_ms},\"session\":{},\"request\":{}", asker.session, asker.request)?;
+    if let Some(chunk) = piece.chunk {
+        write!(text, ",\"chunk\":{chunk}")?;
+    }
+    if let Some(block) = piece.block {
+        write!(text, ",\"block\":{block}")?;
+    }
+    let (queued, worked) = (queued.as_micros(), worked.as_micros());
+    write!(text, ",\"stage\":\"{}\",\"queued_us\":{queued},\"worked_us\":{worked}}}", stage.name())
 }
 
 /// The servers behind the store, the first [`NODES_SHOWN`] of them.
@@ -292,7 +344,14 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     let mut comma = Comma(false);
     for entry in hub.events.iter() {
         comma.put(text)?;
-        write!(text, "{{\"at_ms\":{},\"event\":\"{}\",\"value\":{}}}", entry.at_ms, entry.event.name(), entry.value)?;
+        write!(text, "{{\"at_ms\":{},\"event\":\"{}\",\"value\":{}", entry.at_ms, entry.event.name(), entry.value)?;
+        if entry.session > 0 {
+            write!(text, ",\"session\":{}", entry.session)?;
+        }
+        if entry.request > 0 {
+            write!(text, ",\"request\":{}", entry.request)?;
+        }
+        text.write_str("}")?;
     }
     text.write_str("]}")
 }

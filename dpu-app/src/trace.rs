@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use heapless::HistoryBuf;
 use mailbox::Operation;
 
+use crate::answers::Asked;
+
 /// Spans kept: as many as fit an answer of the mailbox.
 pub const SPANS: usize = 256;
 /// Late requests kept.
@@ -38,6 +40,8 @@ pub enum Stage {
     Inflate,
     Dequantize,
     Write,
+    /// What was moved is read back and compared (`--verify-dma`).
+    Verify,
     Begin,
     Gather,
     Encode,
@@ -56,6 +60,7 @@ impl Stage {
             Self::Inflate => "inflate",
             Self::Dequantize => "dequantize",
             Self::Write => "write",
+            Self::Verify => "verify",
             Self::Begin => "begin",
             Self::Gather => "gather",
             Self::Encode => "encode",
@@ -72,7 +77,7 @@ impl Stage {
             Self::Lookup | Self::Open | Self::Fetch | Self::Begin | Self::Commit => "store",
             Self::Inflate => "inflate engine",
             Self::Dequantize => "dequantize workers",
-            Self::Write | Self::Gather => "DMA engine",
+            Self::Write | Self::Verify | Self::Gather => "DMA engine",
             Self::Encode => "encode workers, store",
         }
     }
@@ -168,7 +173,7 @@ pub struct Late {
 impl fmt::Display for Late {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Asker { session, request } = self.asker;
-        let what = format_args!("{:?}", self.operation);
+        let what = Asked::of(self.operation).name();
         write!(f, "session {session} request {request}: {what} took {} ms", self.took.as_millis())?;
         if self.cut {
             write!(f, " and was cut by its deadline")?;
@@ -204,7 +209,14 @@ impl Trace {
     }
 
     /// Keeps a stage that has ended at `now`.
-    pub fn add(&mut self, now: Instant, asker: Asker, piece: Piece, stage: Stage, (queued, worked): (Duration, Duration)) -> Span {
+    pub fn add(
+        &mut self,
+        now: Instant,
+        asker: Asker,
+        piece: Piece,
+        stage: Stage,
+        (queued, worked): (Duration, Duration),
+    ) -> Span {
         let span = Span { at_ms: self.ms(now), asker, piece, stage, queued, worked, unfinished: false };
         self.spans.write(span);
         span
@@ -274,11 +286,32 @@ mod tests {
         }
         assert_eq!(
             late(ms(1240), true, slowest).to_string(),
-            "session 7 request 12: Fetch took 1240 ms and was cut by its deadline, 3 of 8 chunks; slowest: fetch of chunk 3 \
+            "session 7 request 12: fetch took 1240 ms and was cut by its deadline, 3 of 8 chunks; slowest: fetch of chunk 3 \
              block 5 waited 2 ms and took 1100 ms (store)"
         );
-        let span = Span { unfinished: true, worked: ms(0), piece: Piece::ALL, stage: Stage::Lookup, ..slowest.unwrap() };
+        let span =
+            Span { unfinished: true, worked: ms(0), piece: Piece::ALL, stage: Stage::Lookup, ..slowest.unwrap() };
         assert_eq!(span.to_string(), "lookup waited 2 ms so far (store)");
+    }
+
+    /// `cargo test --release -p dpu-app --lib what_a_span_costs -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn what_a_span_costs() {
+        const SPANS: u32 = 4_000_000;
+        let now = Instant::now();
+        let mut trace = Trace::new(now, None);
+        let mut slowest = None;
+        let since = Instant::now();
+        for chunk in 0..SPANS {
+            let parts = (Duration::from_nanos(chunk.into()), ms(1));
+            let span = trace.add(std::hint::black_box(now), ASKER, Piece::chunk(chunk), Stage::Fetch, parts);
+            slowest = slower(slowest, span);
+        }
+        let span = since.elapsed() / SPANS;
+        let since = Instant::now();
+        (0..SPANS).for_each(|_| _ = std::hint::black_box(Instant::now()));
+        println!("a span costs {span:?}, a look at the clock {:?}: {slowest:?}", since.elapsed() / SPANS);
     }
 
     #[test]

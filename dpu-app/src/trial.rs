@@ -221,7 +221,7 @@ impl<'a, 's> Trial<'a, 's> {
             self.transferred(slot, Ok(()));
             busy = true;
         }
-        while let Some(done) = self.crews.fetchers.collect().or_else(|| self.crews.dequantizers.collect()) {
+        while let Some((done, _)) = self.crews.fetchers.collect().or_else(|| self.crews.dequantizers.collect()) {
             self.heard(done);
             busy = true;
         }

@@ -28,6 +28,8 @@ use store::{Readable, StoreError, retry};
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.
 pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
+/// The same for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
+pub const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
 
 /// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
 /// that engines behind it do not run dry.

@@ -103,7 +103,9 @@ fn steady_on(url: &str, verify_dma: Verify) {
     println!("{url}");
     let home = tempfile::tempdir().unwrap();
     let address = scrape::free_address();
-    let config = dpu_app::Config { metrics: Some(address), store: url.into(), verify_dma, ..small(home.path()) };
+    // Every request is late, and is kept.
+    let slow = Some(Duration::from_nanos(1));
+    let config = dpu_app::Config { metrics: Some(address), store: url.into(), verify_dma, slow, ..small(home.path()) };
     let stop = Arc::new(EventFd::new().unwrap());
     let nap = config.awake * 5;
     let (ready, is_ready) = mpsc::channel();
@@ -156,6 +158,8 @@ fn steady_on(url: &str, verify_dma: Verify) {
                 assert_eq!(fetch(&mut host, &new, &pages).chunks_done, 0);
                 let stored = rig::store(&mut host, &new, &pages);
                 assert_eq!((stored.status, stored.chunks_done), (Status::Ok, CHUNKS));
+                let id = host.post_trace().unwrap();
+                assert!(host.wait(id, WAIT).unwrap().answer.len() > 10_000);
                 for _ in 0..5 {
                     thread::sleep(nap);
                     let id = host.post_ping().unwrap();

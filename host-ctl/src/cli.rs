@@ -14,6 +14,7 @@ mod status;
 mod store;
 mod store_check;
 mod tiers;
+mod trace;
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -65,6 +66,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Show dpu-app's limits, counters, times of its stages, sessions and events
     Status(status::Arguments),
+    /// Show what requests waited for lately: those that were late, with the stage that took longest, and the last stages of all
+    Trace(trace::Arguments),
     /// Look at a Redis store from end to end, without a card: permissions, speed, settings, and what to change
     StoreCheck(store_check::Arguments),
     /// Show a card's tiers, or simulate what tiers of a size would serve of a trace
@@ -99,6 +102,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Compare(arguments) => compare::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::StoreCheck(arguments) => store_check::run(&arguments),
         Command::Tiers(arguments) => tiers::run(&arguments),
         Command::Ping(arguments) => control::ping(&arguments),

@@ -251,6 +251,14 @@ impl Client {
         self.post_control(Operation::Status)
     }
 
+    /// Asks what requests waited for lately, as JSON text. A card from before it answers `Unsupported`.
+    ///
+    /// # Errors
+    /// Full or gone.
+    pub fn post_trace(&mut self) -> Result<RequestId, Error> {
+        self.post_control(Operation::Trace)
+    }
+
     /// Asks the card to finish what runs and to take nothing new.
     ///
     /// # Errors

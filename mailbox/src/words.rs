@@ -272,6 +272,8 @@ pub enum Operation {
     Rate,
     /// Undoes a `Drain`: new requests are taken again. `Draining` is the answer of a card that ends.
     Resume,
+    /// What requests waited for lately, and which were late, as JSON text in the answer.
+    Trace,
     /// From a newer host. Answered `Unsupported`; the session lives on.
     Unknown(u16),
 }
@@ -290,6 +292,7 @@ impl Operation {
             Operation::Stop => 8,
             Operation::Rate => 9,
             Operation::Resume => 10,
+            Operation::Trace => 11,
             Operation::Unknown(code) => code,
         }
     }
@@ -307,6 +310,7 @@ impl Operation {
             Operation::Stop => "stop",
             Operation::Rate => "rate",
             Operation::Resume => "resume",
+            Operation::Trace => "trace",
             Operation::Unknown(_) => "an unknown operation",
         }
     }
@@ -324,6 +328,7 @@ impl Operation {
             8 => Operation::Stop,
             9 => Operation::Rate,
             10 => Operation::Resume,
+            11 => Operation::Trace,
             code => Operation::Unknown(code),
         }
     }

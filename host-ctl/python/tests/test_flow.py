@@ -82,10 +82,10 @@ def test_a_load_that_nobody_answered_is_paid_for_by_those_under_way(clock):
     engine.step(lookups=24, loads=0)
     engine.step(lookups=24, loads=0)
     under_way = set(engine.loading)
-    assert len(under_way) == 2
+    assert len(under_way) == 8
     clock.now += 1.6
     engine.step(lookups=0, loads=0)
     assert engine.failed == under_way
     engine.step(lookups=0, loads=0)
-    assert not engine.waiting and len(engine.computed) == 18, "nobody else waits for this card"
+    assert not engine.waiting and len(engine.computed) == 12, "nobody else waits for this card"
     assert engine.scheduler.pending, "their pages come back some day"

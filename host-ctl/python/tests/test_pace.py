@@ -87,7 +87,6 @@ def test_a_try_that_nobody_ended_is_not_the_last(clock):
 
 def test_what_the_card_cannot_restore_soon_waits_on_our_side(clock):
     pace = make(loads_max=4)
-    loads(pace, clock, 8, 0.1)
     for job in range(4):
         assert pace.verdict(TOKENS, clock.now) == "load"
         pace.begun(job, TOKENS, clock.now)
@@ -96,41 +95,6 @@ def test_what_the_card_cannot_restore_soon_waits_on_our_side(clock):
     # 10000 tokens a second: three loads are with the card for 0.3 s, and a fourth is welcome.
     assert pace.verdict(TOKENS, clock.now) == "load"
     assert pace.verdict(4 * TOKENS, clock.now) == "wait", "half a second ahead is enough"
-
-
-def test_a_card_that_has_shown_nothing_gets_few(clock):
-    pace, counts = make(), []
-    for turn in range(5):
-        jobs = 0
-        while pace.verdict(TOKENS, clock.now) == "load":
-            pace.begun(10 * turn + jobs, TOKENS, clock.now)
-            jobs += 1
-        counts.append(jobs)
-        for job in range(jobs):
-            pace.ended(10 * turn + job, TOKENS, 0.01, clock.now)
-    assert counts == [2, 4, 8, 8, 8]
-    pace.late(clock.now)
-    clock.now += 5.0
-    pace.begun(1, TOKENS, clock.now)
-    pace.ended(1, TOKENS, 0.01, clock.now)
-    for job in range(3):
-        assert pace.verdict(TOKENS, clock.now) == "load"
-        pace.begun(job, TOKENS, clock.now)
-    assert pace.verdict(TOKENS, clock.now) == "wait"
-
-
-def test_an_engine_that_only_loads_computes_one_prompt_to_compare(clock):
-    pace = Pace(Options())
-    pace.computed(20, clock.now, clock.now + 0.01)
-    loads(pace, clock, 3, 0.3)
-    # 3333 tokens a second, and small steps make 2000: nobody knows which way is the faster one.
-    assert [pace.verdict(TOKENS, clock.now) for _ in range(3)] == ["measured", "load", "load"]
-    pace.computed(1000, clock.now, clock.now + 0.1)
-    assert pace.verdict(TOKENS, clock.now) == "slow"
-    fast = Pace(Options())
-    fast.computed(20, clock.now, clock.now + 0.01)
-    loads(fast, clock, 40, 0.05)
-    assert fast.verdict(TOKENS, clock.now) == "load", "20000 tokens a second are enough to know"
 
 
 def test_a_short_prompt_does_not_wait_behind_a_very_long_one(clock):

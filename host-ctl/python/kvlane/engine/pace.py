@@ -16,10 +16,6 @@ EVIDENCE, EVIDENCE_LOADS, EVIDENCE_ALONE = 0.2, 3, 1.0
 """Seconds of work, and loads, before a card is judged, or seconds alone: the first loads pay for what happens once."""
 AHEAD = 0.5
 """Seconds of work that the card is given ahead; what else is to be loaded waits on our side."""
-FIRST_LOADS = 2
-"""Loads that a card has at once before it has shown anything; each that succeeds is one more."""
-SURELY = 4
-"""A store that is so many times as fast as small steps needs no comparison with whole prompts."""
 PROBE_DEADLINE_MIN = 0.05
 PREFILL_MIN, PREFILL_SMALL = 64, 8
 """Tokens of a step from which on it says how fast the engine prefills, or, until there is one, how fast at least."""
@@ -55,8 +51,6 @@ class Pace:
         """When the card last completed one, or began after a rest."""
         self._backoff = Backoff(options.probe_s, options.probe_max_s)
         self._probe: int | None = None
-        self._window = FIRST_LOADS
-        self._measured = False
 
     @property
     def prefill(self) -> float | None:
@@ -87,8 +81,7 @@ class Pace:
         self._step_ended = now
 
     def verdict(self, tokens: int, now: float) -> str:
-        """What to do with a prompt of which the store has that many tokens: `load`, `wait` (ask again), or why neither:
-        `slow`, `queue` (too many tokens before it), `measured` (to learn what recomputation takes)."""
+        """What to do with a prompt of which the store has that many tokens: `load`, `wait` (ask again), or why neither."""
         flying = sum(self._flying.values())
         self._judge(flying, now)
         if self.slow and (self._flying or not self._backoff.due(now)):
@@ -96,29 +89,17 @@ class Pace:
         rate, prefill = self._restore.value, self.prefill
         if rate and prefill and flying / rate > self._options.load_wait_s + tokens / prefill:
             return "queue"
-        if self._is_to_be_measured(rate):
-            self._measured = True
-            return "measured"
-        if len(self._flying) >= min(self._window, self._options.loads_max) or (rate and flying and (flying + tokens) / rate > AHEAD):
+        if len(self._flying) >= self._options.loads_max or (rate and flying and (flying + tokens) / rate > AHEAD):
             return "wait"
         return "load"
-
-    def _is_to_be_measured(self, rate: float | None) -> bool:
-        """An engine that only loads never learns what it could compute: one prompt shows it, where that is in doubt."""
-        if self._measured or self._options.prefill_tokens_s or self._prefill.samples:
-            return False
-        least = self._at_least.value
-        return bool(rate and least and rate < SURELY * least and self._is_known(self._restore.seconds))
-
-    def _is_known(self, seconds: float) -> bool:
-        return seconds > (EVIDENCE if self._restore.samples >= EVIDENCE_LOADS else EVIDENCE_ALONE)
 
     def _judge(self, flying: int, now: float) -> None:
         if self.slow or not self.prefill:
             return
         seconds = self._restore.seconds + (now - self._since if self._flying else 0.0)
+        known = seconds > (EVIDENCE if self._restore.samples >= EVIDENCE_LOADS else EVIDENCE_ALONE)
         at_best = self._restore.tokens + flying
-        if self._is_known(seconds) and at_best * self._options.load_margin < self.prefill * seconds:
+        if known and at_best * self._options.load_margin < self.prefill * seconds:
             self._backoff.failed(now)
 
     def begun(self, job: int, tokens: int, now: float) -> float:
@@ -139,8 +120,6 @@ class Pace:
         if asked is None:
             return
         self._since = now
-        if tokens >= asked:
-            self._window = min(self._window + 1, self._options.loads_max)
         if job != self._probe:
             return self._restore.add(tokens, seconds)
         self._probe = None
@@ -153,7 +132,6 @@ class Pace:
 
     def late(self, now: float) -> None:
         """A load missed its deadline, or nobody answered it: that is slow, whatever recomputation takes."""
-        self._window = FIRST_LOADS
         self._backoff.failed(now)
 
     def forget(self, job: int, now: float) -> None:
