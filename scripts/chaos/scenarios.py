@@ -272,6 +272,27 @@ def lying_engines(stage: Stage) -> None:
 
 
 @scenario
+def flipping_bus(stage: Stage) -> None:
+    """Bits flip between the card's memory and the host's pages, both ways; with --verify-dma all none comes through."""
+    card = stage.card("card", "--verify-dma", "all")
+    store = f"dir:{stage.directory / 'store'}"
+    for rate in ("0.02", "0.2"):
+        card.start(store, emulator=f"dma_flip={rate},dma_flip_bytes=8192,seed={stage.dice.randrange(1, 1 << 30)}")
+        host = stage.host(card, f"m{rate}")
+        stage.tally.fault(f"bus that flips {rate} of its transfers")
+        for _ in range(3):
+            host.burst(8, deadline=10.0)
+            host.settle()
+        host.leave()
+        card.end(signal.SIGTERM)
+        card.start(store)
+        host.attach()
+        host.read_back()
+        host.leave()
+        card.end(signal.SIGTERM)
+
+
+@scenario
 def fill_store(stage: Stage) -> None:
     """A server that takes nothing more, then a directory that does not: stores fail, what is there stays and is served."""
     server = stage.server()
