@@ -124,22 +124,22 @@ struct Disk {
 /// T2.
 #[derive(Debug)]
 enum Bottom {
-    Dir(DirStore),
-    Redis(RedisStore),
+    Dir(Box<DirStore>),
+    Redis(Box<RedisStore>),
 }
 
 impl Bottom {
     fn store(&self) -> &dyn Store {
         match self {
-            Self::Dir(store) => store,
-            Self::Redis(store) => store,
+            Self::Dir(store) => store.as_ref(),
+            Self::Redis(store) => store.as_ref(),
         }
     }
 
     fn reader<'a, M: Memory>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
         match self {
-            Self::Dir(store) => Readable::<M>::reader(store, bell),
-            Self::Redis(store) => Readable::<M>::reader(store, bell),
+            Self::Dir(store) => Readable::<M>::reader(store.as_ref(), bell),
+            Self::Redis(store) => Readable::<M>::reader(store.as_ref(), bell),
         }
     }
 }
@@ -198,9 +198,9 @@ impl TierStore {
         let bottom = match parts.bottom.split_once(':') {
             Some(("dir", rest)) => {
                 let (path, options) = dir_options(parts.bottom, rest, limits)?;
-                Bottom::Dir(DirStore::open(&path, &inner, options)?)
+                Bottom::Dir(Box::new(DirStore::open(&path, &inner, options)?))
             }
-            Some(("redis" | "rediss", _)) => Bottom::Redis(absent.redis(parts.bottom, &inner)?),
+            Some(("redis" | "rediss", _)) => Bottom::Redis(Box::new(absent.redis(parts.bottom, &inner)?)),
             _ => return Err(bad(NO_STORE)),
         };
         let disk = parts.disk.map(|(path, bytes)| Disk::open(path, bytes, &inner, seed, namespaces)).transpose()?;

@@ -270,7 +270,7 @@ fn a_silent_exporter_holds_up_nobody_elses_tasks() {
     let engine = Engine::new();
     let (slow, fast) = (bench(&device, &engine), bench(&device, &engine));
     // A fast one, while the slow one waits out its second. Where all wait in one queue none ever is, however often it is tried.
-    let mut is_passed = |bytes: usize| {
+    let is_passed = |bytes: usize| {
         let (source, into) =
             (slow.inventory.source(&imported, 0, bytes), slow.inventory.destination(&slow.memory, 0, bytes));
         let task = slow.context.memcpy(1, source, into).expect("a task");
