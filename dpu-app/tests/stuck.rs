@@ -54,13 +54,16 @@ fn a_deadline_holds_while_the_read_hangs_and_nothing_is_written_after_it() {
     let Hanging { card, keys, content, target, mut host, id, since } = hanging(|_| ());
     let fetched = host.wait(id, WAIT).unwrap();
     let took = since.elapsed();
-    assert_eq!((fetched.status, fetched.chunks_done), (Status::DeadlineExceeded, 1));
+    // The chunk before it is there, unless both workers came to hang first.
+    assert_eq!(fetched.status, Status::DeadlineExceeded);
+    assert!(fetched.chunks_done <= 1, "{}", fetched.chunks_done);
     assert!(took >= DEADLINE && took < DEADLINE + SLACK, "{took:?}");
     let answered = bytes_of(&target);
-    assert!(
-        chunk_of(&logical(&target, &linear(CHUNKS)), geometry(), CHUNKS, 0)
-            == chunk_of(&content, geometry(), CHUNKS, 0)
-    );
+    let after = logical(&target, &linear(CHUNKS));
+    for index in 0..fetched.chunks_done {
+        let same = chunk_of(&after, geometry(), CHUNKS, index) == chunk_of(&content, geometry(), CHUNKS, index);
+        assert!(same, "chunk {index} was reported and is wrong");
+    }
     // The session goes on meanwhile, and its host may leave.
     assert_eq!(lookup(&mut host, &keys).chunks_done, CHUNKS);
     host.close(WAIT).unwrap();
