@@ -71,8 +71,12 @@ fn what_a_device_lacks_is_refused_with_the_way_out() {
         ("without=inflate", &[], &["no inflate_deflate engine", "--device", "--allow-software"]),
         ("profile=bf2", &["--recipe", "q5+lz4"], &["no inflate_lz4_block engine", "--allow-software"]),
         ("buf_bytes_max=4096", &[], &["dma engine takes 4096 bytes a task, --block-bytes is 524288: lower it"]),
-        ("tasks_max=20", &["--slots", "8"], &["--sessions 8 needs 32 tasks of one context, which takes 20"]),
-        ("tasks_max=40", &["--inflate-depth", "21"], &["--inflate-depth 21 needs 42 tasks", "takes 40"]),
+        ("tasks_max=20", &["--slots", "8"], &["--sessions 27 needs 112 tasks of one context, which takes 20"]),
+        (
+            "tasks_max=40",
+            &["--inflate-depth", "21", "--sessions", "4"],
+            &["--inflate-depth 21 needs 42 tasks", "takes 40"],
+        ),
     ];
     let home = tempfile::tempdir().unwrap();
     let store = format!("dir:{}", home.path().join("store").display());

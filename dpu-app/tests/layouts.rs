@@ -175,7 +175,8 @@ fn odd_shapes_and_block_sizes_come_back() {
 fn a_card_with_short_lists_and_few_tasks_moves_every_layout() {
     for (list_max, tasks_max) in [(1, 8192), (1, 88), (3, 40), (128, 32)] {
         let emulator = doca_emulator::Config { list_max, tasks_max, ..doca_emulator::Config::default() };
-        let card = Card::start_with(emulator, |_| ());
+        // Their letters need tasks, too.
+        let card = Card::start_with(emulator, |config| config.sessions = 4);
         let geometry = Geometry::new(3, 2, 16, CHUNK_TOKENS.into(), ElementType::F32).unwrap();
         for (salt, to) in Arrangement::ALL.into_iter().enumerate() {
             let source = memory(Arrangement::HeadMajor, geometry, 1, 5);
@@ -190,7 +191,7 @@ fn a_block_that_was_cut_for_another_layout_goes_in_several_operations() {
     // Blocks of two layers, cut by a host whose pages need few tasks. Where a page is one token the same block needs 128,
     // which the device does not have, and stands in nobody's way.
     let emulator = doca_emulator::Config { list_max: 1, tasks_max: 88, ..doca_emulator::Config::default() };
-    let card = Card::start_with(emulator, |_| ());
+    let card = Card::start_with(emulator, |config| config.sessions = 4);
     for (salt, recipe) in ["lossless", "lossless+raw"].into_iter().enumerate() {
         let source = memory(Arrangement::Contiguous, rig::geometry(), CHUNK_TOKENS, 5);
         let trip = Trip::store(&card, recipe, salt as u8, source, 5);
