@@ -34,8 +34,6 @@ fn main() {
         }
     }
     let prefix = Prefix::of(&dir, LAYERS, tokens);
-    let url = format!("dir:{}?sync=never", dir.join("store").display());
-    Card::start(&url, &recipe).store(&prefix);
     let mut sessions: Vec<(Card, Fetching)> = MODES.iter().map(|mode| open(mode, &dir, &recipe, &prefix)).collect();
     let mut speeds: [Sample; MODES.len()] = Default::default();
     for round in 0..=runs {
@@ -64,11 +62,13 @@ fn main() {
     let _ = std::fs::remove_dir_all(&dir);
 }
 
-/// A card of this mode over the store, met by a socket of its own.
+/// A card of this mode with the prefix stored, met by a socket of its own.
 fn open(mode: &str, dir: &std::path::Path, recipe: &str, prefix: &Prefix) -> (Card, Fetching) {
     let socket = Some(dir.join(format!("{mode}.sock")));
-    let url = format!("dir:{}?sync=never", dir.join("store").display());
-    let card = Card::start_as(&Setup { socket, flags: &["--verify-dma", mode], ..Setup::default() }, &url, recipe);
+    // One each: a directory has one card at a time.
+    let url = format!("dir:{}?sync=never", dir.join(format!("store-{mode}")).display());
+    let mut card = Card::start_as(&Setup { socket, flags: &["--verify-dma", mode], ..Setup::default() }, &url, recipe);
+    card.store(prefix);
     let session = Fetching::open(&card, prefix, prefix.memory(), Duration::ZERO);
     (card, session)
 }

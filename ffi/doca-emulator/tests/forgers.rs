@@ -265,12 +265,13 @@ fn a_silent_exporter_holds_up_nobody_elses_tasks() {
         return;
     }
     let device = Device::open("dma_threads=1");
-    let (imported, _) = import(&device, &forge(Manner::Forgetful, NOBODY));
-    let imported = imported.expect("an import");
     let engine = Engine::new();
     let (slow, fast) = (bench(&device, &engine), bench(&device, &engine));
     // A fast one, while the slow one waits out its second. Where all wait in one queue none ever is, however often it is tried.
     let is_passed = |bytes: usize| {
+        // A new one each time: an exporter that was given up once is not asked again.
+        let (imported, _) = import(&device, &forge(Manner::Forgetful, NOBODY));
+        let imported = imported.expect("an import");
         let (source, into) =
             (slow.inventory.source(&imported, 0, bytes), slow.inventory.destination(&slow.memory, 0, bytes));
         let task = slow.context.memcpy(1, source, into).expect("a task");
