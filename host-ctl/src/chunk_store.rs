@@ -1,6 +1,7 @@
 //! Looking into what a store behind a URL holds, without a card. Everything is checked that a fetch would check, and the
 //! codes' CRC-32 over what software inflates. Reads only: what is bad stays for `dpu-app` to find.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -49,20 +50,35 @@ pub fn inspect_store(
         Some(key) => vec![*key],
         None => store.keys().map_err(|error| failed("scan", error))?,
     };
+    let mut missed = Vec::new();
     for (index, one) in keys.iter().enumerate() {
         match look(&store, &mut caller, one) {
             Ok(found) => each(index, keys.len(), found),
-            Err(StoreError::Miss) if key.is_none() => {}
+            Err(StoreError::Miss) if key.is_none() => missed.push((index, one)),
             Err(StoreError::Miss) => return Err(Error::Miss { chunks: 1 }),
             Err(error) => return Err(failed(&one.to_string(), error)),
         }
     }
+    if missed.is_empty() {
+        return Ok(());
+    }
+    // What has its name still did not go meanwhile: it is nothing that a card could open.
+    let there: HashSet<ChunkKey> = store.keys().map_err(|error| failed("scan", error))?.into_iter().collect();
+    for (index, one) in missed.into_iter().filter(|(_, one)| there.contains(one)) {
+        let findings =
+            vec!["no chunk: not a hash with a manifest; the next store of this chunk replaces it".to_owned()];
+        each(index, keys.len(), Inspection { path: path_of(one), chunk: None, findings });
+    }
     Ok(())
+}
+
+fn path_of(key: &ChunkKey) -> PathBuf {
+    PathBuf::from(format!("kvlane:{{{key}}}"))
 }
 
 fn look(store: &RedisStore, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<Inspection, StoreError> {
     let mut manifest = vec![0; MANIFEST_BYTES_MAX];
-    let path = PathBuf::from(format!("kvlane:{{{key}}}"));
+    let path = path_of(key);
     let bytes = match caller.open(0, key, None, &mut manifest, Instant::now() + PATIENCE) {
         Ok(bytes) => bytes,
         Err(error @ StoreError::Corrupt { .. }) => {

@@ -558,7 +558,7 @@ mod tests {
             }
         }
         assert_eq!(Status::from_code(0), None);
-        assert_eq!(Status::from_code(15), None);
+        assert_eq!(Status::from_code(16), None);
         assert!(Status::ALL.iter().all(|status| !status.text().is_empty()));
     }
 

@@ -415,10 +415,15 @@ impl<'a> Session<'a> {
             }
             Operation::Store => {
                 for (key, pages) in &records {
-                    let chunk = self.gather(pages);
-                    self.shared.chunks.lock().unwrap().insert(*key, chunk);
                     answer.chunks_done += 1;
+                    // Of one that is there nothing moves.
+                    if self.shared.chunks.lock().unwrap().contains_key(key) {
+                        continue;
+                    }
+                    let chunk = self.gather(pages);
                     answer.wire_bytes += 100;
+                    answer.restored_bytes += chunk.len() as u64;
+                    self.shared.chunks.lock().unwrap().insert(*key, chunk);
                 }
             }
             Operation::Fetch => self.fetch(&records, &mut answer),
