@@ -1,7 +1,7 @@
 //! A DOCA context and what the engine thread keeps beside it: who may submit, and whether the device still works.
 //!
 //! A failed task stops its whole context (DOCA), whoever is to blame, and most who are to blame are hosts whose memory is
-//! gone. So restarts without a success between them say nothing of the device yet: from [`DOUBT`] of them on a DMA engine
+//! gone. So restarts without a success between them say nothing of the device yet: from `DOUBT` of them on a DMA engine
 //! has to **prove itself**, and copies bytes of our own, alone. If it can, the count begins anew and those that fail are to
 //! blame for themselves (probation.rs); if not, it tries again until [`RESTARTS_MAX`]. No host is part of that, so no host
 //! can bring a card there, and a device that is broken costs no session.

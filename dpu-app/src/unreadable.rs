@@ -4,7 +4,7 @@
 //! there. It is forgotten when this card has put it, or after [`REMEMBERED_FOR`]: somebody else may have replaced it.
 //! The rule is in docs/upgrades.md.
 //!
-//! A fixed table of sets of [`WAYS`]; the oldest of a set gives way. Nothing is locked while it is empty.
+//! A fixed table of sets of `WAYS`; the oldest of a set gives way. Nothing is locked while it is empty.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

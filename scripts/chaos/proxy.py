@@ -46,8 +46,7 @@ class Proxy:
             while data := source.recv(1 << 16):
                 if harm and len(data) >= LARGE_BYTES and self._dice.random() < self.share:
                     flipped = bytearray(data)
-                    # In the middle: heads of replies stand at the ends of what one read gives.
-                    flipped[len(data) // 2] ^= 1 << self._dice.randrange(8)
+                    flipped[self._dice.randrange(len(data))] ^= 1 << self._dice.randrange(8)
                     data = bytes(flipped)
                     self.flips += 1
                 sink.sendall(data)

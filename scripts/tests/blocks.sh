@@ -69,7 +69,7 @@ stand_in() {
     touch "$site/vllm/entrypoints/__init__.py" "$site/vllm/entrypoints/openai/__init__.py"
     cat >"$site/vllm/entrypoints/openai/api_server.py" <<'PYTHON'
 """Stands in for vLLM: takes the command line, and attaches and asks as the connector's options say."""
-import argparse, json, pathlib
+import argparse, json, pathlib, time
 import kvlane
 from kvlane.engine.options import Options
 
@@ -84,7 +84,15 @@ assert transfer["kv_connector"] == "KvlaneConnector" and transfer["kv_role"] == 
 assert transfer["kv_connector_module_path"] == "kvlane.vllm_connector"
 assert transfer["kv_load_failure_policy"] == "recompute"
 options = Options.parse(transfer["kv_connector_extra_config"])
-session = kvlane.attach(socket=options.socket, timeout=20.0)
+until = time.monotonic() + 20.0
+while True:  # The connector, too, tries again until the card is up.
+    try:
+        session = kvlane.attach(socket=options.socket, timeout=20.0)
+        break
+    except kvlane.CardError:
+        if time.monotonic() > until:
+            raise
+        time.sleep(0.1)
 geometry = kvlane.Geometry(layers=6, heads=2, head_size=64, dtype="bf16")
 session.lookup(kvlane.chunk_keys(list(range(256)), model="m", geometry=geometry, recipe=session.recipe))
 print("vllm's stand-in: attached, the look-up is answered:", session.wait(10.0).ok, "recipe", session.recipe, flush=True)

@@ -126,8 +126,11 @@ mod tests {
         assert!(meet(&home.path().join("file")).is_none());
         if packet::user() == 0 {
             chmod(&path, 0o700);
-            std::os::unix::fs::chown(&path, Some(65534), None).expect("another owner");
-            assert!(meet(&path).is_none(), "another user's");
+            match std::os::unix::fs::chown(&path, Some(65534), None) {
+                Ok(()) => assert!(meet(&path).is_none(), "another user's"),
+                // In a user namespace root may be the only user that there is.
+                Err(error) => eprintln!("skipped: another user's directory: {error}"),
+            }
         }
     }
 

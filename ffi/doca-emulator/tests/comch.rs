@@ -610,8 +610,8 @@ fn a_peer_that_sends_and_does_not_read_is_cut_off() {
 
 #[test]
 fn a_server_that_a_stranger_has_put_there_is_not_used() {
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: needs root, to be a stranger");
+    if !is_root_of_others() {
+        eprintln!("skipped: needs root, and another user to be");
         return;
     }
     use std::os::unix::fs::PermissionsExt;
@@ -624,7 +624,7 @@ fn a_server_that_a_stranger_has_put_there_is_not_used() {
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).expect("a mode");
     let stranger = std::thread::spawn(move || unsafe {
         // This thread alone.
-        assert_eq!(libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534), 0);
+        assert_eq!(libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY), 0);
         let socket = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
         let (address, length) = address(&path);
         assert_eq!(libc::bind(socket, (&raw const address).cast(), length), 0);

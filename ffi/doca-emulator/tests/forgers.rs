@@ -16,7 +16,6 @@ use rig::*;
 const BYTES: usize = 64 << 10;
 const BOARD_BYTES: usize = 512 * 16;
 const COOKIE: [u64; 2] = [0x1234, 0x5678];
-const NOBODY: u32 = 65534;
 /// Longer than any wait for an exporter, with room for a loaded machine.
 const LONG: Duration = Duration::from_secs(20);
 
@@ -35,10 +34,6 @@ enum Manner {
     Forgetful,
     /// Greets rightly, and answers reads with sevens, whatever lies there.
     Sevens,
-}
-
-fn is_root() -> bool {
-    unsafe { libc::geteuid() == 0 }
 }
 
 fn memfd(bytes: usize) -> OwnedFd {
@@ -179,7 +174,7 @@ fn import(device: &Device, blob: &[u8]) -> (Result<Memory, E>, Duration) {
 /// Whose rights a forger has: this user's, and where that is root's, nobody's.
 fn users() -> Vec<u32> {
     let own = unsafe { libc::geteuid() };
-    if own == 0 { vec![own, NOBODY] } else { vec![own] }
+    if is_root_of_others() { vec![own, NOBODY] } else { vec![own] }
 }
 
 #[test]
@@ -249,7 +244,7 @@ fn a_pipe_or_a_device_behind_the_range_is_not_mapped_and_not_waited_for() {
 /// lent to whoever sends a blob.
 #[test]
 fn root_reads_a_strangers_memory_by_the_strangers_hand_only() {
-    if !is_root() {
+    if !is_root_of_others() {
         eprintln!("skipped: needs root");
         return;
     }
@@ -260,7 +255,7 @@ fn root_reads_a_strangers_memory_by_the_strangers_hand_only() {
 
 #[test]
 fn a_silent_exporter_holds_up_nobody_elses_tasks() {
-    if !is_root() {
+    if !is_root_of_others() {
         eprintln!("skipped: needs root, for an exporter that the kernel's road does not reach");
         return;
     }

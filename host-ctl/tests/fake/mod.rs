@@ -417,7 +417,7 @@ impl<'a> Session<'a> {
                 for (key, pages) in &records {
                     answer.chunks_done += 1;
                     // Of one that is there nothing moves.
-                    if self.shared.chunks.lock().unwrap().contains_key(key) {
+                    if !command.stores_again() && self.shared.chunks.lock().unwrap().contains_key(key) {
                         continue;
                     }
                     let chunk = self.gather(pages);

@@ -461,3 +461,17 @@ pub fn sample(len: usize, seed: u64) -> Vec<u8> {
         })
         .collect()
 }
+
+/// The user who owns nothing.
+pub const NOBODY: u32 = 65534;
+
+/// Whether this process may become nobody: in a user namespace root may be the only user that there is.
+pub fn is_root_of_others() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let has_nobody = map.lines().any(|line| {
+        let words: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        matches!(words[..], [first, _, count] if (first..first + count).contains(&u64::from(NOBODY)))
+    });
+    // SAFETY: takes nothing and cannot fail.
+    has_nobody && unsafe { libc::geteuid() == 0 }
+}
