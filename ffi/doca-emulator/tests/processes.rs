@@ -379,6 +379,18 @@ fn inflate_goes_into_another_process() {
     });
 }
 
+/// Copies out of an exporter's memory and into it.
+fn is_reached_both_ways(exporter: &mut Exporter) {
+    let card = card("");
+    let import = Memory::import(&card.device, &exporter.blob).expect("an import");
+    assert_eq!(card.copy(&import, &card.memory, 8), E::DOCA_SUCCESS);
+    assert!(card.memory.bytes() == reversed(&sample(BYTES, 99), 8));
+    let news = sample(BYTES, 100);
+    card.memory.fill(0, &news);
+    assert_eq!(card.copy(&card.memory, &import, 1), E::DOCA_SUCCESS);
+    assert_eq!(exporter.ask("sum"), format!("{:08x}", crc32fast::hash(&news)));
+}
+
 #[test]
 fn another_pid_namespace_is_no_wall() {
     const UNSHARE: &str = "unshare --user --map-root-user --pid --fork";
@@ -387,15 +399,7 @@ fn another_pid_namespace_is_no_wall() {
         return;
     }
     for kind in [Kind::Private, Kind::Sealed] {
-        let mut exporter = Exporter::start_under(UNSHARE, kind, false);
-        let card = card("");
-        let import = Memory::import(&card.device, &exporter.blob).expect("an import");
-        assert_eq!(card.copy(&import, &card.memory, 8), E::DOCA_SUCCESS);
-        assert!(card.memory.bytes() == reversed(&sample(BYTES, 99), 8));
-        let news = sample(BYTES, 100);
-        card.memory.fill(0, &news);
-        assert_eq!(card.copy(&card.memory, &import, 1), E::DOCA_SUCCESS);
-        assert_eq!(exporter.ask("sum"), format!("{:08x}", crc32fast::hash(&news)));
+        is_reached_both_ways(&mut Exporter::start_under(UNSHARE, kind, false));
     }
 }
 
@@ -509,15 +513,7 @@ fn root_takes_another_users_export_and_nobody_else_does() {
         return;
     }
     for kind in [Kind::Private, Kind::Sealed, Kind::Unsealed] {
-        let mut exporter = Exporter::start_under(NOBODY, kind, false);
-        let card = card("");
-        let import = Memory::import(&card.device, &exporter.blob).expect("an import");
-        assert_eq!(card.copy(&import, &card.memory, 8), E::DOCA_SUCCESS);
-        assert!(card.memory.bytes() == reversed(&sample(BYTES, 99), 8));
-        let news = sample(BYTES, 100);
-        card.memory.fill(0, &news);
-        assert_eq!(card.copy(&card.memory, &import, 1), E::DOCA_SUCCESS);
-        assert_eq!(exporter.ask("sum"), format!("{:08x}", crc32fast::hash(&news)));
+        is_reached_both_ways(&mut Exporter::start_under(NOBODY, kind, false));
     }
     // The other way round: root's memory is not for nobody.
     let exporter = Exporter::start(Kind::Sealed, true);
