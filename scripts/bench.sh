@@ -25,9 +25,9 @@ tiers-cards|four cards with tiers, and on one Redis over a shared link|scripts/b
 tiers-latency|tiers: a small hit of T0, T1 and T2, alone and beside a long fetch|cargo bench -q -p dpu-app --bench tiers-latency --
 tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
 precision|precision by importance: divergence and loss at equal bytes (numpy)|python3 scripts/precision-study.py --decoder testdata/decoder --text testdata/heldout.txt
-peers|beside what users pick: LMCache, Redis clients, safetensors, NIXL, Mooncake; loopback and links|bench/peers/run.sh peers
-interference|what restoring costs a decode loop beside it|bench/peers/run.sh interference
-serving|the real vLLM on CPUs: TTFT and TPOT, recomputed or loaded|bench/peers/run.sh serving
+peers|beside what users pick: LMCache, Redis clients, safetensors, NIXL, Mooncake; loopback and links|tools/bench/peers/run.sh peers
+interference|what restoring costs a decode loop beside it|tools/bench/peers/run.sh interference
+serving|the real vLLM on CPUs: TTFT and TPOT, recomputed or loaded|tools/bench/peers/run.sh serving
 TABLE
 }
 

@@ -209,7 +209,7 @@ def main():
 
 
 def publish(options, prefix, results, reference, spread):
-    """Prints Markdown, and leaves the report that bench/src/report.rs defines in $KVLANE_BENCH_OUT."""
+    """Prints Markdown, and leaves the report that tools/bench/src/report.rs defines in $KVLANE_BENCH_OUT."""
     largest, rank = np.median([row[0] for row in spread]), np.mean([row[1] for row in spread])
     elements = prefix.chunks * prefix.chunk * 2 * study.LAYERS * study.KV_HEADS * study.HEAD_SIZE
     note = (

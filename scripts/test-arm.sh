@@ -80,7 +80,7 @@ split (usra|ushr|shrn).v[0-9]+.(8h|8b|4s)
 merge (shl|shll|ushll).v[0-9]+.(8h|4s)
 KERNELS
     $good || {
-        echo "test-arm: FAILED: the compiler left a kernel without NEON: see block/src/kernel.rs" >&2
+        echo "test-arm: FAILED: the compiler left a kernel without NEON: see crates/block/src/kernel.rs" >&2
         return 1
     }
 }

@@ -2,7 +2,7 @@
 //! changed. What only the operator can mend ends it, with the code that the unit does not start again.
 
 mod rig;
-#[path = "../../store/tests/servers/mod.rs"]
+#[path = "../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::fs;

@@ -2,7 +2,7 @@
 
 mod rig;
 mod scrape;
-#[path = "../../store/tests/servers/mod.rs"]
+#[path = "../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::collections::BTreeSet;

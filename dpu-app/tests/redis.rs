@@ -1,7 +1,7 @@
 //! A card over real Redis servers that fail: status words, deadlines, other sessions, and nothing wrong reported as loaded.
 
 mod rig;
-#[path = "../../store/tests/servers/mod.rs"]
+#[path = "../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::thread;

@@ -2,7 +2,7 @@
 //! its own memory and disk have it serves.
 
 mod rig;
-#[path = "../../store/tests/servers/mod.rs"]
+#[path = "../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::fs;

@@ -3,7 +3,7 @@
 //! other version's chunks are made here: real ones, with other numbers in them, under checksums that hold.
 
 mod rig;
-#[path = "../../store/tests/servers/mod.rs"]
+#[path = "../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //! waits for a slow store keeps nobody from what memory has.
 
 mod rig;
-#[path = "../../store/tests/servers/mod.rs"]
+#[path = "../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::time::{Duration, Instant};

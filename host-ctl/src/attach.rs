@@ -1,4 +1,4 @@
-//! From a line to a session: the host's half of the conversation that mailbox/attach.rs draws.
+//! From a line to a session: the host's half of the conversation that mailbox/src/attach.rs draws.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-"""What a benchmark reports: the same JSON and Markdown as bench/src/report.rs, which is the definition."""
+"""What a benchmark reports: the same JSON and Markdown as tools/bench/src/report.rs, which is the definition."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def machine():
 
 def command(name):
     """What to type to get the figures of the report `name` again."""
-    return " ".join(["bench/peers/run.sh", name, *sys.argv[1:]])
+    return " ".join(["tools/bench/peers/run.sh", name, *sys.argv[1:]])
 
 
 def quantile(values, rank):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one of the benchmarks beside what users pick in the environment that it needs: what scripts/bench.sh calls.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 
 peers=${KVLANE_PEERS_VENV:-target/peers}
 vllm=${KVLANE_VLLM_VENV:-target/vllm-venv}
@@ -9,7 +9,7 @@ lmcache=${KVLANE_VLLM_LMCACHE:-target/peers-vllm-lmcache}
 
 usage() {
     cat <<USAGE
-Usage: bench/peers/run.sh peers|interference|serving [ARGUMENT...]
+Usage: tools/bench/peers/run.sh peers|interference|serving [ARGUMENT...]
   --help as an argument shows those of the benchmark. Environments, and the variables that name others:
   KVLANE_PEERS_VENV    peers, interference [$peers]
   KVLANE_VLLM_VENV     serving: vLLM [$vllm]
@@ -39,15 +39,15 @@ name=${1:---help}
 [ $# -eq 0 ] || shift
 case "$name" in
     peers | interference)
-        need "$peers/bin/python" "bench/peers/install.sh --dir $peers --yes"
+        need "$peers/bin/python" "tools/bench/peers/install.sh --dir $peers --yes"
         cargo build --quiet --release -p dpu-app -p host-ctl
-        exec "$peers/bin/python" "bench/peers/$name.py" "$@"
+        exec "$peers/bin/python" "tools/bench/peers/$name.py" "$@"
         ;;
     serving)
         need "$vllm/bin/python" "scripts/vllm/install.sh $vllm --yes"
         cargo build --quiet --release -p dpu-app -p host-ctl
         package
-        KVLANE_VLLM_LMCACHE=$lmcache exec "$vllm/bin/python" bench/peers/serving.py "$@"
+        KVLANE_VLLM_LMCACHE=$lmcache exec "$vllm/bin/python" tools/bench/peers/serving.py "$@"
         ;;
     --help | -h) usage ;;
     *)

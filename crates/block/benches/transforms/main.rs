@@ -16,7 +16,7 @@ mod study;
 use data::Set;
 use speed::Turns;
 
-const OWN_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/decoder-kv.safetensors");
+const OWN_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/decoder-kv.safetensors");
 
 fn main() {
     let mut only = None;

@@ -279,7 +279,7 @@ fn users_and_passwords_open_and_close_doors() {
     cli(&["ACL", "SETUSER", "reader", "on", ">pw", "~kvlane:*", "-@all", "+hget", "+hexists"]);
     // The rules of docs/stores.md, word for word, are enough.
     let rules =
-        include_str!("../../docs/stores.md").lines().filter_map(|line| line.strip_prefix("ACL SETUSER kvlane "));
+        include_str!("../../../docs/stores.md").lines().filter_map(|line| line.strip_prefix("ACL SETUSER kvlane "));
     let mut lines = 0;
     for rule in rules {
         let words: Vec<_> = rule.split_whitespace().take_while(|word| !word.starts_with('(')).collect();

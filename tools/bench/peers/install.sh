@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 usage() {
     cat <<'USAGE'
-Usage: bench/peers/install.sh [--dir VENV] [--vllm-lmcache VENV FOLDER] [--yes] [--dry-run]
+Usage: tools/bench/peers/install.sh [--dir VENV] [--vllm-lmcache VENV FOLDER] [--yes] [--dry-run]
   --dir VENV   where the environment goes [default: target/peers of this repository]; 7 GB, most of it torch
   --vllm-lmcache VENV FOLDER
                instead of that: LMCache for the vLLM in VENV (scripts/vllm/install.sh) into FOLDER, which VENV does not see by itself
@@ -14,7 +14,7 @@ Usage: bench/peers/install.sh [--dir VENV] [--vllm-lmcache VENV FOLDER] [--yes] 
 USAGE
 }
 
-venv=$here/../../target/peers
+venv=$here/../../../target/peers
 folder=
 yes=false
 dry=
@@ -51,9 +51,9 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 if [ -n "$folder" ]; then
     $dry "$venv/bin/python" -m pip install --quiet --no-deps --upgrade --target "$folder" --requirement "$here/requirements-vllm.txt"
-    echo "install.sh: ready: KVLANE_VLLM_VENV=$venv KVLANE_VLLM_LMCACHE=$folder bench/peers/run.sh serving --quick"
+    echo "install.sh: ready: KVLANE_VLLM_VENV=$venv KVLANE_VLLM_LMCACHE=$folder tools/bench/peers/run.sh serving --quick"
     exit 0
 fi
 [ -x "$venv/bin/python" ] || $dry python3 -m venv "$venv"
 $dry "$venv/bin/pip" install --quiet --requirement "$here/requirements.txt"
-echo "install.sh: ready: KVLANE_PEERS_VENV=$venv bench/peers/run.sh peers --quick"
+echo "install.sh: ready: KVLANE_PEERS_VENV=$venv tools/bench/peers/run.sh peers --quick"

@@ -94,7 +94,7 @@ def lmcache_in_process(far):
 
 def lmcache_path(far):
     if not Path(far.options.lmcache, "lmcache").is_dir():
-        raise RuntimeError(f"no {far.options.lmcache}: bench/peers/install.sh --vllm-lmcache {sys.prefix} {far.options.lmcache}".replace(f"{ROOT}/", ""))
+        raise RuntimeError(f"no {far.options.lmcache}: tools/bench/peers/install.sh --vllm-lmcache {sys.prefix} {far.options.lmcache}".replace(f"{ROOT}/", ""))
     # Where the worker starts in a process that has imported numba for LMCache, vLLM 0.32 fails in its kernels' registration
     # ("'_lib_fn_wrapper' object has no attribute 'get'"): a worker of its own has not.
     return {"PYTHONPATH": far.options.lmcache, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
