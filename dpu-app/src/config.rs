@@ -8,10 +8,14 @@ use std::time::Duration;
 use block::Recipe;
 use mailbox::COMMANDS;
 
-use crate::reload::{Live, Reload};
-use crate::slot::{SLOTS_MAX, SlotBytes};
-use crate::verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
-use crate::{footprint, notify, trace};
+use crate::cli::footprint;
+use crate::config::reload::{Live, Reload};
+use crate::count::trace;
+use crate::hub::notify;
+use crate::pipeline::verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
+use crate::slots::ring::{SLOTS_MAX, SlotBytes};
+
+pub mod reload;
 
 /// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for tools.
 pub const SESSIONS_MAX: usize = 160;

@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::Config;
+use crate::models::{self, Preset, Ratio};
+use crate::profile::{self, Profile};
+use crate::propose::{self, Candidate, Link, Proposal};
+use crate::simulate;
 use block::Recipe;
 use clap::Args;
-use dpu_app::config::Config;
-use dpu_app::models::{self, Preset, Ratio};
-use dpu_app::profile::{self, Profile};
-use dpu_app::propose::{self, Candidate, Link, Proposal};
-use dpu_app::simulate;
 
 /// Block sizes that are profiled, if the device takes them.
 const BLOCK_SIZES: [usize; 5] = [128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20];

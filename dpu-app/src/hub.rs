@@ -8,11 +8,30 @@
 //!             +------------------------- Hub::turn -------------------------+
 //!   hosts   ->| attend    accept, attach, doorbells, hang-ups     (attend.rs) |
 //!   engines ->| progress  completions of the three contexts      (engines.rs) |
-//!   workers ->| collect   answers of the crews                     (chunks.rs) |
+//!   workers ->| collect   answers of the crews                   (requests.rs) |
 //!             | mail      mailbox reads and writes by DMA            (mail.rs) |
 //!             | schedule  requests -> seats -> slots -> jobs    (scheduler.rs) |
 //!             +--------------------------------------------------------------+
 //! ```
+
+pub(crate) mod attend;
+pub mod comch;
+pub mod complaints;
+pub mod engine;
+pub(crate) mod engines;
+pub mod events;
+pub mod fit;
+pub mod health;
+mod importer;
+mod mail;
+mod marks;
+mod notice;
+pub mod notify;
+pub mod request;
+mod requests;
+pub mod selftest;
+pub mod session;
+pub(crate) mod status;
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -23,26 +42,24 @@ use mailbox::channel::Listener;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::attend::{OPERATORS_MAX, REFUSED_MAX, Visitor};
-use crate::comch;
-use crate::complaints::Complaints;
 use crate::config::Config;
-use crate::counters::add;
-use crate::crew::{Crew, PASSED_OVER};
-use crate::engine::{Engine, RESTARTS_MAX};
-use crate::events::{Event, Events};
-use crate::fit::{Fit, InflateFit};
-use crate::health::{StoreWatch, StuckWorkers};
-use crate::marks::Marks;
-use crate::notice::Notices;
-use crate::notify::Supervisor;
+use crate::count::counters::add;
+use crate::count::trace::Trace;
+use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX, Visitor};
+use crate::hub::complaints::Complaints;
+use crate::hub::engine::{Engine, RESTARTS_MAX};
+use crate::hub::events::{Event, Events};
+use crate::hub::fit::{Fit, InflateFit};
+use crate::hub::health::{StoreWatch, StuckWorkers};
+use crate::hub::marks::Marks;
+use crate::hub::notice::Notices;
+use crate::hub::notify::Supervisor;
+use crate::hub::request::Request;
+use crate::hub::session::{Desk, Session};
+use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflater, Pipeline};
-use crate::request::Request;
-use crate::scheduler::Scheduler;
-use crate::selftest;
-use crate::session::{Desk, Session};
-use crate::trace::Trace;
-use crate::worker::Shared;
+use crate::workers::compute::Shared;
+use crate::workers::crew::{Crew, PASSED_OVER};
 
 /// How often sockets are looked at while there is other work.
 const ATTEND_EVERY: Duration = Duration::from_micros(500);
@@ -445,7 +462,7 @@ impl<'a, 's> Hub<'a, 's> {
         }
         for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
             session.ring.drain();
-            session.wake = crate::session::Wake::Saying;
+            session.wake = crate::hub::session::Wake::Saying;
         }
     }
 
@@ -461,7 +478,7 @@ impl<'a, 's> Hub<'a, 's> {
         self.become_state(HubState::Steady);
         for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
             session.ring.resume();
-            session.wake = crate::session::Wake::Saying;
+            session.wake = crate::hub::session::Wake::Saying;
         }
         Status::Ok
     }

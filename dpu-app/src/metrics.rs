@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::json::Quoted;
-use crate::worker::Shared;
+use crate::count::json::Quoted;
+use crate::workers::compute::Shared;
 
 mod clerk;
 mod connection;

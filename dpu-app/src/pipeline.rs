@@ -11,15 +11,22 @@
 //! ```
 //! The data plane and the simulator differ in their `World` only: both run the same decisions on the same tables.
 
+pub mod chunk;
+pub mod job;
+pub mod probation;
+pub mod scheduler;
+mod turns;
+pub mod verify;
+
 use heapless::binary_heap::{BinaryHeap, Min};
 
 use crate::config::{CHUNKS_ACTIVE_MAX, Config, PLACES_MAX};
-use crate::counters::Counters;
-use crate::flow::{Direction, Flow, SlotTable};
-use crate::job::{Failure, Job, Seat};
-use crate::slot::{SLOTS_MAX, SlotState, Ticket};
-use crate::turns::Turns;
-use crate::verify::Verifier;
+use crate::count::counters::Counters;
+use crate::pipeline::chunk::{Direction, Flow, SlotTable};
+use crate::pipeline::job::{Failure, Job, Seat};
+use crate::pipeline::turns::Turns;
+use crate::pipeline::verify::Verifier;
+use crate::slots::ring::{SLOTS_MAX, SlotState, Ticket};
 
 /// What the engine that inflates can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -221,7 +228,7 @@ pub trait World {
 
     fn counters(&self) -> &Counters;
 
-    /// Gives a job to a worker of its crew; exactly one [`crate::job::Done`] comes back later.
+    /// Gives a job to a worker of its crew; exactly one [`crate::pipeline::job::Done`] comes back later.
     fn give(&mut self, job: Job);
 
     /// A block has been given its slot. For those who take the time.

@@ -17,7 +17,7 @@ use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine
 
 use crate::models::CARD_EVENT_NS;
 use crate::simulate::EngineModel;
-use crate::slot::SlotBytes;
+use crate::slots::ring::SlotBytes;
 
 /// Tasks in flight where an engine is to show all it can.
 const DEEP: usize = 16;

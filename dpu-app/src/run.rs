@@ -15,22 +15,22 @@ use mailbox::channel::{ChannelError, Listener, UnixListener};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 
-use crate::affinity;
-use crate::bell::{Bell, EventBell, WorkerBell};
-use crate::board::Board;
 use crate::config::{Config, ConfigError};
-use crate::counters::Counters;
-use crate::crew::Crew;
-use crate::fetcher::Fetcher;
-use crate::fit::{Fit, Unfit};
+use crate::count::counters::Counters;
+use crate::hub::fit::{Fit, Unfit};
 use crate::hub::{Crews, Hub, HubError};
-use crate::job::Chunks;
-use crate::lender::open_store;
-use crate::line::Line;
 use crate::metrics;
-use crate::slot::Ring;
-use crate::unreadable::Unreadable;
-use crate::worker::{Asked, BLOCK_QUEUE, Prefix, QUEUE, Shared, Worker};
+use crate::pipeline::job::Chunks;
+use crate::slots::lender::open_store;
+use crate::slots::ring::Ring;
+use crate::workers::affinity;
+use crate::workers::bell::{Bell, EventBell, WorkerBell};
+use crate::workers::board::Board;
+use crate::workers::compute::{Asked, BLOCK_QUEUE, Prefix, QUEUE, Shared, Worker};
+use crate::workers::crew::Crew;
+use crate::workers::fetch::Fetcher;
+use crate::workers::line::Line;
+use crate::workers::unreadable::Unreadable;
 use store::Readable;
 
 /// Why the data plane did not start, or did not go on.

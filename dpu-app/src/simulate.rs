@@ -13,14 +13,14 @@ use std::collections::{BinaryHeap, VecDeque};
 use block::{Codec, Geometry, Plan, TileOrder};
 
 use crate::config::Config;
-use crate::counters::Counters;
-use crate::crew::least_busy;
-use crate::flow::{Direction, Flow, Pages};
+use crate::count::counters::Counters;
 use crate::hub::MODERATED_DEPTH;
-use crate::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
+use crate::pipeline::chunk::{Direction, Flow, Pages};
+use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
+use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::scheduler::Scheduler;
-use crate::slot::{SlotState, Ticket};
+use crate::slots::ring::{SlotState, Ticket};
+use crate::workers::crew::least_busy;
 
 /// An engine of the emulator's timing model.
 #[derive(Clone, Copy, Debug)]

@@ -23,20 +23,20 @@ use nix::sys::eventfd::EventFd;
 use std::os::fd::AsFd;
 
 use crate::config::Config;
-use crate::counters::Counters;
-use crate::crew::CrewKind;
-use crate::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
-use crate::fit::Fit;
-use crate::flow::{Direction, Flow, Pages};
+use crate::count::counters::Counters;
+use crate::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
+use crate::hub::fit::Fit;
+use crate::hub::session::Memory;
 use crate::hub::{Crews, MODERATED_DEPTH};
-use crate::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
-use crate::lender::open_store;
+use crate::pipeline::chunk::{Direction, Flow, Pages};
+use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
+use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
 use crate::run::{Leaving, Lines, RunError, share};
-use crate::scheduler::Scheduler;
-use crate::session::Memory;
-use crate::slot::Ticket;
-use crate::worker::Shared;
+use crate::slots::lender::open_store;
+use crate::slots::ring::Ticket;
+use crate::workers::compute::Shared;
+use crate::workers::crew::CrewKind;
 
 /// Longer than any fetch of a trial.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -4,7 +4,8 @@
 mod rig;
 
 use block::{ElementType, Geometry};
-use dpu_app::{Config, footprint};
+use dpu_app::Config;
+use dpu_app::cli::footprint;
 use host_ctl::Arrangement;
 use rig::process::{Dpu, Home};
 use rig::*;

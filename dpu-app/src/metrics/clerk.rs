@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::connection::{JSON, PLAIN, PROMETHEUS, Reply, Status};
 use super::families;
 use super::process::{Process, Usage};
-use crate::board::Face;
-use crate::health::Unwell;
-use crate::json::Quoted;
-use crate::worker::Shared;
+use crate::count::json::Quoted;
+use crate::hub::health::Unwell;
+use crate::workers::board::Face;
+use crate::workers::compute::Shared;
 
 /// How old what the engine thread has shown may be before it is asked again.
 const FACE_AGE: Duration = Duration::from_millis(100);

@@ -10,13 +10,13 @@ use std::time::Duration;
 use super::clerk::View;
 use super::nodes::NODE_FAMILIES;
 use super::tiers::TIER_FAMILIES;
-use crate::answers::Asked;
-use crate::counters::get;
-use crate::flow::Direction;
-use crate::histogram::{BOUNDS_US, Reading};
+use crate::count::answers::Asked;
+use crate::count::counters::get;
+use crate::count::histogram::{BOUNDS_US, Reading};
 use crate::hub::HubState;
-use crate::slot::SlotState;
-use crate::status::Text;
+use crate::hub::status::Text;
+use crate::pipeline::chunk::Direction;
+use crate::slots::ring::SlotState;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -336,7 +336,7 @@ pub(super) fn write(view: &View<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
 fn prefixes(
     view: &View<'_, '_>,
     out: &mut Series<'_, '_>,
-    of: fn(&crate::answers::Prefixes) -> &AtomicU64,
+    of: fn(&crate::count::answers::Prefixes) -> &AtomicU64,
 ) -> fmt::Result {
     let answers = &view.shared.counters.answers;
     Asked::PREFIX.iter().try_for_each(|&asked| out.put(&[asked.name()], get(of(answers.prefixes(asked)))))
@@ -469,7 +469,7 @@ mod tests {
         let mut text = Text::new(&mut bytes);
         let mut series = Series { text: &mut text, family: &family };
         series.put(&["a\"b\\c\nd"], 7).unwrap();
-        let histogram = crate::histogram::Histogram::default();
+        let histogram = crate::count::histogram::Histogram::default();
         [5, 15, 20_000_000].into_iter().for_each(|us| histogram.record(us));
         series.put_histogram(&["x"], &histogram.read()).unwrap();
         let written = text.written();

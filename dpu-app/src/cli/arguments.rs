@@ -1,0 +1,495 @@
+//! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
+
+use crate::RunError;
+use crate::cli::devices;
+use crate::config::reload::Reload;
+use crate::config::{Attach, Config};
+use crate::count::json;
+use crate::hub::notify;
+use crate::pipeline::verify::Verify;
+use block::Recipe;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use mailbox::{visible, visible_json};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::cli::config_file::{self, Origin, Told};
+use crate::cli::limits_report;
+use crate::cli::scrubbing::{Scrub, scrub_store};
+use crate::forecast::{Calibrate, Simulate};
+
+/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
+/// or `0.1.0 (emulator)`.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let build = option_env!("KVLANE_BUILD").unwrap_or_default();
+    format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
+});
+pub(crate) const EXIT_RUNTIME: u8 = 1;
+pub(crate) const EXIT_USAGE: u8 = 2;
+
+/// Serves prefix KV to attached hosts through this card's engines.
+#[derive(Debug, Parser)]
+#[command(version = VERSION.as_str(), max_term_width = 120)]
+#[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
+    Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.\n\
+    Some defaults follow from the machine's cores: `dpu-app limits` prints those of this one.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the data plane until SIGTERM, SIGINT or `host-ctl stop`
+    Run(Box<Run>),
+    /// Print every limit, and the memory, that `run` with these flags would have, or refuse what it would refuse; nothing is opened
+    /// but the device
+    Limits(Box<Limits>),
+    /// List the devices that DOCA sees, what their engines can do, and the functions of the host that they stand for
+    Devices(Devices),
+    /// Read every chunk of a `dir:` store and report what is damaged
+    Scrub(Scrub),
+    /// Measure the stages on this machine, search the best configuration with the simulator, write it as a config file
+    Calibrate(Box<Calibrate>),
+    /// What a BlueField-3 would do by the model: the scheduler of `run` in virtual time
+    Simulate(Simulate),
+    /// Write the manual pages into a directory, as packages have them
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        directory: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Way {
+    /// DOCA Comch and the socket
+    Both,
+    /// DOCA Comch: hosts over PCIe
+    Comch,
+    /// The socket: this machine only
+    Socket,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// File of `flag = value` lines, flags as below without the dashes; a # at the start of a line or behind a space starts a comment
+    #[arg(long, env = "KVLANE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...] or tiers:...; docs/stores.md and docs/tiers.md have all options
+    #[arg(long, env = "KVLANE_STORE", value_name = "URL", hide_env_values = true)]
+    store: store::Url,
+    /// End with code 1 if the store is not there or does not take us at start. Without this dpu-app starts without it, answers
+    /// misses, and tries again
+    #[arg(long, env = "KVLANE_REQUIRE_STORE")]
+    require_store: bool,
+    /// What sessions of a namespace may hold of each tier, once or more: LEAST is never taken from them, MOST never
+    /// exceeded [default: 100%], both bytes (8G) or parts of a tier (25%). Sessions that name no namespace of these are of `default`
+    #[arg(long, env = "KVLANE_TIER_QUOTA", value_name = "NAME=LEAST[..MOST]", value_delimiter = ',')]
+    tier_quota: Vec<String>,
+    /// Namespace from which others take nothing that it holds, up to the MOST of its quota; once or more
+    #[arg(long, env = "KVLANE_TIER_PIN", value_name = "NAME", value_delimiter = ',')]
+    tier_pin: Vec<String>,
+    /// How hosts may attach
+    #[arg(long, env = "KVLANE_ATTACH", value_name = "WAY", value_enum, default_value_t = Way::Both)]
+    attach: Way,
+    /// Name that hosts ask for by DOCA Comch
+    #[arg(long, env = "KVLANE_COMCH_NAME", value_name = "NAME", default_value = mailbox::attach::SERVICE_NAME)]
+    comch_name: String,
+    /// Function of the host to serve by Comch: PCI address or interface of its representor, once or more [default: every
+    /// physical function]
+    #[arg(long, env = "KVLANE_REPRESENTOR", value_name = "NAME", value_delimiter = ',')]
+    representor: Vec<String>,
+    /// Unix socket that hosts on this machine attach to
+    #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
+    socket: PathBuf,
+    /// Device by PCI address or IB name; without it the first that can inflate and do DMA, else that can do DMA
+    #[arg(long, short, env = "KVLANE_DEVICE", value_name = "NAME")]
+    device: Option<String>,
+    /// How chunks are stored when a host does not say: lossless keeps every bit; q8, q6, q5, q4, q3, q4p and cachegen are lossy
+    /// and smaller; each with +deflate, +lz4 or +raw
+    #[arg(long, env = "KVLANE_RECIPE", value_name = "RECIPE", default_value = "lossless")]
+    recipe: Recipe,
+    /// Deflate level of the encoder, 1 (fast) to 12 (small)
+    #[arg(long, env = "KVLANE_DEFLATE_LEVEL", value_name = "N", default_value_t = block::codec::DEFLATE_LEVEL_DEFAULT)]
+    deflate_level: i32,
+    /// Largest block, bytes of elements in host memory
+    #[arg(long, env = "KVLANE_BLOCK_BYTES", value_name = "BYTES", default_value_t = defaults().block_bytes)]
+    block_bytes: usize,
+    /// Slots of the ring
+    #[arg(long, env = "KVLANE_SLOTS", value_name = "N", default_value_t = defaults().slots)]
+    slots: usize,
+    /// Slots that stores may hold [default: half of the slots]
+    #[arg(long, env = "KVLANE_STORE_SLOTS", value_name = "N")]
+    store_slots: Option<usize>,
+    /// Threads that read from the store
+    #[arg(long, env = "KVLANE_FETCH_WORKERS", value_name = "N", default_value_t = defaults().fetch_workers)]
+    fetch_workers: usize,
+    /// Threads that dequantize
+    #[arg(long, env = "KVLANE_DEQUANTIZE_WORKERS", value_name = "N", default_value_t = defaults().dequantize_workers)]
+    dequantize_workers: usize,
+    /// Threads that quantize, compress and write to the store
+    #[arg(long, env = "KVLANE_ENCODE_WORKERS", value_name = "N", default_value_t = defaults().encode_workers)]
+    encode_workers: usize,
+    /// Cores of the fetch workers, given out in turn [default: any]
+    #[arg(long, env = "KVLANE_FETCH_CPUS", value_name = "N,...", value_delimiter = ',')]
+    fetch_cpus: Vec<usize>,
+    /// Cores of the dequantize workers, given out in turn [default: any]
+    #[arg(long, env = "KVLANE_DEQUANTIZE_CPUS", value_name = "N,...", value_delimiter = ',')]
+    dequantize_cpus: Vec<usize>,
+    /// Cores of the encode workers, given out in turn [default: any]
+    #[arg(long, env = "KVLANE_ENCODE_CPUS", value_name = "N,...", value_delimiter = ',')]
+    encode_cpus: Vec<usize>,
+    /// Tasks in flight on the decompress engine [default: the slots]
+    #[arg(long, env = "KVLANE_INFLATE_DEPTH", value_name = "N")]
+    inflate_depth: Option<usize>,
+    /// Transfers in flight on the DMA engine [default: a quarter of the slots, at least 4]
+    #[arg(long, env = "KVLANE_DMA_DEPTH", value_name = "N")]
+    dma_depth: Option<usize>,
+    /// Hosts attached at the same time; one more is for the card's operator, by the socket. An engine has one for each
+    /// tensor-parallel rank and one for its scheduler
+    #[arg(long, env = "KVLANE_SESSIONS", value_name = "N", default_value_t = defaults().sessions)]
+    sessions: usize,
+    /// Let hosts that come by Comch drain, resume and stop this card, as its own operator may by the socket
+    #[arg(long, env = "KVLANE_ALLOW_HOST_STOP")]
+    allow_host_stop: bool,
+    /// Chunks in progress at the same time [default: the slots]
+    #[arg(long, env = "KVLANE_CHUNKS", value_name = "N")]
+    chunks: Option<usize>,
+    /// Deadline of a request that names none
+    #[arg(long, env = "KVLANE_DEADLINE_MS", value_name = "MS", default_value_t = 30_000)]
+    deadline_ms: u64,
+    /// A request that takes longer is said in the log, with the stage that it waited for longest (one that is cut by its
+    /// deadline always is); 0: none
+    #[arg(long, env = "KVLANE_SLOW_MS", value_name = "MS", default_value_t = 2_000)]
+    slow_ms: u64,
+    /// Time that a host has for its attach
+    #[arg(long, env = "KVLANE_ATTACH_TIMEOUT_MS", value_name = "MS", default_value_t = 5_000)]
+    attach_timeout_ms: u64,
+    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for loopback.
+    /// Off by default. There is no password: other addresses than loopback are for trusted networks
+    #[arg(long, env = "KVLANE_METRICS", value_name = "ADDR:PORT", value_parser = crate::metrics::address)]
+    metrics: Option<SocketAddr>,
+    /// How long a mailbox is polled after its last command before it sleeps
+    #[arg(long, env = "KVLANE_AWAKE_US", value_name = "US", default_value_t = 200)]
+    awake_us: u64,
+    /// Sleep of the engine thread while an engine has several operations queued; 0: wake for each completion
+    #[arg(long, env = "KVLANE_MODERATION_US", value_name = "US", default_value_t = defaults().moderation.as_micros() as u64)]
+    moderation_us: u64,
+    /// Poll all the time: lowest latency, one core
+    #[arg(long, env = "KVLANE_BUSY_POLL")]
+    busy_poll: bool,
+    /// Check codes in software even where the engine's CRC serves
+    #[arg(long, env = "KVLANE_SOFTWARE_CRC")]
+    software_crc: bool,
+    /// Inflate in software where the device cannot
+    #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
+    allow_software: bool,
+    /// What is logged: off, error, warn, info, debug or trace; RUST_LOG wins
+    #[arg(long, env = "KVLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    log_level: log::LevelFilter,
+    /// Read blocks back from the host's pages (and pages to be stored twice) and compare: off, sample (one of 64), all. PCIe has
+    /// checksums of its own; docs/architecture.md, "From tile to pages", says what they leave open and what this costs
+    #[arg(long, env = "KVLANE_VERIFY_DMA", value_name = "WHICH", default_value_t = Verify::Off)]
+    verify_dma: Verify,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Limits {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Devices {
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+fn defaults() -> Config {
+    Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+impl Run {
+    pub(crate) fn config(&self) -> Result<Config, store::NamespaceError> {
+        let derived = defaults().with_slots(self.slots);
+        Ok(Config {
+            attach: match self.attach {
+                Way::Both => Attach::Both,
+                Way::Comch => Attach::Comch,
+                Way::Socket => Attach::Socket,
+            },
+            comch_name: self.comch_name.clone(),
+            representors: self.representor.clone(),
+            socket: self.socket.clone(),
+            store: self.store.clone(),
+            require_store: self.require_store,
+            namespaces: store::Namespaces::new(
+                self.tier_quota.iter().map(String::as_str),
+                self.tier_pin.iter().map(String::as_str),
+            )?,
+            device: self.device.clone().map_or(doca::Selector::First, doca::Selector::Named),
+            recipe: self.recipe,
+            deflate_level: self.deflate_level,
+            block_bytes: self.block_bytes,
+            slots: self.slots,
+            store_slots: self.store_slots.unwrap_or(derived.store_slots),
+            fetch_workers: self.fetch_workers,
+            dequantize_workers: self.dequantize_workers,
+            encode_workers: self.encode_workers,
+            fetch_cpus: self.fetch_cpus.clone(),
+            dequantize_cpus: self.dequantize_cpus.clone(),
+            encode_cpus: self.encode_cpus.clone(),
+            inflate_depth: self.inflate_depth.unwrap_or(derived.inflate_depth),
+            dma_depth: self.dma_depth.unwrap_or(derived.dma_depth),
+            sessions: self.sessions,
+            allow_host_stop: self.allow_host_stop,
+            chunks: self.chunks.unwrap_or(derived.chunks),
+            deadline: Duration::from_millis(self.deadline_ms).into(),
+            slow: (self.slow_ms > 0).then_some(Duration::from_millis(self.slow_ms)),
+            attach_timeout: Duration::from_millis(self.attach_timeout_ms).into(),
+            metrics: self.metrics,
+            awake: Duration::from_micros(self.awake_us),
+            moderation: Duration::from_micros(self.moderation_us),
+            busy_poll: self.busy_poll,
+            software_crc: self.software_crc,
+            allow_software: self.allow_software,
+            verify_dma: self.verify_dma,
+            supervisor: None,
+            log_level: std::env::var_os("RUST_LOG").is_none().then_some(self.log_level),
+            reload: Reload::default(),
+        })
+    }
+}
+
+pub fn main() -> ExitCode {
+    // All of it passes the logger; what is logged is decided by the level, which SIGHUP may change.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("trace")).format(log_line).init();
+    let says_level = std::env::var_os("RUST_LOG").is_none();
+    if says_level {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+    // What cannot be read has not said whether it wants JSON: its words do.
+    JSON.set(std::env::args_os().any(|word| word == "--json")).expect("set once");
+    let (arguments, told) = match read() {
+        Ok(read) => read,
+        Err(complaint) => return complaint.end(),
+    };
+    if let Command::Run(run) = &arguments.command
+        && says_level
+    {
+        log::set_max_level(run.log_level);
+    }
+    told.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let origins = &told.origins;
+    match arguments.command {
+        Command::Run(run) => run_data_plane(&run, origins),
+        Command::Limits(limits) => limits_report::limits(&limits, origins),
+        Command::Devices(Devices { json }) => list_devices(json),
+        Command::Scrub(scrub) => scrub_store(&scrub),
+        Command::Calibrate(calibrate) => {
+            calibrate.run().map_or_else(|error| fail(EXIT_RUNTIME, error), |()| ExitCode::SUCCESS)
+        }
+        Command::Simulate(simulate) => {
+            simulate.run().map_or_else(|error| fail(EXIT_USAGE, error), |()| ExitCode::SUCCESS)
+        }
+        Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),
+        },
+    }
+}
+
+/// Whether failures are to be JSON objects, too.
+static JSON: OnceLock<bool> = OnceLock::new();
+
+/// `[2026-11-30T12:00:00Z WARN ] text`, whatever the text has of others' making.
+fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> std::io::Result<()> {
+    let (time, level) = (out.timestamp(), record.level());
+    writeln!(out, "[{time} {level:<5}] {}", visible(&record.args().to_string()))
+}
+
+/// Command line, environment and file, as they are now.
+fn read() -> Result<(Arguments, Told), Complaint> {
+    let environment: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
+    let told = config_file::told(&Arguments::command(), std::env::args_os().collect(), &environment);
+    let told = told.map_err(|wrong| Complaint { help: None, text: wrong.to_string() })?;
+    match Arguments::try_parse_from(&told.arguments) {
+        Ok(arguments) => Ok((arguments, told)),
+        Err(error) => Err(Complaint::of(error, told.arguments)),
+    }
+}
+
+/// What is wrong with what was said: `text` says it without what may be a part of a password.
+struct Complaint {
+    /// Help or version, which are no complaint.
+    help: Option<clap::Error>,
+    text: String,
+}
+
+impl Complaint {
+    fn of(error: clap::Error, arguments: Vec<OsString>) -> Self {
+        if !error.use_stderr() {
+            return Self { help: Some(error), text: String::new() };
+        }
+        let mut text = error.render().to_string();
+        if let Some(variable) = config_file::variable_in(&Arguments::command(), &error) {
+            text = text.replacen('\n', &format!(" (from {variable})\n"), 1);
+        }
+        let texts = |texts: Vec<OsString>| -> Vec<String> {
+            texts.iter().map(|text| text.to_string_lossy().into_owned()).collect()
+        };
+        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVLANE_"));
+        let environment = texts(ours.map(|(_, value)| value).collect());
+        let text = store::scrub_secrets(&text, &texts(arguments));
+        Self { help: None, text: store::scrub_secrets(&text, &environment) }
+    }
+
+    /// Says it, as the end of the program.
+    fn end(self) -> ExitCode {
+        if let Some(help) = self.help {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+        let text = self.text.strip_prefix("error: ").unwrap_or(&self.text);
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default();
+        let code = fail(EXIT_USAGE, first);
+        lines.for_each(|line| eprintln!("{}", visible(line)));
+        code
+    }
+}
+
+/// The end of a command that failed: text for people, and an object for a machine that asked for one.
+pub(crate) fn fail(code: u8, what: impl std::fmt::Display) -> ExitCode {
+    let text = what.to_string();
+    eprintln!("dpu-app: {}", visible(&text));
+    say_json(code, &text);
+    ExitCode::from(code)
+}
+
+fn say_json(code: u8, text: &str) {
+    if JSON.get() == Some(&true) {
+        say!("{}", visible_json(&format!("{{\"ok\":false,\"error\":{},\"code\":{code}}}", json::Quoted(text))));
+    }
+}
+
+/// As [`fail`]; where a file or a variable set the flag that is to blame, it says where.
+pub(crate) fn fail_by(error: &RunError, origins: &HashMap<String, Origin>) -> ExitCode {
+    match error.flag().and_then(|flag| origins.get(flag)) {
+        Some(origin) => fail(error.exit_code(), format_args!("{origin}: {error}")),
+        None => fail(error.exit_code(), error),
+    }
+}
+
+fn run_data_plane(run: &Run, origins: &HashMap<String, Origin>) -> ExitCode {
+    let mut config = match run.config() {
+        Ok(config) => config,
+        Err(error) => return fail(EXIT_USAGE, error),
+    };
+    config.supervisor = match notify::Target::from_environment() {
+        Ok(target) => target,
+        Err(what) => return fail(EXIT_USAGE, what),
+    };
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let stop = match EventFd::from_value_and_flags(0, flags) {
+        Ok(stop) => stop,
+        Err(errno) => return fail(EXIT_RUNTIME, format_args!("eventfd: {}", errno.desc())),
+    };
+    if let Err(error) = heed_signals(&stop, &config.reload) {
+        return fail(EXIT_RUNTIME, error);
+    }
+    announce_version();
+    let ready = || match config.attach {
+        Attach::Socket => log::info!("ready: hosts attach to {}", config.socket.display()),
+        Attach::Comch => log::info!("ready: hosts attach by Comch `{}`", config.comch_name),
+        Attach::Both => {
+            log::info!("ready: hosts attach by Comch `{}` and to {}", config.comch_name, config.socket.display());
+        }
+    };
+    match crate::run(&config, &stop, ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail_by(&error, origins),
+    }
+}
+
+/// Who runs here, and loudly if it is not a card.
+fn announce_version() {
+    let running = doca::version::running_with();
+    log::info!("dpu-app {}, running with DOCA {running}", *VERSION);
+    if doca::version::is_emulator() {
+        log::warn!(
+            "EMULATOR: there is no card, all engines run in software; a card needs a build with the feature `sdk`"
+        );
+    } else if !VERSION.ends_with(&format!(" {running})")) {
+        log::warn!("built for another DOCA than it runs with: build again if anything is odd");
+    }
+}
+
+/// A thread of its own waits for SIGTERM, SIGINT and SIGHUP, so that no handler runs in the data plane.
+fn heed_signals(stop: &EventFd, reload: &Reload) -> Result<(), String> {
+    use std::os::fd::AsFd;
+
+    use nix::sys::signal::{SigSet, Signal};
+    let mut signals = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+    signals.thread_block().map_err(|errno| format!("sigmask: {}", errno.desc()))?;
+    let stop = stop.as_fd().try_clone_to_owned().map_err(|error| format!("eventfd: {error}"))?;
+    let reload = reload.clone();
+    let wait = move || {
+        let stop = std::fs::File::from(stop);
+        while let Ok(signal) = signals.wait() {
+            if signal == Signal::SIGHUP {
+                read_again(&reload);
+                continue;
+            }
+            log::info!("{signal}: stopping");
+            let _ = std::io::Write::write(&mut &stop, &1_u64.to_ne_bytes());
+        }
+    };
+    std::thread::Builder::new()
+        .name(String::from("signals"))
+        .spawn(wait)
+        .map_err(|error| format!("thread: {error}"))?;
+    Ok(())
+}
+
+/// Reads command line, environment and file again, and hands on what they say.
+fn read_again(reload: &Reload) {
+    log::info!("SIGHUP: reading the configuration again");
+    let config = match read().map(|(arguments, _)| arguments.command) {
+        Ok(Command::Run(run)) => run.config().map_err(|error| error.to_string()),
+        Ok(_) => return,
+        Err(complaint) => Err(complaint.text),
+    };
+    match config.and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string())) {
+        Ok(config) => reload.ask(config),
+        Err(text) => log::error!("reload: {}: nothing was changed", text.trim_end().replace('\n', " ")),
+    }
+}
+
+fn list_devices(json: bool) -> ExitCode {
+    match devices::list() {
+        Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
+        Ok(list) => {
+            match json {
+                true => say!("{}", devices::json(&list)),
+                false => list.iter().for_each(|device| say!("{device}")),
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(3, format_args!("device: {error}")),
+    }
+}

@@ -1,0 +1,140 @@
+//! Counters of the data plane: plain atomics, written by whoever does the work, read by `status`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::count::answers::Answers;
+
+/// What one stage has done. Busy time is summed over its workers.
+#[derive(Debug, Default)]
+pub struct Stage {
+    jobs: AtomicU64,
+    busy_ns: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl Stage {
+    /// Counts one job that began at `since` and ends now.
+    pub fn count(&self, since: Instant, bytes_in: usize, bytes_out: usize) {
+        self.jobs.fetch_add(1, Relaxed);
+        self.busy_ns.fetch_add(since.elapsed().as_nanos() as u64, Relaxed);
+        self.bytes_in.fetch_add(bytes_in as u64, Relaxed);
+        self.bytes_out.fetch_add(bytes_out as u64, Relaxed);
+    }
+
+    /// Counts one job of an engine, whose busy time [`Occupancy`] measures.
+    pub fn tally(&self, bytes_in: usize, bytes_out: usize) {
+        self.jobs.fetch_add(1, Relaxed);
+        self.bytes_in.fetch_add(bytes_in as u64, Relaxed);
+        self.bytes_out.fetch_add(bytes_out as u64, Relaxed);
+    }
+
+    /// `(jobs, busy_ns, bytes_in, bytes_out)`
+    #[must_use]
+    pub fn read(&self) -> (u64, u64, u64, u64) {
+        let [jobs, busy, bytes_in, bytes_out] =
+            [&self.jobs, &self.busy_ns, &self.bytes_in, &self.bytes_out].map(|counter| counter.load(Relaxed));
+        (jobs, busy, bytes_in, bytes_out)
+    }
+}
+
+/// Measures the time during which an engine has at least one operation in flight.
+#[derive(Debug, Default)]
+pub struct Occupancy {
+    since: Option<Instant>,
+}
+
+impl Occupancy {
+    /// Call whenever the number in flight changed.
+    pub fn observe(&mut self, in_flight: usize, stage: &Stage) {
+        match (self.since, in_flight) {
+            (None, 1..) => self.since = Some(Instant::now()),
+            (Some(since), 0) => {
+                stage.busy_ns.fetch_add(since.elapsed().as_nanos() as u64, Relaxed);
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// All counters, by name.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Store -> wire.
+    pub fetch: Stage,
+    /// Wire -> codes, on the engine; busy is the time with work in flight.
+    pub inflate: Stage,
+    /// Codes -> tile.
+    pub dequantize: Stage,
+    /// Tile -> host pages, on the engine; busy is the time with work in flight.
+    pub write: Stage,
+    /// Host pages -> tile, on the engine.
+    pub gather: Stage,
+    /// Tile -> codes -> wire, without the store.
+    pub encode: Stage,
+    /// Wire -> store.
+    pub put: Stage,
+    pub requests: AtomicU64,
+    pub answers: Answers,
+    pub chunks_fetched: AtomicU64,
+    pub chunks_missed: AtomicU64,
+    pub chunks_stored: AtomicU64,
+    pub chunks_known: AtomicU64,
+    pub chunks_failed: AtomicU64,
+    /// Good chunks that this card cannot read.
+    pub chunks_foreign: AtomicU64,
+    /// Fetched anew after what was read was bad or gone.
+    pub chunks_reread: AtomicU64,
+    pub blocks_corrupt: AtomicU64,
+    pub blocks_in_software: AtomicU64,
+    /// By [`crate::pipeline::chunk::Direction`]: bytes of elements in host memory.
+    pub restored_bytes: [AtomicU64; 2],
+    /// By [`crate::pipeline::chunk::Direction`]: bytes in their stored form.
+    pub wire_bytes: [AtomicU64; 2],
+    /// By `doca::Kind`: inflate, DMA.
+    pub engine_restarts: [AtomicU64; 2],
+    pub blocks_resubmitted: AtomicU64,
+    /// Comparisons of what the DMA engine moved, and those that found a difference.
+    pub blocks_compared: AtomicU64,
+    pub blocks_differed: AtomicU64,
+    pub sessions_opened: AtomicU64,
+    pub sessions_lost: AtomicU64,
+    pub doorbells_rung: AtomicU64,
+    pub doorbells_heard: AtomicU64,
+    pub sleeps: AtomicU64,
+}
+
+impl Counters {
+    /// The stages by name, in the order of the pipeline.
+    #[must_use]
+    pub fn stages(&self) -> [(&'static str, &Stage); 7] {
+        [
+            ("fetch", &self.fetch),
+            ("inflate", &self.inflate),
+            ("dequantize", &self.dequantize),
+            ("write", &self.write),
+            ("gather", &self.gather),
+            ("encode", &self.encode),
+            ("put", &self.put),
+        ]
+    }
+}
+
+/// Adds to a counter.
+pub fn add(counter: &AtomicU64, value: u64) {
+    counter.fetch_add(value, Relaxed);
+}
+
+/// Reads a counter.
+#[must_use]
+pub fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Relaxed)
+}
+
+/// Reads counters of one thing, together.
+#[must_use]
+pub fn total(counters: &[AtomicU64]) -> u64 {
+    counters.iter().map(get).sum()
+}

@@ -1,0 +1,334 @@
+//! Why was this fetch late? What each block, chunk and request waited for, in fixed memory, written by the engine thread.
+//!
+//! ```text
+//!   fetch   seat -> open -> slot -> fetch -> inflate -> dequantize -> write       store   seat -> begin -> slot -> gather
+//!           (each: queued until somebody began, worked until it was done)                 -> encode -> commit
+//! ```
+//! A **span** is one stage of one block (or of one chunk, or of one request): for whom, how long it was queued and how long
+//! it was worked on. The last [`SPANS`] are kept, and of each request the slowest, so that a request that is late can say
+//! at once what it waited for, also if that goes on: [`Trace::judge`] keeps the last [`LATES`] of those and says them in the
+//! log, one a second at most.
+//!
+//! The clock is the turn's of the engine thread, so a span costs a few stores; the workers time their own work.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use heapless::HistoryBuf;
+use mailbox::Operation;
+
+use crate::count::answers::Asked;
+
+/// Spans kept: as many as fit an answer of the mailbox.
+pub const SPANS: usize = 256;
+/// Late requests kept.
+pub const LATES: usize = 32;
+/// The log says one late request in so long.
+const SAID_EVERY: Duration = Duration::from_secs(1);
+
+/// What a block, a chunk or a request waits for or is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// A request's next chunk waits for a seat: behind requests of its session before it, or chunks of others.
+    Seat,
+    /// The store counts the leading keys.
+    Lookup,
+    Open,
+    /// A chunk's next block waits for a slot.
+    Slot,
+    Fetch,
+    Inflate,
+    Dequantize,
+    Write,
+    /// What was moved is read back and compared (`--verify-dma`).
+    Verify,
+    Begin,
+    Gather,
+    Encode,
+    Commit,
+}
+
+impl Stage {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Seat => "seat",
+            Self::Lookup => "lookup",
+            Self::Open => "open",
+            Self::Slot => "slot",
+            Self::Fetch => "fetch",
+            Self::Inflate => "inflate",
+            Self::Dequantize => "dequantize",
+            Self::Write => "write",
+            Self::Verify => "verify",
+            Self::Begin => "begin",
+            Self::Gather => "gather",
+            Self::Encode => "encode",
+            Self::Commit => "commit",
+        }
+    }
+
+    /// What to look at if it is slow.
+    #[must_use]
+    pub fn whose(self) -> &'static str {
+        match self {
+            Self::Seat => "--chunks, other requests",
+            Self::Slot => "--slots, other requests",
+            Self::Lookup | Self::Open | Self::Fetch | Self::Begin | Self::Commit => "store",
+            Self::Inflate => "inflate engine",
+            Self::Dequantize => "dequantize workers",
+            Self::Write | Self::Verify | Self::Gather => "DMA engine",
+            Self::Encode => "encode workers, store",
+        }
+    }
+}
+
+/// A request, as its host and the log know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// Id of the session.
+    pub session: u32,
+    /// The host's number.
+    pub request: u64,
+}
+
+/// What of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// `None`: the request as a whole.
+    pub chunk: Option<u32>,
+    /// `None`: the chunk as a whole.
+    pub block: Option<u16>,
+}
+
+impl Piece {
+    pub const ALL: Self = Self { chunk: None, block: None };
+
+    #[must_use]
+    pub fn chunk(index: u32) -> Self {
+        Self { chunk: Some(index), block: None }
+    }
+
+    #[must_use]
+    pub fn block(chunk: u32, block: u16) -> Self {
+        Self { chunk: Some(chunk), block: Some(block) }
+    }
+}
+
+/// See the module's head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// When it ended, ms since the start.
+    pub at_ms: u64,
+    pub asker: Asker,
+    pub piece: Piece,
+    pub stage: Stage,
+    pub queued: Duration,
+    pub worked: Duration,
+    /// The request was answered before it had ended.
+    pub unfinished: bool,
+}
+
+impl Span {
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.queued + self.worked
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.stage.name())?;
+        if let Some(chunk) = self.piece.chunk {
+            write!(f, " of chunk {chunk}")?;
+        }
+        if let Some(block) = self.piece.block {
+            write!(f, " block {block}")?;
+        }
+        let (queued, worked) = (self.queued.as_millis(), self.worked.as_millis());
+        let so_far = if self.unfinished { " so far" } else { "" };
+        match (queued, worked) {
+            (queued, 0) => write!(f, " waited {queued} ms{so_far}")?,
+            (0, worked) => write!(f, " took {worked} ms{so_far}")?,
+            (queued, worked) => write!(f, " waited {queued} ms and took {worked} ms{so_far}")?,
+        }
+        write!(f, " ({})", self.stage.whose())
+    }
+}
+
+/// A request that was answered after its deadline, or slower than the limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Late {
+    pub at_ms: u64,
+    pub asker: Asker,
+    pub operation: Operation,
+    pub took: Duration,
+    /// The deadline ended it.
+    pub cut: bool,
+    pub chunks_done: u32,
+    pub chunk_count: u32,
+    pub slowest: Option<Span>,
+}
+
+impl fmt::Display for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Asker { session, request } = self.asker;
+        let what = Asked::of(self.operation).name();
+        write!(f, "session {session} request {request}: {what} took {} ms", self.took.as_millis())?;
+        if self.cut {
+            write!(f, " and was cut by its deadline")?;
+        }
+        write!(f, ", {} of {} chunks", self.chunks_done, self.chunk_count)?;
+        match &self.slowest {
+            Some(slowest) => write!(f, "; slowest: {slowest}"),
+            None => write!(f, "; it waited for its turn"),
+        }
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Trace {
+    started: Instant,
+    spans: HistoryBuf<Span, SPANS>,
+    lates: HistoryBuf<Late, LATES>,
+    /// From when on a request counts as late whatever its deadline; `None`: never.
+    slow: Option<Duration>,
+    said: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Trace {
+    #[must_use]
+    pub fn new(started: Instant, slow: Option<Duration>) -> Self {
+        Self { started, spans: HistoryBuf::new(), lates: HistoryBuf::new(), slow, said: None, unsaid: 0 }
+    }
+
+    fn ms(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.started).as_millis() as u64
+    }
+
+    /// Keeps a stage that has ended at `now`.
+    pub fn add(
+        &mut self,
+        now: Instant,
+        asker: Asker,
+        piece: Piece,
+        stage: Stage,
+        (queued, worked): (Duration, Duration),
+    ) -> Span {
+        let span = Span { at_ms: self.ms(now), asker, piece, stage, queued, worked, unfinished: false };
+        self.spans.write(span);
+        span
+    }
+
+    /// Keeps an answered request if it is late; it is said, unless another one was said a moment ago.
+    pub fn judge(&mut self, now: Instant, late: Late) {
+        if !late.cut && self.slow.is_none_or(|slow| late.took < slow) {
+            return;
+        }
+        self.lates.write(Late { at_ms: self.ms(now), ..late });
+        if self.said.is_some_and(|said| now.saturating_duration_since(said) < SAID_EVERY) {
+            self.unsaid += 1;
+            return;
+        }
+        self.said = Some(now);
+        match std::mem::take(&mut self.unsaid) {
+            0 => log::warn!("{late}"),
+            unsaid => log::warn!("{late} ({unsaid} more late requests since the last line)"),
+        }
+    }
+
+    /// Newest first.
+    pub fn spans(&self) -> impl Iterator<Item = &Span> {
+        let (older, newer) = self.spans.as_slices();
+        newer.iter().rev().chain(older.iter().rev())
+    }
+
+    /// Newest first.
+    pub fn lates(&self) -> impl Iterator<Item = &Late> {
+        let (older, newer) = self.lates.as_slices();
+        newer.iter().rev().chain(older.iter().rev())
+    }
+}
+
+/// The slower of what a request has waited for so far and one more stage.
+#[must_use]
+pub fn slower(so_far: Option<Span>, span: Span) -> Option<Span> {
+    match so_far {
+        Some(slowest) if slowest.took() >= span.took() => Some(slowest),
+        _ => Some(span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKER: Asker = Asker { session: 7, request: 12 };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn late(took: Duration, cut: bool, slowest: Option<Span>) -> Late {
+        Late { at_ms: 0, asker: ASKER, operation: Operation::Fetch, took, cut, chunks_done: 3, chunk_count: 8, slowest }
+    }
+
+    #[test]
+    fn the_slowest_stage_is_what_a_late_request_says() {
+        let now = Instant::now();
+        let mut trace = Trace::new(now, None);
+        let mut slowest = None;
+        for (block, worked) in [(4, 10), (5, 1100), (6, 300)] {
+            let span = trace.add(now, ASKER, Piece::block(3, block), Stage::Fetch, (ms(2), ms(worked)));
+            slowest = slower(slowest, span);
+        }
+        assert_eq!(
+            late(ms(1240), true, slowest).to_string(),
+            "session 7 request 12: fetch took 1240 ms and was cut by its deadline, 3 of 8 chunks; slowest: fetch of chunk 3 \
+             block 5 waited 2 ms and took 1100 ms (store)"
+        );
+        let span =
+            Span { unfinished: true, worked: ms(0), piece: Piece::ALL, stage: Stage::Lookup, ..slowest.unwrap() };
+        assert_eq!(span.to_string(), "lookup waited 2 ms so far (store)");
+    }
+
+    /// `cargo test --release -p dpu-app --lib what_a_span_costs -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn what_a_span_costs() {
+        const SPANS: u32 = 4_000_000;
+        let now = Instant::now();
+        let mut trace = Trace::new(now, None);
+        let mut slowest = None;
+        let since = Instant::now();
+        for chunk in 0..SPANS {
+            let parts = (Duration::from_nanos(chunk.into()), ms(1));
+            let span = trace.add(std::hint::black_box(now), ASKER, Piece::chunk(chunk), Stage::Fetch, parts);
+            slowest = slower(slowest, span);
+        }
+        let span = since.elapsed() / SPANS;
+        let since = Instant::now();
+        (0..SPANS).for_each(|_| _ = std::hint::black_box(Instant::now()));
+        println!("a span costs {span:?}, a look at the clock {:?}: {slowest:?}", since.elapsed() / SPANS);
+    }
+
+    #[test]
+    fn the_last_spans_and_late_requests_are_kept_newest_first() {
+        let now = Instant::now();
+        let mut trace = Trace::new(now, Some(ms(100)));
+        for chunk in 0..SPANS as u32 + 9 {
+            trace.add(now, ASKER, Piece::chunk(chunk), Stage::Open, (ms(0), ms(1)));
+        }
+        let chunks: Vec<u32> = trace.spans().map(|span| span.piece.chunk.unwrap()).collect();
+        assert_eq!(chunks, (9..SPANS as u32 + 9).rev().collect::<Vec<u32>>());
+        for took in [99, 100, 500] {
+            trace.judge(now, late(ms(took), false, None));
+        }
+        trace.judge(now, late(ms(1), true, None));
+        let took: Vec<Duration> = trace.lates().map(|late| late.took).collect();
+        assert_eq!(took, [ms(1), ms(500), ms(100)], "slow, or cut");
+        assert_eq!(trace.unsaid, 2, "one line a second");
+    }
+}

@@ -1,0 +1,156 @@
+//! A DOCA context and what the engine thread keeps beside it: who may submit, and whether the device still works.
+//!
+//! A failed task stops its whole context (DOCA), whoever is to blame, and most who are to blame are hosts whose memory is
+//! gone. So restarts without a success between them say nothing of the device yet: from `DOUBT` of them on a DMA engine
+//! has to **prove itself**, and copies bytes of our own, alone. If it can, the count begins anew and those that fail are to
+//! blame for themselves (probation.rs); if not, it tries again until [`RESTARTS_MAX`]. No host is part of that, so no host
+//! can bring a card there, and a device that is broken costs no session.
+
+use std::time::Instant;
+
+use doca::{Area, Completion, Context, ContextState, Device, Region};
+
+use crate::count::counters::Occupancy;
+use crate::pipeline::probation::{Probation, UNREACHABLE_MIN};
+
+/// Context restarts in a row, without one success between them, after which the device is given up.
+pub const RESTARTS_MAX: u32 = 64;
+/// Restarts in a row from which a DMA engine has to prove itself: before a session would be blamed.
+const DOUBT: u32 = 4;
+const _: () = assert!(DOUBT < UNREACHABLE_MIN as u32 && DOUBT < RESTARTS_MAX);
+
+/// Bytes that it has to copy.
+const PROOF_BYTES: usize = doca::AREA_ALIGNMENT;
+/// DOCA user data of that copy: no slot's and no lane's.
+const PROOF: u64 = u64::MAX;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Engine {
+    pub context: Context,
+    pub probation: Probation,
+    pub occupancy: Occupancy,
+    /// Restarts since the last success.
+    pub restarts: u32,
+    pub last_progress: Instant,
+    proof: Option<Proof>,
+}
+
+/// Memory of our own that a DMA engine copies to prove itself; empty while it does.
+#[derive(Debug)]
+struct Proof {
+    areas: Option<(Area, Area)>,
+    /// What is copied: another byte each time.
+    byte: u8,
+}
+
+impl Engine {
+    #[must_use]
+    pub fn new(context: Context) -> Self {
+        let (probation, occupancy) = (Probation::default(), Occupancy::default());
+        Self { context, probation, occupancy, restarts: 0, last_progress: Instant::now(), proof: None }
+    }
+
+    /// Init, for a DMA engine: takes the memory for its proofs.
+    ///
+    /// # Errors
+    /// What the device answered.
+    pub fn can_prove_itself(&mut self, device: &Device) -> Result<(), doca::Error> {
+        let mut region = Region::allocate(device, 2 * PROOF_BYTES)?;
+        let mut carve = || region.carve(PROOF_BYTES).expect("the region was sized for both");
+        self.proof = Some(Proof { areas: Some((carve(), carve())), byte: 0 });
+        Ok(())
+    }
+
+    /// Whether the device has to prove itself before anything else is asked of it.
+    fn is_in_doubt(&self) -> bool {
+        self.proof.is_some() && self.restarts >= DOUBT
+    }
+
+    /// Whether one more operation may be submitted now.
+    #[must_use]
+    pub fn admits(&self) -> bool {
+        !self.is_in_doubt() && self.probation.admits(self.context.in_flight()) && self.context.has_room()
+    }
+
+    /// An operation was submitted.
+    pub fn submitted(&mut self) {
+        let in_flight = self.context.in_flight();
+        self.probation.submitted(in_flight);
+        if in_flight == 1 {
+            self.last_progress = Instant::now();
+        }
+    }
+
+    /// The next operation that has ended, as [`Context::poll`] gives it; proofs are taken here. `depth` as in
+    /// [`Self::ended`].
+    pub fn poll(&mut self, depth: usize) -> Option<Completion> {
+        loop {
+            let completion = self.context.poll()?;
+            if completion.ticket != PROOF {
+                return Some(completion);
+            }
+            self.proved(completion, depth);
+        }
+    }
+
+    /// Brings a context back that a failed task has stopped; its flushed operations come with the next poll. `true` if it
+    /// had stopped.
+    ///
+    /// # Errors
+    /// The device does not give the tasks back, or does not start again.
+    pub fn revive(&mut self) -> Result<bool, doca::Error> {
+        if self.context.state() == ContextState::Running {
+            return Ok(false);
+        }
+        self.context.restart()?;
+        self.restarts += 1;
+        Ok(true)
+    }
+
+    /// Has a device in doubt copy bytes of our own, when nothing else is in flight; `true` if that was submitted.
+    pub fn prove(&mut self) -> bool {
+        if !self.is_in_doubt() || self.context.in_flight() > 0 {
+            return false;
+        }
+        let proof = self.proof.as_mut().expect("only one with a proof is in doubt");
+        let Some((mut source, mut destination)) = proof.areas.take() else { return false };
+        proof.byte = proof.byte.wrapping_add(1);
+        source.fill(proof.byte);
+        destination.fill(!proof.byte);
+        match self.context.copy(PROOF, source, destination) {
+            Ok(()) => {
+                self.submitted();
+                true
+            }
+            Err(refused) => {
+                self.restarts += u32::from(!refused.error.is_back_pressure());
+                proof.areas = refused.source.and_then(doca::Source::own).zip(refused.destination);
+                false
+            }
+        }
+    }
+
+    fn proved(&mut self, completion: Completion, depth: usize) {
+        let Completion { outcome, source, destination, .. } = completion;
+        let proof = self.proof.as_mut().expect("it was submitted");
+        proof.areas = source.and_then(doca::Source::own).zip(destination);
+        let is_right = proof.areas.as_ref().is_some_and(|(source, destination)| source[..] == destination[..]);
+        let succeeded = outcome.is_ok() && is_right;
+        if succeeded {
+            log::debug!("the {:?} engine works after {} restarts in a row", self.context.kind(), self.restarts);
+        }
+        self.ended(succeeded, depth);
+    }
+
+    /// An operation ended: `true` if it failed alone, and so is to blame. Up to `depth` others failed with it.
+    pub fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
+        self.last_progress = Instant::now();
+        if succeeded {
+            self.restarts = 0;
+            self.probation.succeeded();
+            return false;
+        }
+        self.probation.failed(depth)
+    }
+}

@@ -1,0 +1,347 @@
+//! The hub's side of the inflate and bulk DMA engines: how operations are submitted and how their completions read. What
+//! is submitted and what comes of it is decided in scheduler.rs; a failure stops a whole context (DOCA), so contexts are
+//! revived here.
+
+use block::Codec;
+use doca::{Completion, Context, Outcome, RemoteRun, Source};
+use mailbox::attach::Farewell;
+
+use crate::count::counters::{Counters, add, get};
+use crate::count::trace::Stage;
+use crate::hub::engine::Engine;
+use crate::hub::events::Event;
+use crate::hub::session::Memory;
+use crate::hub::{Hub, HubError};
+use crate::pipeline::chunk::{Direction, Flow, SlotWork};
+use crate::pipeline::job::{BlockFacts, Failure, Job, Restored, Seat};
+use crate::pipeline::scheduler::Scheduler;
+use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
+use crate::slots::ring::{Ring, SlotState, Ticket};
+use crate::workers::crew::CrewKind;
+
+/// Runs of one operation at most: what its list is sized for. A layout whose blocks need more is refused at attach; a
+/// block that was cut for another layout goes in several operations.
+pub(crate) const RUNS_MAX: usize = 2048;
+
+/// DOCA user data of a slot's operation.
+fn word(ticket: Ticket) -> u64 {
+    u64::from(ticket.generation) << 16 | u64::from(ticket.index)
+}
+
+/// The slot that an operation was for.
+pub(crate) fn ticket(word: u64) -> Ticket {
+    Ticket { index: word as u16, generation: (word >> 16) as u32 }
+}
+
+fn refusal(error: doca::Error) -> Launch {
+    match error.is_back_pressure() {
+        true => Launch::NoRoom,
+        false => Launch::Failed(Failure::Device(error)),
+    }
+}
+
+/// Submits wire -> codes of a slot, or says why not; the slot is as before then.
+pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &BlockFacts) -> Launch {
+    let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+    let mut memory = ring.memory(slot);
+    let held = "no one holds a slot that waits for the engine";
+    let (wire, codes) = (memory.wire.take().expect(held), memory.codes.take().expect(held));
+    let payload = facts.payload_start..facts.payload_start + facts.payload_bytes;
+    match context.inflate(word(slot), codec, wire, payload, codes) {
+        Ok(()) => Launch::Started,
+        Err(refused) => {
+            refused.source.into_iter().for_each(|source| memory.wire.put(source));
+            memory.codes = refused.destination;
+            refusal(refused.error)
+        }
+    }
+}
+
+/// The slot has its areas back.
+pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
+    let mut memory = ring.memory(slot);
+    completion.source.into_iter().for_each(|source| memory.wire.put(source));
+    memory.codes = completion.destination;
+    completion.outcome
+}
+
+/// Whether what a slot waits for is read into its codes area, to be compared.
+fn comes_back(state: SlotState) -> bool {
+    matches!(state, SlotState::Verifying | SlotState::Confirming)
+}
+
+/// Submits the slot's bytes to or from where `memory` has the block's pages, those that are next in `work.moves`; as above.
+pub(crate) fn start_transfer(
+    context: &mut Context,
+    ring: &Ring,
+    slot: Ticket,
+    work: &mut SlotWork,
+    flow: &Flow,
+    memory: &Memory,
+) -> Launch {
+    let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
+    let comes_back = comes_back(work.state);
+    let shift = match work.from {
+        Restored::Wire { start } if !comes_back => start,
+        _ => 0,
+    };
+    let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
+    let runs_max = context.runs_max(part.tile_bytes(&memory.geometry)).min(RUNS_MAX);
+    let mut seen = 0;
+    let clip = flow.tokens.start as usize..flow.tokens.end as usize;
+    let laid_out = memory.layout.runs(&part, &flow.pages, clip, |run| {
+        let remote = &memory.regions[usize::from(run.region)];
+        let run = RemoteRun { remote, offset: run.offset, local: shift + run.tile_offset, bytes: run.bytes };
+        if seen >= work.moves.before && runs.len() < runs_max {
+            runs.push(run).expect("at most RUNS_MAX");
+        }
+        seen += 1;
+    });
+    match laid_out {
+        Err(_) => return Launch::Failed(Failure::Malformed),
+        Ok(()) if runs.is_empty() => return Launch::Nothing,
+        Ok(()) => {}
+    }
+    work.moves.now = runs.len();
+    work.moves.more = seen > work.moves.before + runs.len();
+    let mut areas = ring.memory(slot);
+    let held = "no one holds a slot that waits for the engine";
+    let submitted = match flow.direction {
+        _ if comes_back => context.read(word(slot), areas.codes.take().expect(held), &runs),
+        Direction::Fetch => {
+            let source = match work.from {
+                Restored::Wire { .. } => areas.wire.take(),
+                Restored::Tile => areas.tile.take().map(Source::Own),
+            };
+            context.write(word(slot), source.expect(held), &runs)
+        }
+        Direction::Store => context.read(word(slot), areas.tile.take().expect(held), &runs),
+    };
+    match submitted {
+        Ok(()) => Launch::Started,
+        Err(refused) => {
+            let error = refused.error;
+            match work.from {
+                _ if comes_back => areas.codes = refused.area(),
+                Restored::Wire { .. } => refused.source.into_iter().for_each(|source| areas.wire.put(source)),
+                Restored::Tile => areas.tile = refused.area(),
+            }
+            refusal(error)
+        }
+    }
+}
+
+/// The slot has its area back.
+pub(crate) fn bring_transferred(
+    ring: &Ring,
+    slot: Ticket,
+    (state, from): (SlotState, Restored),
+    completion: Completion,
+) -> Result<Outcome, doca::Error> {
+    let outcome = completion.outcome;
+    let mut memory = ring.memory(slot);
+    match from {
+        _ if comes_back(state) => memory.codes = completion.area(),
+        Restored::Wire { .. } => completion.source.into_iter().for_each(|source| memory.wire.put(source)),
+        Restored::Tile => memory.tile = completion.area(),
+    }
+    outcome
+}
+
+impl Hub<'_, '_> {
+    /// Takes all completions of the two engines; `true` if there were any.
+    pub(crate) fn progress(&mut self) -> Result<bool, HubError> {
+        let mut busy = false;
+        let mut restarted = heapless::Vec::<doca::Kind, 2>::new();
+        while self.engine.progress() {
+            busy = true;
+            // Between two calls, so that what a host sends fits its places however fast it sends.
+            self.attend_progressed();
+        }
+        let depth = self.shared.config.inflate_depth;
+        while let Some(completion) = self.inflate.as_mut().and_then(|engine| engine.poll(depth)) {
+            self.take_inflated(completion);
+            busy = true;
+        }
+        while let Some(completion) = self.bulk.poll(self.shared.config.dma_depth) {
+            self.take_transferred(completion);
+            busy = true;
+        }
+        for engine in self.inflate.iter_mut().chain([&mut self.bulk]) {
+            if engine.revive()? {
+                let kind = engine.context.kind();
+                restarted.push(kind).expect("two engines");
+            }
+        }
+        restarted.into_iter().for_each(|kind| self.restarted(kind));
+        busy |= self.bulk.prove();
+        Ok(busy)
+    }
+
+    pub(crate) fn restarted(&mut self, kind: doca::Kind) {
+        add(&self.shared.counters.engine_restarts[kind as usize], 1);
+        self.events.add(Event::EngineRestarted(kind), 0);
+    }
+
+    fn launch_inflate(&mut self, slot: Ticket) -> Launch {
+        let facts = self.pipeline.slots.at(slot).facts;
+        let engine = self.inflate.as_mut().expect("asked only where there is one");
+        let launch = start_inflate(&mut engine.context, &self.shared.ring, slot, &facts);
+        if launch == Launch::Started {
+            engine.submitted();
+            engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
+            self.marks.began(slot, self.now);
+        }
+        launch
+    }
+
+    fn take_inflated(&mut self, completion: Completion) {
+        let ticket = ticket(completion.ticket);
+        let depth = self.shared.config.inflate_depth;
+        let engine = self.inflate.as_mut().expect("it completed something");
+        let to_blame = engine.ended(completion.outcome.is_ok(), depth);
+        engine.occupancy.observe(engine.context.in_flight(), &self.shared.counters.inflate);
+        let facts = self.pipeline.slots.at(ticket).facts;
+        let outcome = bring_inflated(&self.shared.ring, ticket, completion);
+        let outcome = match outcome {
+            Ok(outcome) => {
+                let crc_right = !self.crc_trusted() || outcome.crc == Some(facts.codes_crc);
+                match outcome.bytes == facts.codes_bytes && crc_right {
+                    true => {
+                        self.shared.counters.inflate.tally(facts.payload_bytes, facts.codes_bytes);
+                        Inflated::Right
+                    }
+                    false => Inflated::Wrong,
+                }
+            }
+            Err(_) => Inflated::Failed { to_blame },
+        };
+        self.stage_ended(ticket, Stage::Inflate, None);
+        self.inflated(ticket, outcome);
+    }
+
+    fn launch_transfer(&mut self, slot: Ticket) -> Launch {
+        let mut work = *self.pipeline.slots.at(slot);
+        let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
+        let memory = self.sessions[flow.session].as_ref().and_then(|session| session.memory.as_ref());
+        let memory = memory.expect("a session lives as long as its chunks, and only one with memory has any");
+        let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &mut work, flow, memory);
+        if launch == Launch::Started {
+            let stage = match flow.direction {
+                Direction::Fetch => &self.shared.counters.write,
+                Direction::Store => &self.shared.counters.gather,
+            };
+            self.pipeline.slots.at(slot).moves = work.moves;
+            self.bulk.submitted();
+            self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
+            self.marks.began(slot, self.now);
+        }
+        launch
+    }
+
+    fn take_transferred(&mut self, completion: Completion) {
+        let ticket = ticket(completion.ticket);
+        let to_blame = self.bulk.ended(completion.outcome.is_ok(), self.shared.config.dma_depth);
+        let work = self.pipeline.slots.at(ticket);
+        let (from, state) = (work.from, work.state);
+        let stage = match state {
+            SlotState::Gathering | SlotState::Confirming => &self.shared.counters.gather,
+            _ => &self.shared.counters.write,
+        };
+        self.bulk.occupancy.observe(self.bulk.context.in_flight(), stage);
+        let outcome = bring_transferred(&self.shared.ring, ticket, (state, from), completion);
+        if let (Ok(outcome), false) = (outcome, comes_back(state)) {
+            stage.tally(outcome.bytes, outcome.bytes);
+        }
+        let stage = match state {
+            SlotState::Gathering => Stage::Gather,
+            SlotState::Verifying | SlotState::Confirming => Stage::Verify,
+            _ => Stage::Write,
+        };
+        self.stage_ended(ticket, stage, None);
+        self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
+    }
+}
+
+impl World for Hub<'_, '_> {
+    fn pipeline(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    fn give(&mut self, job: Job) {
+        let crew = match job.crew() {
+            CrewKind::Ask => &mut self.askers,
+            CrewKind::Fetch => &mut self.fetchers,
+            CrewKind::Dequantize => &mut self.dequantizers,
+            CrewKind::Encode => &mut self.encoders,
+        };
+        crew.give(job);
+    }
+
+    fn slot_taken(&mut self, slot: Ticket) {
+        self.waited_for_slot(slot);
+    }
+
+    fn inflate_has_room(&self) -> bool {
+        self.inflate.as_ref().is_some_and(Engine::admits)
+    }
+
+    fn inflate(&mut self, slot: Ticket) -> Launch {
+        self.launch_inflate(slot)
+    }
+
+    fn transfer_has_room(&self) -> bool {
+        self.bulk.admits()
+    }
+
+    fn transfer(&mut self, slot: Ticket) -> Launch {
+        self.launch_transfer(slot)
+    }
+
+    fn let_go(&mut self, slot: Ticket) {
+        self.shared.ring.memory(slot).wire.settle();
+    }
+
+    fn start_chunks(&mut self, session: usize) -> bool {
+        self.start_oldest(session)
+    }
+
+    fn concluded(&mut self, seat: Seat, result: Result<(), Failure>) {
+        self.tell_request(seat, result);
+    }
+
+    fn differed(&mut self, slot: Ticket, goes_again: bool) {
+        let count = get(&self.shared.counters.blocks_differed);
+        // The first, and then ever more rarely: a bad bus says it once for each block.
+        if !count.is_power_of_two() {
+            return;
+        }
+        let work = *self.pipeline.slots.at(slot);
+        let flow = self.pipeline.flow(work.seat);
+        let (session, direction, block) = (flow.session, flow.direction, work.block);
+        let Some(session) = self.sessions[session].as_ref() else { return };
+        let way = match direction {
+            Direction::Fetch => "was written to the pages of",
+            Direction::Store => "was read from the pages of",
+        };
+        log::error!(
+            "DMA: what {way} {} (session {}, pid {}), block {block} of a chunk, differs from what they hold when read again \
+             ({count} so far): {}. Look for PCIe and memory errors (AER, EDAC), or for a host that changes pages of a \
+             request; all blocks are compared from now on",
+            session.client,
+            session.id,
+            session.pid,
+            if goes_again { "moved again" } else { "its chunk fails" },
+        );
+    }
+
+    fn unreachable(&mut self, session: usize, error: doca::Error) {
+        let id = self.sessions[session].as_ref().map_or(0, |session| session.id);
+        log::warn!("session {id}: host memory cannot be reached ({error}): the session ends");
+        self.lose(session, Farewell::DeviceError);
+    }
+}

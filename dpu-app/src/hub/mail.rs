@@ -1,0 +1,373 @@
+//! The mailbox, by DMA: each session has at most one small copy of each lane in flight.
+//!
+//! ```text
+//! Commands  read slots -> accept -> take           again while awake
+//! Records   read chunk records -> staged           when a request needs more
+//! Out       write text, completion, own line       oldest first
+//! HostLine  read after a completion                ring if the host sleeps
+//! ```
+//! Sleep: a session without commands for `awake` says so in its line, looks at the commands once more after that write
+//! has completed, and is left alone until a doorbell.
+
+use doca::{Completion, RemoteRun};
+use heapless::Vec;
+use mailbox::attach::{Farewell, Message};
+use mailbox::{Answer, COMMAND_WINDOW, CardRing, Command, LINE_BYTES, Operation, PeerError, Span, Status};
+
+use crate::count::counters::add;
+use crate::hub::request::Request;
+use crate::hub::session::{Lane, Outgoing, Reading, Session, Wake};
+use crate::hub::status;
+use crate::hub::{Hub, HubState};
+use crate::pipeline::job::Failure;
+use crate::pipeline::probation::UNREACHABLE_MIN;
+
+/// DOCA user data of a lane's copy.
+fn word(session: usize, lane: Lane) -> u64 {
+    (session as u64) << 8 | lane as u64
+}
+
+fn place(word: u64) -> (usize, Lane) {
+    ((word >> 8) as usize, Lane::ALL[(word & 3) as usize])
+}
+
+impl Hub<'_, '_> {
+    /// Takes finished copies and starts new ones; `true` if there was anything.
+    pub(crate) fn mail(&mut self) -> bool {
+        let mut busy = false;
+        let depth = self.shared.config.places() * Lane::ALL.len();
+        while let Some(completion) = self.mail.poll(depth) {
+            self.mailed(completion, depth);
+            busy = true;
+        }
+        // One that does not come back is given up by check_engines.
+        let revived = self.mail.revive().inspect_err(|_| self.mail.restarts = u32::MAX);
+        if revived != Ok(false) {
+            self.restarted(doca::Kind::Dma);
+            return true;
+        }
+        busy |= self.mail.prove();
+        for index in 0..self.sessions.len() {
+            if self.sessions[index].is_none() {
+                continue;
+            }
+            for lane in Lane::ALL {
+                if !self.mail.admits() {
+                    return busy;
+                }
+                if let Some(span) = self.due(index, lane) {
+                    self.post(index, lane, span);
+                    busy = true;
+                }
+            }
+        }
+        busy
+    }
+
+    /// What a lane has to copy now, if it is free.
+    fn due(&mut self, index: usize, lane: Lane) -> Option<Span> {
+        let session = self.sessions[index].as_mut().filter(|session| session.is_live())?;
+        session.desk.area(lane).as_ref()?;
+        match lane {
+            Lane::Commands if session.commands_due => {
+                session.commands_due = false;
+                let identity = !session.welcomed;
+                Some(if identity { session.ring.identity_span() } else { session.ring.command_window() })
+            }
+            Lane::Records => session.records_due.map(|reading| reading.span),
+            Lane::HostLine if session.host_line_due => {
+                session.host_line_due = false;
+                Some(session.ring.host_line_span())
+            }
+            Lane::Out => self.outgoing(index),
+            _ => None,
+        }
+    }
+
+    /// Prepares the next write in the out lane's area, or finds the one that has to be made again.
+    fn outgoing(&mut self, index: usize) -> Option<Span> {
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        if let Some((_, span)) = session.out {
+            return Some(span);
+        }
+        let out = if let Some(command) = session.texts.pop_front() {
+            let mut area = session.desk.area(Lane::Out).take().expect("the caller looked");
+            let bytes = match command.operation {
+                Operation::Trace => status::write_trace(self, &mut area),
+                _ => status::write(self, &mut area),
+            };
+            let answer_crc = CardRing::answer_crc(&area[..bytes]);
+            let session = self.sessions[index].as_mut().expect("still there");
+            *session.desk.area(Lane::Out) = Some(area);
+            let answer = Answer { answer_bytes: bytes as u32, answer_crc, ..Answer::new(command.request, Status::Ok) };
+            (Outgoing::Text(answer), session.ring.answer_span(&command, bytes))
+        } else if let Some(answer) = session.answers.pop_front() {
+            let (span, line) = session.ring.complete(&answer);
+            session.write_out(&line);
+            (Outgoing::Completion, span)
+        } else if session.wake == Wake::Saying {
+            let (span, line) = session.ring.line(true);
+            session.write_out(&line);
+            (Outgoing::Line, span)
+        } else {
+            return None;
+        };
+        self.sessions[index].as_mut().expect("still there").out = Some(out);
+        Some(out.1)
+    }
+
+    fn post(&mut self, index: usize, lane: Lane, span: Span) {
+        let session = self.sessions[index].as_mut().expect("due looked");
+        let area = session.desk.area(lane).take().expect("due looked");
+        let runs = [RemoteRun { remote: &session.page, offset: span.offset as u64, local: 0, bytes: span.bytes }];
+        let posted = match lane {
+            Lane::Out => self.mail.context.write(word(index, lane), area, &runs),
+            _ => self.mail.context.read(word(index, lane), area, &runs),
+        };
+        match posted {
+            Ok(()) => self.mail.submitted(),
+            Err(refused) => {
+                let error = refused.error;
+                *session.desk.area(lane) = refused.area();
+                session.again(lane);
+                if !error.is_back_pressure() {
+                    log::warn!("session {}: {error}: the session ends", session.id);
+                    self.lose(index, Farewell::DeviceError);
+                }
+            }
+        }
+    }
+
+    fn mailed(&mut self, completion: Completion, depth: usize) {
+        let (index, lane) = place(completion.ticket);
+        let outcome = completion.outcome;
+        let to_blame = self.mail.ended(outcome.is_ok(), depth);
+        let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
+        *session.desk.area(lane) = completion.area();
+        if !session.is_live() {
+            return;
+        }
+        if let Err(error) = outcome {
+            session.again(lane);
+            session.blames += u8::from(to_blame);
+            if session.blames >= UNREACHABLE_MIN {
+                log::warn!("session {}: its page cannot be reached ({error}): the session ends", session.id);
+                self.lose(index, Farewell::DeviceError);
+            }
+            return;
+        }
+        session.blames = 0;
+        let handled = match lane {
+            Lane::Commands => self.commands(index),
+            Lane::Records => self.records(index),
+            Lane::HostLine => self.host_line(index),
+            Lane::Out => {
+                self.written(index);
+                Ok(())
+            }
+        };
+        if let Err(error) = handled {
+            let id = self.sessions[index].as_ref().map_or(0, |session| session.id);
+            log::warn!("session {id}: {error}: the session ends");
+            self.lose(index, Farewell::PeerError);
+        }
+    }
+
+    fn commands(&mut self, index: usize) -> Result<(), PeerError> {
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let area = session.desk.area(Lane::Commands).as_ref().expect("it just came back");
+        if !session.welcomed {
+            match session.ring.check_identity(&area[..LINE_BYTES]) {
+                Ok(()) => self.welcome(index),
+                Err(error) => self.turn_away(index, error),
+            }
+            return Ok(());
+        }
+        let mut commands = Vec::<Command, COMMAND_WINDOW>::new();
+        let bytes = session.ring.command_window().bytes;
+        let progress = session.ring.accept(&area[..bytes], &mut commands)?;
+        if progress.commands > 0 {
+            session.stir(self.now);
+        } else if progress.again {
+            session.commands_due = true;
+        } else {
+            // A card that leaves lets its sessions fall asleep even if it is to poll: it leaves when all of them have.
+            let polls = self.shared.config.busy_poll && self.state != (HubState::Draining { leave: true });
+            let quiet = self.now - session.last_command >= self.shared.config.awake && !polls;
+            match session.wake {
+                Wake::Awake if quiet => session.wake = Wake::Saying,
+                Wake::Awake => session.commands_due = true,
+                Wake::Checking => session.wake = Wake::Asleep,
+                Wake::Saying | Wake::Asleep => {}
+            }
+        }
+        for command in commands {
+            self.take_command(index, command);
+        }
+        Ok(())
+    }
+
+    fn take_command(&mut self, index: usize, command: Command) {
+        add(&self.shared.counters.requests, 1);
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let verdict = match command.operation {
+            _ if !command.is_known() => Some(Status::Unsupported),
+            Operation::Ping => Some(Status::Ok),
+            Operation::Status | Operation::Trace => {
+                session.texts.push_back(command).expect("a place per command");
+                None
+            }
+            Operation::Cancel => match session.find(command.target) {
+                Some(place) => {
+                    self.cut(index, place, Failure::Cancelled);
+                    Some(Status::Ok)
+                }
+                None => Some(Status::NotFound),
+            },
+            Operation::Drain | Operation::Resume | Operation::Stop => Some(self.obey(index, command.operation)),
+            Operation::Lookup | Operation::Fetch | Operation::Store | Operation::Rate => {
+                self.admit_request(index, command)
+            }
+            Operation::Unknown(_) => Some(Status::Unsupported),
+        };
+        if let Some(status) = verdict {
+            self.shared.counters.answers.count(command.operation, status);
+            let session = self.sessions[index].as_mut().expect("the caller looked");
+            session.answers.push_back(Answer::new(command.request, status)).expect("a place per command");
+        }
+    }
+
+    /// What concerns all hosts is the operator's to say: who can open the card's own socket, or a host where that was allowed.
+    fn obey(&mut self, index: usize, operation: Operation) -> Status {
+        let session = self.sessions[index].as_ref().expect("the caller looked");
+        if !session.is_local && !self.shared.config.allow_host_stop {
+            log::warn!(
+                "session {} of {} (pid {}) by Comch asked to {}: refused (--allow-host-stop)",
+                session.id,
+                session.client,
+                session.pid,
+                operation.name()
+            );
+            return Status::Forbidden;
+        }
+        match operation {
+            Operation::Resume => self.resume(),
+            operation => {
+                self.drain(operation == Operation::Stop);
+                Status::Ok
+            }
+        }
+    }
+
+    /// A request that names chunks: `Some` is its answer already.
+    fn admit_request(&mut self, index: usize, command: Command) -> Option<Status> {
+        if index >= self.shared.config.sessions {
+            // The operator's place: others would keep it from the operator.
+            return Some(Status::Busy);
+        }
+        if self.state != HubState::Steady {
+            return Some(Status::Draining);
+        }
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        if command.operation.takes_pages() {
+            let Some(memory) = &session.memory else { return Some(Status::NoLayout) };
+            let whole = command.tokens == mailbox::Tokens::ALL;
+            let fits = command.pages_per_chunk as usize == memory.layout.pages_per_chunk()
+                && (command.operation != Operation::Fetch || memory.writable)
+                && (command.operation != Operation::Store || whole);
+            if !fits {
+                return Some(Status::Malformed);
+            }
+        }
+        let Some(place) = session.requests.iter().position(Option::is_none) else { return Some(Status::Busy) };
+        let patience = match command.deadline_us {
+            0 => self.shared.config.deadline.get(),
+            us => std::time::Duration::from_micros(us.into()),
+        };
+        self.requests_seen += 1;
+        session.requests[place] = Some(Request::new(command, self.requests_seen, self.now, self.now + patience));
+        match command.operation.takes_pages() {
+            true => session.queue.push_back(place),
+            false => session.questions.push_back(place),
+        }
+        None
+    }
+
+    /// Checks a window of chunk records, and keeps chunks until they have seats, keys of a question until all are there.
+    fn records(&mut self, index: usize) -> Result<(), PeerError> {
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let Reading { whose, span } = session.records_due.take().expect("they were being read");
+        let Session { requests, ring, desk, staged, .. } = session;
+        // It may have been answered meanwhile.
+        let request = requests[whose.place].as_mut().filter(|request| request.serial == whose.serial);
+        let Some(request) = request.filter(|request| request.wants_more()) else { return Ok(()) };
+        let records = ring.records(&request.command, request.next, &desk.areas_records()[..span.bytes])?;
+        if request.command.operation.takes_pages() {
+            staged.clear();
+            for record in records {
+                staged.push(&record?);
+            }
+            return Ok(());
+        }
+        let mut asked = self.shared.lookups[index].lock().expect("panic is abort");
+        if request.next == 0 {
+            asked.keys.clear();
+            asked.importances.clear();
+        }
+        for record in records {
+            let record = record?;
+            asked.keys.push(record.key);
+            asked.importances.push(record.importance);
+            request.next += 1;
+        }
+        asked.until = request.until;
+        Ok(())
+    }
+
+    fn host_line(&mut self, index: usize) -> Result<(), PeerError> {
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let area = session.desk.area(Lane::HostLine).as_ref().expect("it just came back");
+        let bytes = session.ring.host_line_span().bytes;
+        match session.ring.read_host_line(&area[..bytes])? {
+            None => session.host_line_due = true,
+            Some(line) if line.ring => {
+                add(&self.shared.counters.doorbells_rung, 1);
+                self.tell(index, &Message::Doorbell);
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, index: usize) {
+        let session = self.sessions[index].as_mut().expect("the caller looked");
+        match session.out.take().expect("something was being written").0 {
+            Outgoing::Text(answer) => {
+                self.shared.counters.answers.count(Operation::Status, answer.status);
+                session.answers.push_front(answer).expect("a place per command");
+            }
+            Outgoing::Completion => session.host_line_due = true,
+            Outgoing::Line if session.wake == Wake::Saying => {
+                session.wake = Wake::Checking;
+                session.commands_due = true;
+            }
+            Outgoing::Line => {}
+        }
+    }
+}
+
+impl Session {
+    fn write_out(&mut self, line: &mailbox::Line) {
+        let area = self.desk.area(Lane::Out).as_mut().expect("the lane is free");
+        area[..LINE_BYTES].copy_from_slice(line);
+    }
+
+    /// The copy of a lane has to be made again. Records and writes remember themselves.
+    fn again(&mut self, lane: Lane) {
+        match lane {
+            Lane::Commands => self.commands_due = true,
+            Lane::HostLine => self.host_line_due = true,
+            Lane::Records | Lane::Out => {}
+        }
+    }
+}

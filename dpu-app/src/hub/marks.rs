@@ -1,0 +1,215 @@
+//! Since when each seat and each slot is in the stage that it is in: what spans (trace.rs) are made of.
+//!
+//! A stage begins where the one before it ended, with the clock of the engine thread's turn. Beside a session's place, which
+//! is another session's one day, a mark has the ids that people know.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::count::trace::{Asker, Piece, Span, Stage, slower};
+use crate::hub::Hub;
+use crate::hub::session::Whose;
+use crate::pipeline::chunk::{Direction, Phase};
+use crate::pipeline::job::{Done, Seat};
+use crate::slots::ring::{SlotState, Ticket};
+
+/// Of a chunk in progress.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SeatMark {
+    pub(crate) asker: Asker,
+    /// Place of the session.
+    pub(crate) index: usize,
+    pub(crate) whose: Whose,
+    pub(crate) chunk: u32,
+    pub(crate) since: Instant,
+}
+
+/// Of a block in progress.
+#[derive(Clone, Copy, Debug)]
+struct SlotMark {
+    since: Instant,
+    /// When an engine has taken it.
+    began: Option<Instant>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    seats: Vec<SeatMark>,
+    slots: Vec<SlotMark>,
+}
+
+impl Marks {
+    pub(crate) fn new(config: &Config, now: Instant) -> Self {
+        let (asker, whose) = (Asker { session: 0, request: 0 }, Whose { place: 0, serial: 0 });
+        let seat = SeatMark { asker, index: 0, whose, chunk: 0, since: now };
+        Self { seats: vec![seat; config.chunks], slots: vec![SlotMark { since: now, began: None }; config.slots] }
+    }
+
+    fn seat(&mut self, seat: Seat) -> &mut SeatMark {
+        &mut self.seats[usize::from(seat.0)]
+    }
+
+    pub(crate) fn asker(&self, seat: Seat) -> Asker {
+        self.seats[usize::from(seat.0)].asker
+    }
+
+    /// A chunk has its seat.
+    pub(crate) fn sat(&mut self, seat: Seat, mark: SeatMark) {
+        *self.seat(seat) = mark;
+    }
+
+    /// An engine has taken the slot's block.
+    pub(crate) fn began(&mut self, slot: Ticket, now: Instant) {
+        self.slots[usize::from(slot.index)].began = Some(now);
+    }
+}
+
+/// How long from `since` to `now`, of which `worked` was work: what was waited and what was worked.
+fn parts(since: Instant, now: Instant, worked: Duration) -> (Duration, Duration) {
+    let took = now.saturating_duration_since(since);
+    let worked = worked.min(took);
+    (took - worked, worked)
+}
+
+impl Hub<'_, '_> {
+    /// Keeps a stage of a chunk or block that has ended; its request remembers the slowest.
+    pub(crate) fn note(&mut self, seat: Seat, block: Option<u16>, stage: Stage, parts: (Duration, Duration)) {
+        let SeatMark { asker, index, whose, chunk, .. } = *self.marks.seat(seat);
+        let span = self.trace.add(self.now, asker, Piece { chunk: Some(chunk), block }, stage, parts);
+        // A chunk that is over for its request may outlive its session.
+        let Some(request) = self.sessions[index].as_mut().and_then(|session| session.request_of(whose)) else { return };
+        if request.slowest.is_some_and(|slowest| slowest.took() >= span.took()) {
+            return;
+        }
+        // A wait for a place behind itself is a wait for what those are at.
+        let (seats, slots) = self.holds(index, whose, seat);
+        let behind_itself = stage == Stage::Seat && seats > 0 || stage == Stage::Slot && slots > 1;
+        let request = self.sessions[index].as_mut().and_then(|session| session.request_of(whose));
+        if let Some(request) = request.filter(|_| !behind_itself) {
+            request.slowest = Some(span);
+        }
+    }
+
+    /// Seats that a request has, beside `but`, and all slots that it has.
+    fn holds(&self, index: usize, whose: Whose, but: Seat) -> (usize, usize) {
+        let (mut seats, mut slots) = (0, 0);
+        for &seat in &self.pipeline.order {
+            let mark = &self.marks.seats[usize::from(seat.0)];
+            if mark.index == index && mark.whose == whose {
+                let flow = self.pipeline.flows[usize::from(seat.0)].as_ref();
+                seats += usize::from(seat != but);
+                slots += flow.map_or(0, |flow| usize::from(flow.in_flight));
+            }
+        }
+        (seats, slots)
+    }
+
+    /// A block has its slot: how long its chunk has waited for it.
+    pub(crate) fn waited_for_slot(&mut self, slot: Ticket) {
+        let work = self.pipeline.slots.at(slot);
+        let (seat, block, now) = (work.seat, work.block, self.now);
+        let since = std::mem::replace(&mut self.marks.seat(seat).since, now);
+        self.marks.slots[usize::from(slot.index)] = SlotMark { since: now, began: None };
+        self.note(seat, Some(block), Stage::Slot, (now.saturating_duration_since(since), Duration::ZERO));
+    }
+
+    /// A stage of a slot's block has ended, and the next begins. `worked` is what a worker said of it.
+    pub(crate) fn stage_ended(&mut self, slot: Ticket, stage: Stage, worked: Option<Duration>) {
+        let work = self.pipeline.slots.at(slot);
+        let (seat, block, now) = (work.seat, work.block, self.now);
+        let mark = &mut self.marks.slots[usize::from(slot.index)];
+        let since = std::mem::replace(&mut mark.since, now);
+        let by_engine = mark.began.take().map(|began| now.saturating_duration_since(began));
+        let worked = worked.or(by_engine).unwrap_or_default();
+        self.note(seat, Some(block), stage, parts(since, now, worked));
+    }
+
+    /// A worker has answered.
+    pub(crate) fn job_ended(&mut self, done: &Done, worked: Duration) {
+        match *done {
+            Done::Read { slot, .. } => self.stage_ended(slot, Stage::Fetch, Some(worked)),
+            Done::Inflated { slot, .. } => self.stage_ended(slot, Stage::Inflate, Some(worked)),
+            Done::Compared { slot, .. } => self.stage_ended(slot, Stage::Verify, Some(worked)),
+            Done::Restored { slot, .. } => self.stage_ended(slot, Stage::Dequantize, Some(worked)),
+            Done::Encoded { slot, .. } => self.stage_ended(slot, Stage::Encode, Some(worked)),
+            Done::Opened { seat, .. } | Done::Misread { seat, .. } => self.seat_stage_ended(seat, Stage::Open, worked),
+            Done::Began { seat, .. } => self.seat_stage_ended(seat, Stage::Begin, worked),
+            Done::Committed { seat, .. } => self.seat_stage_ended(seat, Stage::Commit, worked),
+            Done::Looked { session, .. } => self.looked_up(usize::from(session), worked),
+            Done::Rated { .. } | Done::Touched { .. } | Done::Closed { .. } | Done::Aborted { .. } => {}
+        }
+    }
+
+    fn seat_stage_ended(&mut self, seat: Seat, stage: Stage, worked: Duration) {
+        let since = std::mem::replace(&mut self.marks.seat(seat).since, self.now);
+        self.note(seat, None, stage, parts(since, self.now, worked));
+    }
+
+    fn looked_up(&mut self, index: usize, worked: Duration) {
+        let Some(session) = self.sessions[index].as_mut() else { return };
+        let (id, whose) = (session.id, session.looking);
+        let Some(request) = whose.and_then(|whose| session.request_of(whose)) else { return };
+        let asker = Asker { session: id, request: request.command.request };
+        let span = self.trace.add(self.now, asker, Piece::ALL, Stage::Lookup, parts(request.moved, self.now, worked));
+        request.slowest = slower(request.slowest, span);
+    }
+
+    /// A request is about to be cut by its deadline: what it waits for now counts as far as it has come.
+    pub(crate) fn note_unfinished(&mut self, index: usize, place: usize) {
+        let now = self.now;
+        let Some(session) = self.sessions[index].as_ref() else { return };
+        let Some(request) = session.requests[place].as_ref() else { return };
+        let whose = Whose { place, serial: request.serial };
+        let asker = Asker { session: session.id, request: request.command.request };
+        let mut slowest = request.slowest;
+        let mut consider = |piece, stage, since: Instant, began: Option<Instant>| {
+            let worked = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
+            let (queued, worked) = parts(since, now, worked);
+            let span = Span { at_ms: 0, asker, piece, stage, queued, worked, unfinished: true };
+            slowest = slower(slowest, span);
+        };
+        // Who waits for a place behind itself waits for what those are at.
+        let nobody = Seat(u16::MAX);
+        let (seats, slots) = self.holds(index, whose, nobody);
+        if request.asked {
+            consider(Piece::ALL, Stage::Lookup, request.moved, None);
+        } else if request.wants_more() && seats == 0 {
+            consider(Piece::chunk(request.next), Stage::Seat, request.moved, None);
+        }
+        for &seat in &self.pipeline.order {
+            let mark = self.marks.seats[usize::from(seat.0)];
+            let flow = self.pipeline.flows[usize::from(seat.0)].as_ref().expect("a seat in order is taken");
+            if mark.index == index && mark.whose == whose && !flow.concluded {
+                let stage = match (flow.phase, flow.direction) {
+                    (Phase::Opening, Direction::Fetch) => Some(Stage::Open),
+                    (Phase::Opening, Direction::Store) => Some(Stage::Begin),
+                    (Phase::Closing, Direction::Store) => Some(Stage::Commit),
+                    (Phase::Flowing, _) if flow.wants_slot() && slots == 0 => Some(Stage::Slot),
+                    _ => None,
+                };
+                stage.into_iter().for_each(|stage| consider(Piece::chunk(mark.chunk), stage, mark.since, None));
+            }
+        }
+        for (number, work) in self.pipeline.slots.taken() {
+            let seat = self.marks.seats[usize::from(work.seat.0)];
+            if seat.index == index && seat.whose == whose {
+                let stage = match work.state {
+                    SlotState::Free => continue,
+                    SlotState::Fetching => Stage::Fetch,
+                    SlotState::Inflating => Stage::Inflate,
+                    SlotState::Restoring => Stage::Dequantize,
+                    SlotState::Writing => Stage::Write,
+                    SlotState::Verifying | SlotState::Confirming => Stage::Verify,
+                    SlotState::Gathering => Stage::Gather,
+                    SlotState::Encoding => Stage::Encode,
+                };
+                let mark = self.marks.slots[number];
+                consider(Piece::block(seat.chunk, work.block), stage, mark.since, mark.began);
+            }
+        }
+        if let Some(request) = self.sessions[index].as_mut().and_then(|session| session.request_of(whose)) {
+            request.slowest = slowest;
+        }
+    }
+}

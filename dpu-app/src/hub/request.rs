@@ -1,0 +1,128 @@
+//! One command of a host that names chunks, from its arrival to its completion.
+
+use std::time::Instant;
+
+use mailbox::{CHUNKS_PER_REQUEST_MAX, Command};
+
+use crate::count::trace::Span;
+use crate::pipeline::job::Failure;
+
+/// A set of chunk indices.
+#[derive(Clone, Debug)]
+pub struct ChunkSet([u64; CHUNKS_PER_REQUEST_MAX.div_ceil(64)]);
+
+impl ChunkSet {
+    const EMPTY: Self = Self([0; CHUNKS_PER_REQUEST_MAX.div_ceil(64)]);
+
+    pub fn insert(&mut self, index: u32) {
+        self.0[index as usize / 64] |= 1 << (index % 64);
+    }
+
+    /// How many are there without a gap from 0 on.
+    #[must_use]
+    pub fn leading(&self) -> u32 {
+        let full = self.0.iter().take_while(|word| **word == u64::MAX).count();
+        let rest = self.0.get(full).map_or(0, |word| word.trailing_ones());
+        full as u32 * 64 + rest
+    }
+}
+
+/// A look-up, fetch or store in progress.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub command: Command,
+    /// Tells it from all others that this card has taken.
+    pub serial: u64,
+    pub arrived: Instant,
+    pub until: Instant,
+    /// The next chunk to start.
+    pub next: u32,
+    /// No chunk from here on is wanted: the first that failed, or the end.
+    pub limit: u32,
+    /// Why `limit` is where it is, if not the end.
+    pub failure: Option<Failure>,
+    /// Chunks in progress.
+    pub active: u32,
+    /// A worker is about to answer its look-up or rating.
+    pub asked: bool,
+    pub done: ChunkSet,
+    pub wire_bytes: u64,
+    pub restored_bytes: u64,
+    /// When it last started a chunk: since then the next one waits for its seat.
+    pub moved: Instant,
+    /// What it has waited for longest.
+    pub slowest: Option<Span>,
+}
+
+impl Request {
+    #[must_use]
+    pub fn new(command: Command, serial: u64, arrived: Instant, until: Instant) -> Self {
+        let limit = command.chunk_count;
+        Self {
+            command,
+            serial,
+            arrived,
+            until,
+            next: 0,
+            limit,
+            failure: None,
+            active: 0,
+            asked: false,
+            done: ChunkSet::EMPTY,
+            wire_bytes: 0,
+            restored_bytes: 0,
+            moved: arrived,
+            slowest: None,
+        }
+    }
+
+    /// Chunk `index` will not be in place, for this reason; nothing after it is wanted any more.
+    pub fn cut(&mut self, index: u32, failure: Failure) {
+        if index < self.limit {
+            self.limit = index;
+            self.failure = Some(failure);
+        }
+    }
+
+    /// Ends the request at what is in place: chunks in progress may still end, no new one starts, and a worker that still
+    /// answers answers to nobody.
+    pub fn cut_now(&mut self, failure: Failure) {
+        self.cut(self.done.leading(), failure);
+        self.asked = false;
+    }
+
+    #[must_use]
+    pub fn wants_more(&self) -> bool {
+        self.next < self.limit
+    }
+
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.active == 0 && !self.asked && !self.wants_more()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_run_from_the_first_chunk_counts() {
+        let mut set = ChunkSet::EMPTY;
+        assert_eq!(set.leading(), 0);
+        set.insert(1);
+        assert_eq!(set.leading(), 0);
+        set.insert(0);
+        assert_eq!(set.leading(), 2);
+        for index in 2..200 {
+            set.insert(index);
+        }
+        assert_eq!(set.leading(), 200);
+        set.insert(201);
+        assert_eq!(set.leading(), 200);
+        for index in 200..CHUNKS_PER_REQUEST_MAX as u32 {
+            set.insert(index);
+        }
+        assert_eq!(set.leading(), CHUNKS_PER_REQUEST_MAX as u32);
+    }
+}

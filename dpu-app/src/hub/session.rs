@@ -1,0 +1,311 @@
+//! One attached host: its memory as the card sees it, its page's card end, its requests.
+//!
+//! ```text
+//!   Live -> Closing -> (gone)        Closing: no new work; leaves when nothing of it is in flight
+//! ```
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use block::{ChunkKey, Geometry, Importance, Plan, Recipe, TileOrder};
+use doca::{Area, Device, Region, Remote};
+use heapless::Deque;
+use mailbox::channel::Channel;
+use mailbox::layout::Layout;
+use mailbox::{
+    Answer, COMMAND_WINDOW, COMMANDS, CardRing, Command, LINE_BYTES, PAGES_PER_CHUNK_MAX, RECORD_HEAD_BYTES,
+    RECORD_WINDOW_BYTES, Span,
+};
+
+use crate::hub::request::Request;
+
+/// Bytes of the longest answer text (status).
+pub const ANSWER_BYTES: usize = 24 << 10;
+/// Records in one window at most.
+pub const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
+
+/// The four kinds of small DMA that a session has in flight, at most one of each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Command slots (and, first of all, the page's identity).
+    Commands,
+    /// Chunk records of a request.
+    Records,
+    /// The host's own line.
+    HostLine,
+    /// Answers, completions and the card's own line.
+    Out,
+}
+
+impl Lane {
+    pub const ALL: [Self; 4] = [Self::Commands, Self::Records, Self::HostLine, Self::Out];
+
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Commands => COMMAND_WINDOW * LINE_BYTES,
+            Self::Records => RECORD_WINDOW_BYTES,
+            Self::HostLine => 2 * LINE_BYTES,
+            Self::Out => ANSWER_BYTES,
+        }
+    }
+}
+
+/// Registered staging memory of one session, by lane; an empty place means that the DMA engine holds it.
+#[derive(Debug, Default)]
+pub struct Desk {
+    areas: [Option<Area>; Lane::ALL.len()],
+}
+
+impl Desk {
+    /// Bytes of one desk.
+    #[must_use]
+    pub fn bytes() -> usize {
+        Lane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
+    }
+
+    /// Bytes of one allocation of desks: a page that a region has whole anyway.
+    const BATCH_BYTES: usize = doca::HUGE_PAGE_BYTES;
+
+    /// Bytes that so many desks take.
+    #[must_use]
+    pub fn bytes_of(count: usize) -> usize {
+        count.div_ceil(Self::BATCH_BYTES / Self::bytes()) * Self::BATCH_BYTES
+    }
+
+    /// Makes more desks, a page full of them, up to `count` of all; `desks` has room for them.
+    ///
+    /// # Errors
+    /// No memory that can be registered.
+    pub fn lay_out(device: &Device, count: usize, desks: &mut Vec<Self>) -> Result<usize, doca::Error> {
+        let batch = count.min(Self::BATCH_BYTES / Self::bytes());
+        let mut region = Region::allocate(device, batch * Self::bytes())?;
+        desks.extend((0..batch).map(|_| Self::carve(&mut region)));
+        Ok(batch)
+    }
+
+    fn carve(region: &mut Region) -> Self {
+        let mut desk = Self::default();
+        for lane in Lane::ALL {
+            desk.areas[lane as usize] = Some(region.carve(lane.bytes()).expect("the region was sized for all desks"));
+        }
+        desk
+    }
+
+    pub fn area(&mut self, lane: Lane) -> &mut Option<Area> {
+        &mut self.areas[lane as usize]
+    }
+
+    /// The records that were just read.
+    #[must_use]
+    pub fn areas_records(&self) -> &[u8] {
+        self.areas[Lane::Records as usize].as_deref().expect("the records just came back")
+    }
+
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.areas.iter().all(Option::is_some)
+    }
+}
+
+/// What the out lane writes next or is writing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outgoing {
+    /// Text for the request whose completion follows.
+    Text(Answer),
+    Completion,
+    /// The card's line, saying that it sleeps.
+    Line,
+}
+
+/// Whether the card looks at this session's commands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wake {
+    Awake,
+    /// The line that says "asleep" is to be written.
+    Saying,
+    /// It is written: one more look at the commands.
+    Checking,
+    /// Until a doorbell.
+    Asleep,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SessionState {
+    Live,
+    Closing,
+}
+
+impl SessionState {
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        matches!((self, next), (Self::Live, Self::Closing))
+    }
+}
+
+/// Chunk records that were read and checked, waiting for seats.
+#[derive(Debug, Default)]
+pub struct Staged {
+    keys: heapless::Vec<ChunkKey, STAGED_RECORDS>,
+    importances: heapless::Vec<Importance, STAGED_RECORDS>,
+    pages: heapless::Vec<u32, PAGES_PER_CHUNK_MAX>,
+    taken: usize,
+}
+
+impl Staged {
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.importances.clear();
+        self.pages.clear();
+        self.taken = 0;
+    }
+
+    /// Adds a record. A window never holds more than fits: its bytes bound both.
+    pub fn push(&mut self, record: &mailbox::Record<'_>) {
+        self.keys.push(record.key).expect("records of one window");
+        self.importances.push(record.importance).expect("records of one window");
+        self.pages.extend(record.pages.iter());
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.taken == self.keys.len()
+    }
+
+    #[must_use]
+    pub fn keys(&self) -> &[ChunkKey] {
+        &self.keys[self.taken..]
+    }
+
+    #[must_use]
+    pub fn importances(&self) -> &[Importance] {
+        &self.importances[self.taken..]
+    }
+
+    /// The next record: its key, what it is worth, and its pages.
+    pub fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, Importance, &[u32])> {
+        let (key, importance) = (*self.keys.get(self.taken)?, self.importances[self.taken]);
+        let first = self.taken * pages_per_chunk;
+        self.taken += 1;
+        Some((key, importance, &self.pages[first..first + pages_per_chunk]))
+    }
+}
+
+/// A request by its place, which may be another's by the time that an answer comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Whose {
+    pub place: usize,
+    pub serial: u64,
+}
+
+/// Records that are being read for a request, from the next that it wants on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reading {
+    pub whose: Whose,
+    pub span: Span,
+}
+
+/// What a session with memory registered.
+#[derive(Debug)]
+pub struct Memory {
+    pub geometry: Geometry,
+    pub layout: Layout,
+    pub order: TileOrder,
+    /// How this card cuts chunks that it stores for this session.
+    pub plan: Plan,
+    pub regions: Vec<Remote>,
+    /// Every region that the layout uses may be written.
+    pub writable: bool,
+}
+
+/// One attached host.
+#[derive(Debug)]
+pub struct Session {
+    pub state: SessionState,
+    pub id: u32,
+    pub client: String,
+    /// Whose quota of the tiers it uses.
+    pub namespace: u8,
+    pub pid: u32,
+    /// It came by the card's own socket.
+    pub is_local: bool,
+    /// Of its page.
+    pub generation: u64,
+    pub recipe: Recipe,
+    pub channel: Box<dyn Channel>,
+    pub ring: CardRing,
+    pub page: Remote,
+    pub memory: Option<Memory>,
+    pub desk: Desk,
+    /// When it got its place.
+    pub seated: Instant,
+    pub wake: Wake,
+    /// The page has shown its identity and the host was welcomed.
+    pub welcomed: bool,
+    pub last_command: Instant,
+    pub commands_due: bool,
+    pub host_line_due: bool,
+    pub records_due: Option<Reading>,
+    pub staged: Staged,
+    /// Written, or being written, by the out lane; kept until it succeeds.
+    pub out: Option<(Outgoing, Span)>,
+    pub answers: Deque<Answer, COMMANDS>,
+    pub texts: Deque<Command, COMMANDS>,
+    pub requests: [Option<Request>; COMMANDS],
+    /// Requests with chunks to start, oldest first. Capacity is taken at attach.
+    pub queue: VecDeque<usize>,
+    /// Look-ups and ratings whose keys are not all there, or that wait for the one before. They start no chunk, so they wait
+    /// for none.
+    pub questions: VecDeque<usize>,
+    /// The look-up or rating that a worker is busy with, be it answered.
+    pub looking: Option<Whose>,
+    /// A worker tells the store about the prefix whose chunks were started last.
+    pub touching: bool,
+    /// Chunks in progress that this session is concerned with.
+    pub flows: usize,
+    /// Small DMAs that failed alone, in a row.
+    pub blames: u8,
+}
+
+impl Session {
+    pub fn close(&mut self) {
+        if self.state == SessionState::Live {
+            assert!(self.state.may_become(SessionState::Closing));
+            self.state = SessionState::Closing;
+        }
+    }
+
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.state == SessionState::Live
+    }
+
+    /// Nothing of it is in flight any more.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.flows == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
+    }
+
+    /// The host is still to be told something.
+    #[must_use]
+    pub fn has_words(&self) -> bool {
+        self.out.is_some() || !self.answers.is_empty() || !self.texts.is_empty()
+    }
+
+    /// A new command or a doorbell: look at the commands again.
+    pub fn stir(&mut self, now: Instant) {
+        self.wake = Wake::Awake;
+        self.commands_due = true;
+        self.last_command = now;
+    }
+
+    /// The request that an answer is for, if it still waits for it.
+    pub fn request_of(&mut self, whose: Whose) -> Option<&mut Request> {
+        self.requests[whose.place].as_mut().filter(|request| request.serial == whose.serial)
+    }
+
+    /// The place of a live request.
+    #[must_use]
+    pub fn find(&self, request: u64) -> Option<usize> {
+        self.requests.iter().position(|r| r.as_ref().is_some_and(|r| r.command.request == request))
+    }
+}

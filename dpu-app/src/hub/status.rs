@@ -1,0 +1,357 @@
+//! What `host-ctl status` shows: one JSON text, rendered without allocating.
+
+use std::fmt::{self, Write};
+
+use mailbox::Status;
+
+use crate::count::answers::Asked;
+use crate::count::counters::{get, total};
+use crate::count::json::Quoted;
+use crate::count::trace::{Late, Span};
+use crate::hub::Hub;
+use crate::slots::ring::SlotState;
+
+/// Nodes of a store that fit the answer beside all else.
+const NODES_SHOWN: usize = 16;
+/// Sessions that fit it.
+const SESSIONS_SHOWN: usize = 32;
+
+/// Writes into a byte slice and stops at its end.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    bytes: &'a mut [u8],
+    written: usize,
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
+        Self { bytes, written: 0 }
+    }
+
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+}
+
+impl Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.written..self.written + text.len()).ok_or(fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.written += text.len();
+        Ok(())
+    }
+}
+
+/// Puts commas between the entries of an object or array.
+struct Comma(bool);
+
+impl Comma {
+    fn put(&mut self, text: &mut Text<'_>) -> fmt::Result {
+        match std::mem::replace(&mut self.0, true) {
+            true => text.write_char(','),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Renders the status into `out` and returns its length.
+pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
+    let mut text = Text::new(out);
+    if render(hub, &mut text).is_err() {
+        // Longer than any host can ask for: say so instead of sending half of it.
+        text.written = 0;
+        text.write_str("{\"error\":\"status is longer than the answer area\"}").expect("the area holds this line");
+    }
+    text.written
+}
+
+/// Renders what requests waited for lately into `out` and returns its length: late requests, then as many of the last
+/// stages as fit, newest first.
+pub(crate) fn write_trace(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
+    const END: &str = "]}";
+    let room = out.len() - END.len();
+    let mut text = Text::new(&mut out[..room]);
+    let mut comma = Comma(false);
+    let begun = write!(text, "{{\"now_ms\":{},\"late\":[", hub.now.saturating_duration_since(hub.started).as_millis());
+    let lates = hub.trace.lates().try_for_each(|late| comma.put(&mut text).and_then(|()| write_late(late, &mut text)));
+    begun.and(lates).and_then(|()| text.write_str("],\"spans\":[")).expect("the area is sized for all late requests");
+    let (mut comma, mut whole) = (Comma(false), text.written());
+    for span in hub.trace.spans() {
+        if comma.put(&mut text).and_then(|()| write_span(span, &mut text)).is_err() {
+            break;
+        }
+        whole = text.written();
+    }
+    out[whole..whole + END.len()].copy_from_slice(END.as_bytes());
+    whole + END.len()
+}
+
+fn write_late(late: &Late, text: &mut Text<'_>) -> fmt::Result {
+    let Late { at_ms, asker, operation, took, cut, chunks_done, chunk_count, slowest } = late;
+    write!(
+        text,
+        "{{\"at_ms\":{at_ms},\"session\":{},\"request\":{},\"operation\":\"{}\",\"took_ms\":{},\"cut\":{cut},\
+         \"chunks_done\":{chunks_done},\"chunk_count\":{chunk_count}",
+        asker.session,
+        asker.request,
+        Asked::of(*operation).name(),
+        took.as_millis(),
+    )?;
+    if let Some(slowest) = slowest {
+        write!(text, ",\"slowest\":\"{slowest}\"")?;
+    }
+    text.write_str("}")
+}
+
+fn write_span(span: &Span, text: &mut Text<'_>) -> fmt::Result {
+    let Span { at_ms, asker, piece, stage, queued, worked, .. } = span;
+    write!(text, "{{\"at_ms\":{at_ms},\"session\":{},\"request\":{}", asker.session, asker.request)?;
+    if let Some(chunk) = piece.chunk {
+        write!(text, ",\"chunk\":{chunk}")?;
+    }
+    if let Some(block) = piece.block {
+        write!(text, ",\"block\":{block}")?;
+    }
+    let (queued, worked) = (queued.as_micros(), worked.as_micros());
+    write!(text, ",\"stage\":\"{}\",\"queued_us\":{queued},\"worked_us\":{worked}}}", stage.name())
+}
+
+/// The servers behind the store, the first [`NODES_SHOWN`] of them.
+fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::Result {
+    text.write_str("\"nodes\":[")?;
+    let (mut comma, mut count, mut result) = (Comma(false), 0, Ok(()));
+    store.nodes(&mut |node| {
+        count += 1;
+        if count <= NODES_SHOWN && result.is_ok() {
+            result = comma.put(text).and_then(|()| {
+                let latency = &node.latency;
+                write!(
+                    text,
+                    "{{\"address\":{},\"role\":\"{}\",\"state\":\"{}\",\"connections\":{},\"in_flight\":{},\
+                     \"requests\":{},\"bytes_read\":{},\"bytes_put\":{},\"errors\":{},\"retries\":{},\
+                     \"reconnects\":{},\"redirects\":{},\"p50_us\":{},\"p90_us\":{},\"p99_us\":{},\"max_us\":{}}}",
+                    Quoted(node.address),
+                    node.role.name(),
+                    node.state.name(),
+                    node.connections,
+                    node.in_flight,
+                    node.requests,
+                    node.bytes_read,
+                    node.bytes_put,
+                    node.errors,
+                    node.retries,
+                    node.reconnects,
+                    node.redirects,
+                    latency.p50_us,
+                    latency.p90_us,
+                    latency.p99_us,
+                    latency.max_us,
+                )
+            });
+        }
+    });
+    result?;
+    write!(text, "],\"nodes_known\":{count},")
+}
+
+/// The tiers in front of the store.
+fn tiers(store: &dyn store::Readable<doca::Area>, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
+    text.write_str("\"tiers\":[")?;
+    let (mut comma, mut result) = (Comma(false), Ok(()));
+    store.tiers(true, &mut |tier| {
+        result = result.and_then(|()| comma.put(text)).and_then(|()| write_tier(tier, namespaces, text));
+    });
+    result?;
+    text.write_str("],")
+}
+
+fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
+    write!(
+        text,
+        "{{\"tier\":\"{}\",\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"bytes_read\":{},\"promoted\":{},\
+         \"refused\":{},\"failed\":{},\"bytes_promoted\":{},\"evicted\":{},\"bytes_evicted\":{},\"slow\":{},\"out\":{},\"scores\":[",
+        tier.name,
+        tier.chunks,
+        tier.bytes,
+        tier.bytes_max,
+        tier.hits,
+        tier.bytes_read,
+        tier.promoted,
+        tier.refused,
+        tier.failed,
+        tier.bytes_promoted,
+        tier.evicted,
+        tier.bytes_evicted,
+        tier.slow,
+        tier.out,
+    )?;
+    let mut comma = Comma(false);
+    for count in tier.scores {
+        comma.put(text)?;
+        write!(text, "{count}")?;
+    }
+    text.write_str("],\"namespaces\":{")?;
+    let mut comma = Comma(false);
+    for (name, bytes) in namespaces.names().zip(tier.namespaces) {
+        comma.put(text)?;
+        write!(text, "{}:{bytes}", Quoted(name))?;
+    }
+    text.write_str("}}")
+}
+
+fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
+    let shared = hub.shared;
+    let device = &hub.device.info();
+    write!(
+        text,
+        "{{\"card\":{{\"version\":{},\"flavour\":{},\"doca\":{},\"device\":{},\"state\":{},\"uptime_s\":{:.3},\"recipe\":\"{}\",\
+         \"crc\":\"{}\",\"ring_bytes\":{},\"workers_stuck\":{}}},",
+        Quoted(env!("CARGO_PKG_VERSION")),
+        Quoted(doca::version::flavour()),
+        Quoted(doca::version::running_with()),
+        Quoted(&device.pci_address),
+        Quoted(hub.state.name()),
+        hub.started.elapsed().as_secs_f64(),
+        shared.config.recipe,
+        if hub.crc_trusted() { "engine" } else { "software" },
+        shared.ring.total_bytes(),
+        hub.stuck.total(),
+    )?;
+    text.write_str("\"degraded\":")?;
+    let mut written = None;
+    shared.store.trouble(&mut |trouble| written = Some(write!(text, "{},", Quoted(trouble))));
+    written.unwrap_or_else(|| text.write_str("null,"))?;
+    let config = shared.config;
+    write!(
+        text,
+        "\"limits\":{{\"slots\":{},\"store_slots\":{},\"block_bytes\":{},\"sessions\":{},\"chunks\":{},\
+         \"fetch_workers\":{},\"dequantize_workers\":{},\"encode_workers\":{},\"inflate_depth\":{},\"dma_depth\":{},\
+         \"deadline_ms\":{}}},",
+        config.slots,
+        config.store_slots,
+        config.block_bytes,
+        config.sessions,
+        config.chunks,
+        config.fetch_workers,
+        config.dequantize_workers,
+        config.encode_workers,
+        config.inflate_depth,
+        config.dma_depth,
+        config.deadline.get().as_millis(),
+    )?;
+    text.write_str("\"slots\":{")?;
+    let mut comma = Comma(false);
+    for state in SlotState::ALL {
+        comma.put(text)?;
+        write!(text, "\"{}\":{}", state.name(), hub.pipeline.slots.count(state))?;
+    }
+    text.write_str("},\"stages\":{")?;
+    let counters = &shared.counters;
+    let mut comma = Comma(false);
+    for (name, stage) in counters.stages() {
+        comma.put(text)?;
+        let (jobs, busy_ns, bytes_in, bytes_out) = stage.read();
+        let busy_ms = busy_ns as f64 / 1e6;
+        write!(
+            text,
+            "\"{name}\":{{\"jobs\":{jobs},\"busy_ms\":{busy_ms:.3},\"bytes_in\":{bytes_in},\"bytes_out\":{bytes_out}}}"
+        )?;
+    }
+    text.write_str("},\"counters\":{")?;
+    let numbers = [
+        ("requests", &counters.requests),
+        ("chunks_fetched", &counters.chunks_fetched),
+        ("chunks_missed", &counters.chunks_missed),
+        ("chunks_stored", &counters.chunks_stored),
+        ("chunks_known", &counters.chunks_known),
+        ("chunks_failed", &counters.chunks_failed),
+        ("chunks_foreign", &counters.chunks_foreign),
+        ("chunks_reread", &counters.chunks_reread),
+        ("blocks_corrupt", &counters.blocks_corrupt),
+        ("blocks_in_software", &counters.blocks_in_software),
+        ("blocks_resubmitted", &counters.blocks_resubmitted),
+        ("blocks_compared", &counters.blocks_compared),
+        ("blocks_differed", &counters.blocks_differed),
+        ("sessions_opened", &counters.sessions_opened),
+        ("sessions_lost", &counters.sessions_lost),
+        ("doorbells_rung", &counters.doorbells_rung),
+        ("doorbells_heard", &counters.doorbells_heard),
+        ("sleeps", &counters.sleeps),
+    ];
+    let sums = [
+        ("engine_restarts", total(&counters.engine_restarts)),
+        ("restored_bytes", total(&counters.restored_bytes)),
+        ("wire_bytes", total(&counters.wire_bytes)),
+        ("deadlines_missed", counters.answers.total(Status::DeadlineExceeded)),
+        ("sessions_refused", hub.events.refused()),
+    ];
+    let mut comma = Comma(false);
+    for (name, number) in numbers.map(|(name, counter)| (name, get(counter))).into_iter().chain(sums) {
+        comma.put(text)?;
+        write!(text, "\"{name}\":{number}")?;
+    }
+    text.write_str("},\"latency_us\":{")?;
+    let mut comma = Comma(false);
+    for asked in Asked::CHUNKS {
+        comma.put(text)?;
+        let took = counters.answers.took(asked).read();
+        let [p50, p99] = [0.5, 0.99].map(|quantile| took.quantile_us(quantile));
+        write!(text, "\"{}\":{{\"requests\":{},\"p50\":{p50},\"p99\":{p99}}}", asked.name(), took.count())?;
+    }
+    let stats = shared.store.stats();
+    write!(
+        text,
+        "}},\"store\":{{\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"misses\":{},\"bytes_read\":{},\
+         \"bytes_put\":{},\"puts\":{},\"puts_failed\":{},\"evicted\":{},\"bytes_evicted\":{},\"corrupt\":{},\
+         \"withheld\":{},\"io_errors\":{},\"bytes_copied\":{},\"read_only\":{}}},",
+        stats.chunks,
+        stats.bytes,
+        stats.bytes_max,
+        stats.hits,
+        stats.misses,
+        stats.bytes_read,
+        stats.bytes_put,
+        stats.puts,
+        stats.puts_failed,
+        stats.evicted,
+        stats.bytes_evicted,
+        stats.corrupt,
+        stats.withheld,
+        stats.io_errors,
+        stats.bytes_copied,
+        stats.read_only,
+    )?;
+    nodes(shared.store, text)?;
+    tiers(shared.store, &config.namespaces, text)?;
+    write!(text, "\"sessions_attached\":{},\"sessions\":[", hub.sessions.iter().flatten().count())?;
+    let mut comma = Comma(false);
+    for session in hub.sessions.iter().flatten().take(SESSIONS_SHOWN) {
+        comma.put(text)?;
+        write!(
+            text,
+            "{{\"id\":{},\"client\":{},\"pid\":{},\"namespace\":{},\"recipe\":\"{}\",\"requests\":{},\"chunks\":{},\"asleep\":{}}}",
+            session.id,
+            Quoted(&session.client),
+            session.pid,
+            Quoted(config.namespaces.names().nth(usize::from(session.namespace)).unwrap_or_default()),
+            session.recipe,
+            session.requests.iter().flatten().count(),
+            session.flows,
+            session.wake == crate::hub::session::Wake::Asleep,
+        )?;
+    }
+    text.write_str("],\"events\":[")?;
+    let mut comma = Comma(false);
+    for entry in hub.events.iter() {
+        comma.put(text)?;
+        write!(text, "{{\"at_ms\":{},\"event\":\"{}\",\"value\":{}", entry.at_ms, entry.event.name(), entry.value)?;
+        if entry.session > 0 {
+            write!(text, ",\"session\":{}", entry.session)?;
+        }
+        if entry.request > 0 {
+            write!(text, ",\"request\":{}", entry.request)?;
+        }
+        text.write_str("}")?;
+    }
+    text.write_str("]}")
+}

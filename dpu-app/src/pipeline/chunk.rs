@@ -1,0 +1,440 @@
+//! A chunk in progress, as the engine thread sees it.
+//!
+//! ```text
+//! fetch: Opening -> Flowing -> Closing -> (free)        store: Opening -> Flowing -> Closing -> (free)
+//!        manifest   blocks     seat back                       begin put   blocks     commit or abort
+//!           ^________________________/  read anew: bad or gone, and not proven
+//! ```
+//!
+//! **Once is no proof.** A chunk that was found bad is fetched once more from its owner, by another way. The same bad bytes at
+//! the same place are what is stored, and the chunk leaves the store; others are the doing of whatever lies between, and
+//! nothing is taken out. One that went while it was read is asked for once more, too: what a tier or a replica has not, the
+//! store may have.
+
+use block::{Geometry, Plan, TileOrder};
+use mailbox::{PAGES_PER_CHUNK_MAX, Tokens};
+
+use crate::pipeline::job::{BlockFacts, Evidence, Failure, Restored, Seat};
+use crate::slots::ring::{SlotState, Ticket};
+use nix::errno::Errno;
+use store::{StoreError, Why};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// Store to host.
+    Fetch,
+    /// Host to store.
+    Store,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    Opening,
+    Flowing,
+    Closing,
+}
+
+impl Phase {
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Opening, Self::Flowing) | (Self::Flowing, Self::Closing) | (Self::Closing, Self::Opening)
+        )
+    }
+}
+
+/// How often a chunk is fetched before it is given up: once, and anew.
+pub const FETCHES_MAX: usize = 3;
+
+/// What becomes of a fetched chunk that did not come whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It ends as it is.
+    Over,
+    /// It is fetched anew.
+    Anew,
+    /// It is proven to be bad.
+    Bad(Why),
+}
+
+/// Host pages of one chunk.
+pub type Pages = heapless::Vec<u32, PAGES_PER_CHUNK_MAX>;
+
+/// Read again and again, it came otherwise each time.
+pub const OTHERWISE: Failure = Failure::Store(StoreError::Io { call: "read_block", errno: Errno::EBADMSG });
+
+/// Progress of one chunk. Its place in the table is its seat.
+#[derive(Debug)]
+pub struct Flow {
+    pub session: usize,
+    /// Place in the session's table of requests.
+    pub request: usize,
+    /// Which chunk of the request.
+    pub index: u32,
+    pub direction: Direction,
+    pub pages: Pages,
+    /// Tokens of this chunk that move.
+    pub tokens: Tokens,
+    pub geometry: Geometry,
+    pub order: TileOrder,
+    pub phase: Phase,
+    pub plan: Plan,
+    pub blocks: u16,
+    /// The next block to give a slot.
+    pub next: u16,
+    pub in_flight: u16,
+    /// Of those in flight: blocks that the DMA engine moves from or to the host's pages now.
+    pub moving: u16,
+    pub done: u16,
+    pub failure: Option<Failure>,
+    /// The block that failed; `None`: the manifest.
+    pub failed_at: Option<u16>,
+    /// What was found bad when it was fetched before, and where.
+    pub(crate) doubts: heapless::Vec<(Option<u16>, Evidence), FETCHES_MAX>,
+    /// Fetches before this one.
+    pub(crate) fetched: usize,
+    /// The block that was bad the last time: it comes first, and alone.
+    pub(crate) doubted: Option<u16>,
+    /// It is fetched anew when its seat is back.
+    pub reopens: bool,
+    /// The request does not wait for it: its time is over, or a chunk before this one has failed.
+    pub given_up: bool,
+    pub wire_bytes: u64,
+    /// The request has been told how the chunk ended.
+    pub concluded: bool,
+}
+
+impl Flow {
+    /// A fetch of a whole chunk, the first of its request, of which nothing has happened yet.
+    #[must_use]
+    pub fn opening(session: usize, pages: Pages, (geometry, order, plan): (Geometry, TileOrder, Plan)) -> Self {
+        Self {
+            session,
+            request: 0,
+            index: 0,
+            direction: Direction::Fetch,
+            pages,
+            tokens: Tokens::ALL,
+            geometry,
+            order,
+            phase: Phase::Opening,
+            plan,
+            blocks: plan.block_count(&geometry) as u16,
+            next: 0,
+            in_flight: 0,
+            moving: 0,
+            done: 0,
+            failure: None,
+            failed_at: None,
+            doubts: heapless::Vec::new(),
+            fetched: 0,
+            doubted: None,
+            reopens: false,
+            given_up: false,
+            wire_bytes: 0,
+            concluded: false,
+        }
+    }
+
+    pub fn become_phase(&mut self, next: Phase) {
+        assert!(self.phase.may_become(next), "chunk {:?} -> {next:?}", self.phase);
+        self.phase = next;
+    }
+
+    /// Ends the chunk at its first failure.
+    pub fn fail(&mut self, failure: Failure, at: Option<u16>) {
+        if self.failure.is_none() {
+            (self.failure, self.failed_at) = (Some(failure), at);
+        }
+    }
+
+    /// Its request wants it no more, for this reason. What was not proven to be bad is not called so.
+    pub fn cut_off(&mut self, failure: Failure) {
+        self.given_up = true;
+        let of = |failure| if matches!(failure, Failure::Corrupt(_)) { Failure::Miss } else { failure };
+        self.failure = Some(of(self.failure.unwrap_or(failure)));
+    }
+
+    /// Whether it is proven to be bad, and about to leave the store.
+    #[must_use]
+    pub fn is_condemned(&self) -> bool {
+        self.phase == Phase::Closing && !self.reopens && matches!(self.failure, Some(Failure::Corrupt(_)))
+    }
+
+    /// Judges a fetch that failed. `went`: the chunk was there when it was opened.
+    pub fn verdict(&mut self, went: bool) -> Verdict {
+        let again = self.fetched + 1 < FETCHES_MAX;
+        match self.failure {
+            _ if self.given_up => Verdict::Over,
+            Some(Failure::Miss) if went && self.fetched == 0 => Verdict::Anew,
+            Some(Failure::Corrupt(evidence)) => {
+                let doubt = (self.failed_at, evidence);
+                if self.doubts.contains(&doubt) {
+                    return Verdict::Bad(Why { what: evidence.what, block: self.failed_at });
+                }
+                if again {
+                    self.doubts.push(doubt).expect("a place for each fetch");
+                    return Verdict::Anew;
+                }
+                self.failure = Some(OTHERWISE);
+                Verdict::Over
+            }
+            _ => Verdict::Over,
+        }
+    }
+
+    /// Starts anew: nothing has happened yet.
+    pub fn start_over(&mut self) {
+        if self.phase != Phase::Opening {
+            self.become_phase(Phase::Opening);
+        }
+        self.fetched += 1;
+        self.doubted = self.failed_at.filter(|_| matches!(self.failure, Some(Failure::Corrupt(_))));
+        (self.next, self.done, self.wire_bytes) = (0, 0, 0);
+        (self.failure, self.failed_at, self.reopens) = (None, None, false);
+    }
+
+    #[must_use]
+    pub fn wants_slot(&self) -> bool {
+        let alone = self.doubted.is_none() || self.next == 0 || self.done > 0;
+        self.phase == Phase::Flowing && self.failure.is_none() && self.next < self.blocks && alone
+    }
+
+    /// The block that is the `nth` to get a slot.
+    #[must_use]
+    pub fn block_at(&self, nth: u16) -> u16 {
+        match (self.doubted.filter(|doubted| *doubted < self.blocks), nth) {
+            (Some(doubted), 0) => doubted,
+            (Some(doubted), nth) if nth <= doubted => nth - 1,
+            _ => nth,
+        }
+    }
+
+    /// Whether no token of a block is wanted.
+    #[must_use]
+    pub fn is_clipped(&self, block: u16) -> bool {
+        let part = self.plan.part(&self.geometry, usize::from(block)).expect("blocks are counted by the plan");
+        let (first, end) = (u32::from(part.first_token), u32::from(part.first_token + part.tokens));
+        self.tokens.end <= first || self.tokens.start >= end
+    }
+
+    /// No block is in flight and none will be started.
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.phase == Phase::Flowing && self.in_flight == 0 && (self.failure.is_some() || self.done == self.blocks)
+    }
+}
+
+/// What the engine thread knows of a slot.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotWork {
+    pub state: SlotState,
+    pub generation: u32,
+    pub seat: Seat,
+    pub block: u16,
+    /// When it is its turn at an engine (turns.rs).
+    pub turn: u64,
+    /// Failures while alone on an engine.
+    pub blames: u8,
+    pub facts: BlockFacts,
+    pub from: Restored,
+    pub moves: Moves,
+    /// What the DMA engine moves of it is compared.
+    pub verify: bool,
+    /// Comparisons that found a difference.
+    pub differed: u8,
+}
+
+/// How far the transfer of a block is. One that needs more tasks than the device has goes in several operations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moves {
+    /// Runs that earlier operations have moved.
+    pub before: usize,
+    /// Runs of the operation in flight.
+    pub now: usize,
+    /// More are left after it.
+    pub more: bool,
+}
+
+impl Moves {
+    pub const NONE: Self = Self { before: 0, now: 0, more: false };
+}
+
+impl SlotWork {
+    pub const FREE: Self = Self {
+        state: SlotState::Free,
+        generation: 0,
+        seat: Seat(0),
+        block: 0,
+        turn: 0,
+        blames: 0,
+        facts: BlockFacts {
+            codec: block::Codec::Raw,
+            payload_start: 0,
+            payload_bytes: 0,
+            codes_bytes: 0,
+            codes_crc: 0,
+        },
+        from: Restored::Tile,
+        moves: Moves::NONE,
+        verify: false,
+        differed: 0,
+    };
+}
+
+/// The states of all slots. The only place where a state changes.
+#[derive(Debug)]
+pub struct SlotTable {
+    works: Vec<SlotWork>,
+    free: Vec<u16>,
+    storing: usize,
+}
+
+impl SlotTable {
+    #[must_use]
+    pub fn new(slots: usize) -> Self {
+        Self { works: vec![SlotWork::FREE; slots], free: (0..slots as u16).rev().collect(), storing: 0 }
+    }
+
+    /// Takes a free slot for a block.
+    pub fn take(&mut self, seat: Seat, block: u16, state: SlotState) -> Option<Ticket> {
+        let index = self.free.pop()?;
+        let work = &mut self.works[usize::from(index)];
+        let generation = work.generation.wrapping_add(1);
+        *work = SlotWork { generation, seat, block, ..SlotWork::FREE };
+        let ticket = Ticket { index, generation };
+        self.set(ticket, state);
+        self.storing += usize::from(state == SlotState::Gathering);
+        Some(ticket)
+    }
+
+    /// The work of a ticket.
+    ///
+    /// # Panics
+    /// If the ticket is stale: a slot changes hands only after its last job was answered.
+    pub fn at(&mut self, ticket: Ticket) -> &mut SlotWork {
+        let work = &mut self.works[usize::from(ticket.index)];
+        assert!(work.generation == ticket.generation, "stale {ticket:?}, the slot is at {}", work.generation);
+        work
+    }
+
+    /// The single setter.
+    pub fn set(&mut self, ticket: Ticket, next: SlotState) {
+        let work = self.at(ticket);
+        assert!(work.state.may_become(next), "slot {} {:?} -> {next:?}", ticket.index, work.state);
+        let storing = work.state.stores();
+        work.state = next;
+        if next == SlotState::Free {
+            self.free.push(ticket.index);
+            self.storing -= usize::from(storing);
+        }
+    }
+
+    /// Every slot that is not free, by its number.
+    pub fn taken(&self) -> impl Iterator<Item = (usize, &SlotWork)> {
+        self.works.iter().enumerate().filter(|(_, work)| work.state != SlotState::Free)
+    }
+
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.works.len()
+    }
+
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Slots that the store path holds.
+    #[must_use]
+    pub fn storing(&self) -> usize {
+        self.storing
+    }
+
+    /// How many slots are in a state.
+    #[must_use]
+    pub fn count(&self, state: SlotState) -> usize {
+        self.works.iter().filter(|work| work.state == state).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(blocks: u16) -> Flow {
+        let geometry = Geometry::new(1, 1, 1, 16, block::ElementType::Bf16).unwrap();
+        let plan = Plan { layers_per_block: 1, tokens_per_block: 16 };
+        Flow { blocks, ..Flow::opening(0, Pages::new(), (geometry, TileOrder::TokenMajor, plan)) }
+    }
+
+    /// Fails a flow and has it judged, as far as its phase goes.
+    fn judged(flow: &mut Flow, failure: Failure, at: Option<u16>) -> Verdict {
+        flow.become_phase(Phase::Flowing);
+        flow.fail(failure, at);
+        flow.become_phase(Phase::Closing);
+        flow.verdict(true)
+    }
+
+    fn bad(digest: u32) -> Failure {
+        Failure::Corrupt(Evidence { what: "its codes", digest })
+    }
+
+    #[test]
+    fn the_same_bad_bytes_twice_are_proof_and_others_are_the_paths_doing() {
+        let mut same = flow(4);
+        assert_eq!(judged(&mut same, bad(1), Some(2)), Verdict::Anew);
+        same.start_over();
+        let order: Vec<u16> = (0..4).map(|nth| same.block_at(nth)).collect();
+        assert_eq!(order, [2, 0, 1, 3], "what is in doubt comes first");
+        assert_eq!(judged(&mut same, bad(1), Some(2)), Verdict::Bad(Why { what: "its codes", block: Some(2) }));
+        let mut other = flow(4);
+        for digest in 0..FETCHES_MAX as u32 - 1 {
+            assert_eq!(judged(&mut other, bad(digest), Some(2)), Verdict::Anew);
+            other.start_over();
+        }
+        assert_eq!((judged(&mut other, bad(77), Some(2)), other.failure), (Verdict::Over, Some(OTHERWISE)));
+    }
+
+    #[test]
+    fn what_went_while_it_was_read_is_asked_for_once_more_and_what_nobody_wants_is_not() {
+        let mut gone = flow(4);
+        assert_eq!(judged(&mut gone, Failure::Miss, Some(1)), Verdict::Anew);
+        gone.start_over();
+        assert!(gone.block_at(0) == 0 && gone.failure.is_none());
+        assert_eq!(judged(&mut gone, Failure::Miss, Some(1)), Verdict::Over);
+        let mut cut = flow(4);
+        cut.cut_off(Failure::Deadline);
+        assert_eq!((judged(&mut cut, bad(1), Some(0)), cut.failure), (Verdict::Over, Some(Failure::Deadline)));
+        let mut cut = flow(4);
+        assert_eq!(judged(&mut cut, bad(1), Some(0)), Verdict::Anew);
+        cut.cut_off(Failure::Deadline);
+        assert_eq!(cut.failure, Some(Failure::Miss), "nothing is proven");
+    }
+
+    #[test]
+    fn a_slot_comes_back_with_a_new_generation() {
+        let mut table = SlotTable::new(1);
+        let first = table.take(Seat(0), 0, SlotState::Fetching).unwrap();
+        assert!(table.take(Seat(0), 1, SlotState::Fetching).is_none());
+        table.set(first, SlotState::Free);
+        let second = table.take(Seat(0), 1, SlotState::Gathering).unwrap();
+        assert_eq!(first.index, second.index);
+        assert_ne!(first.generation, second.generation);
+        assert_eq!((table.storing(), table.free()), (1, 0));
+        table.set(second, SlotState::Encoding);
+        table.set(second, SlotState::Free);
+        assert_eq!((table.storing(), table.free()), (0, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "stale")]
+    fn a_stale_ticket_is_caught() {
+        let mut table = SlotTable::new(1);
+        let first = table.take(Seat(0), 0, SlotState::Fetching).unwrap();
+        table.set(first, SlotState::Free);
+        table.take(Seat(0), 0, SlotState::Fetching).unwrap();
+        table.at(first);
+    }
+}

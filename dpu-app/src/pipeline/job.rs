@@ -1,0 +1,384 @@
+//! What the engine thread asks of its workers, and what they answer: small copies with tickets, never bytes.
+
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use block::{ChunkKey, Geometry, Header, HeaderError, Importance, Manifest, Part, Plan, Recipe, TileOrder};
+use mailbox::{Status, Tokens};
+
+use crate::slots::ring::Ticket;
+use crate::workers::crew::CrewKind;
+use store::{Blame, Position, StoreError, Why};
+
+/// A place of the table of chunks in progress. It is also the chunk's seat in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seat(pub u16);
+
+/// One piece of work. Answered by exactly one [`Done`].
+#[derive(Clone, Copy, Debug)]
+pub enum Job {
+    /// Counts the leading keys that the store has. For the worker that asks.
+    Lookup { session: u16 },
+    /// Tells the store that the chunks of a prefix were used together. For the worker that asks.
+    Touch { session: u16 },
+    /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For the worker that
+    /// asks.
+    Rate { session: u16 },
+    /// Opens the seat's chunk and reads its manifest; `anew`: by another way than before. For fetch workers.
+    Open { seat: Seat, anew: bool },
+    /// Reads one block into the slot's wire area and checks header and scales. For fetch workers.
+    Read { slot: Ticket, seat: Seat, block: u16 },
+    /// Gives the seat's chunk back to the store, and tells it what was seen. For fetch workers.
+    Close { seat: Seat, end: Ending },
+    /// Inflates in software and checks the CRC. For dequantize workers.
+    Inflate { slot: Ticket },
+    /// Dequantizes into the slot's tile; `check` asks for the codes' CRC in the same pass. For dequantize workers.
+    Restore { slot: Ticket, order: TileOrder, from_wire: bool, check: bool },
+    /// Compares what came back from the pages with what the slot holds; `tokens` of its chunk moved. For dequantize workers.
+    Compare { slot: Ticket, seat: Seat, block: u16, from: Restored, tokens: Tokens },
+    /// Asks whether the chunk is there already and starts to put it if not. For encode workers.
+    Begin { seat: Seat },
+    /// Quantizes, compresses and puts one block. For encode workers.
+    Encode { slot: Ticket, seat: Seat, block: u16 },
+    /// Publishes the chunk. For encode workers.
+    Commit { seat: Seat },
+    /// Gives the put up. For encode workers.
+    Abort { seat: Seat },
+}
+
+impl Job {
+    /// Whose work it is.
+    #[must_use]
+    pub fn crew(&self) -> CrewKind {
+        match self {
+            Self::Lookup { .. } | Self::Touch { .. } | Self::Rate { .. } => CrewKind::Ask,
+            Self::Open { .. } | Self::Read { .. } | Self::Close { .. } => CrewKind::Fetch,
+            Self::Inflate { .. } | Self::Restore { .. } | Self::Compare { .. } => CrewKind::Dequantize,
+            Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
+        }
+    }
+}
+
+/// What was seen of a chunk when its seat is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// All of it, and it was good.
+    Good,
+    /// It is proven to be bad.
+    Bad(Why),
+    /// Not all of it, or nothing that is proven.
+    Open,
+}
+
+/// What was found instead of what should be there. If the same is found when all is read anew, it is what is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Evidence {
+    /// The check that failed.
+    pub what: &'static str,
+    /// Of the bytes that failed it. A CRC-32: it tells any two of which few bits were changed on the way.
+    pub digest: u32,
+}
+
+impl Evidence {
+    #[must_use]
+    pub fn of(what: &'static str, bytes: &[u8]) -> Self {
+        Self { what, digest: crc32fast::hash(bytes) }
+    }
+}
+
+/// What the engine thread needs to know of a block that was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockFacts {
+    pub codec: block::Codec,
+    pub payload_start: usize,
+    pub payload_bytes: usize,
+    pub codes_bytes: usize,
+    pub codes_crc: u32,
+}
+
+impl BlockFacts {
+    #[must_use]
+    pub fn of(header: &Header) -> Self {
+        let payload = header.payload_range();
+        Self {
+            codec: header.codec,
+            payload_start: payload.start,
+            payload_bytes: payload.len(),
+            codes_bytes: header.codes_bytes as usize,
+            codes_crc: header.codes_crc,
+        }
+    }
+}
+
+/// Where the bytes for the host lie after [`Job::Restore`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Restored {
+    Tile,
+    /// The block holds the elements as they are, already in the order of the pages: from this byte of the wire area on.
+    Wire {
+        start: usize,
+    },
+}
+
+/// The answer to a [`Job`].
+#[derive(Clone, Copy, Debug)]
+pub enum Done {
+    Touched {
+        session: u16,
+    },
+    Rated {
+        session: u16,
+    },
+    Looked {
+        session: u16,
+        found: Result<usize, Failure>,
+    },
+    Opened {
+        seat: Seat,
+        blocks: Result<(Plan, u16), Failure>,
+    },
+    /// It is open, and its manifest is not right.
+    Misread {
+        seat: Seat,
+        failure: Failure,
+    },
+    Read {
+        slot: Ticket,
+        facts: Result<BlockFacts, Failure>,
+    },
+    Closed {
+        seat: Seat,
+    },
+    Inflated {
+        slot: Ticket,
+        result: Result<(), Failure>,
+    },
+    Restored {
+        slot: Ticket,
+        from: Result<Restored, Failure>,
+    },
+    Compared {
+        slot: Ticket,
+        same: bool,
+    },
+    /// `true`: started; `false`: the store has the chunk already.
+    Began {
+        seat: Seat,
+        started: Result<bool, Failure>,
+    },
+    Encoded {
+        slot: Ticket,
+        wire_bytes: Result<u32, Failure>,
+    },
+    Committed {
+        seat: Seat,
+        result: Result<(), Failure>,
+    },
+    Aborted {
+        seat: Seat,
+    },
+}
+
+/// Why a chunk ends before it is done. `Copy`, so that it travels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// Not stored (any more): an answer.
+    Miss,
+    /// Bad bytes. Proven, where a request hears of it.
+    Corrupt(Evidence),
+    /// Good, and this is what this card does not understand of it, or has no room for: as good as a miss.
+    Foreign(&'static str),
+    Store(StoreError),
+    Device(doca::Error),
+    /// What the DMA engine moved was not what it was given, each time.
+    Unverified,
+    Deadline,
+    Cancelled,
+    /// A page number outside the session's layout.
+    Malformed,
+    /// The session ended.
+    Gone,
+    Draining,
+}
+
+impl Failure {
+    /// The status word that the host sees; a miss is `Ok` with fewer chunks.
+    #[must_use]
+    pub fn status(self) -> Status {
+        match self {
+            Self::Miss | Self::Foreign(_) => Status::Ok,
+            Self::Corrupt(_) => Status::Corrupt,
+            Self::Store(StoreError::Late { .. }) | Self::Deadline => Status::DeadlineExceeded,
+            Self::Store(StoreError::Miss) => Status::Ok,
+            Self::Store(StoreError::Corrupt { .. }) => Status::Corrupt,
+            Self::Store(StoreError::Full { .. }) => Status::NoSpace,
+            Self::Store(StoreError::ReadOnly) => Status::ReadOnly,
+            // Ours to ask and not ours to have: the log and `store-check` say why.
+            Self::Store(StoreError::Denied { .. }) => Status::StoreDown,
+            Self::Store(error) if error.blame() == Blame::Store => Status::StoreDown,
+            Self::Store(_) => Status::Unsupported,
+            Self::Device(_) | Self::Unverified => Status::DeviceError,
+            Self::Cancelled | Self::Gone => Status::Cancelled,
+            Self::Malformed => Status::Malformed,
+            Self::Draining => Status::Draining,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Miss => Self::Miss,
+            StoreError::Corrupt { what, value } => Self::Corrupt(Evidence::of(what, &value.to_le_bytes())),
+            StoreError::Foreign { what, .. } => Self::Foreign(what),
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl From<(HeaderError, &[u8])> for Failure {
+    /// What [`Header::open`] says of these bytes.
+    fn from((error, wire): (HeaderError, &[u8])) -> Self {
+        if error.is_damage() {
+            Self::Corrupt(Evidence::of("a block's header", wire))
+        } else {
+            Self::Foreign(error.kind())
+        }
+    }
+}
+
+/// What workers know of a chunk in progress.
+#[derive(Debug)]
+pub struct Chunk {
+    pub key: ChunkKey,
+    pub geometry: Geometry,
+    pub recipe: Recipe,
+    /// Where in its prompt it stands.
+    pub position: Position,
+    /// For a store: it is put though the store has it.
+    pub again: bool,
+    /// For a store: what its host says that it is worth.
+    pub importance: Importance,
+    pub order: TileOrder,
+    pub plan: Plan,
+    /// Wire bytes by block: from the manifest (fetch), or as they are encoded (store).
+    pub lengths: [u32; block::BLOCKS_PER_CHUNK_MAX],
+    pub blocks: usize,
+    pub until: Instant,
+}
+
+impl Chunk {
+    /// Which part of the chunk a block is.
+    #[must_use]
+    pub fn part(&self, block: u16) -> Part {
+        self.plan.part(&self.geometry, usize::from(block)).expect("the engine thread counts blocks by the plan")
+    }
+}
+
+/// The table of chunks in progress, shared between the engine thread and the workers. Locks are held for copies only.
+#[derive(Debug)]
+pub struct Chunks {
+    seats: Vec<Mutex<Chunk>>,
+}
+
+impl Chunks {
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        let geometry = Geometry::new(1, 1, 1, 1, block::ElementType::Bf16).expect("the smallest geometry");
+        let empty = || Chunk {
+            key: ChunkKey::new([0; block::KEY_BYTES]),
+            geometry,
+            recipe: "lossless".parse().expect("a recipe of our own"),
+            position: Position { namespace: 0, parent: None },
+            again: false,
+            importance: Importance::NEUTRAL,
+            order: TileOrder::TokenMajor,
+            plan: Plan { layers_per_block: 1, tokens_per_block: 1 },
+            lengths: [0; block::BLOCKS_PER_CHUNK_MAX],
+            blocks: 0,
+            until: Instant::now(),
+        };
+        Self { seats: (0..count).map(|_| Mutex::new(empty())).collect() }
+    }
+
+    pub fn at(&self, seat: Seat) -> MutexGuard<'_, Chunk> {
+        self.seats[usize::from(seat.0)].lock().expect("no holder of this lock panics: panic is abort")
+    }
+
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.seats.len()
+    }
+}
+
+impl Chunk {
+    /// Takes over what a manifest says, if this card can read such a chunk.
+    ///
+    /// # Errors
+    /// As [`Self::understand`].
+    pub fn adopt(&mut self, manifest: &[u8], wire_max: usize, tile_max: usize) -> Result<(), Failure> {
+        let manifest = self.understand(manifest, wire_max, tile_max)?;
+        self.plan = *manifest.plan();
+        self.blocks = manifest.block_count();
+        self.lengths[..self.blocks].copy_from_slice(manifest.lengths());
+        Ok(())
+    }
+
+    /// What a manifest says, if it is this chunk's and its blocks fit `wire_max` and `tile_max` bytes. The one place that
+    /// says what this card can read, for fetches and for those who are about to put.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged or names another chunk, `Foreign` if this card cannot take it.
+    pub fn understand(&self, bytes: &[u8], wire_max: usize, tile_max: usize) -> Result<Manifest, Failure> {
+        let corrupt = || Failure::Corrupt(Evidence::of("its manifest", bytes));
+        let manifest = Manifest::parse(bytes).map_err(|error| match error.is_damage() {
+            true => corrupt(),
+            // Somebody else's, and good for them.
+            false => Failure::Foreign(error.kind()),
+        })?;
+        if *manifest.key() != self.key {
+            return Err(corrupt());
+        }
+        if *manifest.geometry() != self.geometry {
+            return Err(Failure::Foreign("a geometry"));
+        }
+        let largest = manifest.plan().largest(&self.geometry);
+        let fits = manifest.lengths().iter().all(|bytes| *bytes as usize <= wire_max)
+            && largest.tile_bytes(&self.geometry) <= tile_max;
+        if !fits {
+            return Err(Failure::Foreign("blocks larger than --block-bytes"));
+        }
+        Ok(manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_of_another_version_is_not_ours_to_throw_away() {
+        let chunks = Chunks::new(1);
+        let mut chunk = chunks.at(Seat(0));
+        let Chunk { key, geometry, plan, .. } = *chunk;
+        let lengths = vec![block::HEADER_BYTES as u32 + 1; plan.block_count(&geometry)];
+        let manifest = Manifest::new(key, geometry, plan, &lengths).expect("a manifest");
+        let mut bytes = [0; block::MANIFEST_BYTES_MAX];
+        let count = manifest.encode(&mut bytes);
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Ok(()));
+        assert_eq!(
+            chunk.adopt(&bytes[..count], block::HEADER_BYTES, 1 << 20),
+            Err(Failure::Foreign("blocks larger than --block-bytes"))
+        );
+        let corrupt = |bytes: &[u8]| Err(Failure::Corrupt(Evidence::of("its manifest", bytes)));
+        // The version is behind the four letters of the magic, the code over all bytes (with itself as 0) at 60.
+        bytes[4] ^= 1;
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), corrupt(&bytes[..count]), "damage");
+        bytes[60..64].fill(0);
+        let code = crc32fast::hash(&bytes[..count]).to_le_bytes();
+        bytes[60..64].copy_from_slice(&code);
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), Err(Failure::Foreign("a manifest version")));
+        bytes[0] ^= 1;
+        assert_eq!(chunk.adopt(&bytes[..count], 1 << 20, 1 << 20), corrupt(&bytes[..count]));
+    }
+}

@@ -1,0 +1,520 @@
+//! The decisions: blocks become jobs, answers become next stages, chunks end. Generic over the [`World`], so that the data
+//! plane and the simulator run the same code.
+//!
+//! A failure stops a whole context (DOCA), so whatever fails is submitted again; who fails alone is to blame
+//! (probation.rs). A block that the inflate engine cannot take alone is judged by software: if that can inflate it, the
+//! block goes on and the engine was wrong; if not, the stored bytes are proven bad. Host memory that the DMA engine
+//! cannot reach alone belongs to a host that is gone: its session ends. What it moved is compared where `--verify-dma` asks
+//! for it (verify.rs), and moved again where it differs.
+
+use block::Codec;
+
+use crate::count::counters::add;
+use crate::pipeline::chunk::{Direction, Moves, Phase, SlotWork, Verdict};
+use crate::pipeline::job::{Done, Ending, Failure, Job, Restored, Seat};
+use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
+use crate::pipeline::verify::VERIFY_TRIES;
+use crate::pipeline::{Inflated, Launch, Unreached, World};
+use crate::slots::ring::{SlotState, Ticket};
+
+/// See the module's head. Implemented for every [`World`].
+pub trait Scheduler: World {
+    /// Starts what can start; `true` if anything did.
+    fn schedule(&mut self) -> bool {
+        let mut busy = false;
+        for session in self.pipeline().sessions_in_turn() {
+            busy |= self.start_chunks(session);
+        }
+        busy |= self.give_slots(Direction::Fetch);
+        busy |= self.give_slots(Direction::Store);
+        busy |= self.submit();
+        busy
+    }
+
+    /// Gives free slots to the blocks of a direction that are next in line.
+    fn give_slots(&mut self, direction: Direction) -> bool {
+        let mut busy = false;
+        while !(direction == Direction::Store && self.pipeline().stores_are_full()) {
+            let Some(seat) = self.pipeline().next_in_line(direction) else { break };
+            let flow = self.pipeline().flow(seat);
+            let block = flow.block_at(flow.next);
+            flow.next += 1;
+            busy = true;
+            if direction == Direction::Fetch && flow.is_clipped(block) {
+                flow.done += 1;
+                self.nudge(seat);
+            } else {
+                flow.in_flight += 1;
+                self.start_block(direction, seat, block);
+            }
+        }
+        busy
+    }
+
+    /// First stage of a block. A slot is free.
+    fn start_block(&mut self, direction: Direction, seat: Seat, block: u16) {
+        let pipeline = self.pipeline();
+        let slot = pipeline.take_slot(direction, seat, block);
+        self.slot_taken(slot);
+        match direction {
+            Direction::Fetch => self.give(Job::Read { slot, seat, block }),
+            Direction::Store => {
+                let pipeline = self.pipeline();
+                pipeline.slots.at(slot).from = Restored::Tile;
+                pipeline.queue_transfer(slot);
+            }
+        }
+    }
+
+    /// Gives the engines what waits for them; `true` if anything was submitted.
+    fn submit(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(&(_, slot)) = self.pipeline().to_inflate.peek() {
+            let by_engine = self.engine_takes(slot);
+            if by_engine && !self.inflate_has_room() {
+                break;
+            }
+            self.pipeline().to_inflate.pop();
+            busy = true;
+            if self.abandoned(slot) {
+                continue;
+            }
+            if !by_engine {
+                self.give(Job::Inflate { slot });
+            } else if !self.submit_inflate(slot) {
+                break;
+            }
+        }
+        while self.transfer_has_room() {
+            let Some((_, slot)) = self.pipeline().to_transfer.pop() else { break };
+            busy = true;
+            if !self.abandoned(slot) && !self.submit_transfer(slot) {
+                break;
+            }
+        }
+        busy
+    }
+
+    /// Whether the engine is the one to inflate this block: it can, and is not in doubt.
+    fn engine_takes(&mut self, slot: Ticket) -> bool {
+        let pipeline = self.pipeline();
+        let work = pipeline.slots.at(slot);
+        let knows = |lz4| match work.facts.codec {
+            Codec::Deflate => true,
+            Codec::Lz4 => lz4,
+            Codec::Raw => false,
+        };
+        work.blames < BLAMES_MAX && pipeline.inflater.is_some_and(|inflater| knows(inflater.lz4))
+    }
+
+    /// `false`: no room, the ticket waits.
+    fn submit_inflate(&mut self, slot: Ticket) -> bool {
+        let launch = self.inflate(slot);
+        if launch == Launch::Started {
+            return true;
+        }
+        if launch != Launch::NoRoom {
+            // The engine will not take it: let software decide.
+            self.pipeline().slots.at(slot).blames = BLAMES_MAX;
+        }
+        self.pipeline().queue_inflate(slot);
+        launch != Launch::NoRoom
+    }
+
+    /// `false`: no room, the ticket waits.
+    fn submit_transfer(&mut self, slot: Ticket) -> bool {
+        match self.transfer(slot) {
+            Launch::Started => {
+                let pipeline = self.pipeline();
+                let seat = pipeline.slots.at(slot).seat;
+                pipeline.flow(seat).moving += 1;
+            }
+            Launch::Nothing => self.block_done(slot),
+            Launch::Failed(failure) => self.block_failed(slot, failure),
+            Launch::NoRoom => {
+                self.pipeline().queue_transfer(slot);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A worker's answer. Those about look-ups and prefixes concern no chunk and do not come here.
+    fn answered(&mut self, done: Done) {
+        match done {
+            Done::Looked { .. } | Done::Touched { .. } | Done::Rated { .. } => {
+                unreachable!("{done:?} is for the session")
+            }
+            Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
+                let flow = self.pipeline().flow(seat);
+                (flow.plan, flow.blocks) = (plan, blocks);
+                flow.become_phase(Phase::Flowing);
+                self.nudge(seat);
+            }
+            Done::Began { seat, started: Ok(true) } => {
+                self.pipeline().flow(seat).become_phase(Phase::Flowing);
+                self.nudge(seat);
+            }
+            Done::Began { seat, started: Ok(false) } => {
+                add(&self.counters().chunks_known, 1);
+                self.leave(seat, Ok(()));
+            }
+            Done::Opened { seat, blocks: Err(failure) } => {
+                let flow = self.pipeline().flow(seat);
+                flow.fail(failure, None);
+                match flow.verdict(false) {
+                    Verdict::Anew => self.open_anew(seat),
+                    // Its store knows how to judge what it cannot open, and has done so.
+                    Verdict::Over | Verdict::Bad(_) => {
+                        let failure = flow.failure.expect("just set");
+                        self.leave(seat, Err(failure));
+                    }
+                }
+            }
+            Done::Misread { seat, failure } => {
+                let flow = self.pipeline().flow(seat);
+                flow.become_phase(Phase::Flowing);
+                flow.fail(failure, None);
+                self.nudge(seat);
+            }
+            Done::Began { seat, started: Err(failure) } => self.leave(seat, Err(failure)),
+            Done::Read { slot, facts: Ok(facts) } => {
+                self.pipeline().slots.at(slot).facts = facts;
+                if self.abandoned(slot) {
+                    return;
+                }
+                match facts.codec {
+                    Codec::Raw => self.dequantize(slot, true, true),
+                    Codec::Deflate | Codec::Lz4 => self.queue_inflate(slot),
+                }
+            }
+            Done::Inflated { slot, result: Ok(()) } => {
+                add(&self.counters().blocks_in_software, 1);
+                self.dequantize(slot, false, false);
+            }
+            Done::Restored { slot, from: Err(Failure::Corrupt(_)) } if self.engine_takes(slot) => {
+                // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
+                if !self.abandoned(slot) {
+                    self.pipeline().slots.at(slot).blames = BLAMES_MAX;
+                    self.queue_inflate(slot);
+                }
+            }
+            Done::Restored { slot, from: Ok(from) } => {
+                self.pipeline().slots.at(slot).from = from;
+                if !self.abandoned(slot) {
+                    let pipeline = self.pipeline();
+                    pipeline.slots.set(slot, SlotState::Writing);
+                    pipeline.queue_transfer(slot);
+                }
+            }
+            Done::Compared { slot, same } => self.compared(slot, same),
+            Done::Encoded { slot, wire_bytes: Ok(bytes) } => {
+                let pipeline = self.pipeline();
+                let seat = pipeline.slots.at(slot).seat;
+                pipeline.flow(seat).wire_bytes += u64::from(bytes);
+                self.block_done(slot);
+            }
+            Done::Read { slot, facts: Err(failure) }
+            | Done::Inflated { slot, result: Err(failure) }
+            | Done::Restored { slot, from: Err(failure) }
+            | Done::Encoded { slot, wire_bytes: Err(failure) } => self.block_failed(slot, failure),
+            Done::Committed { seat, result } => {
+                if result.is_ok() {
+                    add(&self.counters().chunks_stored, 1);
+                }
+                self.leave(seat, result);
+            }
+            Done::Aborted { seat } => {
+                let failure = self.pipeline().flow(seat).failure.unwrap_or(Failure::Gone);
+                self.leave(seat, Err(failure));
+            }
+            Done::Closed { seat } => {
+                let flow = self.pipeline().flow(seat);
+                let failure = flow.failure;
+                if flow.reopens && !flow.given_up {
+                    self.open_anew(seat);
+                } else {
+                    self.leave(seat, failure.map_or(Ok(()), Err));
+                }
+            }
+        }
+    }
+
+    fn queue_inflate(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        pipeline.slots.set(slot, SlotState::Inflating);
+        pipeline.queue_inflate(slot);
+    }
+
+    /// An operation of the inflate engine ended, and the slot has its memory back.
+    fn inflated(&mut self, slot: Ticket, outcome: Inflated) {
+        match outcome {
+            Inflated::Right => {
+                let check = !self.pipeline().inflater.is_some_and(|inflater| inflater.crc_trusted);
+                return self.dequantize(slot, false, check);
+            }
+            // Wrong bytes, of the store or of the engine: software decides.
+            Inflated::Wrong => self.pipeline().slots.at(slot).blames = BLAMES_MAX,
+            Inflated::Failed { to_blame } => {
+                self.pipeline().slots.at(slot).blames += u8::from(to_blame);
+                add(&self.counters().blocks_resubmitted, 1);
+            }
+        }
+        self.pipeline().queue_inflate(slot);
+    }
+
+    /// Next stage of a block whose codes are there (or whose payload is the codes).
+    fn dequantize(&mut self, slot: Ticket, from_wire: bool, check: bool) {
+        if self.abandoned(slot) {
+            return;
+        }
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        let order = pipeline.flow(seat).order;
+        pipeline.slots.set(slot, SlotState::Restoring);
+        self.give(Job::Restore { slot, order, from_wire, check });
+    }
+
+    /// An operation of the DMA engine ended, and the slot has its memory back.
+    fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        pipeline.flow(seat).moving -= 1;
+        self.let_go_of_pages(seat);
+        let work = self.pipeline().slots.at(slot);
+        match outcome {
+            Ok(()) if work.moves.more => {
+                work.moves = Moves { before: work.moves.before + work.moves.now, now: 0, more: false };
+                if !self.abandoned(slot) {
+                    self.pipeline().queue_transfer(slot);
+                }
+            }
+            Ok(()) => self.moved(slot),
+            Err(Unreached { error, to_blame }) => {
+                work.blames += u8::from(to_blame);
+                // First in line, so that those that failed are alone while operations run alone (probation.rs): behind
+                // others that succeed the culprit would never be found.
+                work.turn = 0;
+                let (seat, blames) = (work.seat, work.blames);
+                if blames < UNREACHABLE_MIN {
+                    add(&self.counters().blocks_resubmitted, 1);
+                    self.pipeline().queue_transfer(slot);
+                    return;
+                }
+                let session = self.pipeline().flow(seat).session;
+                self.block_failed(slot, Failure::Device(error));
+                self.unreachable(session, error);
+            }
+        }
+    }
+
+    /// Bytes are where they were to go, as far as the DMA engine knows.
+    fn moved(&mut self, slot: Ticket) {
+        let work = *self.pipeline().slots.at(slot);
+        let next = match work.state {
+            SlotState::Writing if work.verify => SlotState::Verifying,
+            SlotState::Gathering if work.verify => SlotState::Confirming,
+            // Nothing is left to do with them: a chunk that failed meanwhile has this in place all the same.
+            SlotState::Writing => return self.block_done(slot),
+            _ if self.abandoned(slot) => return,
+            SlotState::Verifying | SlotState::Confirming => {
+                let tokens = self.pipeline().flow(work.seat).tokens;
+                let SlotWork { seat, block, from, .. } = work;
+                return self.give(Job::Compare { slot, seat, block, from, tokens });
+            }
+            _ => return self.encode(slot),
+        };
+        if !self.abandoned(slot) {
+            self.go_to(slot, next);
+        }
+    }
+
+    /// All of the block's bytes are to be moved, from the first on.
+    fn go_to(&mut self, slot: Ticket, next: SlotState) {
+        let pipeline = self.pipeline();
+        pipeline.slots.set(slot, next);
+        pipeline.slots.at(slot).moves = Moves::NONE;
+        pipeline.queue_transfer(slot);
+    }
+
+    fn encode(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
+        pipeline.slots.set(slot, SlotState::Encoding);
+        self.give(Job::Encode { slot, seat, block });
+    }
+
+    /// Whether the pages hold what they should is known. What differs is moved again, [`VERIFY_TRIES`] times in all.
+    fn compared(&mut self, slot: Ticket, same: bool) {
+        add(&self.counters().blocks_compared, 1);
+        let stores = self.pipeline().slots.at(slot).state.stores();
+        if same {
+            match stores {
+                true if self.abandoned(slot) => {}
+                true => self.encode(slot),
+                false => self.block_done(slot),
+            }
+            return;
+        }
+        add(&self.counters().blocks_differed, 1);
+        let pipeline = self.pipeline();
+        pipeline.verifier.doubt();
+        let work = pipeline.slots.at(slot);
+        work.differed += 1;
+        let goes_again = work.differed < VERIFY_TRIES;
+        self.differed(slot, goes_again);
+        if !goes_again {
+            self.block_failed(slot, Failure::Unverified);
+        } else if !self.abandoned(slot) {
+            let next = if stores { SlotState::Gathering } else { SlotState::Writing };
+            self.go_to(slot, next);
+        }
+    }
+
+    /// A block whose chunk has failed meanwhile gives its slot back instead of going on.
+    fn abandoned(&mut self, slot: Ticket) -> bool {
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        let failed = pipeline.flow(seat).failure.is_some();
+        if failed {
+            self.release(slot);
+        }
+        failed
+    }
+
+    /// A block has gone all its way.
+    fn block_done(&mut self, slot: Ticket) {
+        let pipeline = self.pipeline();
+        let work = *pipeline.slots.at(slot);
+        let flow = pipeline.flow(work.seat);
+        flow.done += 1;
+        if flow.direction == Direction::Fetch {
+            flow.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
+        }
+        self.release(slot);
+    }
+
+    /// A block cannot go on; its chunk ends when its neighbours have left their slots.
+    fn block_failed(&mut self, slot: Ticket, failure: Failure) {
+        if matches!(failure, Failure::Corrupt(_)) {
+            add(&self.counters().blocks_corrupt, 1);
+        }
+        let pipeline = self.pipeline();
+        let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
+        pipeline.flow(seat).fail(failure, Some(block));
+        self.release(slot);
+    }
+
+    fn release(&mut self, slot: Ticket) {
+        self.let_go(slot);
+        let pipeline = self.pipeline();
+        let seat = pipeline.slots.at(slot).seat;
+        pipeline.free_slot(slot);
+        pipeline.flow(seat).in_flight -= 1;
+        self.nudge(seat);
+    }
+
+    /// Ends a chunk that has nothing left to do.
+    fn nudge(&mut self, seat: Seat) {
+        let flow = self.pipeline().flow(seat);
+        if !flow.drained() {
+            return;
+        }
+        flow.become_phase(Phase::Closing);
+        match (flow.direction, flow.failure) {
+            (Direction::Fetch, None) => {
+                self.give(Job::Close { seat, end: Ending::Good });
+                // The data is in place: no need to wait for the seat.
+                self.conclude(seat, Ok(()));
+            }
+            (Direction::Fetch, Some(_)) => match flow.verdict(true) {
+                Verdict::Over => {
+                    let failure = flow.failure.expect("a verdict changes it and takes it not away");
+                    self.give(Job::Close { seat, end: Ending::Open });
+                    self.conclude(seat, Err(failure));
+                }
+                Verdict::Anew => {
+                    flow.reopens = true;
+                    self.give(Job::Close { seat, end: Ending::Open });
+                }
+                // A host that is told of a bad chunk may store it again at once: by then it must have left the store.
+                Verdict::Bad(why) => self.give(Job::Close { seat, end: Ending::Bad(why) }),
+            },
+            (Direction::Store, None) => self.give(Job::Commit { seat }),
+            (Direction::Store, Some(_)) => self.give(Job::Abort { seat }),
+        }
+    }
+
+    /// Fetches a chunk once more, by another way.
+    fn open_anew(&mut self, seat: Seat) {
+        self.pipeline().flow(seat).start_over();
+        add(&self.counters().chunks_reread, 1);
+        self.give(Job::Open { seat, anew: true });
+    }
+
+    /// Tells the request, once, how its chunk ended.
+    fn conclude(&mut self, seat: Seat, result: Result<(), Failure>) {
+        if !std::mem::replace(&mut self.pipeline().flow(seat).concluded, true) {
+            self.concluded(seat, result);
+        }
+    }
+
+    /// A chunk is over, for its request and for the store.
+    fn leave(&mut self, seat: Seat, result: Result<(), Failure>) {
+        self.conclude(seat, result);
+        self.pipeline().vacate(seat);
+    }
+
+    /// Chunks of a request from `limit` on are of no use any more.
+    fn abort_from(&mut self, session: usize, request: usize, limit: u32, failure: Failure) {
+        for place in 0..self.pipeline().flows.len() {
+            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
+            let concerned = flow.session == session && flow.request == request && !flow.concluded;
+            if concerned && flow.index >= limit {
+                flow.cut_off(failure);
+                let seat = Seat(place as u16);
+                self.let_go_of_pages(seat);
+                self.nudge(seat);
+            }
+        }
+    }
+
+    /// A request waits for none of its chunks any more, be they about to leave the store.
+    fn give_up(&mut self, session: usize, request: usize) {
+        for place in 0..self.pipeline().flows.len() {
+            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
+            if flow.session == session && flow.request == request && !flow.concluded && flow.failure.is_some() {
+                if flow.is_condemned() {
+                    flow.given_up = true;
+                } else {
+                    flow.cut_off(Failure::Deadline);
+                }
+                self.let_go_of_pages(Seat(place as u16));
+            }
+        }
+    }
+
+    /// A chunk that nobody waits for any more is over for its request as soon as nothing moves from or to its pages: not
+    /// when the store, or a worker that hangs in it, has answered what is still asked of it.
+    fn let_go_of_pages(&mut self, seat: Seat) {
+        let flow = self.pipeline().flow(seat);
+        if let Some(failure) = flow.failure.filter(|_| flow.given_up && flow.moving == 0) {
+            self.conclude(seat, Err(failure));
+        }
+    }
+
+    /// Chunks of a session that has ended are of no use any more.
+    fn abort_session(&mut self, session: usize) {
+        for place in 0..self.pipeline().flows.len() {
+            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
+            if flow.session == session && !flow.concluded {
+                flow.cut_off(Failure::Gone);
+                let seat = Seat(place as u16);
+                self.let_go_of_pages(seat);
+                self.nudge(seat);
+            }
+        }
+    }
+}
+
+impl<W: World> Scheduler for W {}

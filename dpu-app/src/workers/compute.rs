@@ -1,0 +1,344 @@
+//! Workers: each takes jobs from its own queue, works on slot memory, and answers into its own queue. Those that read from
+//! the store are in fetch.rs.
+//!
+//! One producer and one consumer on each queue (heapless spsc), so nothing is locked but the slot itself. A worker that
+//! finds its queue empty parks; after an answer it rings the engine thread if that sleeps.
+
+use std::time::Instant;
+
+use block::codec::{Compressor, Decompressor};
+use block::{ChunkKey, Header, Importance, Manifest, TileOrder, Transform};
+use doca::{Area, Slab};
+use mailbox::Tokens;
+use nix::sys::eventfd::EventFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::config::{CHUNKS_ACTIVE_MAX, Config, SESSIONS_MAX};
+use crate::count::counters::Counters;
+use crate::pipeline::job::{Chunks, Done, Evidence, Failure, Job, Restored, Seat};
+use crate::pipeline::verify::covered;
+use crate::slots::ring::{Ring, SLOTS_MAX, Ticket};
+use crate::workers::bell::{EventBell, WorkerBell};
+use crate::workers::board::Board;
+use crate::workers::line::Duties;
+use crate::workers::unreadable::Unreadable;
+use store::{Readable, StoreError, retry};
+
+/// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
+/// seats and sessions together.
+pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
+/// The same for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
+pub const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
+
+/// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
+/// that engines behind it do not run dry.
+const ANSWERS_UNHEARD: usize = 3;
+
+/// What is wrong with a block whose header is good: found in the block, which may be shorter than the area it is in.
+fn bad_codes(header: &Header, wire: &[u8]) -> Failure {
+    Failure::Corrupt(Evidence::of("its codes", &wire[..header.wire_bytes()]))
+}
+
+/// What a session's look-up or rating asks for.
+#[derive(Debug)]
+pub struct Asked {
+    /// All keys of the request; empty while a fetch worker has them.
+    pub keys: Vec<ChunkKey>,
+    /// Of a rating, one for each key.
+    pub importances: Vec<Importance>,
+    pub until: Instant,
+}
+
+impl Asked {
+    /// Without room: a session takes that at its attach.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { keys: Vec::new(), importances: Vec::new(), until: Instant::now() }
+    }
+
+    /// Bytes that the longest request has.
+    pub const BYTES: usize = mailbox::CHUNKS_PER_REQUEST_MAX * (block::KEY_BYTES + size_of::<Importance>());
+
+    /// Init of a session: room for the longest request.
+    pub fn make_room(&mut self) {
+        const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
+        make_room(&mut self.keys);
+        make_room(&mut self.importances);
+    }
+}
+
+/// Something of each chunk of the longest request fits.
+fn make_room<T>(list: &mut Vec<T>) {
+    list.clear();
+    list.reserve_exact(mailbox::CHUNKS_PER_REQUEST_MAX);
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A request whose chunks are being started, for the store to hear of.
+#[derive(Debug, Default)]
+pub struct Prefix {
+    pub namespace: u8,
+    /// Of the store; else they are put.
+    pub fetched: bool,
+    /// The chunk before the first, where the request goes on with another's prompt.
+    pub parent: Option<ChunkKey>,
+    /// The last chunk that was started, and of which request.
+    pub last: Option<(u64, ChunkKey)>,
+    pub keys: Vec<ChunkKey>,
+    /// What the host says that they are worth; none where it does not say.
+    pub importances: Vec<Importance>,
+}
+
+impl Prefix {
+    /// Bytes that the longest request has.
+    pub const BYTES: usize = Asked::BYTES;
+
+    /// Init of a session: room for the longest request.
+    pub fn make_room(&mut self) {
+        make_room(&mut self.keys);
+        make_room(&mut self.importances);
+    }
+
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.importances.clear();
+    }
+
+    /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of one kind
+    /// numbers them without a gap (docs/mailbox.md).
+    pub fn begin(&mut self, request: u64, namespace: u8, fetched: bool) {
+        self.clear();
+        let follows = |(last, _): &(u64, ChunkKey)| last.wrapping_add(1) == request && self.fetched == fetched;
+        self.parent = self.last.filter(follows).map(|(_, key)| key);
+        (self.namespace, self.fetched) = (namespace, fetched);
+    }
+
+    /// Adds the next chunk; returns the one before it.
+    pub fn push(&mut self, request: u64, key: ChunkKey) -> Option<ChunkKey> {
+        let before = self.keys.last().copied().or(self.parent);
+        self.keys.push(key);
+        self.last = Some((request, key));
+        before
+    }
+}
+
+/// What all threads of the data plane share. Everything in it was allocated in Init.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    pub config: &'a Config,
+    pub store: &'a dyn Readable<Area>,
+    /// What the store lends from, if it does.
+    pub slab: Option<Slab>,
+    pub ring: Ring,
+    pub chunks: Chunks,
+    pub lookups: Vec<Mutex<Asked>>,
+    /// By session: the request whose chunks are being started, in prefix order.
+    pub prefixes: Vec<Mutex<Prefix>>,
+    pub counters: Counters,
+    pub unreadable: Unreadable,
+    /// Where the engine thread shows itself to the metrics thread.
+    pub board: Board,
+    pub engine_bell: EventBell,
+    /// Rung by whoever wants the data plane to drain and leave (a signal).
+    pub stop: &'a EventFd,
+    /// Workers leave when this is up and their queue is empty.
+    pub leave: AtomicBool,
+}
+
+/// One worker's ends of its queues.
+pub struct Worker<'a, 's> {
+    pub shared: &'a Shared<'s>,
+    pub bell: &'a WorkerBell,
+    pub duties: Duties<'a>,
+    pub compressor: Option<Compressor>,
+    pub decompressor: Decompressor,
+    /// For manifests, which are read and written whole.
+    pub manifest: Vec<u8>,
+}
+
+impl std::fmt::Debug for Worker<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("encodes", &self.compressor.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Worker<'_, '_> {
+    /// The thread's body.
+    pub fn run(mut self) {
+        self.bell.belongs_here();
+        let mut unheard = 0;
+        let mut next = None;
+        loop {
+            let Some(job) = next.take().or_else(|| self.duties.claim()) else {
+                if self.shared.leave.load(Ordering::Acquire) {
+                    return;
+                }
+                self.duties.rest();
+                self.bell.sleep_unless(|| self.duties.wait() || self.shared.leave.load(Ordering::Acquire));
+                continue;
+            };
+            let done = self.work(job);
+            self.duties.answer(done);
+            unheard += 1;
+            // With more to do here, the engine thread need not wake for every answer: a wake-up costs more than a turn.
+            // Only ahead of a job that cannot hang, though: a store may take until the deadline.
+            next = self.duties.claim();
+            let soon = matches!(next, Some(Job::Restore { .. } | Job::Inflate { .. } | Job::Compare { .. }));
+            if unheard >= ANSWERS_UNHEARD || !soon {
+                self.shared.engine_bell.ring();
+                unheard = 0;
+            }
+        }
+    }
+
+    fn work(&mut self, job: Job) -> Done {
+        match job {
+            Job::Inflate { slot } => Done::Inflated { slot, result: self.inflate(slot) },
+            Job::Restore { slot, order, from_wire, check } => {
+                Done::Restored { slot, from: self.restore(slot, order, from_wire, check) }
+            }
+            Job::Compare { slot, seat, block, from, tokens } => {
+                Done::Compared { slot, same: self.compare(slot, seat, block, from, tokens) }
+            }
+            Job::Begin { seat } => Done::Began { seat, started: self.begin(seat) },
+            Job::Encode { slot, seat, block } => Done::Encoded { slot, wire_bytes: self.encode(slot, seat, block) },
+            Job::Commit { seat } => Done::Committed { seat, result: self.commit(seat) },
+            Job::Abort { seat } => {
+                self.shared.store.abort_put(usize::from(seat.0));
+                Done::Aborted { seat }
+            }
+            Job::Lookup { .. }
+            | Job::Touch { .. }
+            | Job::Rate { .. }
+            | Job::Open { .. }
+            | Job::Read { .. }
+            | Job::Close { .. } => {
+                unreachable!("{job:?} is for fetch workers")
+            }
+        }
+    }
+
+    /// Inflates in software what the engine cannot, or what it could not and we must know whose fault that is.
+    fn inflate(&mut self, slot: Ticket) -> Result<(), Failure> {
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let held = "no engine holds a slot in Inflating here";
+        let (wire, codes) = (memory.wire.block().expect(held), memory.codes.as_mut().expect(held));
+        let header = memory.header.as_ref().expect("read before it is inflated");
+        let codes = &mut codes[..header.codes_bytes as usize];
+        self.decompressor.codes(header, wire, codes).map_err(|_| bad_codes(header, wire))
+    }
+
+    fn restore(&mut self, slot: Ticket, order: TileOrder, from_wire: bool, check: bool) -> Result<Restored, Failure> {
+        let since = Instant::now();
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let header = memory.header.as_ref().expect("read before it is restored");
+        let wire = memory.wire.block().expect("no engine holds a slot in Restoring");
+        let codes_bytes = header.codes_bytes as usize;
+        let payload = header.payload_range();
+        let codes = match from_wire {
+            true => &wire[payload.clone()],
+            false => &memory.codes.as_ref().expect("no engine holds a slot in Restoring")[..codes_bytes],
+        };
+        if from_wire && header.transform == Transform::None && order == TileOrder::TokenMajor {
+            let right = crc32fast::hash(codes) == header.codes_crc;
+            self.shared.counters.dequantize.count(since, codes_bytes, 0);
+            return right.then_some(Restored::Wire { start: payload.start }).ok_or_else(|| bad_codes(header, wire));
+        }
+        let tile_bytes = header.part.tile_bytes(&header.geometry);
+        let tile = &mut memory.tile.as_mut().expect("no engine holds a slot in Restoring")[..tile_bytes];
+        let scales = &wire[header.scales_range()];
+        let restored = match check || from_wire {
+            true => block::restore_checked(header, scales, codes, order, tile),
+            false => block::restore(header, scales, codes, order, tile),
+        };
+        self.shared.counters.dequantize.count(since, codes_bytes, tile_bytes);
+        restored.map(|()| Restored::Tile).map_err(|_| bad_codes(header, wire))
+    }
+
+    fn compare(&self, slot: Ticket, seat: Seat, block: u16, from: Restored, tokens: Tokens) -> bool {
+        let (geometry, order, part) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.geometry, chunk.order, chunk.part(block))
+        };
+        let memory = self.shared.ring.memory(slot);
+        let held = "no engine holds a slot whose pages came back";
+        let given = match from {
+            Restored::Wire { start } => &memory.wire.block().expect(held)[start..],
+            Restored::Tile => &memory.tile.as_ref().expect(held)[..],
+        };
+        let found = memory.codes.as_ref().expect(held);
+        let mut same = true;
+        covered(&geometry, &part, order, tokens, |range| same &= given[range.clone()] == found[range]);
+        same
+    }
+
+    fn begin(&mut self, seat: Seat) -> Result<bool, Failure> {
+        let (key, parent, again, until) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.position.parent, chunk.again, chunk.until)
+        };
+        if !again && !self.shared.unreadable.has(&key, Instant::now()) && self.is_readable(seat, &key, until)? {
+            return Ok(false);
+        }
+        retry(|| self.shared.store.begin_put(usize::from(seat.0), &key, parent.as_ref(), until))?;
+        Ok(true)
+    }
+
+    /// Whether the store has the chunk, as this card would read it. What it has and this card cannot read is replaced.
+    fn is_readable(&mut self, seat: Seat, key: &ChunkKey, until: Instant) -> Result<bool, Failure> {
+        match retry(|| self.shared.store.peek(key, &mut self.manifest, until)) {
+            Ok(bytes) => {
+                let sizes = self.shared.ring.slot_bytes();
+                let chunk = self.shared.chunks.at(seat);
+                Ok(chunk.understand(&self.manifest[..bytes], sizes.wire, sizes.tile).is_ok())
+            }
+            Err(StoreError::Miss | StoreError::Corrupt { .. } | StoreError::Foreign { .. }) => Ok(false),
+            Err(StoreError::Large { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn encode(&mut self, slot: Ticket, seat: Seat, block: u16) -> Result<u32, Failure> {
+        let (key, geometry, recipe, order, part) = {
+            let chunk = self.shared.chunks.at(seat);
+            (chunk.key, chunk.geometry, chunk.recipe, chunk.order, chunk.part(block))
+        };
+        let since = Instant::now();
+        let mut memory = self.shared.ring.memory(slot);
+        let memory = &mut *memory;
+        let held = "no engine holds a slot in Encoding";
+        let tile_bytes = part.tile_bytes(&geometry);
+        let tile = &memory.tile.as_ref().expect(held)[..tile_bytes];
+        let (codes, wire) = (memory.codes.as_mut().expect(held), memory.wire.area_mut().expect(held));
+        let compressor = self.compressor.as_mut().expect("encode jobs go to encode workers");
+        let index = usize::from(block);
+        let bytes = block::encode_tile(recipe, &geometry, &key, index, &part, order, tile, codes, wire, compressor)
+            .map_err(|_| Failure::Malformed)?;
+        self.shared.counters.encode.count(since, tile_bytes, bytes);
+        let since = Instant::now();
+        self.shared.store.put_block(usize::from(seat.0), index, &wire[..bytes])?;
+        self.shared.counters.put.count(since, bytes, bytes);
+        self.shared.chunks.at(seat).lengths[index] = bytes as u32;
+        Ok(bytes as u32)
+    }
+
+    fn commit(&mut self, seat: Seat) -> Result<(), Failure> {
+        let (key, bytes, blocks) = {
+            let chunk = self.shared.chunks.at(seat);
+            let manifest = Manifest::new(chunk.key, chunk.geometry, chunk.plan, &chunk.lengths[..chunk.blocks]);
+            let manifest = manifest.expect("lengths as they were encoded").with_importance(chunk.importance);
+            (chunk.key, manifest.encode(&mut self.manifest), chunk.blocks)
+        };
+        self.shared.store.commit_put(usize::from(seat.0), blocks, &self.manifest[..bytes])?;
+        self.shared.unreadable.remove(&key);
+        Ok(())
+    }
+}

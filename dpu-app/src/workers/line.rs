@@ -1,0 +1,220 @@
+//! What lies between the engine thread and one worker: a queue of jobs, one of answers, and two words that let the engine
+//! thread see that a worker hangs in a call, and take back what waits behind it.
+//!
+//! ```text
+//!   engine thread   give: number and job ->  jobs     ->  claim the number, work   worker
+//!                   collect              <-  answers  <-
+//!                   watch                <-  pulse        beat ... beat ... rest
+//!                   take_back             -> claims       what is taken back is passed over
+//! ```
+//! A call of a store may hang for as long as a disk does, and no thread can end another's call. Its own job waits with it;
+//! the jobs behind it need not: each has a number, and belongs to whoever moves `claims` past that number first.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use heapless::spsc::{Consumer, Producer, Queue};
+
+use crate::pipeline::job::{Done, Job};
+use crate::workers::bell::Bell;
+use crate::workers::crew::Hand;
+
+/// A job and its number: how many the worker was given before it, mod 2^32.
+pub type Numbered = (u32, Job);
+/// An answer, and how long its worker was at it.
+pub type Worked = (Done, Duration);
+
+/// Who has which job. The words order nothing: a job's content comes with the queue.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// The first number that nobody has claimed.
+    next: AtomicU32,
+}
+
+impl Claims {
+    /// Claims a job for the worker that has dequeued it; `false`: it was taken back.
+    #[must_use]
+    pub fn claim(&self, number: u32) -> bool {
+        self.next.compare_exchange(number, number.wrapping_add(1), Relaxed, Relaxed).is_ok()
+    }
+
+    /// Takes back all jobs that the worker has not claimed of those below `given`; the first of them. `None` if it moves.
+    #[must_use]
+    pub fn take_back(&self, given: u32) -> Option<u32> {
+        let first = self.next.load(Relaxed);
+        self.next.compare_exchange(first, given, Relaxed, Relaxed).ok()
+    }
+}
+
+/// Whether a worker moves: odd while it is in a call, another number for each.
+#[derive(Debug, Default)]
+pub struct Pulse(AtomicU32);
+
+impl Pulse {
+    /// The worker begins a call.
+    pub fn beat(&self) {
+        self.0.store((self.0.load(Relaxed) | 1).wrapping_add(2), Relaxed);
+    }
+
+    /// It is in no call.
+    pub fn rest(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(1) & !1, Relaxed);
+    }
+
+    /// The call that it is in, if it is in one.
+    #[must_use]
+    pub fn call(&self) -> Option<u32> {
+        let beat = self.0.load(Relaxed);
+        (beat & 1 == 1).then_some(beat)
+    }
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Line<const N: usize> {
+    jobs: Queue<Numbered, N>,
+    answers: Queue<Worked, N>,
+    claims: Claims,
+    pulse: Pulse,
+}
+
+impl<const N: usize> Line<N> {
+    /// The two ends, for one thread each.
+    pub fn ends<'a>(&'a mut self, bell: &'a dyn Bell) -> (Hand<'a>, Duties<'a>) {
+        let (given, jobs) = self.jobs.split();
+        let (answers, answered) = self.answers.split();
+        let hand = Hand::new(given, answered, bell, &self.claims, &self.pulse, N);
+        (hand, Duties { jobs, answers, claims: &self.claims, pulse: &self.pulse, began: Instant::now() })
+    }
+}
+
+/// A worker's end.
+pub struct Duties<'a> {
+    jobs: Consumer<'a, Numbered>,
+    answers: Producer<'a, Worked>,
+    claims: &'a Claims,
+    pulse: &'a Pulse,
+    /// When the last job was claimed.
+    began: Instant,
+}
+
+impl std::fmt::Debug for Duties<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Duties").field("pulse", &self.pulse).finish_non_exhaustive()
+    }
+}
+
+impl Duties<'_> {
+    /// The next job, which is this worker's from now on. It begins a call.
+    pub fn claim(&mut self) -> Option<Job> {
+        loop {
+            let (number, job) = self.jobs.dequeue()?;
+            if self.claims.claim(number) {
+                self.pulse.beat();
+                self.began = Instant::now();
+                return Some(job);
+            }
+        }
+    }
+
+    /// Whether the queue holds anything, be it taken back. Of heapless' `peek` and `ready` only the latter may be used by
+    /// one end while the other works: they load the tail Relaxed, so they know that there is an element but not what it is.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        self.jobs.ready()
+    }
+
+    /// Answers the job that was claimed last.
+    pub fn answer(&mut self, done: Done) {
+        self.answer_since(self.began, done);
+    }
+
+    /// Answers a job that was begun then.
+    pub fn answer_since(&mut self, began: Instant, done: Done) {
+        let worked = (done, began.elapsed());
+        self.answers.enqueue(worked).expect("answers never outnumber the jobs, and the queues are of one size");
+    }
+
+    /// When the job that was claimed last was claimed.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// A call of the store begins that no job began.
+    pub fn beat(&self) {
+        self.pulse.beat();
+    }
+
+    /// Nothing is being called: the worker is about to sleep.
+    pub fn rest(&self) {
+        self.pulse.rest();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_claimed_or_taken_back_and_never_both() {
+        let claims = Claims { next: AtomicU32::new(u32::MAX) };
+        assert!(claims.claim(u32::MAX) && claims.claim(0), "numbers wrap");
+        assert_eq!(claims.take_back(4), Some(1));
+        assert!(!claims.claim(1) && !claims.claim(3), "they are somebody else's now");
+        assert!(claims.claim(4));
+        assert_eq!(claims.take_back(5), Some(5), "nothing was left");
+    }
+
+    #[test]
+    fn a_pulse_tells_one_call_from_the_next_and_from_none() {
+        let pulse = Pulse::default();
+        assert_eq!(pulse.call(), None);
+        pulse.beat();
+        let first = pulse.call();
+        pulse.beat();
+        assert!(first.is_some() && pulse.call().is_some() && pulse.call() != first);
+        pulse.rest();
+        assert_eq!(pulse.call(), None);
+        pulse.rest();
+        assert_eq!(pulse.call(), None);
+    }
+
+    /// Two threads, and what is taken back is done by the one that took it: each job exactly once.
+    #[test]
+    fn every_job_is_done_once_whoever_does_it() {
+        const JOBS: u32 = 100_000;
+        let mut queue = Queue::<u32, 256>::new();
+        let (mut given, mut taken) = queue.split();
+        let claims = Claims::default();
+        let own = std::thread::scope(|scope| {
+            let claims = &claims;
+            let worker = scope.spawn(move || {
+                let mut own = 0_u64;
+                loop {
+                    match taken.dequeue() {
+                        Some(u32::MAX) => return own,
+                        Some(number) => own += if claims.claim(number) { u64::from(number) } else { 0 },
+                        None => std::thread::yield_now(),
+                    }
+                }
+            });
+            let mut back = 0_u64;
+            for number in 0..JOBS {
+                while given.enqueue(number).is_err() {
+                    std::thread::yield_now();
+                }
+                if number % 7 == 0
+                    && let Some(first) = claims.take_back(number + 1)
+                {
+                    back += (first..=number).map(u64::from).sum::<u64>();
+                }
+            }
+            while given.enqueue(u32::MAX).is_err() {
+                std::thread::yield_now();
+            }
+            back + worker.join().unwrap()
+        });
+        assert_eq!(own, (0..u64::from(JOBS)).sum::<u64>());
+    }
+}
