@@ -101,8 +101,8 @@ fn installed_sdk() -> sdk::Sdk {
 
 /// The emulator's one C file: the interface's one variadic function.
 fn compile_log(include: &Path) {
-    println!("cargo::rerun-if-changed=src/log.c");
-    cc::Build::new().file("src/log.c").include(include).std("gnu11").warnings(true).compile("doca_emulator_log");
+    println!("cargo::rerun-if-changed=src/tools/log.c");
+    cc::Build::new().file("src/tools/log.c").include(include).std("gnu11").warnings(true).compile("doca_emulator_log");
 }
 
 fn generate(headers: &[&str], include_paths: &[PathBuf]) {

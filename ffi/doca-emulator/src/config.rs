@@ -7,8 +7,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::dev::{LIST_MAX, TASKS_MAX};
-use crate::pci::PciAddress;
+use crate::core::dev::{LIST_MAX, TASKS_MAX};
+
+mod pci;
+
+pub use pci::PciAddress;
 
 /// The environment variable that is read at each device list.
 const VARIABLE: &str = "DOCA_EMULATOR";

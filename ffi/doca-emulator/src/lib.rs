@@ -19,15 +19,15 @@
 //! [`configure_thread`] replace it from Rust.
 //!
 //! # Where things are
-//! | | |
+//! | room | what it has |
 //! |---|---|
-//! | the door of every function | `door`; the bindings of our own headers: [`abi`] |
-//! | devices and representors | `dev`, `rep`, `pci`, `config`, `chance` |
-//! | memory | `mmap`, `region`, `export`, `courier`, `import`, `caller`, `packet`, `window`, `remote`, `buf`, `inventory` |
-//! | contexts and tasks | `ctx`, `task`, `pool`, `job`, `pe`, `typed` |
-//! | engines | `compress`, `dma`, `engine`, `queue`, `lane`, `codec`, `copy`, `clock` |
-//! | Comch | `comch`, `fast`, `station`, `meeting`, `link` |
-//! | logs, command lines, mistakes | `log` (and `log.c`), `argp`, `error`, `debug`, `guard` |
+//! | `ffi` | the door of every function, error codes; the bindings of our own headers: [`abi`] |
+//! | `config` | what can be set about a device, and its one parser |
+//! | `memory` | memory that tasks reach: regions, exports, imports, copies across processes |
+//! | `core` | DOCA's own objects: devices, representors, maps, buffers, contexts, tasks, progress engines |
+//! | `engine` | threads, codecs, timing model; `doca_compress`, `doca_dma` |
+//! | `comch` | servers, clients, producers, consumers; links and where they meet |
+//! | `tools` | logs and command lines; debug mode, guards, sockets |
 //!
 //! Shared libraries under the SDK's names are made by `scripts/emulator-install.sh`, after `abi/symbols.txt`.
 //!
@@ -44,49 +44,15 @@
 //! None are meant to happen. One inside an exported function ends the process, because Rust does not unwind out of
 //! `extern "C"`; one in an engine thread does too.
 
-pub mod abi;
-mod argp;
-mod buf;
-mod caller;
-mod chance;
-mod clock;
-mod codec;
 mod comch;
-mod compress;
 mod config;
-mod copy;
-mod courier;
-mod ctx;
-mod debug;
-mod dev;
-mod dma;
-mod door;
+mod core;
 mod engine;
-mod error;
-mod export;
-mod fast;
-mod guard;
-mod import;
-mod inventory;
-mod job;
-mod lane;
-mod link;
-mod log;
-mod meeting;
-mod memo;
-mod mmap;
-mod packet;
-mod pci;
-mod pe;
-mod pool;
-mod queue;
-mod region;
-mod remote;
-mod rep;
-mod station;
-mod task;
-mod typed;
-mod window;
+mod ffi;
+mod memory;
+mod tools;
 
-pub use config::{Config, ConfigError, FlipWay, Profile, Representors, Role, Without, configure, configure_thread};
-pub use pci::PciAddress;
+pub use config::{
+    Config, ConfigError, FlipWay, PciAddress, Profile, Representors, Role, Without, configure, configure_thread,
+};
+pub use ffi::abi;

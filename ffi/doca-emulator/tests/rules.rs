@@ -4,13 +4,15 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// The names of the tests in a directory's Rust files.
+/// The names of the tests in the Rust files of a directory and of those in it.
 fn tests_in(directory: &Path) -> HashSet<String> {
     let files = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
     let mut names = HashSet::new();
-    for file in files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+    let (directories, files): (Vec<PathBuf>, Vec<PathBuf>) = files.partition(|path| path.is_dir());
+    names.extend(directories.iter().flat_map(|directory| tests_in(directory)));
+    for file in files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
         let text = fs::read_to_string(file).expect("a source file");
         for rest in text.split("#[test]").skip(1) {
             let name = rest.split("fn ").nth(1).and_then(|rest| rest.split('(').next());

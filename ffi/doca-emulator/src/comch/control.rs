@@ -1,0 +1,653 @@
+//! `doca_comch`: the exported names of servers, clients and connections, and what these contexts do with what they hear.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_char, c_void};
+use std::mem;
+use std::ptr;
+use std::slice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::comch::link::{Addressee, Counter, Link, Tidings};
+use crate::comch::station::{CLIENTS_MAX, Station, Terms};
+use crate::config::Role;
+use crate::core::ctx::{self, Callback, Ctx, Face, Library};
+use crate::core::dev::{Dev, DevInfo, TASKS_MAX};
+use crate::core::rep::DevRep;
+use crate::core::task::Kind;
+use crate::core::typed::{Of, Typed};
+use crate::ffi::abi::*;
+use crate::ffi::door::{Enter, Handle, Out, Stamp, Text, Thing, exports};
+use crate::ffi::error::{Answer, Fault};
+
+/// Longest message, with its room in a 4 KiB buffer of the card.
+const MESSAGE_MAX: u32 = 4080;
+const NAME_MAX: u32 = 120;
+const QUEUE_MAX: u32 = 8192;
+const QUEUE_DEFAULT: u32 = 128;
+/// Connections that are over and still answer to their handle.
+const GHOSTS_MAX: usize = 64;
+
+/// What a server or a client is, beside being a context.
+pub(crate) struct Desk {
+    name: String,
+    address: String,
+    rep: Option<Handle<DevRep>>,
+    message_max: Cell<u32>,
+    queue: Cell<u32>,
+    on_message: Cell<doca_comch_event_msg_recv_cb_t>,
+    on_connect: Cell<doca_comch_event_connection_status_changed_cb_t>,
+    on_disconnect: Cell<doca_comch_event_connection_status_changed_cb_t>,
+    on_consumer: Cell<doca_comch_event_consumer_cb_t>,
+    on_expired: Cell<doca_comch_event_consumer_cb_t>,
+    /// From start to idle.
+    station: RefCell<Option<Station>>,
+    connections: RefCell<Vec<Handle<Connection>>>,
+    /// Over, oldest first.
+    ghosts: RefCell<Vec<Handle<Connection>>>,
+}
+
+impl Desk {
+    fn new(name: String, address: String, rep: Option<Handle<DevRep>>) -> Desk {
+        if let Some(rep) = rep {
+            rep.hold();
+        }
+        Desk {
+            name,
+            address,
+            rep,
+            message_max: Cell::new(MESSAGE_MAX),
+            queue: Cell::new(QUEUE_DEFAULT),
+            on_message: Cell::new(None),
+            on_connect: Cell::new(None),
+            on_disconnect: Cell::new(None),
+            on_consumer: Cell::new(None),
+            on_expired: Cell::new(None),
+            station: RefCell::new(None),
+            connections: RefCell::new(Vec::new()),
+            ghosts: RefCell::new(Vec::new()),
+        }
+    }
+
+    fn find(&self, link: &Arc<Link>) -> Option<Handle<Connection>> {
+        self.connections.borrow().iter().copied().find(|connection| Arc::ptr_eq(&connection.link, link))
+    }
+
+    /// The connection is over; its handle is known for a while.
+    fn bury(&self, connection: Handle<Connection>) {
+        self.connections.borrow_mut().retain(|other| *other != connection);
+        let mut ghosts = self.ghosts.borrow_mut();
+        ghosts.push(connection);
+        if ghosts.len() > GHOSTS_MAX {
+            // SAFETY: made by `Handle::new`, and in no list any more.
+            unsafe { ghosts.remove(0).destroy() };
+        }
+    }
+
+    fn forget_all(&self) {
+        let mut all = mem::take(&mut *self.connections.borrow_mut());
+        all.append(&mut self.ghosts.borrow_mut());
+        for connection in all {
+            // SAFETY: made by `Handle::new`, and in no list any more.
+            unsafe { connection.destroy() };
+        }
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.forget_all();
+        if let Some(rep) = self.rep {
+            rep.release();
+        }
+    }
+}
+
+/// One client of a server, or a client's one server.
+#[repr(C)]
+pub(crate) struct Connection {
+    stamp: Stamp,
+    pub(crate) ctx: Handle<Ctx>,
+    pub(crate) link: Arc<Link>,
+    /// Producers and consumers on it.
+    pub(crate) ends: Arc<AtomicU32>,
+    user_data: Cell<doca_data>,
+    counters: Cell<[u64; 4]>,
+}
+
+// SAFETY: repr(C), and the stamp comes first.
+unsafe impl Thing for Connection {
+    type Opaque = doca_comch_connection;
+    const MAGIC: u64 = u64::from_le_bytes(*b"kvl-conn");
+}
+
+/// Starts a server or a client; the state that this leads to.
+pub(crate) fn start(ctx: Handle<Ctx>, desk: &Desk) -> Result<doca_ctx_states, Fault> {
+    let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
+    let (address, name) = (desk.address.clone(), desk.name.clone());
+    let (message_max, window) = (desk.message_max.get(), desk.queue.get());
+    let terms = Terms { address, name, message_max, window, addressee: Addressee(ctx), port };
+    let (station, state) = match ctx.library {
+        Library::Server => (Station::serve(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_RUNNING),
+        _ => (Station::visit(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_STARTING),
+    };
+    *desk.station.borrow_mut() = Some(station);
+    Ok(state)
+}
+
+/// The context stops: what it has sent and is not out yet is flushed.
+pub(crate) fn begin_stop(ctx: Handle<Ctx>, desk: &Desk) {
+    let station = desk.station.borrow();
+    for link in station.iter().flat_map(Station::links) {
+        link.flush(ctx);
+    }
+}
+
+/// The context becomes idle: its links end.
+pub(crate) fn finish_stop(desk: &Desk) {
+    drop(desk.station.borrow_mut().take());
+    desk.forget_all();
+}
+
+/// What a server or a client does with tidings.
+pub(crate) fn hear(ctx: Handle<Ctx>, desk: &Desk, tidings: Tidings) {
+    // The header's events have no contents: any address of ours will do.
+    let event = ctx.to_c();
+    match tidings {
+        Tidings::Joined(link) => {
+            let connection = Handle::new(Connection {
+                stamp: Stamp::new(Connection::MAGIC),
+                ctx,
+                link,
+                ends: Arc::default(),
+                user_data: Cell::new(doca_data { u64_: 0 }),
+                counters: Cell::new([0; 4]),
+            });
+            desk.connections.borrow_mut().push(connection);
+            if ctx.library == Library::Client {
+                ctx::become_running(ctx);
+            } else if let (Some(callback), true) = (desk.on_connect.get(), ctx.is_running()) {
+                // SAFETY: the application's function, as the header declares it, on the context's thread.
+                unsafe { callback(event.cast(), connection.to_c(), 1) };
+            }
+        }
+        Tidings::Refused => ctx::fail(ctx),
+        Tidings::Left(link) => {
+            let Some(connection) = desk.find(&link) else { return };
+            desk.bury(connection);
+            if ctx.library == Library::Client {
+                ctx::fail(ctx);
+            } else if let (Some(callback), true) = (desk.on_disconnect.get(), ctx.is_running()) {
+                // SAFETY: as above.
+                unsafe { callback(event.cast(), connection.to_c(), 1) };
+            }
+        }
+        Tidings::Message(link, mut message) => {
+            let Some(connection) = desk.find(&link) else { return };
+            if let (Some(callback), true) = (desk.on_message.get(), ctx.is_running()) {
+                // SAFETY: as above; the message lives until the callback returns.
+                unsafe { callback(event.cast(), message.as_mut_ptr(), message.len() as u32, connection.to_c()) };
+            }
+            link.taken(message);
+        }
+        Tidings::Consumer(link, id) => consumer_event(ctx, desk, &link, id, desk.on_consumer.get()),
+        Tidings::Expired(link, id) => consumer_event(ctx, desk, &link, id, desk.on_expired.get()),
+        Tidings::Known => {}
+    }
+}
+
+fn consumer_event(ctx: Handle<Ctx>, desk: &Desk, link: &Arc<Link>, id: u32, callback: doca_comch_event_consumer_cb_t) {
+    if let (Some(connection), Some(callback), true) = (desk.find(link), callback, ctx.is_running()) {
+        // SAFETY: the application's function, as the header declares it, on the context's thread.
+        unsafe { callback(ctx.to_c().cast(), connection.to_c(), id) };
+    }
+}
+
+/// A server's or client's pointer, and its desk.
+macro_rules! side {
+    ($name:ident, $opaque:ident, $library:ident) => {
+        pub(crate) struct $name(Handle<Ctx>);
+
+        impl $name {
+            fn desk(&self) -> &Desk {
+                match &self.0.face {
+                    Face::Comch(desk) => desk,
+                    _ => unreachable!("a context of this library has a desk"),
+                }
+            }
+        }
+
+        impl Enter<*const $opaque> for $name {
+            unsafe fn enter(raw: *const $opaque) -> Result<Self, Fault> {
+                // SAFETY: our contract is the callee's; a library's pointer is its context's.
+                let ctx = unsafe { Handle::<Ctx>::from_c(raw.cast()) }?;
+                if ctx.library == Library::$library { Ok($name(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+            }
+        }
+
+        impl Enter<*mut $opaque> for $name {
+            unsafe fn enter(raw: *mut $opaque) -> Result<Self, Fault> {
+                // SAFETY: our contract is the callee's.
+                unsafe { Enter::enter(raw.cast_const()) }
+            }
+        }
+    };
+}
+
+side!(Server, doca_comch_server, Server);
+side!(Client, doca_comch_client, Client);
+
+impl Typed for doca_comch_task_send {
+    const KIND: Kind = Kind::MessageSend;
+}
+
+fn check_name(name: &str) -> Answer {
+    let fits = !name.is_empty() && name.len() < NAME_MAX as usize;
+    if fits { Ok(()) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+}
+
+fn set_limit(ctx: Handle<Ctx>, place: &Cell<u32>, size: u32, limit: u32) -> Answer {
+    ctx.check_idle()?;
+    if size == 0 || size > limit {
+        return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+    }
+    place.set(size);
+    Ok(())
+}
+
+fn set_events<C: Copy>(ctx: Handle<Ctx>, events: [(&Cell<Option<C>>, Option<C>); 2]) -> Answer {
+    ctx.check_idle()?;
+    if events.iter().any(|(_, callback)| callback.is_none()) {
+        return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+    }
+    events.into_iter().for_each(|(place, callback)| place.set(callback));
+    Ok(())
+}
+
+fn configure_send(
+    ctx: Handle<Ctx>,
+    done: doca_comch_task_send_completion_cb_t,
+    failed: doca_comch_task_send_completion_cb_t,
+    count: u32,
+) -> Answer {
+    type Plain = doca_comch_task_send_completion_cb_t;
+    // SAFETY: both are optional C functions of three arguments that differ in what the first points to, which the
+    // calling convention does not see; the pointer passed will be of the typed kind.
+    let (done, failed) =
+        unsafe { (mem::transmute::<Plain, Option<Callback>>(done), mem::transmute::<Plain, Option<Callback>>(failed)) };
+    ctx.configure(Kind::MessageSend, done, failed, count)
+}
+
+fn allocate_send(
+    ctx: Handle<Ctx>,
+    peer: Handle<Connection>,
+    message: *const c_void,
+    length: u32,
+) -> Result<*mut doca_comch_task_send, Fault> {
+    if peer.ctx != ctx || message.is_null() || length == 0 {
+        return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+    }
+    if !peer.link.is_open() {
+        return Err(Fault::DOCA_ERROR_NOT_CONNECTED);
+    }
+    if length > peer.link.message_max.load(Ordering::Relaxed) {
+        return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+    }
+    let task = ctx.allocate(Kind::MessageSend)?;
+    task.init(ptr::null(), ptr::null_mut(), doca_data { u64_: 0 });
+    let mut letter = task.letter.borrow_mut();
+    letter.link = Some(Arc::clone(&peer.link));
+    letter.message = message.cast();
+    letter.length = length as usize;
+    Ok(task.to_c().cast())
+}
+
+/// Submit of a control message.
+pub(crate) fn send(task: Handle<crate::core::task::Task>) -> Answer {
+    let letter = task.letter.borrow();
+    let link = letter.link.as_ref().ok_or(Fault::DOCA_ERROR_BAD_STATE)?;
+    // SAFETY: the application keeps the message until the task completes.
+    let message = unsafe { slice::from_raw_parts(letter.message, letter.length) };
+    link.send_message(message, task);
+    Ok(())
+}
+
+fn put_device(ctx: Handle<Ctx>, dev: Out<*mut doca_dev>) -> Answer {
+    dev.put(ctx.dev.to_c());
+    Ok(())
+}
+
+exports! {
+    fn doca_comch_cap_server_is_supported(devinfo: *const doca_devinfo => Handle<DevInfo>) {
+        if devinfo.config.role == Role::Host { Err(Fault::DOCA_ERROR_NOT_SUPPORTED) } else { Ok(()) }
+    }
+
+    fn doca_comch_cap_client_is_supported(devinfo: *const doca_devinfo => Handle<DevInfo>) {
+        if devinfo.config.role == Role::Card { Err(Fault::DOCA_ERROR_NOT_SUPPORTED) } else { Ok(()) }
+    }
+
+    fn doca_comch_cap_get_max_name_len(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        max_name_len: *mut u32 => Out<u32>,
+    ) {
+        let _ = devinfo;
+        max_name_len.put(NAME_MAX);
+        Ok(())
+    }
+
+    fn doca_comch_cap_get_max_msg_size(devinfo: *const doca_devinfo => Handle<DevInfo>, size: *mut u32 => Out<u32>) {
+        let _ = devinfo;
+        size.put(MESSAGE_MAX);
+        Ok(())
+    }
+
+    fn doca_comch_cap_get_max_recv_queue_size(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        size: *mut u32 => Out<u32>,
+    ) {
+        let _ = devinfo;
+        size.put(QUEUE_MAX);
+        Ok(())
+    }
+
+    fn doca_comch_cap_get_max_clients(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        num_clients: *mut u32 => Out<u32>,
+    ) {
+        let _ = devinfo;
+        num_clients.put(CLIENTS_MAX);
+        Ok(())
+    }
+
+    fn doca_comch_cap_get_max_send_tasks(
+        devinfo: *const doca_devinfo => Handle<DevInfo>,
+        max_send_tasks: *mut u32 => Out<u32>,
+    ) {
+        let _ = devinfo;
+        max_send_tasks.put(TASKS_MAX);
+        Ok(())
+    }
+
+    fn doca_comch_server_create(
+        dev: *mut doca_dev => Handle<Dev>,
+        repr: *mut doca_dev_rep => Handle<DevRep>,
+        name: *const c_char => Text,
+        comch_server: *mut *mut doca_comch_server => Out<*mut doca_comch_server>,
+    ) {
+        if dev.config().role == Role::Host {
+            return Err(Fault::DOCA_ERROR_NOT_SUPPORTED);
+        }
+        check_name(&name.0)?;
+        if !repr.is_of(dev) {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        let desk = Desk::new(name.0, repr.info.pci_address(), Some(repr));
+        comch_server.put(Ctx::create(Library::Server, dev, Face::Comch(Box::new(desk))).to_c().cast());
+        Ok(())
+    }
+
+    fn doca_comch_server_destroy(comch_server: *mut doca_comch_server => Server) {
+        ctx::destroy(comch_server.0)
+    }
+
+    fn doca_comch_server_as_ctx(comch_server: *mut doca_comch_server => Server) -> *mut doca_ctx = (ptr::null_mut()) {
+        comch_server.0.to_c()
+    }
+
+    fn doca_comch_server_get_device(
+        comch_server: *const doca_comch_server => Server,
+        dev: *mut *mut doca_dev => Out<*mut doca_dev>,
+    ) {
+        put_device(comch_server.0, dev)
+    }
+
+    fn doca_comch_server_get_device_rep(
+        comch_server: *const doca_comch_server => Server,
+        rep: *mut *mut doca_dev_rep => Out<*mut doca_dev_rep>,
+    ) {
+        rep.put(comch_server.desk().rep.ok_or(Fault::DOCA_ERROR_UNEXPECTED)?.to_c());
+        Ok(())
+    }
+
+    fn doca_comch_server_disconnect(
+        comch_server: *mut doca_comch_server => Server,
+        connection: *mut doca_comch_connection => Handle<Connection>,
+    ) {
+        if connection.ctx != comch_server.0 {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        if connection.ends.load(Ordering::Relaxed) > 0 {
+            return Err(Fault::DOCA_ERROR_IN_USE);
+        }
+        if !connection.link.close() {
+            return Err(Fault::DOCA_ERROR_NOT_CONNECTED);
+        }
+        // Asked for, so there will be no event.
+        comch_server.desk().bury(connection);
+        Ok(())
+    }
+
+    fn doca_comch_server_set_max_msg_size(comch_server: *mut doca_comch_server => Server, size: u32) {
+        set_limit(comch_server.0, &comch_server.desk().message_max, size, MESSAGE_MAX)
+    }
+
+    fn doca_comch_server_get_max_msg_size(
+        comch_server: *const doca_comch_server => Server,
+        size: *mut u32 => Out<u32>,
+    ) {
+        size.put(comch_server.desk().message_max.get());
+        Ok(())
+    }
+
+    fn doca_comch_server_set_recv_queue_size(comch_server: *mut doca_comch_server => Server, size: u32) {
+        set_limit(comch_server.0, &comch_server.desk().queue, size, QUEUE_MAX)
+    }
+
+    fn doca_comch_server_get_recv_queue_size(
+        comch_server: *const doca_comch_server => Server,
+        size: *mut u32 => Out<u32>,
+    ) {
+        size.put(comch_server.desk().queue.get());
+        Ok(())
+    }
+
+    fn doca_comch_client_create(
+        dev: *mut doca_dev => Handle<Dev>,
+        name: *const c_char => Text,
+        comch_client: *mut *mut doca_comch_client => Out<*mut doca_comch_client>,
+    ) {
+        if dev.config().role == Role::Card {
+            return Err(Fault::DOCA_ERROR_NOT_SUPPORTED);
+        }
+        check_name(&name.0)?;
+        let desk = Desk::new(name.0, dev.info.pci_address(), None);
+        comch_client.put(Ctx::create(Library::Client, dev, Face::Comch(Box::new(desk))).to_c().cast());
+        Ok(())
+    }
+
+    fn doca_comch_client_destroy(comch_client: *mut doca_comch_client => Client) {
+        ctx::destroy(comch_client.0)
+    }
+
+    fn doca_comch_client_as_ctx(comch_client: *mut doca_comch_client => Client) -> *mut doca_ctx = (ptr::null_mut()) {
+        comch_client.0.to_c()
+    }
+
+    fn doca_comch_client_get_device(
+        comch_client: *const doca_comch_client => Client,
+        dev: *mut *mut doca_dev => Out<*mut doca_dev>,
+    ) {
+        put_device(comch_client.0, dev)
+    }
+
+    fn doca_comch_client_get_connection(
+        comch_client: *const doca_comch_client => Client,
+        connection: *mut *mut doca_comch_connection => Out<*mut doca_comch_connection>,
+    ) {
+        let first = comch_client.desk().connections.borrow().first().copied();
+        connection.put(first.ok_or(Fault::DOCA_ERROR_BAD_STATE)?.to_c());
+        Ok(())
+    }
+
+    fn doca_comch_client_set_max_msg_size(comch_client: *mut doca_comch_client => Client, size: u32) {
+        set_limit(comch_client.0, &comch_client.desk().message_max, size, MESSAGE_MAX)
+    }
+
+    fn doca_comch_client_get_max_msg_size(
+        comch_client: *const doca_comch_client => Client,
+        size: *mut u32 => Out<u32>,
+    ) {
+        size.put(comch_client.desk().message_max.get());
+        Ok(())
+    }
+
+    fn doca_comch_client_set_recv_queue_size(comch_client: *mut doca_comch_client => Client, size: u32) {
+        set_limit(comch_client.0, &comch_client.desk().queue, size, QUEUE_MAX)
+    }
+
+    fn doca_comch_client_get_recv_queue_size(
+        comch_client: *const doca_comch_client => Client,
+        size: *mut u32 => Out<u32>,
+    ) {
+        size.put(comch_client.desk().queue.get());
+        Ok(())
+    }
+
+    fn doca_comch_connection_set_user_data(
+        connection: *mut doca_comch_connection => Handle<Connection>,
+        user_data: doca_data,
+    ) {
+        connection.user_data.set(user_data);
+        Ok(())
+    }
+
+    fn doca_comch_connection_get_user_data(connection: *const doca_comch_connection => Handle<Connection>)
+        -> doca_data = (doca_data { u64_: 0 })
+    {
+        connection.user_data.get()
+    }
+
+    fn doca_comch_server_get_server_ctx(connection: *const doca_comch_connection => Handle<Connection>)
+        -> *mut doca_comch_server = (ptr::null_mut())
+    {
+        if connection.ctx.library == Library::Server { connection.ctx.to_c().cast() } else { ptr::null_mut() }
+    }
+
+    fn doca_comch_client_get_client_ctx(connection: *const doca_comch_connection => Handle<Connection>)
+        -> *mut doca_comch_client = (ptr::null_mut())
+    {
+        if connection.ctx.library == Library::Client { connection.ctx.to_c().cast() } else { ptr::null_mut() }
+    }
+
+    fn doca_comch_connection_update_info(comch_connection: *mut doca_comch_connection => Handle<Connection>) {
+        let link = &comch_connection.link;
+        let all = [Counter::SentMessages, Counter::SentBytes, Counter::ReceivedMessages, Counter::ReceivedBytes];
+        comch_connection.counters.set(all.map(|which| link.counter(which)));
+        Ok(())
+    }
+
+    fn doca_comch_connection_get_counter(
+        comch_connection: *const doca_comch_connection => Handle<Connection>,
+        counter_type: doca_comch_counter,
+        counter_value: *mut u64 => Out<u64>,
+    ) {
+        let index = (counter_type.0 as usize).checked_sub(1).filter(|index| *index < 4);
+        let index = index.ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
+        counter_value.put(comch_connection.counters.get()[index]);
+        Ok(())
+    }
+
+    fn doca_comch_server_task_send_set_conf(
+        comch_server: *mut doca_comch_server => Server,
+        task_completion_cb: doca_comch_task_send_completion_cb_t,
+        task_error_cb: doca_comch_task_send_completion_cb_t,
+        num_send_tasks: u32,
+    ) {
+        configure_send(comch_server.0, task_completion_cb, task_error_cb, num_send_tasks)
+    }
+
+    fn doca_comch_client_task_send_set_conf(
+        comch_client: *mut doca_comch_client => Client,
+        task_completion_cb: doca_comch_task_send_completion_cb_t,
+        task_error_cb: doca_comch_task_send_completion_cb_t,
+        num_send_tasks: u32,
+    ) {
+        configure_send(comch_client.0, task_completion_cb, task_error_cb, num_send_tasks)
+    }
+
+    fn doca_comch_server_task_send_alloc_init(
+        comch_server: *mut doca_comch_server => Server,
+        peer: *mut doca_comch_connection => Handle<Connection>,
+        msg: *const c_void,
+        len: u32,
+        task: *mut *mut doca_comch_task_send => Out<*mut doca_comch_task_send>,
+    ) {
+        task.put(allocate_send(comch_server.0, peer, msg, len)?);
+        Ok(())
+    }
+
+    fn doca_comch_client_task_send_alloc_init(
+        comch_client: *mut doca_comch_client => Client,
+        peer: *mut doca_comch_connection => Handle<Connection>,
+        msg: *const c_void,
+        len: u32,
+        task: *mut *mut doca_comch_task_send => Out<*mut doca_comch_task_send>,
+    ) {
+        task.put(allocate_send(comch_client.0, peer, msg, len)?);
+        Ok(())
+    }
+
+    fn doca_comch_task_send_as_task(task: *mut doca_comch_task_send => Of<doca_comch_task_send>)
+        -> *mut doca_task = (ptr::null_mut())
+    {
+        task.0.to_c()
+    }
+
+    fn doca_comch_server_event_msg_recv_register(
+        comch_server: *mut doca_comch_server => Server,
+        recv_event_cb: doca_comch_event_msg_recv_cb_t,
+    ) {
+        let place = &comch_server.desk().on_message;
+        set_events(comch_server.0, [(place, recv_event_cb), (place, recv_event_cb)])
+    }
+
+    fn doca_comch_client_event_msg_recv_register(
+        comch_client: *mut doca_comch_client => Client,
+        recv_event_cb: doca_comch_event_msg_recv_cb_t,
+    ) {
+        let place = &comch_client.desk().on_message;
+        set_events(comch_client.0, [(place, recv_event_cb), (place, recv_event_cb)])
+    }
+
+    fn doca_comch_server_event_connection_status_changed_register(
+        comch_server: *mut doca_comch_server => Server,
+        connect_event_cb: doca_comch_event_connection_status_changed_cb_t,
+        disconnect_event_cb: doca_comch_event_connection_status_changed_cb_t,
+    ) {
+        let desk = comch_server.desk();
+        set_events(
+            comch_server.0,
+            [(&desk.on_connect, connect_event_cb), (&desk.on_disconnect, disconnect_event_cb)],
+        )
+    }
+
+    fn doca_comch_server_event_consumer_register(
+        comch_server: *mut doca_comch_server => Server,
+        new_consumer_event_cb: doca_comch_event_consumer_cb_t,
+        expired_consumer_event_cb: doca_comch_event_consumer_cb_t,
+    ) {
+        let desk = comch_server.desk();
+        let events = [(&desk.on_consumer, new_consumer_event_cb), (&desk.on_expired, expired_consumer_event_cb)];
+        set_events(comch_server.0, events)
+    }
+
+    fn doca_comch_client_event_consumer_register(
+        comch_client: *mut doca_comch_client => Client,
+        new_consumer_event_cb: doca_comch_event_consumer_cb_t,
+        expired_consumer_event_cb: doca_comch_event_consumer_cb_t,
+    ) {
+        let desk = comch_client.desk();
+        let events = [(&desk.on_consumer, new_consumer_event_cb), (&desk.on_expired, expired_consumer_event_cb)];
+        set_events(comch_client.0, events)
+    }
+}

@@ -1,0 +1,411 @@
+//! `doca_ctx`: what the compression and copy contexts have in common, and that is nearly all.
+//!
+//! ```text
+//!           start                 stop, or a task failed
+//!   IDLE ----------> RUNNING ------------------------------> STOPPING
+//!    ^                  stop, with nothing left to wait for     |
+//!    '----------------------------------------------------------'
+//!      all tasks completed and freed, and one more pe_progress
+//! ```
+//! Engines, Comch servers and producers start at once. A Comch client and a consumer are `STARTING` until the other side
+//! answered, and go to `STOPPING` if it does not. The state callback runs inside whatever caused the change:
+//! `doca_ctx_start`, `doca_ctx_stop` or `doca_pe_progress`.
+
+use std::cell::{Cell, RefCell};
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::comch::control::{self, Desk};
+use crate::comch::fast::{self, End};
+use crate::comch::link::Tidings;
+use crate::core::dev::{Dev, TASKS_MAX};
+use crate::core::pe::Pe;
+use crate::core::pool::{Fifo, Pool};
+use crate::core::task::{KINDS, Kind, Line, Task};
+use crate::engine::threads::Engine;
+use crate::ffi::abi::{doca_ctx, doca_ctx_state_changed_callback_t, doca_ctx_states, doca_data, doca_task};
+use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
+use crate::ffi::error::{Answer, Fault, complain};
+
+/// A completion callback with its task type erased.
+pub(crate) type Callback =
+    unsafe extern "C" fn(task: *mut doca_task, task_user_data: doca_data, ctx_user_data: doca_data);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Library {
+    Compress,
+    Dma,
+    Server,
+    Client,
+    Producer,
+    Consumer,
+}
+
+/// What a context is beside being one.
+pub(crate) enum Face {
+    /// An engine's queue.
+    Engine,
+    /// A Comch server or client.
+    Comch(Box<Desk>),
+    /// A Comch producer or consumer.
+    Fast(End),
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Conf {
+    pub(crate) done: Callback,
+    pub(crate) failed: Callback,
+    count: u32,
+}
+
+#[repr(C)]
+pub(crate) struct Ctx {
+    stamp: Stamp,
+    pub(crate) library: Library,
+    pub(crate) face: Face,
+    pub(crate) dev: Handle<Dev>,
+    pub(crate) pe: Cell<Option<Handle<Pe>>>,
+    state: Cell<doca_ctx_states>,
+    user_data: Cell<doca_data>,
+    state_cb: Cell<doca_ctx_state_changed_callback_t>,
+    /// By kind.
+    confs: [Cell<Option<Conf>>; KINDS],
+    /// From start to idle:
+    line: RefCell<Option<Arc<Line>>>,
+    pools: RefCell<Vec<Pool>>,
+    free: [Cell<Option<Handle<Task>>>; KINDS],
+    allocated: Cell<usize>,
+    inflight: Cell<usize>,
+    /// Submitted without the flush flag.
+    held_back: Cell<Fifo>,
+}
+
+// SAFETY: repr(C), and the stamp comes first.
+unsafe impl Thing for Ctx {
+    type Opaque = doca_ctx;
+    const MAGIC: u64 = u64::from_le_bytes(*b"kvl-ctx\0");
+}
+
+impl Ctx {
+    pub(crate) fn create(library: Library, dev: Handle<Dev>, face: Face) -> Handle<Ctx> {
+        dev.hold();
+        Handle::new(Ctx {
+            stamp: Stamp::new(Ctx::MAGIC),
+            library,
+            face,
+            dev,
+            pe: Cell::new(None),
+            state: Cell::new(doca_ctx_states::DOCA_CTX_STATE_IDLE),
+            user_data: Cell::new(doca_data { u64_: 0 }),
+            state_cb: Cell::new(None),
+            confs: [const { Cell::new(None) }; KINDS],
+            line: RefCell::new(None),
+            pools: RefCell::new(Vec::new()),
+            free: [const { Cell::new(None) }; KINDS],
+            allocated: Cell::new(0),
+            inflight: Cell::new(0),
+            held_back: Cell::new(Fifo::new()),
+        })
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.state.get() == doca_ctx_states::DOCA_CTX_STATE_RUNNING
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.state.get() == doca_ctx_states::DOCA_CTX_STATE_STOPPING
+    }
+
+    fn is_starting(&self) -> bool {
+        self.state.get() == doca_ctx_states::DOCA_CTX_STATE_STARTING
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.get() == doca_ctx_states::DOCA_CTX_STATE_IDLE
+    }
+
+    /// A failed task of an engine stops everything behind it; a message that one of many clients did not take does not.
+    pub(crate) fn stops_on_failure(&self) -> bool {
+        self.library != Library::Server
+    }
+
+    pub(crate) fn check_idle(&self) -> Answer {
+        if self.is_idle() { Ok(()) } else { Err(Fault::DOCA_ERROR_BAD_STATE) }
+    }
+
+    /// Stopping, and nothing stands in the way of idle any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_stopping() && self.allocated.get() == 0
+    }
+
+    pub(crate) fn inflight(&self) -> usize {
+        self.inflight.get()
+    }
+
+    pub(crate) fn user_data(&self) -> doca_data {
+        self.user_data.get()
+    }
+
+    pub(crate) fn conf(&self, kind: Kind) -> Option<Conf> {
+        self.confs[kind as usize].get()
+    }
+
+    fn engine(&self) -> Option<&Engine> {
+        // SAFETY: a context holds its device open, so the handle outlives `self`.
+        let dev = unsafe { self.dev.pointer().as_ref() };
+        match self.library {
+            Library::Compress => Some(&dev.compress),
+            Library::Dma => Some(&dev.dma),
+            Library::Server | Library::Client | Library::Producer | Library::Consumer => None,
+        }
+    }
+
+    /// `set_conf` of a task type.
+    pub(crate) fn configure(&self, kind: Kind, done: Option<Callback>, failed: Option<Callback>, count: u32) -> Answer {
+        self.check_idle()?;
+        let (Some(done), Some(failed)) = (done, failed) else { return Err(Fault::DOCA_ERROR_INVALID_VALUE) };
+        let mut tasks_max = TASKS_MAX;
+        if kind.is_of_an_engine() {
+            self.dev.info.buf_bytes_max(kind)?;
+            tasks_max = self.dev.config().tasks_max;
+        }
+        let count_of = |conf: &Cell<Option<Conf>>| conf.get().map_or(0, |conf| u64::from(conf.count));
+        let others = self.confs.iter().map(count_of).sum::<u64>() - count_of(&self.confs[kind as usize]);
+        if count == 0 || others + u64::from(count) > u64::from(tasks_max) {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        self.confs[kind as usize].set(Some(Conf { done, failed, count }));
+        Ok(())
+    }
+
+    /// `alloc_init` of a task type, up to filling the task in.
+    pub(crate) fn allocate(&self, kind: Kind) -> Result<Handle<Task>, Fault> {
+        if !self.is_running() {
+            return Err(Fault::DOCA_ERROR_BAD_STATE);
+        }
+        let free = &self.free[kind as usize];
+        let task = free.get().ok_or(Fault::DOCA_ERROR_NO_MEMORY)?;
+        free.set(task.link.take());
+        self.allocated.set(self.allocated.get() + 1);
+        Ok(task)
+    }
+
+    /// The way back of `allocate`.
+    pub(crate) fn reclaim(&self, task: Handle<Task>) {
+        task.link.set(self.free[task.kind as usize].replace(Some(task)));
+        self.allocated.set(self.allocated.get() - 1);
+        if let (true, Some(pe)) = (self.is_settled(), self.pe.get()) {
+            pe.port.nudge();
+        }
+    }
+
+    /// Takes a submitted task in.
+    pub(crate) fn accept(&self, task: Handle<Task>, flush: bool) {
+        self.inflight.set(self.inflight.get() + 1);
+        let mut tasks = self.held_back.replace(Fifo::new());
+        tasks.push(task);
+        self.held_back.set(tasks);
+        if flush {
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        let tasks = self.held_back.replace(Fifo::new());
+        if let (Some(engine), 1..) = (self.engine(), tasks.len()) {
+            engine.take_in(tasks);
+        }
+    }
+
+    /// A submitted task is with somebody other than an engine; or, with false, was not taken.
+    pub(crate) fn departed(&self, gone: bool) {
+        self.inflight.set(if gone { self.inflight.get() + 1 } else { self.inflight.get() - 1 });
+    }
+
+    /// One of the tasks in flight has landed.
+    pub(crate) fn landed(&self) {
+        self.inflight.set(self.inflight.get() - 1);
+    }
+}
+
+/// The one setter of the state. The callback may destroy the context when that became idle.
+fn enter(ctx: Handle<Ctx>, next: doca_ctx_states) {
+    let previous = ctx.state.replace(next);
+    if let Some(callback) = ctx.state_cb.get() {
+        // SAFETY: the application's function, called as the header declares it, on the thread that uses the context.
+        unsafe { callback(ctx.user_data.get(), ctx.to_c(), previous, next) };
+    }
+}
+
+/// STARTING to RUNNING, when what a start waits for has come. A context that is being stopped stays so.
+pub(crate) fn become_running(ctx: Handle<Ctx>) {
+    if ctx.is_starting() {
+        enter(ctx, doca_ctx_states::DOCA_CTX_STATE_RUNNING);
+    }
+}
+
+/// Something other than a task failed for good.
+pub(crate) fn fail(ctx: Handle<Ctx>) {
+    if ctx.is_starting() || ctx.is_running() {
+        begin_stop(ctx);
+    }
+}
+
+/// What a context does with what its thread or its peer said.
+pub(crate) fn hear(ctx: Handle<Ctx>, tidings: Tidings) {
+    match &ctx.face {
+        Face::Engine => {}
+        Face::Comch(desk) => control::hear(ctx, desk, tidings),
+        Face::Fast(_) => {
+            if let Tidings::Known = tidings {
+                become_running(ctx);
+            }
+        }
+    }
+}
+
+/// RUNNING to STOPPING: what is queued will be flushed by the engines.
+pub(crate) fn begin_stop(ctx: Handle<Ctx>) {
+    if let Some(line) = &*ctx.line.borrow() {
+        line.broken.store(true, Ordering::Release);
+    }
+    ctx.flush();
+    match &ctx.face {
+        Face::Engine => {}
+        Face::Comch(desk) => control::begin_stop(ctx, desk),
+        Face::Fast(end) => fast::begin_stop(ctx, end),
+    }
+    if let Some(pe) = ctx.pe.get() {
+        pe.stopping.set(pe.stopping.get() + 1);
+    }
+    enter(ctx, doca_ctx_states::DOCA_CTX_STATE_STOPPING);
+}
+
+/// STOPPING to IDLE, once settled. The context may be gone afterwards.
+pub(crate) fn finish_stop(ctx: Handle<Ctx>) {
+    debug_assert!(ctx.is_settled() && ctx.inflight() == 0, "a task in flight is an allocated one");
+    ctx.free.iter().for_each(|list| list.set(None));
+    drop(mem::take(&mut *ctx.pools.borrow_mut()));
+    *ctx.line.borrow_mut() = None;
+    if let Face::Comch(desk) = &ctx.face {
+        control::finish_stop(desk);
+    }
+    if let Some(pe) = ctx.pe.get() {
+        pe.stopping.set(pe.stopping.get() - 1);
+        pe.port.forget(ctx);
+    }
+    enter(ctx, doca_ctx_states::DOCA_CTX_STATE_IDLE);
+}
+
+fn start(ctx: Handle<Ctx>) -> Answer {
+    ctx.check_idle()?;
+    let pe = ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?;
+    if ctx.dev.is_lost() {
+        return Err(Fault::DOCA_ERROR_DRIVER);
+    }
+    if let Some(engine) = ctx.engine() {
+        if ctx.confs.iter().all(|conf| conf.get().is_none()) {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        engine.start(ctx.dev.config())?;
+    }
+    let line = Line { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
+    let line = Arc::new(line);
+    let mut pools = Vec::new();
+    for kind in Kind::ALL {
+        if let Some(conf) = ctx.conf(kind) {
+            pools.push((kind, Pool::new(ctx, kind, conf.count, &line)?));
+        }
+    }
+    let next = match &ctx.face {
+        Face::Engine => doca_ctx_states::DOCA_CTX_STATE_RUNNING,
+        Face::Comch(desk) => control::start(ctx, desk)?,
+        Face::Fast(end) => fast::start(ctx, end)?,
+    };
+    for (kind, pool) in &pools {
+        for task in pool.handles() {
+            task.link.set(ctx.free[*kind as usize].replace(Some(task)));
+        }
+    }
+    *ctx.pools.borrow_mut() = pools.into_iter().map(|(_, pool)| pool).collect();
+    *ctx.line.borrow_mut() = Some(line);
+    enter(ctx, next);
+    // The callback may have stopped it, but what start came to is decided.
+    if next == doca_ctx_states::DOCA_CTX_STATE_RUNNING { Ok(()) } else { Err(Fault::DOCA_ERROR_IN_PROGRESS) }
+}
+
+fn stop(ctx: Handle<Ctx>) -> Answer {
+    if ctx.is_idle() {
+        return Ok(());
+    }
+    if ctx.is_running() || ctx.is_starting() {
+        begin_stop(ctx);
+    }
+    let in_callback = ctx.pe.get().is_some_and(|pe| pe.is_busy.get());
+    if in_callback || !ctx.is_settled() {
+        return Err(Fault::DOCA_ERROR_IN_PROGRESS);
+    }
+    finish_stop(ctx);
+    Ok(())
+}
+
+/// `doca_compress_destroy`, `doca_dma_destroy`.
+pub(crate) fn destroy(ctx: Handle<Ctx>) -> Answer {
+    if !ctx.is_idle() {
+        return Err(Fault::DOCA_ERROR_IN_USE);
+    }
+    if let Some(pe) = ctx.pe.get() {
+        pe.contexts.borrow_mut().retain(|other| *other != ctx);
+    }
+    ctx.dev.release();
+    // SAFETY: idle, so it has no tasks, and the caller gives the handle up.
+    unsafe { ctx.destroy() };
+    Ok(())
+}
+
+exports! {
+    fn doca_ctx_start(ctx: *mut doca_ctx => Handle<Ctx>) {
+        start(ctx)
+    }
+
+    fn doca_ctx_stop(ctx: *mut doca_ctx => Handle<Ctx>) {
+        stop(ctx)
+    }
+
+    fn doca_ctx_get_state(ctx: *const doca_ctx => Handle<Ctx>, state: *mut doca_ctx_states => Out<doca_ctx_states>) {
+        state.put(ctx.state.get());
+        Ok(())
+    }
+
+    fn doca_ctx_get_num_inflight_tasks(
+        ctx: *const doca_ctx => Handle<Ctx>,
+        num_inflight_tasks: *mut usize => Out<usize>,
+    ) {
+        num_inflight_tasks.put(ctx.inflight());
+        Ok(())
+    }
+
+    fn doca_ctx_set_user_data(ctx: *mut doca_ctx => Handle<Ctx>, user_data: doca_data) {
+        ctx.check_idle()?;
+        ctx.user_data.set(user_data);
+        Ok(())
+    }
+
+    fn doca_ctx_get_user_data(ctx: *const doca_ctx => Handle<Ctx>, user_data: *mut doca_data => Out<doca_data>) {
+        user_data.put(ctx.user_data.get());
+        Ok(())
+    }
+
+    fn doca_ctx_set_state_changed_cb(ctx: *mut doca_ctx => Handle<Ctx>, cb: doca_ctx_state_changed_callback_t) {
+        ctx.check_idle()?;
+        ctx.state_cb.set(cb);
+        Ok(())
+    }
+
+    fn doca_ctx_flush_tasks(ctx: *mut doca_ctx => Handle<Ctx>)
+        -> () = (complain("doca_ctx_flush_tasks: not a context"))
+    {
+        ctx.flush();
+    }
+}

@@ -1,0 +1,403 @@
+//! Tasks: what the application allocates, submits, keeps or frees.
+//!
+//! A submit takes a snapshot of both buffer lists into the task, so engines never look at a `doca_buf`. From then until
+//! its completion is taken off the port, the job inside the task belongs to the engine side; the rest of the task stays
+//! the application's.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::comch::control;
+use crate::comch::fast::{self, DATA_MAX};
+use crate::comch::link::Link;
+use crate::core::buf::{Buf, append};
+use crate::core::ctx::Ctx;
+use crate::core::dev::buf_bytes_max;
+use crate::core::job::{Job, Segment, Use};
+use crate::core::pe::Port;
+use crate::engine::threads;
+use crate::ffi::abi::{doca_buf, doca_ctx, doca_data, doca_task, doca_task_submit_flag};
+use crate::ffi::door::{Handle, Stamp, Thing, exports};
+use crate::ffi::error::{Answer, FLUSHED, Fault, complain};
+use crate::tools::debug;
+
+/// The task types of all contexts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Memcpy,
+    Deflate,
+    Inflate,
+    Lz4Stream,
+    Lz4Block,
+    /// A Comch control message.
+    MessageSend,
+    DataSend,
+    PostReceive,
+}
+
+pub(crate) const KINDS: usize = 8;
+
+impl Kind {
+    pub(crate) const ALL: [Kind; KINDS] = [
+        Kind::Memcpy,
+        Kind::Deflate,
+        Kind::Inflate,
+        Kind::Lz4Stream,
+        Kind::Lz4Block,
+        Kind::MessageSend,
+        Kind::DataSend,
+        Kind::PostReceive,
+    ];
+
+    pub(crate) fn is_of_an_engine(self) -> bool {
+        !matches!(self, Kind::MessageSend | Kind::DataSend | Kind::PostReceive)
+    }
+}
+
+/// What a Comch task has beside its buffer.
+pub(crate) struct Letter {
+    pub(crate) link: Option<Arc<Link>>,
+    /// A control message, the application's.
+    pub(crate) message: *const u8,
+    pub(crate) length: usize,
+    pub(crate) consumer: u32,
+    pub(crate) imm: Vec<u8>,
+    /// Where the application said it from.
+    pub(crate) imm_place: *mut u8,
+}
+
+impl Letter {
+    const fn blank() -> Letter {
+        let (message, imm_place) = (ptr::null(), ptr::null_mut());
+        Letter { link: None, message, length: 0, consumer: 0, imm: Vec::new(), imm_place }
+    }
+}
+
+/// Whose the task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The pool's.
+    Free,
+    /// The application's: allocated, or completed.
+    Owned,
+    /// The engine's.
+    Flying,
+}
+
+/// What all tasks of one run of a context share with the engine.
+pub(crate) struct Line {
+    pub(crate) device: u64,
+    /// A task failed, or the application stopped the context: whatever is still queued is flushed.
+    pub(crate) broken: AtomicBool,
+    pub(crate) port: Arc<Port>,
+}
+
+#[repr(C)]
+pub(crate) struct Task {
+    stamp: Stamp,
+    pub(crate) kind: Kind,
+    pub(crate) ctx: Handle<Ctx>,
+    pub(crate) stage: Cell<Stage>,
+    pub(crate) user_data: Cell<doca_data>,
+    src: Cell<*const doca_buf>,
+    dst: Cell<*mut doca_buf>,
+    has_block_checksum: Cell<u8>,
+    are_blocks_independent: Cell<u8>,
+    pub(crate) letter: RefCell<Letter>,
+    status: Cell<Answer>,
+    /// The buffer heads that a flight holds.
+    heads: Cell<[Option<Handle<Buf>>; 2]>,
+    /// Of whichever queue or free list the task is in.
+    pub(crate) link: Cell<Option<Handle<Task>>>,
+    pub(crate) line: Arc<Line>,
+    job: UnsafeCell<Job>,
+}
+
+// SAFETY: repr(C), and the stamp comes first.
+unsafe impl Thing for Task {
+    type Opaque = doca_task;
+    const MAGIC: u64 = u64::from_le_bytes(*b"kvl-task");
+}
+
+impl Task {
+    /// # Safety
+    /// The caller is the side that `stage` says owns the job, and holds no other reference to it.
+    #[allow(clippy::mut_from_ref, reason = "ownership of the job travels with the task, see the head of the module")]
+    pub(crate) unsafe fn job(&self) -> &mut Job {
+        // SAFETY: exclusive by the caller's word.
+        unsafe { &mut *self.job.get() }
+    }
+
+    /// Reads a result; zero while the engine has the job.
+    pub(crate) fn result(&self, read: impl FnOnce(&Job) -> u32) -> u32 {
+        if self.stage.get() == Stage::Flying {
+            return 0;
+        }
+        // SAFETY: not flying, so the job is the application's, which is who calls.
+        read(unsafe { self.job() })
+    }
+}
+
+fn load(task: Handle<Task>) -> Answer {
+    // SAFETY: called by submit on an owned task.
+    let job = unsafe { task.job() };
+    if !task.kind.is_of_an_engine() {
+        return load_end(task, job);
+    }
+    // SAFETY: null, or a buf that the application keeps for the task's flight.
+    let (src, dst) = unsafe { (Handle::from_c(task.src.get())?, Handle::from_c(task.dst.get().cast_const())?) };
+    let config = task.ctx.dev.config();
+    let bytes_max = buf_bytes_max(config, task.kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)?;
+    job.load_list(src, task.line.device, Use::Source)?;
+    job.load_list(dst, task.line.device, Use::Destination)?;
+    job.check_lengths(config.list_max as usize)?;
+    job.check_sizes(task.kind, bytes_max as usize)?;
+    src.hold();
+    dst.hold();
+    task.heads.set([Some(src), Some(dst)]);
+    Ok(())
+}
+
+/// The one buffer list of a producer's or consumer's task.
+fn load_end(task: Handle<Task>, job: &mut Job) -> Answer {
+    let (raw, what) = match task.kind {
+        Kind::PostReceive => (task.dst.get().cast_const(), Use::Delivery),
+        _ => (task.src.get(), Use::Source),
+    };
+    // SAFETY: null, or a buf that the application keeps for the task's flight.
+    let buf = unsafe { Handle::from_c(raw) }?;
+    job.load_list(buf, task.line.device, what)?;
+    job.check_bytes(DATA_MAX as usize)?;
+    buf.hold();
+    task.heads.set(if what == Use::Delivery { [None, Some(buf)] } else { [Some(buf), None] });
+    Ok(())
+}
+
+/// Hands a Comch task over to its link.
+fn dispatch(task: Handle<Task>) -> Answer {
+    if task.kind != Kind::MessageSend
+        && let Err(fault) = load(task)
+    {
+        // SAFETY: the task is owned, and `load` has returned.
+        unsafe { task.job() }.unload();
+        return Err(fault);
+    }
+    task.stage.set(Stage::Flying);
+    task.ctx.departed(true);
+    let answer = if task.kind == Kind::MessageSend { control::send(task) } else { fast::submit(task) };
+    if answer.is_err() {
+        task.stage.set(Stage::Owned);
+        task.ctx.departed(false);
+        // SAFETY: nobody took the task, so it is owned again.
+        unsafe { task.job() }.unload();
+        task.heads.take().into_iter().flatten().for_each(|buf| buf.release());
+    }
+    answer
+}
+
+fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
+    if task.stage.get() != Stage::Owned || !task.ctx.is_running() {
+        return Err(Fault::DOCA_ERROR_BAD_STATE);
+    }
+    let dev = task.ctx.dev;
+    if dev.chance.hits(dev.config().again) {
+        return Err(Fault::DOCA_ERROR_AGAIN);
+    }
+    if !task.kind.is_of_an_engine() {
+        return dispatch(task);
+    }
+    let queue = dev.config().queue as usize;
+    if queue > 0 && task.ctx.inflight() >= queue {
+        return Err(Fault::DOCA_ERROR_AGAIN);
+    }
+    let loaded = load(task);
+    // SAFETY: the task is owned, and `load` has returned.
+    let job = unsafe { task.job() };
+    if loaded.is_err() {
+        job.unload();
+        if validate {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+    }
+    job.refusal = loaded.err();
+    job.is_poisoned = false;
+    if dev.loses_task() {
+        job.refusal = Some(Fault::DOCA_ERROR_DRIVER);
+    } else if debug::is_on() && job.refusal.is_none() {
+        threads::poison(job);
+    }
+    job.fate = dev.chance.fate(dev.config());
+    if task.kind == Kind::Memcpy && job.refusal.is_none() {
+        job.fate.flip = dev.flips.of(&dev.chance, dev.config(), job);
+    }
+    job.has_block_checksum = task.has_block_checksum.get() != 0;
+    job.are_blocks_independent = task.are_blocks_independent.get() != 0;
+    task.stage.set(Stage::Flying);
+    task.ctx.accept(task, flush);
+    Ok(())
+}
+
+/// Takes a completed task back from the engine: its bufs are let go, and the destination grows by what was written.
+/// With `is_late`, because the context stops, even a task that an engine had finished counts as flushed.
+pub(crate) fn land(task: Handle<Task>, is_late: bool) -> Answer {
+    // SAFETY: the engine posted the task, so it is done with the job.
+    let job = unsafe { task.job() };
+    let outcome = if is_late && task.kind.is_of_an_engine() { job.outcome.and(Err(FLUSHED)) } else { job.outcome };
+    let [src, dst] = task.heads.take();
+    if let Some(src) = src {
+        src.release();
+    }
+    if let Some(dst) = dst {
+        dst.release();
+        append(dst, outcome.unwrap_or(0));
+    }
+    task.stage.set(Stage::Owned);
+    let status = outcome.map(drop);
+    task.status.set(status);
+    status
+}
+
+impl Task {
+    /// A task of a pool, with room for `2 * LIST_MAX` segments.
+    pub(crate) fn vacant(ctx: Handle<Ctx>, kind: Kind, line: Arc<Line>, segments: NonNull<Segment>) -> Task {
+        Task {
+            stamp: Stamp::new(Task::MAGIC),
+            kind,
+            ctx,
+            stage: Cell::new(Stage::Free),
+            user_data: Cell::new(doca_data { u64_: 0 }),
+            src: Cell::new(ptr::null()),
+            dst: Cell::new(ptr::null_mut()),
+            has_block_checksum: Cell::new(0),
+            are_blocks_independent: Cell::new(0),
+            letter: RefCell::new(Letter::blank()),
+            status: Cell::new(Ok(())),
+            heads: Cell::new([None; 2]),
+            link: Cell::new(None),
+            line,
+            job: UnsafeCell::new(Job::vacant(segments)),
+        }
+    }
+
+    pub(crate) fn init(&self, src: *const doca_buf, dst: *mut doca_buf, user_data: doca_data) {
+        self.stage.set(Stage::Owned);
+        self.src.set(src);
+        self.dst.set(dst);
+        self.user_data.set(user_data);
+        self.status.set(Ok(()));
+        self.letter.replace(Letter::blank());
+    }
+}
+
+/// What the typed functions set and get.
+impl Task {
+    pub(crate) fn set_src(&self, src: *const doca_buf) {
+        self.unless_flying(&self.src, src);
+    }
+
+    pub(crate) fn src(&self) -> *const doca_buf {
+        self.src.get()
+    }
+
+    pub(crate) fn set_dst(&self, dst: *mut doca_buf) {
+        self.unless_flying(&self.dst, dst);
+    }
+
+    pub(crate) fn dst(&self) -> *mut doca_buf {
+        self.dst.get()
+    }
+
+    pub(crate) fn set_has_block_checksum(&self, flag: u8) {
+        self.unless_flying(&self.has_block_checksum, flag);
+    }
+
+    pub(crate) fn has_block_checksum(&self) -> u8 {
+        self.has_block_checksum.get()
+    }
+
+    pub(crate) fn set_are_blocks_independent(&self, flag: u8) {
+        self.unless_flying(&self.are_blocks_independent, flag);
+    }
+
+    pub(crate) fn are_blocks_independent(&self) -> u8 {
+        self.are_blocks_independent.get()
+    }
+
+    pub(crate) fn crc(&self) -> u32 {
+        self.result(|job| job.sums.crc)
+    }
+
+    /// The immediate data that came with a message.
+    pub(crate) fn immediate(&self) -> *const u8 {
+        if self.stage.get() == Stage::Flying {
+            return ptr::null();
+        }
+        // SAFETY: not flying, so the job is the application's, which is who calls.
+        let job = unsafe { self.job() };
+        if job.imm_len == 0 { ptr::null() } else { job.imm.as_ptr() }
+    }
+
+    pub(crate) fn second_sum(&self) -> u32 {
+        self.result(|job| job.sums.second)
+    }
+
+    fn unless_flying<T>(&self, place: &Cell<T>, value: T) {
+        if self.stage.get() == Stage::Flying {
+            complain("a task in flight was changed: ignored");
+        } else {
+            place.set(value);
+        }
+    }
+}
+
+exports! {
+    fn doca_task_submit(task: *mut doca_task => Handle<Task>) {
+        submit(task, false, true)
+    }
+
+    fn doca_task_submit_ex(task: *mut doca_task => Handle<Task>, flags: u32) {
+        let known = doca_task_submit_flag::DOCA_TASK_SUBMIT_FLAG_FLUSH.0
+            | doca_task_submit_flag::DOCA_TASK_SUBMIT_FLAG_OPTIMIZE_REPORTS.0;
+        if flags & !known != 0 {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        submit(task, false, flags & doca_task_submit_flag::DOCA_TASK_SUBMIT_FLAG_FLUSH.0 != 0)
+    }
+
+    fn doca_task_try_submit(task: *mut doca_task => Handle<Task>) {
+        submit(task, true, true)
+    }
+
+    fn doca_task_free(task: *mut doca_task => Handle<Task>) -> () = (complain("doca_task_free: not a task")) {
+        match task.stage.get() {
+            Stage::Owned => {
+                task.stage.set(Stage::Free);
+                // A letter holds its connection.
+                task.letter.replace(Letter::blank());
+                task.ctx.reclaim(task);
+            }
+            Stage::Free => complain("doca_task_free: freed twice, ignored"),
+            Stage::Flying => complain("doca_task_free: the task is in flight, ignored"),
+        }
+    }
+
+    fn doca_task_get_status(task: *const doca_task => Handle<Task>) {
+        task.status.get()
+    }
+
+    fn doca_task_set_user_data(task: *mut doca_task => Handle<Task>, user_data: doca_data)
+        -> () = (complain("doca_task_set_user_data: not a task"))
+    {
+        task.user_data.set(user_data);
+    }
+
+    fn doca_task_get_user_data(task: *const doca_task => Handle<Task>) -> doca_data = (doca_data { u64_: 0 }) {
+        task.user_data.get()
+    }
+
+    fn doca_task_get_ctx(task: *const doca_task => Handle<Task>) -> *mut doca_ctx = (ptr::null_mut()) {
+        task.ctx.to_c()
+    }
+}

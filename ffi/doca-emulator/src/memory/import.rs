@@ -1,0 +1,141 @@
+//! Imports: another process's export, reached from here.
+//!
+//! The blob is whoever's who brings it, and proves nothing by itself: the process behind the name of its courier is asked
+//! first ([`crate::memory::caller`]), and who that is, user and pid, is the kernel's word (`SO_PEERCRED`). No pid, descriptor or
+//! path out of a blob is ever opened. An importer takes exports of its own user's processes; root's takes anybody's, and
+//! then uses what the exporter hands over and never root's right to trace: the exporter may be another program by the next
+//! copy (`exec` of one with more rights keeps the pid).
+//!
+//! ```text
+//!   file behind the range is sealed     a window: the same pages, mapped here
+//!   else, exporter of our own user      the kernel copies (`remote`)
+//!   else, or where the kernel refuses   the exporter carries the bytes
+//! ```
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::config::Config;
+use crate::engine::lane::Lane;
+use crate::ffi::error::Fault;
+use crate::memory::caller::{Caller, Handed};
+use crate::memory::export::{BOARD_BYTES, Cookie, SLOTS, Slot, Ticket};
+use crate::memory::region::PCI_READ_WRITE;
+use crate::memory::remote;
+use crate::memory::window::Window;
+use crate::tools::debug;
+use crate::tools::guard::Guard;
+use crate::tools::packet;
+
+/// Another process's export.
+pub(crate) struct Foreign {
+    pub(crate) road: Road,
+    board: Window,
+    slot: usize,
+    cookie: Cookie,
+    window: Option<Window>,
+    /// Debug mode: over the exporter's addresses, if they are free here.
+    _guard: Option<Guard>,
+}
+
+/// How bytes move that no window shows, and how the exporter's end is noticed.
+pub(crate) enum Road {
+    Kernel {
+        pid: libc::pid_t,
+        /// Readable once the exporter has exited.
+        pidfd: OwnedFd,
+    },
+    Exporter {
+        caller: Caller,
+        /// Whose thread waits for the exporter; None where a window shows the bytes.
+        lane: Option<Arc<Lane>>,
+    },
+}
+
+impl Road {
+    fn is_open(&self) -> bool {
+        match self {
+            Road::Kernel { pidfd, .. } => {
+                let mut exited = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: one entry of our own, and no waiting.
+                unsafe { libc::poll(&mut exited, 1, 0) == 0 }
+            }
+            Road::Exporter { caller, .. } => caller.is_there(),
+        }
+    }
+}
+
+impl Foreign {
+    /// Refuses an exporter that is gone, does not answer or does not know this export (`DRIVER`), and one whose user is not
+    /// ours (`NOT_PERMITTED`).
+    pub(crate) fn new(ticket: &Ticket, config: &Config) -> Result<Foreign, Fault> {
+        if ticket.slot as usize >= SLOTS {
+            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
+        }
+        let caller = Caller::connect(ticket.courier, ticket.cookie)?;
+        let is_ours = caller.peer.uid == packet::user();
+        // Before the exporter shows that it lives: what answers then is what the descriptor names.
+        let pidfd = if is_ours { open_pidfd(caller.peer.pid) } else { None };
+        let Handed { board, file } = caller.greet(ticket)?;
+        let board = Window::of_sealed(&board, 0, BOARD_BYTES, false, false).ok_or(Fault::DOCA_ERROR_DRIVER)?;
+        let writable = ticket.access & PCI_READ_WRITE != 0;
+        let window = file.filter(|_| config.window).and_then(|(file, offset)| {
+            Window::of_sealed(&file, offset, usize::try_from(ticket.len).ok()?, writable, is_ours)
+        });
+        let pid = caller.peer.pid;
+        let road = match pidfd.filter(|_| window.is_some() || can_read(pid, ticket.base)) {
+            Some(pidfd) => Road::Kernel { pid, pidfd },
+            None => {
+                let lane = match window {
+                    Some(_) => None,
+                    None => Some(Lane::of(ticket.courier, config).ok_or(Fault::DOCA_ERROR_OPERATING_SYSTEM)?),
+                };
+                Road::Exporter { caller, lane }
+            }
+        };
+        let guard = if debug::is_on() { Guard::over(ticket.base, ticket.len as usize, ticket.pid) } else { None };
+        let foreign = Foreign { road, board, slot: ticket.slot as usize, cookie: ticket.cookie, window, _guard: guard };
+        if foreign.is_alive() { Ok(foreign) } else { Err(Fault::DOCA_ERROR_DRIVER) }
+    }
+
+    /// Whether the export still stands.
+    pub(crate) fn is_alive(&self) -> bool {
+        let slots = self.board.map.cast::<Slot>();
+        // SAFETY: the slot was checked to lie on the board, whose mapping `self` keeps; the exporter writes it
+        // atomically.
+        let halves: [u64; 2] =
+            unsafe { &*slots.add(self.slot) }.each_ref().map(|half: &AtomicU64| half.load(Ordering::Acquire));
+        self.cookie.stands_in(halves) && self.road.is_open()
+    }
+
+    /// Our own view of `offset` bytes into the range, if there is a window.
+    pub(crate) fn view(&self, offset: u64) -> Option<*mut u8> {
+        self.window.as_ref().map(|window| window.first.wrapping_add(offset as usize))
+    }
+
+    /// Where tasks wait for the exporter to carry their bytes.
+    pub(crate) fn lane(&self) -> Option<Arc<Lane>> {
+        match &self.road {
+            Road::Exporter { lane, .. } => lane.clone(),
+            Road::Kernel { .. } => None,
+        }
+    }
+}
+
+/// Tries to read one byte through the kernel: whether that is the road is known at import.
+fn can_read(pid: libc::pid_t, addr: u64) -> bool {
+    let mut byte = 0u8;
+    let here = libc::iovec { iov_base: ptr::from_mut(&mut byte).cast(), iov_len: 1 };
+    let there = libc::iovec { iov_base: ptr::without_provenance_mut(addr as usize), iov_len: 1 };
+    // SAFETY: one local range, a byte of our own; the remote one is checked by the kernel.
+    unsafe { remote::read(pid, &[here], &[there], 1) }.is_ok()
+}
+
+fn open_pidfd(pid: libc::pid_t) -> Option<OwnedFd> {
+    // SAFETY: two integers in, a descriptor out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    // SAFETY: a new descriptor that nothing else owns.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}

@@ -1,0 +1,7 @@
+//! What every room uses (debug mode, sockets), and two libraries of their own: logs and command lines.
+
+mod argp;
+pub(crate) mod debug;
+pub(crate) mod guard;
+mod log;
+pub(crate) mod packet;
