@@ -27,7 +27,7 @@ use crate::workers::affinity;
 use crate::workers::bell::{Bell, EventBell, WorkerBell};
 use crate::workers::board::Board;
 use crate::workers::compute::{Asked, BLOCK_QUEUE, Prefix, QUEUE, Shared, Worker};
-use crate::workers::crew::Crew;
+use crate::workers::crew::{Crew, CrewKind};
 use crate::workers::fetch::Fetcher;
 use crate::workers::line::Line;
 use crate::workers::unreadable::Unreadable;
@@ -327,8 +327,8 @@ impl Lines {
         leaving: &mut Leaving<'env, 's>,
     ) -> Result<Crews<'env>, RunError> {
         Ok(Crews {
-            askers: start_readers(scope, shared, "look-up", &mut self.ask, leaving)?,
-            fetchers: start_readers(scope, shared, "fetch", &mut self.fetch, leaving)?,
+            askers: start_readers(scope, shared, CrewKind::Ask, &mut self.ask, leaving)?,
+            fetchers: start_readers(scope, shared, CrewKind::Fetch, &mut self.fetch, leaving)?,
             dequantizers: start_crew(scope, shared, "dequantize", &mut self.dequantize, leaving)?,
             encoders: start_crew(scope, shared, "encode", &mut self.encode, leaving)?,
         })
@@ -357,7 +357,7 @@ impl Drop for Leaving<'_, '_> {
 fn start_readers<'scope, 'env, 's: 'env, const N: usize>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
-    kind: &'static str,
+    kind: CrewKind,
     lines: &'env mut [(Line<N>, EventBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, RunError> {
@@ -365,9 +365,12 @@ fn start_readers<'scope, 'env, 's: 'env, const N: usize>(
     for (index, (line, bell)) in lines.iter_mut().enumerate() {
         let bell = &*bell;
         let (hand, duties) = line.ends(bell);
-        let reader = shared.store.reader(bell.as_fd()).map_err(RunError::System)?;
+        let mut reader = shared.store.reader(bell.as_fd()).map_err(RunError::System)?;
+        if kind == CrewKind::Ask {
+            reader.keep_off_disks();
+        }
         let fetcher = Fetcher::new(shared, bell, duties, reader);
-        let name = format!("{kind}-{index}");
+        let name = format!("{}-{index}", kind.name());
         let body = move || on_core(&shared.config.fetch_cpus, index, || fetcher.run());
         thread::Builder::new().name(name).spawn_scoped(scope, body).map_err(RunError::System)?;
         leaving.bells.push(bell);

@@ -4,11 +4,15 @@
 mod rig;
 mod scrape;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use host_ctl::{Arrangement, Client, Completion, Memory, RequestId, Transfer};
 use mailbox::Status;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use rig::*;
 use scrape::{free_address, get, until};
 
@@ -131,6 +135,68 @@ fn stores_and_look_ups_go_on_where_every_fetch_worker_hangs() {
     card.store.let_go();
     drop(host);
     card.await_empty();
+}
+
+/// Files in place of a prompt's chunks in a directory store, on which whoever opens one hangs: open(2) of a FIFO returns when
+/// somebody opens it for writing.
+struct HangingFiles(Vec<PathBuf>);
+
+impl HangingFiles {
+    fn of(store: &Path, keys: &[block::ChunkKey]) -> Self {
+        let file = |key: &block::ChunkKey| store.join(&key.to_string()[..2]).join(key.to_string());
+        let files: Vec<PathBuf> = keys.iter().map(file).collect();
+        for file in &files {
+            fs::remove_file(file).unwrap();
+            mkfifo(file, Mode::S_IRWXU).unwrap();
+        }
+        Self(files)
+    }
+}
+
+impl Drop for HangingFiles {
+    fn drop(&mut self) {
+        for file in &self.0 {
+            // Opened both ways it hangs nobody; whoever comes later finds no file.
+            let opened = fs::OpenOptions::new().read(true).write(true).open(file);
+            fs::remove_file(file).unwrap();
+            drop(opened);
+        }
+    }
+}
+
+#[test]
+fn memory_answers_while_every_disk_worker_hangs() {
+    const WORKERS: usize = 2;
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    let bottom = format!("dir:{}", store.display());
+    let [(warm, content), (cold, _)] = {
+        let card = Card::start_url(&bottom, |_| ());
+        [1, 2].map(|salt| stored(&card, "lossless", salt, CHUNKS))
+    };
+    let mut card = Card::start_url(&format!("tiers:dram=8M,{bottom}"), |config| {
+        (config.fetch_workers, config.slots) = (WORKERS, 16);
+    });
+    let target = memory();
+    let mut host = card.attach("lossless", target.clone());
+    assert_eq!(fetch(&mut host, &warm, &linear(CHUNKS)).chunks_done, CHUNKS, "from the disk, into the card's memory");
+    let hanging = HangingFiles::of(&store, &cold);
+    let mut other = card.attach("lossless", memory());
+    let id = within(&mut other, &cold, DEADLINE);
+    assert_eq!(other.wait(id, WAIT).unwrap().status, Status::DeadlineExceeded);
+    until(|| card.status().value()["card"]["workers_stuck"].as_u64(), |stuck| *stuck == Some(WORKERS as u64));
+    for _ in 0..20 {
+        target.regions.iter().for_each(|region| region.mapping.write(0, &vec![0; region.mapping.bytes()]));
+        let since = Instant::now();
+        let fetched = fetch(&mut host, &warm, &linear(CHUNKS));
+        let took = since.elapsed();
+        assert_eq!((fetched.status, fetched.chunks_done), (Status::Ok, CHUNKS));
+        assert!(took < SLACK, "{took:?}");
+        assert!(logical(&target, &linear(CHUNKS)) == content);
+        assert_eq!(lookup(&mut other, &warm).chunks_done, CHUNKS);
+    }
+    drop(hanging);
+    card.stop().unwrap();
 }
 
 fn took(since: Instant, host: &mut Client, id: RequestId) -> (Completion, Duration) {

@@ -129,6 +129,16 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// the path's fault. Does not wait.
     fn proved(&self, _seat: usize) {}
 
+    /// Whether a reader that keeps off local disks finds this chunk: in memory, or on a server. Does not wait.
+    fn has_off_disk(&self, _key: &ChunkKey) -> bool {
+        false
+    }
+
+    /// Whether the chunk that is open in this seat is read and closed without a call on a local disk. Does not wait.
+    fn is_off_disk(&self, _seat: usize) -> bool {
+        false
+    }
+
     /// What the store has counted since it was opened, and what it holds where it knows.
     fn stats(&self) -> Stats;
 
@@ -172,6 +182,9 @@ pub trait Readable<M>: Store {
 
 /// One thread's questions to a store and their answers.
 pub trait Reader<M>: Send {
+    /// From now on makes no call on a local disk, which may hang: what only that has is a miss. Init only.
+    fn keep_off_disks(&mut self) {}
+
     /// Whether [`Self::begin`] may be called.
     fn has_room(&self) -> bool;
 

@@ -136,6 +136,11 @@ impl Bottom {
         }
     }
 
+    /// Whether no call on it is one on a local disk.
+    fn is_off_disk(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+
     fn reader<'a, M: Memory>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
         match self {
             Self::Dir(store) => Readable::<M>::reader(store.as_ref(), bell),
@@ -516,6 +521,18 @@ impl Store for TierStore {
             Place::Dram => {}
             Place::Disk => self.tiers.disk().store.proved(seat),
             Place::Bottom => self.tiers.bottom.store().proved(seat),
+        }
+    }
+
+    fn has_off_disk(&self, key: &ChunkKey) -> bool {
+        self.tiers.bottom.is_off_disk() || self.tiers.dram.as_ref().is_some_and(|dram| dram.holds(key))
+    }
+
+    fn is_off_disk(&self, seat: usize) -> bool {
+        match self.tiers.place(seat) {
+            Place::Dram => true,
+            Place::Disk => false,
+            Place::Bottom => self.tiers.bottom.is_off_disk(),
         }
     }
 

@@ -273,13 +273,15 @@ impl World for Hub<'_, '_> {
     }
 
     fn give(&mut self, job: Job) {
-        let crew = match job.crew() {
-            CrewKind::Ask => &mut self.askers,
-            CrewKind::Fetch => &mut self.fetchers,
-            CrewKind::Dequantize => &mut self.dequantizers,
-            CrewKind::Encode => &mut self.encoders,
-        };
-        crew.give(job);
+        match job.crew() {
+            CrewKind::Ask => self.askers.give(job),
+            CrewKind::Fetch => {
+                self.fetchers.give(job);
+                self.fetch_off_disk();
+            }
+            CrewKind::Dequantize => self.dequantizers.give(job),
+            CrewKind::Encode => self.encoders.give(job),
+        }
     }
 
     fn slot_taken(&mut self, slot: Ticket) {

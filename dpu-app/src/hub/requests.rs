@@ -15,7 +15,7 @@ use crate::hub::request::Request;
 use crate::hub::session::{Reading, Session, Whose};
 use crate::pipeline::World;
 use crate::pipeline::chunk::{Direction, Flow, OTHERWISE, Pages};
-use crate::pipeline::job::{Done, Failure, Job, Seat};
+use crate::pipeline::job::{Done, Ending, Failure, Job, Seat};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::compute::QUEUE;
 use crate::workers::crew::{Crew, CrewKind};
@@ -52,7 +52,22 @@ impl Hub<'_, '_> {
                 self.events.add(Event::WorkersStuck(kind), sight.stuck as u64);
             }
         }
+        self.fetch_off_disk();
         self.give_up_waiting();
+    }
+
+    /// Where all fetch workers hang, the look-up worker fetches what is in memory or on a server: its reader keeps off disks.
+    pub(crate) fn fetch_off_disk(&mut self) {
+        let (shared, askers) = (self.shared, &mut self.askers);
+        let is_off_disk = |job: &Job| match *job {
+            Job::Open { seat, anew: false } => shared.store.has_off_disk(&shared.chunks.at(seat).key),
+            Job::Read { seat, .. } | Job::Close { seat, end: Ending::Good | Ending::Open } => {
+                shared.store.is_off_disk(seat.0.into())
+            }
+            // Doubt in what was read is settled where its owner is, and may delete.
+            _ => false,
+        };
+        self.fetchers.take_waiting(is_off_disk, |job| askers.give(job));
     }
 
     /// Where all fetch workers hang, chunks that nobody waits for leave their slots and seats to others: to stores.
@@ -61,7 +76,7 @@ impl Hub<'_, '_> {
         let flows = &self.pipeline.flows;
         let over = |seat: Seat| flows[usize::from(seat.0)].as_ref().is_some_and(|flow| flow.given_up);
         let is_over = |job: &Job| matches!(*job, Job::Open { seat, .. } | Job::Read { seat, .. } if over(seat));
-        self.fetchers.give_up(is_over, |job| {
+        self.fetchers.take_waiting(is_over, |job| {
             let done = match job {
                 Job::Open { seat, .. } => Done::Opened { seat, blocks: Err(Failure::Deadline) },
                 Job::Read { slot, .. } => Done::Read { slot, facts: Err(Failure::Deadline) },

@@ -1,7 +1,7 @@
 //! The engine thread's side of its workers: who gets the next job, what came back, and who hangs.
 //!
 //! A worker that is in one call for [`PASSED_OVER`] gets no more jobs, and what waits behind that call goes to the others
-//! (line.rs). Where all of them hang, jobs wait here until one comes back.
+//! (line.rs). Where all of them hang, jobs wait here until one comes back, or somebody else takes them.
 
 use std::time::{Duration, Instant};
 
@@ -176,11 +176,11 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Takes away jobs that wait for the first that comes back, where nobody wants them any more.
-    pub fn give_up(&mut self, unwanted: impl Fn(&Job) -> bool, mut each: impl FnMut(Job)) {
+    /// Takes away those of the jobs that wait for the first worker that comes back.
+    pub fn take_waiting(&mut self, wanted: impl Fn(&Job) -> bool, mut each: impl FnMut(Job)) {
         for _ in 0..self.waiting.len() {
             let job = self.waiting.pop_front().expect("counted");
-            match unwanted(&job) {
+            match wanted(&job) {
                 true => each(job),
                 false => self.waiting.push_back(job).expect("it was there"),
             }

@@ -24,6 +24,8 @@ pub(super) struct TierReader<'a, M> {
     asked: Vec<(usize, Asked)>,
     /// In T1's breaker.
     lane: usize,
+    /// T1, and T2 where that is a directory, are not opened.
+    off_disks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
         let manifest = vec![0; tiers.limits.manifest_bytes_max];
         let asked = Vec::with_capacity(tiers.limits.asks_max + 1);
         let lane = Breaker::lane(tiers.readers.fetch_add(1, Relaxed));
-        Self { tiers, bottom, local: None, manifest, asked, lane }
+        Self { tiers, bottom, local: None, manifest, asked, lane, off_disks: false }
     }
 
     fn leading(&self, keys: &[ChunkKey]) -> usize {
@@ -91,7 +93,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
                 return;
             }
             // Whatever is wrong with T1, T2 has it, too.
-            if let Some(disk) = self.tiers.disk.as_ref().filter(|disk| disk.store.holds(&key)) {
+            if let Some(disk) = self.tiers.disk.as_ref().filter(|disk| !self.off_disks && disk.store.holds(&key)) {
                 let opening = Opening::of(&key);
                 let open = || retry(|| disk.store.open(seat, &opening, &mut self.manifest, until));
                 match disk.reads.watch(self.lane, open) {
@@ -105,6 +107,11 @@ impl<'a, M: Memory> TierReader<'a, M> {
                     Err(_) => {}
                 }
             }
+        }
+        if self.off_disks && !self.tiers.bottom.is_off_disk() {
+            // It was in T0 when this reader was asked, and has left it.
+            self.local = Some(Answer { tag, outcome: Outcome::Opened(Err(StoreError::Miss)) });
+            return;
         }
         self.pass_on(tag, Asked::Open { seat, key, position }, Ask::Open { seat, key, position, anew, until });
     }
@@ -191,6 +198,10 @@ impl<'a, M: Memory> TierReader<'a, M> {
 }
 
 impl<M: Memory> Reader<M> for TierReader<'_, M> {
+    fn keep_off_disks(&mut self) {
+        self.off_disks = true;
+    }
+
     fn has_room(&self) -> bool {
         self.local.is_none() && self.bottom.has_room()
     }
