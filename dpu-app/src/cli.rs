@@ -3,7 +3,6 @@
 mod arguments;
 mod config_file;
 pub mod devices;
-pub mod footprint;
 mod limits_report;
 mod scrubbing;
 

@@ -6,27 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use block::Recipe;
-use mailbox::COMMANDS;
+pub use limits::*;
+pub use reload::{Live, Reload};
+pub use verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
+pub use watchdog::Watchdog;
 
-use crate::cli::footprint;
-use crate::config::reload::{Live, Reload};
-use crate::count::trace;
-use crate::hub::notify;
-use crate::pipeline::verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
-use crate::slots::ring::{SLOTS_MAX, SlotBytes};
+mod limits;
+mod reload;
+mod verify;
+mod watchdog;
 
-pub mod reload;
-
-/// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for tools.
-pub const SESSIONS_MAX: usize = 160;
-/// Sessions beside those: for the card's own operator, by the socket, when all others are taken.
-pub const SESSIONS_OF_OPERATOR: usize = 1;
-/// Places for sessions.
-pub const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
-/// Worker threads of one kind.
-pub const WORKERS_MAX: usize = 16;
-/// Chunks in progress at the same time, over all sessions.
-pub const CHUNKS_ACTIVE_MAX: usize = 64;
 /// Of [`Config::sessions`], unless somebody says otherwise: three engines with tensor parallelism 8.
 const SESSIONS: usize = 27;
 /// Cores from which the defaults are those of a BlueField-3 (16 Cortex-A78) instead of a laptop.
@@ -120,8 +109,8 @@ pub struct Config {
     pub allow_software: bool,
     /// Which blocks are read back from the host's pages and compared.
     pub verify_dma: Verify,
-    /// Who wants to know whether the engine thread lives.
-    pub supervisor: Option<notify::Target>,
+    /// Watchdog to notify (systemd).
+    pub supervisor: Option<Watchdog>,
     /// What is logged; `None`: what RUST_LOG says.
     pub log_level: Option<log::LevelFilter>,
     /// Through which a changed configuration comes.
@@ -219,83 +208,6 @@ impl Config {
             }
         }
         Ok(())
-    }
-
-    /// Every limit, one line each, as start-up prints them.
-    #[must_use]
-    pub fn limits(&self) -> Vec<(&'static str, String)> {
-        let slot = self.slot_bytes();
-        let ring = self.slots * slot.total();
-        vec![
-            ("block bytes", self.block_bytes.to_string()),
-            (
-                "slot bytes",
-                format!("{} (wire {} + codes {} + tile {})", slot.total(), slot.wire, slot.codes, slot.tile),
-            ),
-            ("slots", format!("{} (stores hold at most {})", self.slots, self.store_slots)),
-            ("ring bytes", format!("{ring} ({:.1} MiB)", ring as f64 / f64::from(1 << 20))),
-            ("fetch workers", self.fetch_workers.to_string()),
-            ("dequantize workers", self.dequantize_workers.to_string()),
-            ("encode workers", self.encode_workers.to_string()),
-            ("cpus of fetch workers", cpus(&self.fetch_cpus)),
-            ("cpus of dequantize workers", cpus(&self.dequantize_cpus)),
-            ("cpus of encode workers", cpus(&self.encode_cpus)),
-            ("inflate depth", self.inflate_depth.to_string()),
-            ("dma depth", self.dma_depth.to_string()),
-            ("sessions", format!("{} (and {SESSIONS_OF_OPERATOR} for the operator, by the socket)", self.sessions)),
-            ("stop and drain by hosts", String::from(if self.allow_host_stop { "allowed" } else { "refused" })),
-            (
-                "comch messages per host",
-                format!("{} received, {} on their way", doca::comch::RECEIVED_MAX, doca::comch::SENDING_MAX),
-            ),
-            ("requests per session", COMMANDS.to_string()),
-            ("chunks per request", mailbox::CHUNKS_PER_REQUEST_MAX.to_string()),
-            ("chunks in progress", self.chunks.to_string()),
-            ("blocks per chunk", block::BLOCKS_PER_CHUNK_MAX.to_string()),
-            ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
-            (
-                "verify dma",
-                match self.verify_dma {
-                    Verify::Sample => format!("sample (one block of {SAMPLE_BLOCKS}; {VERIFY_TRIES} tries)"),
-                    verify => format!("{verify} ({VERIFY_TRIES} tries)"),
-                },
-            ),
-            ("deadline", format!("{} ms", self.deadline.get().as_millis())),
-            (
-                "slow requests",
-                self.slow.map_or_else(|| "off".into(), |slow| format!("from {} ms on", slow.as_millis())),
-            ),
-            ("trace", format!("the last {} stages, the last {} late requests", trace::SPANS, trace::LATES)),
-        ]
-        .into_iter()
-        .chain(self.memory())
-        .collect()
-    }
-
-    /// What all of it takes, consumer by consumer.
-    fn memory(&self) -> Vec<(&'static str, String)> {
-        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-        let line = |(name, bytes): &(&str, usize)| format!("{name} {:.2}", mib(*bytes));
-        let text = |lines: &[(&str, usize)]| {
-            let sum: usize = lines.iter().map(|(_, bytes)| bytes).sum();
-            format!("{:.1} ({})", mib(sum), lines.iter().map(line).collect::<Vec<_>>().join(" + "))
-        };
-        let pinned = footprint::pinned(self);
-        let pages = pinned.iter().map(|(_, bytes)| bytes).sum::<usize>() / doca::HUGE_PAGE_BYTES;
-        vec![
-            ("memory MiB", text(&footprint::lines(self))),
-            ("memory MiB before hosts come", format!("{:.1}", mib(footprint::at_start(self)))),
-            ("memory of a session KiB", footprint::of_session(self).div_ceil(1 << 10).to_string()),
-            ("pinned memory MiB", text(&pinned)),
-            ("huge pages of 2 MiB", pages.to_string()),
-        ]
-    }
-}
-
-fn cpus(list: &[usize]) -> String {
-    match list {
-        [] => String::from("any"),
-        list => list.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     }
 }
 

@@ -31,6 +31,7 @@ pub mod request;
 mod requests;
 pub mod selftest;
 pub mod session;
+mod show;
 pub(crate) mod status;
 
 use std::os::fd::AsFd;
@@ -58,8 +59,9 @@ use crate::hub::request::Request;
 use crate::hub::session::{Desk, Session};
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflater, Pipeline};
-use crate::workers::compute::Shared;
+use crate::workers::board::HubState;
 use crate::workers::crew::{Crew, PASSED_OVER};
+use crate::workers::shared::Shared;
 
 /// How often sockets are looked at while there is other work.
 const ATTEND_EVERY: Duration = Duration::from_micros(500);
@@ -69,38 +71,6 @@ const DEADLINE_EVERY: Duration = Duration::from_millis(5);
 pub(crate) const MODERATED_DEPTH: usize = 5;
 /// How long an engine may sit on work without completing any before the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The data plane's own lifecycle: Init -> Steady <-> Draining, and from Draining out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HubState {
-    Init,
-    Steady,
-    /// Finishes what runs and takes nothing new; `leave` says whether it exits then, and there is no way back.
-    Draining {
-        leave: bool,
-    },
-}
-
-impl HubState {
-    #[must_use]
-    pub fn may_become(self, next: Self) -> bool {
-        matches!(
-            (self, next),
-            (Self::Init, Self::Steady)
-                | (Self::Steady, Self::Draining { .. })
-                | (Self::Draining { leave: false }, Self::Draining { leave: true } | Self::Steady)
-        )
-    }
-
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Init => "init",
-            Self::Steady => "steady",
-            Self::Draining { .. } => "draining",
-        }
-    }
-}
 
 /// Why the data plane stops by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -481,15 +451,5 @@ impl<'a, 's> Hub<'a, 's> {
             session.wake = crate::hub::session::Wake::Saying;
         }
         Status::Ok
-    }
-
-    /// Ready to run when everything was allocated: the one line that scripts wait for.
-    pub fn announce(&self) {
-        log::info!("device {}", self.device.info());
-        log::info!("store {}", self.shared.store.describe());
-        log::info!("{}", crate::models::words(self.shared.config.recipe));
-        for (name, value) in self.shared.config.limits() {
-            log::info!("limit {name}: {value}");
-        }
     }
 }

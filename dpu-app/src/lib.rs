@@ -17,7 +17,8 @@
 //!   metrics    the HTTP server for monitoring
 //!   cli        what an operator types
 //! ```
-//! `run` starts all of it. docs/architecture.md says why it is built so.
+//! `run` starts all of it; `error`, `settings` and `footprint` say what all of it may fail at, is told, and takes.
+//! A room names only rooms above it in this list (tests/rooms.rs). docs/architecture.md says why it is built so.
 //!
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
 #![forbid(unsafe_code)]
@@ -32,6 +33,8 @@ macro_rules! say {
 pub mod cli;
 pub mod config;
 pub mod count;
+mod error;
+pub mod footprint;
 mod forecast;
 pub mod hub;
 pub mod metrics;
@@ -40,11 +43,13 @@ pub mod pipeline;
 pub mod profile;
 pub mod propose;
 pub mod run;
+pub mod settings;
 pub mod simulate;
 pub mod slots;
 pub mod trial;
 pub mod workers;
 
 pub use config::Config;
-pub use run::{Checked, RunError, check, run, serve};
+pub use error::RunError;
+pub use run::{Checked, check, run, serve};
 pub use slots::lender::open_store;

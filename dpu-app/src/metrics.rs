@@ -26,11 +26,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::count::json::Quoted;
-use crate::workers::compute::Shared;
+use crate::workers::shared::Shared;
 
 mod clerk;
 mod connection;
 mod families;
+mod health;
 mod nodes;
 mod process;
 mod tiers;
@@ -100,9 +101,10 @@ impl Server {
         &'env self,
         scope: &'scope thread::Scope<'scope, 'env>,
         shared: &'env Shared<'s>,
-        device: String,
+        device: &str,
+        settings: &[(&str, String)],
     ) -> io::Result<Leave<'env>> {
-        let clerk = Clerk::new(shared, config_text(shared, &device, self.address));
+        let clerk = Clerk::new(shared, config_text(shared, device, settings, self.address));
         let table = (0..CONNECTIONS_MAX).map(|_| Connection::new()).collect();
         let body = move || {
             // Refused where a seccomp filter says so: then it is a thread like the others.
@@ -127,13 +129,13 @@ impl Drop for Leave<'_> {
 }
 
 /// What `/config` answers: every value that start-up prints.
-fn config_text(shared: &Shared<'_>, device: &str, address: SocketAddr) -> String {
+fn config_text(shared: &Shared<'_>, device: &str, settings: &[(&str, String)], address: SocketAddr) -> String {
     let mut text = String::new();
     let (version, flavour) = (Quoted(env!("CARGO_PKG_VERSION")), Quoted(doca::FLAVOUR));
     let _ = write!(text, "{{\"version\":{version},\"flavour\":{flavour},\"device\":{}", Quoted(device));
     let _ = write!(text, ",\"store\":{},\"metrics\":\"{address}\"", Quoted(&shared.store.describe()));
     let _ = write!(text, ",\"socket\":{}", Quoted(&shared.config.socket.display().to_string()));
-    for (index, (name, value)) in shared.config.limits().iter().enumerate() {
+    for (index, (name, value)) in settings.iter().enumerate() {
         let before = if index == 0 { ",\"limits\":{" } else { "," };
         let _ = write!(text, "{before}{}:{}", Quoted(name), Quoted(value));
     }

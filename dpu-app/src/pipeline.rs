@@ -15,18 +15,19 @@ pub mod chunk;
 pub mod job;
 pub mod probation;
 pub mod scheduler;
+pub mod slots;
 mod turns;
 pub mod verify;
 
 use heapless::binary_heap::{BinaryHeap, Min};
 
-use crate::config::{CHUNKS_ACTIVE_MAX, Config, PLACES_MAX};
+use crate::config::{CHUNKS_ACTIVE_MAX, Config, PLACES_MAX, SLOTS_MAX};
 use crate::count::counters::Counters;
-use crate::pipeline::chunk::{Direction, Flow, SlotTable};
+use crate::pipeline::chunk::{Direction, Flow};
 use crate::pipeline::job::{Failure, Job, Seat};
+use crate::pipeline::slots::{SlotState, SlotTable, Ticket};
 use crate::pipeline::turns::Turns;
 use crate::pipeline::verify::Verifier;
-use crate::slots::ring::{SLOTS_MAX, SlotState, Ticket};
 
 /// What the engine that inflates can do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

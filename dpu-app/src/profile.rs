@@ -15,9 +15,9 @@ use block::codec::Compressor;
 use block::{ChunkKey, Codec, Geometry, Header, Plan, Recipe, TileOrder};
 use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine, Region, Remote, RemoteRun, Source};
 
+use crate::config::SlotBytes;
 use crate::models::CARD_EVENT_NS;
 use crate::simulate::EngineModel;
-use crate::slots::ring::SlotBytes;
 
 /// Tasks in flight where an engine is to show all it can.
 const DEEP: usize = 16;

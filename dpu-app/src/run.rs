@@ -1,161 +1,36 @@
 //! Init: opens the device and the store, allocates everything, starts the threads, and hands over to the engine thread.
 
-use std::fmt;
-use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use block::codec::{Compressor, Decompressor};
-use doca::{Area, Code, Device, DeviceInfo, Selector, Slab};
-use mailbox::channel::{ChannelError, Listener, UnixListener};
-use nix::errno::Errno;
+use doca::{Area, Code, Device, Selector, Slab};
+use mailbox::channel::{Listener, UnixListener};
 use nix::sys::eventfd::EventFd;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, store_limits};
 use crate::count::counters::Counters;
-use crate::hub::fit::{Fit, Unfit};
-use crate::hub::{Crews, Hub, HubError};
+use crate::error::RunError;
+use crate::hub::fit::Fit;
+use crate::hub::{Crews, Hub};
 use crate::metrics;
-use crate::pipeline::job::Chunks;
+use crate::pipeline::job::CrewKind;
+use crate::settings;
 use crate::slots::lender::open_store;
 use crate::slots::ring::Ring;
 use crate::workers::affinity;
 use crate::workers::bell::{Bell, EventBell, WorkerBell};
 use crate::workers::board::Board;
-use crate::workers::compute::{Asked, BLOCK_QUEUE, Prefix, QUEUE, Shared, Worker};
-use crate::workers::crew::{Crew, CrewKind};
+use crate::workers::chunks::Chunks;
+use crate::workers::compute::Worker;
+use crate::workers::crew::Crew;
 use crate::workers::fetch::Fetcher;
-use crate::workers::line::Line;
+use crate::workers::line::{BLOCK_QUEUE, Line, QUEUE};
+use crate::workers::shared::{Prefix, Question, Shared};
 use crate::workers::unreadable::Unreadable;
 use store::Readable;
-
-/// Why the data plane did not start, or did not go on.
-#[derive(Debug)]
-pub enum RunError {
-    Config(ConfigError),
-    Cpu { name: &'static str, cpu: usize },
-    Store(store::OpenError),
-    Channel { socket: PathBuf, error: ChannelError },
-    Metrics { address: SocketAddr, error: io::Error },
-    Device(doca::Error),
-    NoDevice { wanted: Selector, seen: Vec<DeviceInfo> },
-    Unfit(Unfit),
-    Encoder(block::codec::CodecError),
-    System(io::Error),
-    Hub(HubError),
-}
-
-impl fmt::Display for RunError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(error) => write!(f, "{error}"),
-            Self::Cpu { name, cpu } => {
-                write!(
-                    f,
-                    "{name}: this process may not use core {cpu}: see `nproc`, the unit's CPUAffinity, or taskset"
-                )
-            }
-            Self::Store(error) => write!(f, "{error}"),
-            // Its other errors name the path themselves.
-            Self::Channel { socket, error: error @ ChannelError::System { source, .. } } => {
-                let what = lacking(source).unwrap_or("check that its directory exists and is yours");
-                write!(f, "{error}: {}: {what}", socket.display())
-            }
-            Self::Channel { error, .. } => write!(f, "{error}"),
-            Self::Metrics { address, error } => {
-                let what = lacking(error).unwrap_or("choose another address or port with --metrics, or leave it out");
-                write!(f, "metrics: {address}: {error}: {what}")
-            }
-            Self::Device(error) => write!(f, "device: {error}: check the device's name and its driver"),
-            Self::NoDevice { wanted, seen } => {
-                match wanted {
-                    Selector::First => write!(f, "device: none can do DMA or export memory. ")?,
-                    Selector::Named(name) => write!(f, "device: no {name}. ")?,
-                }
-                let names: Vec<String> = seen.iter().map(DeviceInfo::name).collect();
-                match names.is_empty() {
-                    true => write!(f, "DOCA sees no device: is the driver loaded and the card in DPU mode?"),
-                    false => write!(f, "DOCA sees {}: name one with --device", names.join(", ")),
-                }
-            }
-            Self::Unfit(unfit) => write!(f, "{unfit}"),
-            Self::Encoder(error) => write!(f, "encoder: {error}"),
-            Self::System(error) => {
-                write!(f, "system: {error}")?;
-                lacking(error).map_or(Ok(()), |what| write!(f, ": {what}"))
-            }
-            Self::Hub(HubError::System { call, errno }) => {
-                write!(f, "{call}: {}", errno.desc())?;
-                store::advice(*errno).map_or(Ok(()), |what| write!(f, ": {what}"))
-            }
-            Self::Hub(HubError::Device(error)) if error.code == Code::OPERATING_SYSTEM => write!(
-                f,
-                "device: {error}: see the limits of this process: descriptors (LimitNOFILE=, ulimit -n), locked memory \
-                 (LimitMEMLOCK=, ulimit -l)"
-            ),
-            Self::Hub(error) => write!(f, "{error}"),
-        }
-    }
-}
-
-impl std::error::Error for RunError {}
-
-impl RunError {
-    /// The flag whose value is to blame, with its dashes.
-    #[must_use]
-    pub fn flag(&self) -> Option<&'static str> {
-        match self {
-            Self::Config(ConfigError { name, .. }) | Self::Cpu { name, .. } => Some(name),
-            Self::Store(_) => Some("--store"),
-            Self::Channel { .. } => Some("--socket"),
-            Self::Metrics { .. } => Some("--metrics"),
-            Self::NoDevice { wanted: Selector::Named(_), .. } => Some("--device"),
-            Self::Unfit(Unfit::TooManyTasks { flag, .. }) => Some(flag),
-            Self::Unfit(Unfit::BlockTooLarge { .. }) => Some("--block-bytes"),
-            Self::Encoder(_) => Some("--deflate-level"),
-            _ => None,
-        }
-    }
-
-    /// 2: only the operator can mend it, so that starting again is of no use (the unit's RestartPreventExitStatus); 3: the
-    /// device; 1: anything else, which may pass by itself.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Store(error) if error.may_pass() => 1,
-            // The process before this one has not gone yet.
-            Self::Channel { error: ChannelError::InUse { .. }, .. } => 1,
-            Self::Metrics { error, .. } if may_pass(error) => 1,
-            Self::Channel { error: ChannelError::System { source, .. }, .. } if may_pass(source) => 1,
-            Self::Config(_)
-            | Self::Cpu { .. }
-            | Self::Store(_)
-            | Self::Channel { .. }
-            | Self::Metrics { .. }
-            | Self::Encoder(_) => 2,
-            Self::Hub(HubError::Comch(error)) if !error.is_of_the_device() => 2,
-            Self::Device(_) | Self::NoDevice { .. } | Self::Unfit(_) => 3,
-            Self::Hub(HubError::Comch(_) | HubError::Device(_) | HubError::EngineStuck(_)) => 3,
-            Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
-        }
-    }
-}
-
-/// The system lacks something at present: descriptors, memory, or an address that a network brings that comes up late.
-fn may_pass(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EADDRNOTAVAIL | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
-}
-
-/// What to do where descriptors are lacking, which says nothing of what they were for.
-fn lacking(error: &io::Error) -> Option<&'static str> {
-    let errno = error.raw_os_error().map(Errno::from_raw)?;
-    store::advice(errno).filter(|_| matches!(errno, Errno::EMFILE | Errno::ENFILE))
-}
 
 /// Runs until `stop` is rung or a host says `Stop`, and everything has drained. `ready` is called when hosts can attach.
 ///
@@ -232,20 +107,30 @@ pub fn serve(
     thread::scope(|scope| {
         let mut leaving = Leaving::of(&shared);
         let crews = lines.staff(scope, &shared, &mut leaving)?;
-        let info = device.info().to_string();
+        let (info, settings) = (device.info().to_string(), settings::lines(config));
         let hub = Hub::new(&shared, device, &fit, crews, listeners).map_err(RunError::Hub)?;
-        hub.announce();
+        announce(&info, &shared, &settings);
         let _metrics = match &metrics {
-            Some(server) => Some(server.start(scope, &shared, info).map_err(RunError::System)?),
+            Some(server) => Some(server.start(scope, &shared, &info, &settings).map_err(RunError::System)?),
             None => None,
         };
         let _reload = config.reload.leave();
         let shared = &shared;
-        let reload = move || config.reload.run(shared);
+        let reload = move || config.reload.run(shared.config, shared.store);
         thread::Builder::new().name("reload".into()).spawn_scoped(scope, reload).map_err(RunError::System)?;
         ready();
         hub.run().map_err(RunError::Hub)
     })
+}
+
+/// Says what is about to run, once everything was allocated.
+fn announce(device: &str, shared: &Shared<'_>, settings: &[(&str, String)]) {
+    log::info!("device {device}");
+    log::info!("store {}", shared.store.describe());
+    log::info!("{}", crate::models::words(shared.config.recipe));
+    for (name, value) in settings {
+        log::info!("limit {name}: {value}");
+    }
 }
 
 /// All that the threads share, allocated.
@@ -262,7 +147,7 @@ pub(crate) fn share<'a>(
         slab,
         ring: Ring::allocate(device, config.slots, config.slot_bytes()).map_err(RunError::Device)?,
         chunks: Chunks::new(config.chunks),
-        lookups: (0..config.sessions).map(|_| Mutex::new(Asked::new())).collect(),
+        lookups: (0..config.sessions).map(|_| Mutex::new(Question::new())).collect(),
         prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
         counters: Counters::default(),
         unreadable: Unreadable::new(),
@@ -406,25 +291,4 @@ fn start_crew<'scope, 'env, 's: 'env>(
         hands.push(hand);
     }
     Ok(Crew::new(hands))
-}
-
-/// Questions to the store that one fetch worker can have: a block for each slot, an open or a close for each seat, a look-up
-/// for each session.
-pub(crate) fn asks_max(config: &Config) -> usize {
-    config.slots + config.chunks + config.sessions
-}
-
-/// What the store allocates for.
-#[must_use]
-pub fn store_limits(config: &Config) -> store::Limits {
-    store::Limits {
-        chunks_open_max: config.chunks,
-        puts_max: config.chunks,
-        blocks_max: block::BLOCKS_PER_CHUNK_MAX,
-        block_bytes_max: config.slot_bytes().wire,
-        manifest_bytes_max: block::MANIFEST_BYTES_MAX,
-        asks_max: asks_max(config),
-        writers_max: config.encode_workers,
-        ..store::Limits::default()
-    }
 }

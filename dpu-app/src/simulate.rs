@@ -18,8 +18,8 @@ use crate::hub::MODERATED_DEPTH;
 use crate::pipeline::chunk::{Direction, Flow, Pages};
 use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
 use crate::pipeline::scheduler::Scheduler;
+use crate::pipeline::slots::{SlotState, Ticket};
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::slots::ring::{SlotState, Ticket};
 use crate::workers::crew::least_busy;
 
 /// An engine of the emulator's timing model.

@@ -24,19 +24,19 @@ use std::os::fd::AsFd;
 
 use crate::config::Config;
 use crate::count::counters::Counters;
+use crate::error::RunError;
 use crate::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
 use crate::hub::fit::Fit;
 use crate::hub::session::Memory;
 use crate::hub::{Crews, MODERATED_DEPTH};
 use crate::pipeline::chunk::{Direction, Flow, Pages};
-use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
+use crate::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
 use crate::pipeline::scheduler::Scheduler;
+use crate::pipeline::slots::Ticket;
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::run::{Leaving, Lines, RunError, share};
+use crate::run::{Leaving, Lines, share};
 use crate::slots::lender::open_store;
-use crate::slots::ring::Ticket;
-use crate::workers::compute::Shared;
-use crate::workers::crew::CrewKind;
+use crate::workers::shared::Shared;
 
 /// Longer than any fetch of a trial.
 const PATIENCE: Duration = Duration::from_secs(600);

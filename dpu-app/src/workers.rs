@@ -3,8 +3,10 @@
 pub mod affinity;
 pub mod bell;
 pub mod board;
+pub mod chunks;
 pub mod compute;
 pub mod crew;
 pub mod fetch;
 pub mod line;
+pub mod shared;
 pub mod unreadable;

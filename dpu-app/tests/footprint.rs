@@ -5,7 +5,7 @@ mod rig;
 
 use block::{ElementType, Geometry};
 use dpu_app::Config;
-use dpu_app::cli::footprint;
+use dpu_app::footprint;
 use host_ctl::Arrangement;
 use rig::process::{Dpu, Home};
 use rig::*;

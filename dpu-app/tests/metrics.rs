@@ -230,7 +230,7 @@ fn status_and_config_are_what_the_command_line_shows() {
     assert_eq!(config.value()["metrics"], address.to_string());
     let home = tempfile::tempdir().unwrap();
     let same = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
-    for (name, value) in same.limits() {
+    for (name, value) in dpu_app::settings::lines(&same) {
         assert_eq!(config.value()["limits"][name], value, "{name}");
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use dpu_app::pipeline::verify::Verify;
+use dpu_app::config::Verify;
 use host_ctl::{Arrangement, Client, Options, Route};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;

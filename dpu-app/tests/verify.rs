@@ -5,7 +5,7 @@ mod rig;
 use std::sync::Arc;
 
 use doca_emulator::FlipWay;
-use dpu_app::pipeline::verify::{SAMPLE_BLOCKS, Verify};
+use dpu_app::config::{SAMPLE_BLOCKS, Verify};
 use host_ctl::{Arrangement, Memory, Transfer};
 use mailbox::{Status, Tokens};
 use rig::*;

@@ -11,11 +11,9 @@ use std::time::Duration;
 
 use crate::RunError;
 use crate::cli::devices;
-use crate::config::reload::Reload;
 use crate::config::{Attach, Config};
+use crate::config::{Reload, Verify, Watchdog};
 use crate::count::json;
-use crate::hub::notify;
-use crate::pipeline::verify::Verify;
 use block::Recipe;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use mailbox::{visible, visible_json};
@@ -399,7 +397,7 @@ fn run_data_plane(run: &Run, origins: &HashMap<String, Origin>) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),
     };
-    config.supervisor = match notify::Target::from_environment() {
+    config.supervisor = match Watchdog::from_environment() {
         Ok(target) => target,
         Err(what) => return fail(EXIT_USAGE, what),
     };

@@ -22,7 +22,7 @@ pub(crate) fn limits(limits: &Limits, origins: &HashMap<String, Origin>) -> Exit
     };
     let mut lines: Vec<(&str, String)> = vec![("device", checked.device.info().to_string())];
     lines.extend(checked.store.parts.iter().map(|part| ("store", part.text.clone())));
-    lines.extend(config.limits());
+    lines.extend(crate::settings::lines(&config));
     lines.push(("memory that this user may pin", may_pin()));
     if limits.json {
         say!("{}", json(&config, &checked, &lines));
@@ -64,7 +64,7 @@ fn json(config: &Config, checked: &crate::Checked, lines: &[(&str, String)]) -> 
             )
         })
         .collect();
-    let (memory, pinned) = (crate::cli::footprint::lines(config), crate::cli::footprint::pinned(config));
+    let (memory, pinned) = (crate::footprint::lines(config), crate::footprint::pinned(config));
     let texts: Vec<String> =
         lines.iter().map(|(name, value)| format!("[{},{}]", Quoted(name), Quoted(value))).collect();
     format!(
@@ -77,8 +77,8 @@ fn json(config: &Config, checked: &crate::Checked, lines: &[(&str, String)]) -> 
         store.join(","),
         sum(&memory),
         object(&memory),
-        crate::cli::footprint::at_start(config),
-        crate::cli::footprint::of_session(config),
+        crate::footprint::at_start(config),
+        crate::footprint::of_session(config),
         sum(&pinned),
         object(&pinned),
         sum(&pinned) / doca::HUGE_PAGE_BYTES,

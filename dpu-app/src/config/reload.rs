@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use store::Reloaded;
+use doca::Area;
+use store::{Readable, Reloaded};
 
 use crate::config::Config;
-use crate::workers::compute::Shared;
 
 /// A time that may change while the data plane runs: all clones are one.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ impl Reload {
     }
 
     /// The thread's body.
-    pub(crate) fn run(&self, shared: &Shared<'_>) {
+    pub(crate) fn run(&self, running: &Config, store: &dyn Readable<Area>) {
         loop {
             let idle = |wanted: &mut Wanted| wanted.config.is_none() && !wanted.leave;
             let wanted = self.0.0.lock().expect("panic is abort");
@@ -72,7 +72,7 @@ impl Reload {
             }
             let config = wanted.config.take().expect("just looked");
             drop(wanted);
-            take_over(shared, &config);
+            take_over(running, store, &config);
         }
     }
 
@@ -92,8 +92,7 @@ impl Drop for Leave<'_> {
     }
 }
 
-fn take_over(shared: &Shared<'_>, new: &Config) {
-    let old = shared.config;
+fn take_over(old: &Config, store: &dyn Readable<Area>, new: &Config) {
     let mut changed = Vec::new();
     for (flag, old, new) in [
         ("--deadline-ms", &old.deadline, &new.deadline),
@@ -108,7 +107,7 @@ fn take_over(shared: &Shared<'_>, new: &Config) {
         changed.push(format!("--log-level is {} now", level.as_str().to_lowercase()));
     }
     let mut restart = what_differs(old, new);
-    match shared.store.reload(&new.store) {
+    match store.reload(&new.store) {
         Ok(Reloaded::NeedsRestart) => restart.push("--store".into()),
         Ok(Reloaded::Login) => changed.push("the store's login".into()),
         Ok(Reloaded::Same) if old.store.reveal().starts_with("dir:") && new.store != old.store => {

@@ -5,11 +5,10 @@
 
 use std::sync::atomic::AtomicU64;
 
-use mailbox::{Answer, Operation, Status, Tokens};
+use mailbox::{Answer, Command, Operation, Status, Tokens};
 
 use crate::count::counters::{add, get};
 use crate::count::histogram::Histogram;
-use crate::hub::request::Request;
 
 /// What was asked. `Control` is everything that names no chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,14 +74,14 @@ impl Answers {
     }
 
     /// Counts the answer of a request that names chunks. `chunk_tokens` is 0 where nobody said how many tokens one has.
-    pub fn count_request(&self, request: &Request, answer: &Answer, chunk_tokens: u16) {
-        let asked = Asked::of(request.command.operation);
+    pub fn count_request(&self, command: &Command, answer: &Answer, chunk_tokens: u16) {
+        let asked = Asked::of(command.operation);
         add(self.status(asked, answer.status), 1);
         self.took[asked as usize].record(answer.elapsed_us.into());
         if let Some(prefixes) = self.prefixes.get(asked as usize) {
-            let wanted = if asked == Asked::Lookup { Tokens::ALL } else { request.command.tokens };
+            let wanted = if asked == Asked::Lookup { Tokens::ALL } else { command.tokens };
             let tokens = |chunks: u32| u64::from(tokens_within(wanted, chunks, chunk_tokens));
-            let (queried, hit) = (request.command.chunk_count, answer.chunks_done);
+            let (queried, hit) = (command.chunk_count, answer.chunks_done);
             add(&prefixes.queried_chunks, queried.into());
             add(&prefixes.hit_chunks, hit.into());
             add(&prefixes.queried_tokens, tokens(queried));

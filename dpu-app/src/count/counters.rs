@@ -89,9 +89,9 @@ pub struct Counters {
     pub chunks_reread: AtomicU64,
     pub blocks_corrupt: AtomicU64,
     pub blocks_in_software: AtomicU64,
-    /// By [`crate::pipeline::chunk::Direction`]: bytes of elements in host memory.
+    /// By direction, fetches and stores: bytes of elements in host memory.
     pub restored_bytes: [AtomicU64; 2],
-    /// By [`crate::pipeline::chunk::Direction`]: bytes in their stored form.
+    /// By direction, fetches and stores: bytes in their stored form.
     pub wire_bytes: [AtomicU64; 2],
     /// By `doca::Kind`: inflate, DMA.
     pub engine_restarts: [AtomicU64; 2],

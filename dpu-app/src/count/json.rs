@@ -1,4 +1,4 @@
-//! The one thing about JSON that is easy to get wrong, without allocating.
+//! JSON into memory that is there already: bounded text, strings and commas, without allocating.
 
 use std::fmt::{self, Write};
 
@@ -17,6 +17,53 @@ impl fmt::Display for Quoted<'_> {
             }
         }
         f.write_char('"')
+    }
+}
+
+/// Writes into a byte slice and stops at its end.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    bytes: &'a mut [u8],
+    written: usize,
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
+        Self { bytes, written: 0 }
+    }
+
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
+    /// Begins anew.
+    pub(crate) fn clear(&mut self) {
+        self.written = 0;
+    }
+}
+
+impl Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.bytes.get_mut(self.written..self.written + text.len()).ok_or(fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.written += text.len();
+        Ok(())
+    }
+}
+
+/// Puts commas between the entries of an object or array.
+pub(crate) struct Comma(bool);
+
+impl Comma {
+    pub(crate) fn new() -> Self {
+        Self(false)
+    }
+
+    pub(crate) fn put(&mut self, text: &mut Text<'_>) -> fmt::Result {
+        match std::mem::replace(&mut self.0, true) {
+            true => text.write_char(','),
+            false => Ok(()),
+        }
     }
 }
 

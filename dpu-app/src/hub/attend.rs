@@ -25,8 +25,9 @@ use crate::hub::engines::RUNS_MAX;
 use crate::hub::events::Event;
 use crate::hub::importer::{Imported, Importing};
 use crate::hub::session::{Desk, Memory, Session, SessionState, Staged, Wake};
-use crate::hub::{Hub, HubError, HubState, tag};
+use crate::hub::{Hub, HubError, tag};
 use crate::pipeline::scheduler::Scheduler;
+use crate::workers::board::HubState;
 
 /// Sockets that one look handles.
 const EVENTS_MAX: usize = 16;

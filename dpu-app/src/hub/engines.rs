@@ -12,12 +12,12 @@ use crate::hub::engine::Engine;
 use crate::hub::events::Event;
 use crate::hub::session::Memory;
 use crate::hub::{Hub, HubError};
-use crate::pipeline::chunk::{Direction, Flow, SlotWork};
-use crate::pipeline::job::{BlockFacts, Failure, Job, Restored, Seat};
+use crate::pipeline::chunk::{Direction, Flow};
+use crate::pipeline::job::{BlockFacts, CrewKind, Failure, Job, Restored, Seat};
 use crate::pipeline::scheduler::Scheduler;
+use crate::pipeline::slots::{SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
-use crate::slots::ring::{Ring, SlotState, Ticket};
-use crate::workers::crew::CrewKind;
+use crate::slots::ring::Ring;
 
 /// Runs of one operation at most: what its list is sized for. A layout whose blocks need more is refused at attach; a
 /// block that was cut for another layout goes in several operations.

@@ -5,8 +5,7 @@ use std::time::Instant;
 use heapless::HistoryBuf;
 
 use crate::count::trace::Asker;
-use crate::pipeline::job::Failure;
-use crate::workers::crew::CrewKind;
+use crate::pipeline::job::{CrewKind, Failure};
 
 /// Events kept.
 pub const EVENTS: usize = 64;

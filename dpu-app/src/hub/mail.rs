@@ -15,12 +15,13 @@ use mailbox::attach::{Farewell, Message};
 use mailbox::{Answer, COMMAND_WINDOW, CardRing, Command, LINE_BYTES, Operation, PeerError, Span, Status};
 
 use crate::count::counters::add;
+use crate::hub::Hub;
 use crate::hub::request::Request;
 use crate::hub::session::{Lane, Outgoing, Reading, Session, Wake};
 use crate::hub::status;
-use crate::hub::{Hub, HubState};
 use crate::pipeline::job::Failure;
 use crate::pipeline::probation::UNREACHABLE_MIN;
+use crate::workers::board::HubState;
 
 /// DOCA user data of a lane's copy.
 fn word(session: usize, lane: Lane) -> u64 {

@@ -11,7 +11,7 @@ use crate::hub::Hub;
 use crate::hub::session::Whose;
 use crate::pipeline::chunk::{Direction, Phase};
 use crate::pipeline::job::{Done, Seat};
-use crate::slots::ring::{SlotState, Ticket};
+use crate::pipeline::slots::{SlotState, Ticket};
 
 /// Of a chunk in progress.
 #[derive(Clone, Copy, Debug)]

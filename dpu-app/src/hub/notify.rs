@@ -4,57 +4,24 @@
 //! Nobody else pings: an engine thread that stands still is silent, and systemd starts a new process. It never blocks and
 //! never fails the data plane: without a supervisor nobody listens, and that is fine.
 
-use std::env;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
+
+use crate::config::Watchdog;
 
 /// Pings per watchdog interval: two may be lost.
 const PINGS: u32 = 3;
 
-/// Where a supervisor listens, and how long it waits for a sign of life.
-#[derive(Clone, Debug)]
-pub struct Target {
-    address: SocketAddr,
-    watchdog: Option<Duration>,
-}
-
-impl Target {
-    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens.
-    ///
-    /// # Errors
-    /// A variable that makes no sense, which is named.
-    pub fn from_environment() -> Result<Option<Self>, String> {
-        let text = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let Some(socket) = text("NOTIFY_SOCKET") else { return Ok(None) };
-        let address = match socket.split_at_checked(1) {
-            Some(("@", name)) => SocketAddr::from_abstract_name(name),
-            Some(("/", _)) => SocketAddr::from_pathname(&socket),
-            _ => Err(io::ErrorKind::Unsupported.into()),
-        };
-        let address = address.map_err(|error| format!("NOTIFY_SOCKET {socket}: {error}"))?;
-        let ours = text("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
-        let watchdog = match text("WATCHDOG_USEC").filter(|_| ours) {
-            Some(usec) => match usec.parse() {
-                Ok(usec) if usec > 0 => Some(Duration::from_micros(usec)),
-                _ => return Err(format!("WATCHDOG_USEC {usec}: not a number of microseconds")),
-            },
-            None => None,
-        };
-        Ok(Some(Self { address, watchdog }))
-    }
-}
-
 /// The engine thread's line to its supervisor.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    line: Option<(UnixDatagram, Target)>,
+    line: Option<(UnixDatagram, Watchdog)>,
     last_ping: Option<Instant>,
 }
 
 impl Supervisor {
-    pub(crate) fn new(target: Option<&Target>) -> io::Result<Self> {
+    pub(crate) fn new(target: Option<&Watchdog>) -> io::Result<Self> {
         let line = target.map(|target| -> io::Result<_> {
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
@@ -86,7 +53,7 @@ impl Supervisor {
     }
 
     fn every(&self) -> Option<Duration> {
-        self.line.as_ref()?.1.watchdog.map(|limit| limit / PINGS)
+        self.line.as_ref()?.1.interval.map(|limit| limit / PINGS)
     }
 
     fn say(&self, what: &str) {

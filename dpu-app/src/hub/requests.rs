@@ -15,11 +15,10 @@ use crate::hub::request::Request;
 use crate::hub::session::{Reading, Session, Whose};
 use crate::pipeline::World;
 use crate::pipeline::chunk::{Direction, Flow, OTHERWISE, Pages};
-use crate::pipeline::job::{Done, Ending, Failure, Job, Seat};
+use crate::pipeline::job::{CrewKind, Done, Ending, Failure, Job, Seat};
 use crate::pipeline::scheduler::Scheduler;
-use crate::workers::compute::QUEUE;
-use crate::workers::crew::{Crew, CrewKind};
-use crate::workers::line::Worked;
+use crate::workers::crew::Crew;
+use crate::workers::line::{QUEUE, Worked};
 
 impl Hub<'_, '_> {
     /// Takes the answers of all workers; `true` if there were any.
@@ -379,7 +378,7 @@ impl Hub<'_, '_> {
             ..Answer::new(request.command.request, request.failure.map_or(Status::Ok, Failure::status))
         };
         let chunk_tokens = session.memory.as_ref().map_or(0, |memory| memory.geometry.chunk_tokens);
-        self.shared.counters.answers.count_request(request, &answer, chunk_tokens);
+        self.shared.counters.answers.count_request(&request.command, &answer, chunk_tokens);
         let late = Late {
             at_ms: 0,
             asker: Asker { session: session.id, request: request.command.request },

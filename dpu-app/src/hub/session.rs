@@ -17,10 +17,9 @@ use mailbox::{
     RECORD_WINDOW_BYTES, Span,
 };
 
+use crate::config::ANSWER_BYTES;
 use crate::hub::request::Request;
 
-/// Bytes of the longest answer text (status).
-pub const ANSWER_BYTES: usize = 24 << 10;
 /// Records in one window at most.
 pub const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
 

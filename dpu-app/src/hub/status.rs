@@ -6,63 +6,25 @@ use mailbox::Status;
 
 use crate::count::answers::Asked;
 use crate::count::counters::{get, total};
-use crate::count::json::Quoted;
+use crate::count::json::{Comma, Quoted, Text};
 use crate::count::trace::{Late, Span};
 use crate::hub::Hub;
-use crate::slots::ring::SlotState;
+use crate::pipeline::slots::SlotState;
 
 /// Nodes of a store that fit the answer beside all else.
 const NODES_SHOWN: usize = 16;
 /// Sessions that fit it.
 const SESSIONS_SHOWN: usize = 32;
 
-/// Writes into a byte slice and stops at its end.
-#[derive(Debug)]
-pub(crate) struct Text<'a> {
-    bytes: &'a mut [u8],
-    written: usize,
-}
-
-impl<'a> Text<'a> {
-    pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
-        Self { bytes, written: 0 }
-    }
-
-    pub(crate) fn written(&self) -> usize {
-        self.written
-    }
-}
-
-impl Write for Text<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.get_mut(self.written..self.written + text.len()).ok_or(fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.written += text.len();
-        Ok(())
-    }
-}
-
-/// Puts commas between the entries of an object or array.
-struct Comma(bool);
-
-impl Comma {
-    fn put(&mut self, text: &mut Text<'_>) -> fmt::Result {
-        match std::mem::replace(&mut self.0, true) {
-            true => text.write_char(','),
-            false => Ok(()),
-        }
-    }
-}
-
 /// Renders the status into `out` and returns its length.
 pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
     let mut text = Text::new(out);
     if render(hub, &mut text).is_err() {
         // Longer than any host can ask for: say so instead of sending half of it.
-        text.written = 0;
+        text.clear();
         text.write_str("{\"error\":\"status is longer than the answer area\"}").expect("the area holds this line");
     }
-    text.written
+    text.written()
 }
 
 /// Renders what requests waited for lately into `out` and returns its length: late requests, then as many of the last
@@ -71,11 +33,11 @@ pub(crate) fn write_trace(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
     const END: &str = "]}";
     let room = out.len() - END.len();
     let mut text = Text::new(&mut out[..room]);
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     let begun = write!(text, "{{\"now_ms\":{},\"late\":[", hub.now.saturating_duration_since(hub.started).as_millis());
     let lates = hub.trace.lates().try_for_each(|late| comma.put(&mut text).and_then(|()| write_late(late, &mut text)));
     begun.and(lates).and_then(|()| text.write_str("],\"spans\":[")).expect("the area is sized for all late requests");
-    let (mut comma, mut whole) = (Comma(false), text.written());
+    let (mut comma, mut whole) = (Comma::new(), text.written());
     for span in hub.trace.spans() {
         if comma.put(&mut text).and_then(|()| write_span(span, &mut text)).is_err() {
             break;
@@ -119,7 +81,7 @@ fn write_span(span: &Span, text: &mut Text<'_>) -> fmt::Result {
 /// The servers behind the store, the first [`NODES_SHOWN`] of them.
 fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::Result {
     text.write_str("\"nodes\":[")?;
-    let (mut comma, mut count, mut result) = (Comma(false), 0, Ok(()));
+    let (mut comma, mut count, mut result) = (Comma::new(), 0, Ok(()));
     store.nodes(&mut |node| {
         count += 1;
         if count <= NODES_SHOWN && result.is_ok() {
@@ -157,7 +119,7 @@ fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::R
 /// The tiers in front of the store.
 fn tiers(store: &dyn store::Readable<doca::Area>, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
     text.write_str("\"tiers\":[")?;
-    let (mut comma, mut result) = (Comma(false), Ok(()));
+    let (mut comma, mut result) = (Comma::new(), Ok(()));
     store.tiers(true, &mut |tier| {
         result = result.and_then(|()| comma.put(text)).and_then(|()| write_tier(tier, namespaces, text));
     });
@@ -185,13 +147,13 @@ fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mu
         tier.slow,
         tier.out,
     )?;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for count in tier.scores {
         comma.put(text)?;
         write!(text, "{count}")?;
     }
     text.write_str("],\"namespaces\":{")?;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for (name, bytes) in namespaces.names().zip(tier.namespaces) {
         comma.put(text)?;
         write!(text, "{}:{bytes}", Quoted(name))?;
@@ -240,14 +202,14 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         config.deadline.get().as_millis(),
     )?;
     text.write_str("\"slots\":{")?;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for state in SlotState::ALL {
         comma.put(text)?;
         write!(text, "\"{}\":{}", state.name(), hub.pipeline.slots.count(state))?;
     }
     text.write_str("},\"stages\":{")?;
     let counters = &shared.counters;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for (name, stage) in counters.stages() {
         comma.put(text)?;
         let (jobs, busy_ns, bytes_in, bytes_out) = stage.read();
@@ -285,13 +247,13 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         ("deadlines_missed", counters.answers.total(Status::DeadlineExceeded)),
         ("sessions_refused", hub.events.refused()),
     ];
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for (name, number) in numbers.map(|(name, counter)| (name, get(counter))).into_iter().chain(sums) {
         comma.put(text)?;
         write!(text, "\"{name}\":{number}")?;
     }
     text.write_str("},\"latency_us\":{")?;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for asked in Asked::CHUNKS {
         comma.put(text)?;
         let took = counters.answers.took(asked).read();
@@ -324,7 +286,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
     nodes(shared.store, text)?;
     tiers(shared.store, &config.namespaces, text)?;
     write!(text, "\"sessions_attached\":{},\"sessions\":[", hub.sessions.iter().flatten().count())?;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for session in hub.sessions.iter().flatten().take(SESSIONS_SHOWN) {
         comma.put(text)?;
         write!(
@@ -341,7 +303,7 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         )?;
     }
     text.write_str("],\"events\":[")?;
-    let mut comma = Comma(false);
+    let mut comma = Comma::new();
     for entry in hub.events.iter() {
         comma.put(text)?;
         write!(text, "{{\"at_ms\":{},\"event\":\"{}\",\"value\":{}", entry.at_ms, entry.event.name(), entry.value)?;

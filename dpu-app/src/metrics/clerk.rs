@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::connection::{JSON, PLAIN, PROMETHEUS, Reply, Status};
 use super::families;
+use super::health::Unwell;
 use super::process::{Process, Usage};
 use crate::count::json::Quoted;
-use crate::hub::health::Unwell;
 use crate::workers::board::Face;
-use crate::workers::compute::Shared;
+use crate::workers::shared::Shared;
 
 /// How old what the engine thread has shown may be before it is asked again.
 const FACE_AGE: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ use nix::poll::PollFlags;
 
 use super::clerk::Clerk;
 use super::{REPLY_BYTES, REQUEST_BYTES};
-use crate::hub::status::Text;
+use crate::count::json::Text;
 
 /// Header lines of a request. A browser sends some 20.
 const HEADERS_MAX: usize = 64;

@@ -13,10 +13,10 @@ use super::tiers::TIER_FAMILIES;
 use crate::count::answers::Asked;
 use crate::count::counters::get;
 use crate::count::histogram::{BOUNDS_US, Reading};
-use crate::hub::HubState;
-use crate::hub::status::Text;
+use crate::count::json::Text;
 use crate::pipeline::chunk::Direction;
-use crate::slots::ring::SlotState;
+use crate::pipeline::slots::SlotState;
+use crate::workers::board::HubState;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {

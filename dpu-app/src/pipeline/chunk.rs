@@ -14,8 +14,7 @@
 use block::{Geometry, Plan, TileOrder};
 use mailbox::{PAGES_PER_CHUNK_MAX, Tokens};
 
-use crate::pipeline::job::{BlockFacts, Evidence, Failure, Restored, Seat};
-use crate::slots::ring::{SlotState, Ticket};
+use crate::pipeline::job::{Evidence, Failure};
 use nix::errno::Errno;
 use store::{StoreError, Why};
 
@@ -226,139 +225,6 @@ impl Flow {
     }
 }
 
-/// What the engine thread knows of a slot.
-#[derive(Clone, Copy, Debug)]
-pub struct SlotWork {
-    pub state: SlotState,
-    pub generation: u32,
-    pub seat: Seat,
-    pub block: u16,
-    /// When it is its turn at an engine (turns.rs).
-    pub turn: u64,
-    /// Failures while alone on an engine.
-    pub blames: u8,
-    pub facts: BlockFacts,
-    pub from: Restored,
-    pub moves: Moves,
-    /// What the DMA engine moves of it is compared.
-    pub verify: bool,
-    /// Comparisons that found a difference.
-    pub differed: u8,
-}
-
-/// How far the transfer of a block is. One that needs more tasks than the device has goes in several operations.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Moves {
-    /// Runs that earlier operations have moved.
-    pub before: usize,
-    /// Runs of the operation in flight.
-    pub now: usize,
-    /// More are left after it.
-    pub more: bool,
-}
-
-impl Moves {
-    pub const NONE: Self = Self { before: 0, now: 0, more: false };
-}
-
-impl SlotWork {
-    pub const FREE: Self = Self {
-        state: SlotState::Free,
-        generation: 0,
-        seat: Seat(0),
-        block: 0,
-        turn: 0,
-        blames: 0,
-        facts: BlockFacts {
-            codec: block::Codec::Raw,
-            payload_start: 0,
-            payload_bytes: 0,
-            codes_bytes: 0,
-            codes_crc: 0,
-        },
-        from: Restored::Tile,
-        moves: Moves::NONE,
-        verify: false,
-        differed: 0,
-    };
-}
-
-/// The states of all slots. The only place where a state changes.
-#[derive(Debug)]
-pub struct SlotTable {
-    works: Vec<SlotWork>,
-    free: Vec<u16>,
-    storing: usize,
-}
-
-impl SlotTable {
-    #[must_use]
-    pub fn new(slots: usize) -> Self {
-        Self { works: vec![SlotWork::FREE; slots], free: (0..slots as u16).rev().collect(), storing: 0 }
-    }
-
-    /// Takes a free slot for a block.
-    pub fn take(&mut self, seat: Seat, block: u16, state: SlotState) -> Option<Ticket> {
-        let index = self.free.pop()?;
-        let work = &mut self.works[usize::from(index)];
-        let generation = work.generation.wrapping_add(1);
-        *work = SlotWork { generation, seat, block, ..SlotWork::FREE };
-        let ticket = Ticket { index, generation };
-        self.set(ticket, state);
-        self.storing += usize::from(state == SlotState::Gathering);
-        Some(ticket)
-    }
-
-    /// The work of a ticket.
-    ///
-    /// # Panics
-    /// If the ticket is stale: a slot changes hands only after its last job was answered.
-    pub fn at(&mut self, ticket: Ticket) -> &mut SlotWork {
-        let work = &mut self.works[usize::from(ticket.index)];
-        assert!(work.generation == ticket.generation, "stale {ticket:?}, the slot is at {}", work.generation);
-        work
-    }
-
-    /// The single setter.
-    pub fn set(&mut self, ticket: Ticket, next: SlotState) {
-        let work = self.at(ticket);
-        assert!(work.state.may_become(next), "slot {} {:?} -> {next:?}", ticket.index, work.state);
-        let storing = work.state.stores();
-        work.state = next;
-        if next == SlotState::Free {
-            self.free.push(ticket.index);
-            self.storing -= usize::from(storing);
-        }
-    }
-
-    /// Every slot that is not free, by its number.
-    pub fn taken(&self) -> impl Iterator<Item = (usize, &SlotWork)> {
-        self.works.iter().enumerate().filter(|(_, work)| work.state != SlotState::Free)
-    }
-
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.works.len()
-    }
-
-    #[must_use]
-    pub fn free(&self) -> usize {
-        self.free.len()
-    }
-
-    /// Slots that the store path holds.
-    #[must_use]
-    pub fn storing(&self) -> usize {
-        self.storing
-    }
-
-    /// How many slots are in a state.
-    #[must_use]
-    pub fn count(&self, state: SlotState) -> usize {
-        self.works.iter().filter(|work| work.state == state).count()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -411,30 +277,5 @@ mod tests {
         assert_eq!(judged(&mut cut, bad(1), Some(0)), Verdict::Anew);
         cut.cut_off(Failure::Deadline);
         assert_eq!(cut.failure, Some(Failure::Miss), "nothing is proven");
-    }
-
-    #[test]
-    fn a_slot_comes_back_with_a_new_generation() {
-        let mut table = SlotTable::new(1);
-        let first = table.take(Seat(0), 0, SlotState::Fetching).unwrap();
-        assert!(table.take(Seat(0), 1, SlotState::Fetching).is_none());
-        table.set(first, SlotState::Free);
-        let second = table.take(Seat(0), 1, SlotState::Gathering).unwrap();
-        assert_eq!(first.index, second.index);
-        assert_ne!(first.generation, second.generation);
-        assert_eq!((table.storing(), table.free()), (1, 0));
-        table.set(second, SlotState::Encoding);
-        table.set(second, SlotState::Free);
-        assert_eq!((table.storing(), table.free()), (0, 1));
-    }
-
-    #[test]
-    #[should_panic(expected = "stale")]
-    fn a_stale_ticket_is_caught() {
-        let mut table = SlotTable::new(1);
-        let first = table.take(Seat(0), 0, SlotState::Fetching).unwrap();
-        table.set(first, SlotState::Free);
-        table.take(Seat(0), 0, SlotState::Fetching).unwrap();
-        table.at(first);
     }
 }

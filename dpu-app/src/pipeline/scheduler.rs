@@ -9,13 +9,13 @@
 
 use block::Codec;
 
+use crate::config::VERIFY_TRIES;
 use crate::count::counters::add;
-use crate::pipeline::chunk::{Direction, Moves, Phase, SlotWork, Verdict};
+use crate::pipeline::chunk::{Direction, Phase, Verdict};
 use crate::pipeline::job::{Done, Ending, Failure, Job, Restored, Seat};
 use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
-use crate::pipeline::verify::VERIFY_TRIES;
+use crate::pipeline::slots::{Moves, SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
-use crate::slots::ring::{SlotState, Ticket};
 
 /// See the module's head. Implemented for every [`World`].
 pub trait Scheduler: World {

@@ -4,8 +4,7 @@
 //! So sessions that always have something to do move on at one pace, whatever they have asked for; one that comes anew
 //! goes first, ahead of all that a long fetch has in the queues; and nobody saves up turns while it asks for nothing.
 
-use crate::config::PLACES_MAX;
-use crate::slots::ring::SLOTS_MAX;
+use crate::config::{PLACES_MAX, SLOTS_MAX};
 
 /// See the module's head.
 #[derive(Debug)]

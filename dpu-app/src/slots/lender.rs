@@ -10,8 +10,7 @@ use std::io;
 use doca::{Area, Device, Slab};
 use store::{OpenError, Readable};
 
-use crate::config::Config;
-use crate::run::store_limits;
+use crate::config::{Config, store_limits};
 
 /// A [`Slab`], as a store sees it.
 #[derive(Debug)]

@@ -12,12 +12,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::hub::session::ANSWER_BYTES;
-use crate::hub::status;
-use crate::hub::{Hub, HubState};
-use crate::slots::ring::SlotState;
+use crate::config::ANSWER_BYTES;
+use crate::pipeline::slots::SlotState;
 use crate::workers::bell::EventBell;
 use store::Stats;
+
+/// The data plane's own lifecycle: Init -> Steady <-> Draining, and from Draining out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HubState {
+    Init,
+    Steady,
+    /// Finishes what runs and takes nothing new; `leave` says whether it exits then, and there is no way back.
+    Draining {
+        leave: bool,
+    },
+}
+
+impl HubState {
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Init, Self::Steady)
+                | (Self::Steady, Self::Draining { .. })
+                | (Self::Draining { leave: false }, Self::Draining { leave: true } | Self::Steady)
+        )
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Steady => "steady",
+            Self::Draining { .. } => "draining",
+        }
+    }
+}
 
 /// The engine thread's state at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +123,11 @@ impl Face {
         &self.status[..self.status_bytes]
     }
 
+    /// Shows the status that `write` writes, whose length it returns.
+    pub(crate) fn write_status(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.status_bytes = write(&mut self.status);
+    }
+
     /// Makes this one equal to another, in the memory that it has.
     pub fn copy_from(&mut self, other: &Self) {
         self.shown = other.shown;
@@ -134,40 +169,8 @@ impl Board {
     }
 
     /// The engine thread has written everything.
-    fn answer(&self, face: MutexGuard<'_, Face>) {
+    pub(crate) fn answer(&self, face: MutexGuard<'_, Face>) {
         drop(face);
         self.asked.store(false, Ordering::Release);
-    }
-}
-
-impl Hub<'_, '_> {
-    /// Shows itself if somebody asks.
-    pub(crate) fn show(&self) {
-        let board = &self.shared.board;
-        if !board.is_asked() {
-            return;
-        }
-        let mut face = board.face();
-        let engines = [self.inflate.as_ref(), Some(&self.bulk), Some(&self.mail)];
-        let mut degraded = false;
-        self.shared.store.trouble(&mut |_| degraded = true);
-        let worst = engines.iter().flatten().max_by_key(|engine| engine.restarts).expect("there are two at least");
-        face.shown = Shown {
-            state: self.state,
-            slots: SlotState::ALL.map(|state| self.pipeline.slots.count(state)),
-            chunks_in_progress: self.pipeline.order.len(),
-            sessions: self.sessions.iter().flatten().count(),
-            refused: self.events.refused(),
-            in_flight: engines.map(|engine| engine.map_or(0, |engine| engine.context.in_flight())),
-            restarts_in_a_row: worst.restarts,
-            engine_moved_ago: self.now.saturating_duration_since(worst.last_progress),
-            degraded,
-            store_failures: self.store_watch.failures(),
-            store_failed_ago: self.store_watch.failed_ago(self.now),
-            workers_stuck: self.stuck.total(),
-            store: self.shared.store.stats(),
-        };
-        face.status_bytes = status::write(self, &mut face.status);
-        board.answer(face);
     }
 }

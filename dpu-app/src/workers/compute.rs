@@ -7,29 +7,17 @@
 use std::time::Instant;
 
 use block::codec::{Compressor, Decompressor};
-use block::{ChunkKey, Header, Importance, Manifest, TileOrder, Transform};
-use doca::{Area, Slab};
+use block::{ChunkKey, Header, Manifest, TileOrder, Transform};
 use mailbox::Tokens;
-use nix::sys::eventfd::EventFd;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::config::{CHUNKS_ACTIVE_MAX, Config, SESSIONS_MAX};
-use crate::count::counters::Counters;
-use crate::pipeline::job::{Chunks, Done, Evidence, Failure, Job, Restored, Seat};
+use crate::pipeline::job::{Done, Evidence, Failure, Job, Restored, Seat};
+use crate::pipeline::slots::Ticket;
 use crate::pipeline::verify::covered;
-use crate::slots::ring::{Ring, SLOTS_MAX, Ticket};
-use crate::workers::bell::{EventBell, WorkerBell};
-use crate::workers::board::Board;
+use crate::workers::bell::WorkerBell;
 use crate::workers::line::Duties;
-use crate::workers::unreadable::Unreadable;
-use store::{Readable, StoreError, retry};
-
-/// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
-/// seats and sessions together.
-pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
-/// The same for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
-pub const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
+use crate::workers::shared::Shared;
+use store::{StoreError, retry};
 
 /// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
 /// that engines behind it do not run dry.
@@ -38,117 +26,6 @@ const ANSWERS_UNHEARD: usize = 3;
 /// What is wrong with a block whose header is good: found in the block, which may be shorter than the area it is in.
 fn bad_codes(header: &Header, wire: &[u8]) -> Failure {
     Failure::Corrupt(Evidence::of("its codes", &wire[..header.wire_bytes()]))
-}
-
-/// What a session's look-up or rating asks for.
-#[derive(Debug)]
-pub struct Asked {
-    /// All keys of the request; empty while a fetch worker has them.
-    pub keys: Vec<ChunkKey>,
-    /// Of a rating, one for each key.
-    pub importances: Vec<Importance>,
-    pub until: Instant,
-}
-
-impl Asked {
-    /// Without room: a session takes that at its attach.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { keys: Vec::new(), importances: Vec::new(), until: Instant::now() }
-    }
-
-    /// Bytes that the longest request has.
-    pub const BYTES: usize = mailbox::CHUNKS_PER_REQUEST_MAX * (block::KEY_BYTES + size_of::<Importance>());
-
-    /// Init of a session: room for the longest request.
-    pub fn make_room(&mut self) {
-        const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
-        make_room(&mut self.keys);
-        make_room(&mut self.importances);
-    }
-}
-
-/// Something of each chunk of the longest request fits.
-fn make_room<T>(list: &mut Vec<T>) {
-    list.clear();
-    list.reserve_exact(mailbox::CHUNKS_PER_REQUEST_MAX);
-}
-
-impl Default for Asked {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// A request whose chunks are being started, for the store to hear of.
-#[derive(Debug, Default)]
-pub struct Prefix {
-    pub namespace: u8,
-    /// Of the store; else they are put.
-    pub fetched: bool,
-    /// The chunk before the first, where the request goes on with another's prompt.
-    pub parent: Option<ChunkKey>,
-    /// The last chunk that was started, and of which request.
-    pub last: Option<(u64, ChunkKey)>,
-    pub keys: Vec<ChunkKey>,
-    /// What the host says that they are worth; none where it does not say.
-    pub importances: Vec<Importance>,
-}
-
-impl Prefix {
-    /// Bytes that the longest request has.
-    pub const BYTES: usize = Asked::BYTES;
-
-    /// Init of a session: room for the longest request.
-    pub fn make_room(&mut self) {
-        make_room(&mut self.keys);
-        make_room(&mut self.importances);
-    }
-
-    pub fn clear(&mut self) {
-        self.keys.clear();
-        self.importances.clear();
-    }
-
-    /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of one kind
-    /// numbers them without a gap (docs/mailbox.md).
-    pub fn begin(&mut self, request: u64, namespace: u8, fetched: bool) {
-        self.clear();
-        let follows = |(last, _): &(u64, ChunkKey)| last.wrapping_add(1) == request && self.fetched == fetched;
-        self.parent = self.last.filter(follows).map(|(_, key)| key);
-        (self.namespace, self.fetched) = (namespace, fetched);
-    }
-
-    /// Adds the next chunk; returns the one before it.
-    pub fn push(&mut self, request: u64, key: ChunkKey) -> Option<ChunkKey> {
-        let before = self.keys.last().copied().or(self.parent);
-        self.keys.push(key);
-        self.last = Some((request, key));
-        before
-    }
-}
-
-/// What all threads of the data plane share. Everything in it was allocated in Init.
-#[derive(Debug)]
-pub struct Shared<'a> {
-    pub config: &'a Config,
-    pub store: &'a dyn Readable<Area>,
-    /// What the store lends from, if it does.
-    pub slab: Option<Slab>,
-    pub ring: Ring,
-    pub chunks: Chunks,
-    pub lookups: Vec<Mutex<Asked>>,
-    /// By session: the request whose chunks are being started, in prefix order.
-    pub prefixes: Vec<Mutex<Prefix>>,
-    pub counters: Counters,
-    pub unreadable: Unreadable,
-    /// Where the engine thread shows itself to the metrics thread.
-    pub board: Board,
-    pub engine_bell: EventBell,
-    /// Rung by whoever wants the data plane to drain and leave (a signal).
-    pub stop: &'a EventFd,
-    /// Workers leave when this is up and their queue is empty.
-    pub leave: AtomicBool,
 }
 
 /// One worker's ends of its queues.

@@ -10,33 +10,10 @@ use heapless::spsc::{Consumer, Producer};
 
 use crate::pipeline::job::Job;
 use crate::workers::bell::Bell;
-use crate::workers::compute::QUEUE;
-use crate::workers::line::{Claims, Numbered, Pulse, Worked};
+use crate::workers::line::{Claims, Numbered, Pulse, QUEUE, Worked};
 
 /// How long one call may take before its worker's other jobs go to others: several times what a disk that turns needs.
 pub const PASSED_OVER: Duration = Duration::from_millis(100);
-
-/// Who does a job.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CrewKind {
-    /// Asks the store what needs no block: look-ups never wait behind reads.
-    Ask,
-    Fetch,
-    Dequantize,
-    Encode,
-}
-
-impl CrewKind {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ask => "look-up",
-            Self::Fetch => "fetch",
-            Self::Dequantize => "dequantize",
-            Self::Encode => "encode",
-        }
-    }
-}
 
 /// Which of the workers that have so many jobs each gets the next: the simulator asks it, too.
 #[must_use]

@@ -20,10 +20,10 @@ use store::{Answer, Ask, Outcome, Reader, StoreError, Why};
 
 use crate::count::counters::Occupancy;
 use crate::pipeline::job::{BlockFacts, Done, Ending, Failure, Job, Seat};
-use crate::slots::ring::Ticket;
+use crate::pipeline::slots::Ticket;
 use crate::workers::bell::EventBell;
-use crate::workers::compute::{Prefix, Shared};
 use crate::workers::line::Duties;
+use crate::workers::shared::{Prefix, Shared};
 
 /// What taking a bad chunk out of the store may take at a deadline that is near: its host waits for it. One that stays is
 /// found bad again.
@@ -69,7 +69,7 @@ impl<'a, 's> Fetcher<'a, 's> {
         duties: Duties<'a>,
         reader: Box<dyn Reader<Area> + 'a>,
     ) -> Self {
-        let asks = crate::run::asks_max(shared.config);
+        let asks = crate::config::asks_max(shared.config);
         let manifest = vec![0; block::MANIFEST_BYTES_MAX];
         let (tasks, free) = ((0..asks).map(|_| None).collect(), (0..asks).rev().collect());
         let occupancy = Occupancy::default();

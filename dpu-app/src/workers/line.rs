@@ -15,9 +15,16 @@ use std::time::{Duration, Instant};
 
 use heapless::spsc::{Consumer, Producer, Queue};
 
+use crate::config::{CHUNKS_ACTIVE_MAX, SESSIONS_MAX, SLOTS_MAX};
 use crate::pipeline::job::{Done, Job};
 use crate::workers::bell::Bell;
 use crate::workers::crew::Hand;
+
+/// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
+/// seats and sessions together.
+pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
+/// The same for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
+pub const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
 
 /// A job and its number: how many the worker was given before it, mod 2^32.
 pub type Numbered = (u32, Job);

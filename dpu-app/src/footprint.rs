@@ -9,18 +9,19 @@ use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
 use mailbox::layout::Base;
 use store::{Outline, Part};
 
-use crate::config::Config;
+use crate::config::{ANSWER_BYTES, Config, store_limits};
 use crate::count::trace::Trace;
 use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX};
 use crate::hub::comch;
 use crate::hub::events::Events;
-use crate::hub::session::{ANSWER_BYTES, Desk, Session};
+use crate::hub::session::{Desk, Session};
 use crate::metrics;
-use crate::pipeline::chunk::{Flow, SlotWork};
-use crate::pipeline::job::{Chunk, Job};
-use crate::run::store_limits;
-use crate::workers::compute::{Asked, BLOCK_QUEUE, Prefix, QUEUE};
-use crate::workers::line::{Numbered, Worked};
+use crate::pipeline::chunk::Flow;
+use crate::pipeline::job::Job;
+use crate::pipeline::slots::SlotWork;
+use crate::workers::chunks::Chunk;
+use crate::workers::line::{BLOCK_QUEUE, Numbered, QUEUE, Worked};
+use crate::workers::shared::{Prefix, Question};
 use crate::workers::unreadable::Unreadable;
 
 /// What the defaults of any machine take before hosts come.
@@ -104,7 +105,7 @@ pub fn of_session(config: &Config) -> usize {
 
 /// Beside its staging memory and its channel.
 fn memory_of_session() -> usize {
-    REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Asked::BYTES + Prefix::BYTES
+    REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Question::BYTES + Prefix::BYTES
 }
 
 /// Memory of the whole, with all sessions: `(consumer, bytes)`.

@@ -1,0 +1,129 @@
+//! What all threads of the data plane share: allocated in Init, and locked for copies only.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use block::{ChunkKey, Importance};
+use doca::{Area, Slab};
+use nix::sys::eventfd::EventFd;
+use store::Readable;
+
+use crate::config::Config;
+use crate::count::counters::Counters;
+use crate::slots::ring::Ring;
+use crate::workers::bell::EventBell;
+use crate::workers::board::Board;
+use crate::workers::chunks::Chunks;
+use crate::workers::unreadable::Unreadable;
+
+/// What a session's look-up or rating asks for.
+#[derive(Debug)]
+pub struct Question {
+    /// All keys of the request; empty while a fetch worker has them.
+    pub keys: Vec<ChunkKey>,
+    /// Of a rating, one for each key.
+    pub importances: Vec<Importance>,
+    pub until: Instant,
+}
+
+impl Question {
+    /// Without room: a session takes that at its attach.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { keys: Vec::new(), importances: Vec::new(), until: Instant::now() }
+    }
+
+    /// Bytes that the longest request has.
+    pub const BYTES: usize = mailbox::CHUNKS_PER_REQUEST_MAX * (block::KEY_BYTES + size_of::<Importance>());
+
+    /// Init of a session: room for the longest request.
+    pub fn make_room(&mut self) {
+        const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
+        make_room(&mut self.keys);
+        make_room(&mut self.importances);
+    }
+}
+
+/// Something of each chunk of the longest request fits.
+fn make_room<T>(list: &mut Vec<T>) {
+    list.clear();
+    list.reserve_exact(mailbox::CHUNKS_PER_REQUEST_MAX);
+}
+
+impl Default for Question {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A request whose chunks are being started, for the store to hear of.
+#[derive(Debug, Default)]
+pub struct Prefix {
+    pub namespace: u8,
+    /// Of the store; else they are put.
+    pub fetched: bool,
+    /// The chunk before the first, where the request goes on with another's prompt.
+    pub parent: Option<ChunkKey>,
+    /// The last chunk that was started, and of which request.
+    pub last: Option<(u64, ChunkKey)>,
+    pub keys: Vec<ChunkKey>,
+    /// What the host says that they are worth; none where it does not say.
+    pub importances: Vec<Importance>,
+}
+
+impl Prefix {
+    /// Bytes that the longest request has.
+    pub const BYTES: usize = Question::BYTES;
+
+    /// Init of a session: room for the longest request.
+    pub fn make_room(&mut self) {
+        make_room(&mut self.keys);
+        make_room(&mut self.importances);
+    }
+
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.importances.clear();
+    }
+
+    /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of one kind
+    /// numbers them without a gap (docs/mailbox.md).
+    pub fn begin(&mut self, request: u64, namespace: u8, fetched: bool) {
+        self.clear();
+        let follows = |(last, _): &(u64, ChunkKey)| last.wrapping_add(1) == request && self.fetched == fetched;
+        self.parent = self.last.filter(follows).map(|(_, key)| key);
+        (self.namespace, self.fetched) = (namespace, fetched);
+    }
+
+    /// Adds the next chunk; returns the one before it.
+    pub fn push(&mut self, request: u64, key: ChunkKey) -> Option<ChunkKey> {
+        let before = self.keys.last().copied().or(self.parent);
+        self.keys.push(key);
+        self.last = Some((request, key));
+        before
+    }
+}
+
+/// What all threads of the data plane share. Everything in it was allocated in Init.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    pub config: &'a Config,
+    pub store: &'a dyn Readable<Area>,
+    /// What the store lends from, if it does.
+    pub slab: Option<Slab>,
+    pub ring: Ring,
+    pub chunks: Chunks,
+    pub lookups: Vec<Mutex<Question>>,
+    /// By session: the request whose chunks are being started, in prefix order.
+    pub prefixes: Vec<Mutex<Prefix>>,
+    pub counters: Counters,
+    pub unreadable: Unreadable,
+    /// Where the engine thread shows itself to the metrics thread.
+    pub board: Board,
+    pub engine_bell: EventBell,
+    /// Rung by whoever wants the data plane to drain and leave (a signal).
+    pub stop: &'a EventFd,
+    /// Workers leave when this is up and their queue is empty.
+    pub leave: AtomicBool,
+}

@@ -1,0 +1,58 @@
+//! The rooms of `src/` know only the rooms below them, and `pipeline/` is pure.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room, and the rooms that it may name. No circle fits in here: a room names only rooms above its own line.
+const ROOMS: [(&str, &[&str]); 7] = [
+    ("config", &[]),
+    ("count", &[]),
+    ("pipeline", &["config", "count"]),
+    ("slots", &["config", "pipeline"]),
+    ("workers", &["config", "count", "pipeline", "slots"]),
+    ("hub", &["config", "count", "pipeline", "slots", "workers"]),
+    ("metrics", &["config", "count", "pipeline", "workers"]),
+];
+
+/// What the scheduler must not know, so that a simulator can run it in virtual time.
+const IMPURE: [&str; 7] = ["std::time", "Instant", "std::thread", "std::sync", "std::fs", "std::io", "doca::"];
+/// Values of other rooms that are pure though their crate is not.
+const PURE: [&str; 1] = ["doca::Error"];
+
+/// The sources of a room: `room.rs` and all of `room/`, without their unit tests.
+fn sources(room: &str) -> Vec<(PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let inside = fs::read_dir(src.join(room)).unwrap().map(|entry| entry.unwrap().path());
+    let code = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        (path, code.join("\n"))
+    };
+    inside.chain([src.join(format!("{room}.rs"))]).map(code).collect()
+}
+
+#[test]
+fn a_room_names_only_the_rooms_below_it() {
+    for (place, (room, may_name)) in ROOMS.into_iter().enumerate() {
+        let below: Vec<&str> = ROOMS[..place].iter().map(|(room, _)| *room).collect();
+        assert!(may_name.iter().all(|other| below.contains(other)), "{room} stands above a room that it names");
+        for (path, code) in sources(room) {
+            for named in code.split("crate::").skip(1) {
+                let named = named.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+                let inside = named == room || may_name.contains(&named);
+                assert!(inside, "{}: {room} may not name crate::{named}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_pipeline_knows_no_clock_no_device_and_no_threads() {
+    for (path, code) in sources("pipeline") {
+        let code = PURE.iter().fold(code, |code, pure| code.replace(pure, ""));
+        for word in IMPURE {
+            assert!(!code.contains(word), "{}: names {word}", path.display());
+        }
+    }
+}
