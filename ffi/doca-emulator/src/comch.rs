@@ -1,7 +1,8 @@
 //! Comch: servers, clients, producers and consumers, and the sockets beneath them.
 
-pub(crate) mod control;
-pub(crate) mod fast;
-pub(crate) mod link;
+mod control;
+mod fast;
+mod inbox;
+mod link;
 mod meeting;
 mod station;

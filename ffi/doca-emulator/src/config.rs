@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::core::dev::{LIST_MAX, TASKS_MAX};
-
+mod kind;
+mod limits;
 mod pci;
 
+pub(crate) use kind::{KINDS, Kind};
+pub(crate) use limits::{DATA_BYTES_MAX, IMM_BYTES_MAX, LIST_MAX, TASKS_MAX, buf_bytes_max};
 pub use pci::PciAddress;
 
 /// The environment variable that is read at each device list.

@@ -50,6 +50,8 @@ mod core;
 mod engine;
 mod ffi;
 mod memory;
+#[cfg(test)]
+mod rooms;
 mod tools;
 
 pub use config::{

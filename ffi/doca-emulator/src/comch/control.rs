@@ -8,13 +8,16 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::comch::link::{Addressee, Counter, Link, Tidings};
+use crate::comch::inbox::{Inbox, Tidings};
+use crate::comch::link::{Counter, Link};
 use crate::comch::station::{CLIENTS_MAX, Station, Terms};
-use crate::config::Role;
-use crate::core::ctx::{self, Callback, Ctx, Face, Library};
-use crate::core::dev::{Dev, DevInfo, TASKS_MAX};
+use crate::config::{Kind, Role, TASKS_MAX};
+use crate::core::ctx::{self, Callback, Ctx};
+use crate::core::dev::{Dev, DevInfo};
+use crate::core::library::Library;
+use crate::core::pe::Addressee;
 use crate::core::rep::DevRep;
-use crate::core::task::Kind;
+use crate::core::task::Task;
 use crate::core::typed::{Of, Typed};
 use crate::ffi::abi::*;
 use crate::ffi::door::{Enter, Handle, Out, Stamp, Text, Thing, exports};
@@ -30,6 +33,7 @@ const GHOSTS_MAX: usize = 64;
 
 /// What a server or a client is, beside being a context.
 pub(crate) struct Desk {
+    is_server: bool,
     name: String,
     address: String,
     rep: Option<Handle<DevRep>>,
@@ -42,17 +46,20 @@ pub(crate) struct Desk {
     on_expired: Cell<doca_comch_event_consumer_cb_t>,
     /// From start to idle.
     station: RefCell<Option<Station>>,
+    inbox: RefCell<Option<Inbox>>,
     connections: RefCell<Vec<Handle<Connection>>>,
     /// Over, oldest first.
     ghosts: RefCell<Vec<Handle<Connection>>>,
 }
 
 impl Desk {
+    /// A server's with its representor, else a client's.
     fn new(name: String, address: String, rep: Option<Handle<DevRep>>) -> Desk {
         if let Some(rep) = rep {
             rep.hold();
         }
         Desk {
+            is_server: rep.is_some(),
             name,
             address,
             rep,
@@ -64,6 +71,7 @@ impl Desk {
             on_consumer: Cell::new(None),
             on_expired: Cell::new(None),
             station: RefCell::new(None),
+            inbox: RefCell::new(None),
             connections: RefCell::new(Vec::new()),
             ghosts: RefCell::new(Vec::new()),
         }
@@ -121,78 +129,97 @@ unsafe impl Thing for Connection {
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-conn");
 }
 
-/// Starts a server or a client; the state that this leads to.
-pub(crate) fn start(ctx: Handle<Ctx>, desk: &Desk) -> Result<doca_ctx_states, Fault> {
-    let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
-    let (address, name) = (desk.address.clone(), desk.name.clone());
-    let (message_max, window) = (desk.message_max.get(), desk.queue.get());
-    let terms = Terms { address, name, message_max, window, addressee: Addressee(ctx), port };
-    let (station, state) = match ctx.library {
-        Library::Server => (Station::serve(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_RUNNING),
-        _ => (Station::visit(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_STARTING),
-    };
-    *desk.station.borrow_mut() = Some(station);
-    Ok(state)
-}
-
-/// The context stops: what it has sent and is not out yet is flushed.
-pub(crate) fn begin_stop(ctx: Handle<Ctx>, desk: &Desk) {
-    let station = desk.station.borrow();
-    for link in station.iter().flat_map(Station::links) {
-        link.flush(ctx);
+impl Library for Desk {
+    fn start(&self, ctx: Handle<Ctx>) -> Result<doca_ctx_states, Fault> {
+        let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
+        let inbox = Inbox::new(Addressee(ctx), port);
+        let (address, name) = (self.address.clone(), self.name.clone());
+        let (message_max, window) = (self.message_max.get(), self.queue.get());
+        let terms = Terms { address, name, message_max, window, inbox: inbox.clone() };
+        let (station, state) = if self.is_server {
+            (Station::serve(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_RUNNING)
+        } else {
+            (Station::visit(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_STARTING)
+        };
+        *self.station.borrow_mut() = Some(station);
+        *self.inbox.borrow_mut() = Some(inbox);
+        Ok(state)
     }
-}
 
-/// The context becomes idle: its links end.
-pub(crate) fn finish_stop(desk: &Desk) {
-    drop(desk.station.borrow_mut().take());
-    desk.forget_all();
-}
+    fn send(&self, task: Handle<Task>) -> Answer {
+        let letter = task.letter.borrow();
+        let route = letter.route.as_ref().ok_or(Fault::DOCA_ERROR_BAD_STATE)?;
+        // SAFETY: the application keeps the message until the task completes.
+        let message = unsafe { slice::from_raw_parts(letter.message, letter.length) };
+        route.send_message(message, task);
+        Ok(())
+    }
 
-/// What a server or a client does with tidings.
-pub(crate) fn hear(ctx: Handle<Ctx>, desk: &Desk, tidings: Tidings) {
-    // The header's events have no contents: any address of ours will do.
-    let event = ctx.to_c();
-    match tidings {
-        Tidings::Joined(link) => {
-            let connection = Handle::new(Connection {
-                stamp: Stamp::new(Connection::MAGIC),
-                ctx,
-                link,
-                ends: Arc::default(),
-                user_data: Cell::new(doca_data { u64_: 0 }),
-                counters: Cell::new([0; 4]),
-            });
-            desk.connections.borrow_mut().push(connection);
-            if ctx.library == Library::Client {
-                ctx::become_running(ctx);
-            } else if let (Some(callback), true) = (desk.on_connect.get(), ctx.is_running()) {
-                // SAFETY: the application's function, as the header declares it, on the context's thread.
-                unsafe { callback(event.cast(), connection.to_c(), 1) };
-            }
+    /// What has been sent and is not out yet is flushed.
+    fn begin_stop(&self, ctx: Handle<Ctx>) {
+        let station = self.station.borrow();
+        for link in station.iter().flat_map(Station::links) {
+            link.flush(ctx);
         }
-        Tidings::Refused => ctx::fail(ctx),
-        Tidings::Left(link) => {
-            let Some(connection) = desk.find(&link) else { return };
-            desk.bury(connection);
-            if ctx.library == Library::Client {
-                ctx::fail(ctx);
-            } else if let (Some(callback), true) = (desk.on_disconnect.get(), ctx.is_running()) {
-                // SAFETY: as above.
-                unsafe { callback(event.cast(), connection.to_c(), 1) };
+    }
+
+    /// The links end.
+    fn finish_stop(&self) {
+        drop(self.station.borrow_mut().take());
+        *self.inbox.borrow_mut() = None;
+        self.forget_all();
+    }
+
+    /// One of many clients that did not take a message stops nothing.
+    fn stops_on_failure(&self) -> bool {
+        !self.is_server
+    }
+
+    fn hear(&self, ctx: Handle<Ctx>) {
+        let next = self.inbox.borrow().as_ref().and_then(Inbox::next);
+        let Some(tidings) = next else { return };
+        // The header's events have no contents: any address of ours will do.
+        let event = ctx.to_c();
+        match tidings {
+            Tidings::Joined(link) => {
+                let connection = Handle::new(Connection {
+                    stamp: Stamp::new(Connection::MAGIC),
+                    ctx,
+                    link,
+                    ends: Arc::default(),
+                    user_data: Cell::new(doca_data { u64_: 0 }),
+                    counters: Cell::new([0; 4]),
+                });
+                self.connections.borrow_mut().push(connection);
+                if !self.is_server {
+                    ctx::become_running(ctx);
+                } else if let (Some(callback), true) = (self.on_connect.get(), ctx.is_running()) {
+                    // SAFETY: the application's function, as the header declares it, on the context's thread.
+                    unsafe { callback(event.cast(), connection.to_c(), 1) };
+                }
             }
-        }
-        Tidings::Message(link, mut message) => {
-            let Some(connection) = desk.find(&link) else { return };
-            if let (Some(callback), true) = (desk.on_message.get(), ctx.is_running()) {
-                // SAFETY: as above; the message lives until the callback returns.
-                unsafe { callback(event.cast(), message.as_mut_ptr(), message.len() as u32, connection.to_c()) };
+            Tidings::Refused => ctx::fail(ctx),
+            Tidings::Left(link) => {
+                let Some(connection) = self.find(&link) else { return };
+                self.bury(connection);
+                if !self.is_server {
+                    ctx::fail(ctx);
+                } else if let (Some(callback), true) = (self.on_disconnect.get(), ctx.is_running()) {
+                    // SAFETY: as above.
+                    unsafe { callback(event.cast(), connection.to_c(), 1) };
+                }
             }
-            link.taken(message);
+            Tidings::Message(link, mut message) => {
+                let Some(connection) = self.find(&link) else { return };
+                if let (Some(callback), true) = (self.on_message.get(), ctx.is_running()) {
+                    // SAFETY: as above; the message lives until the callback returns.
+                    unsafe { callback(event.cast(), message.as_mut_ptr(), message.len() as u32, connection.to_c()) };
+                }
+                link.taken(message);
+            }
+            Tidings::Consumer(link, id) => consumer_event(ctx, self, &link, id, self.on_consumer.get()),
+            Tidings::Expired(link, id) => consumer_event(ctx, self, &link, id, self.on_expired.get()),
         }
-        Tidings::Consumer(link, id) => consumer_event(ctx, desk, &link, id, desk.on_consumer.get()),
-        Tidings::Expired(link, id) => consumer_event(ctx, desk, &link, id, desk.on_expired.get()),
-        Tidings::Known => {}
     }
 }
 
@@ -205,15 +232,12 @@ fn consumer_event(ctx: Handle<Ctx>, desk: &Desk, link: &Arc<Link>, id: u32, call
 
 /// A server's or client's pointer, and its desk.
 macro_rules! side {
-    ($name:ident, $opaque:ident, $library:ident) => {
+    ($name:ident, $opaque:ident, $is_server:literal) => {
         pub(crate) struct $name(Handle<Ctx>);
 
         impl $name {
             fn desk(&self) -> &Desk {
-                match &self.0.face {
-                    Face::Comch(desk) => desk,
-                    _ => unreachable!("a context of this library has a desk"),
-                }
+                self.0.library_as().unwrap_or_else(|| unreachable!("a context of this library has a desk"))
             }
         }
 
@@ -221,7 +245,7 @@ macro_rules! side {
             unsafe fn enter(raw: *const $opaque) -> Result<Self, Fault> {
                 // SAFETY: our contract is the callee's; a library's pointer is its context's.
                 let ctx = unsafe { Handle::<Ctx>::from_c(raw.cast()) }?;
-                if ctx.library == Library::$library { Ok($name(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+                if is_side(ctx, $is_server) { Ok($name(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
             }
         }
 
@@ -234,8 +258,12 @@ macro_rules! side {
     };
 }
 
-side!(Server, doca_comch_server, Server);
-side!(Client, doca_comch_client, Client);
+side!(Server, doca_comch_server, true);
+side!(Client, doca_comch_client, false);
+
+fn is_side(ctx: Handle<Ctx>, is_server: bool) -> bool {
+    ctx.library_as::<Desk>().is_some_and(|desk| desk.is_server == is_server)
+}
 
 impl Typed for doca_comch_task_send {
     const KIND: Kind = Kind::MessageSend;
@@ -296,20 +324,10 @@ fn allocate_send(
     let task = ctx.allocate(Kind::MessageSend)?;
     task.init(ptr::null(), ptr::null_mut(), doca_data { u64_: 0 });
     let mut letter = task.letter.borrow_mut();
-    letter.link = Some(Arc::clone(&peer.link));
+    letter.route = Some(peer.link.clone());
     letter.message = message.cast();
     letter.length = length as usize;
     Ok(task.to_c().cast())
-}
-
-/// Submit of a control message.
-pub(crate) fn send(task: Handle<crate::core::task::Task>) -> Answer {
-    let letter = task.letter.borrow();
-    let link = letter.link.as_ref().ok_or(Fault::DOCA_ERROR_BAD_STATE)?;
-    // SAFETY: the application keeps the message until the task completes.
-    let message = unsafe { slice::from_raw_parts(letter.message, letter.length) };
-    link.send_message(message, task);
-    Ok(())
 }
 
 fn put_device(ctx: Handle<Ctx>, dev: Out<*mut doca_dev>) -> Answer {
@@ -382,7 +400,7 @@ exports! {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
         let desk = Desk::new(name.0, repr.info.pci_address(), Some(repr));
-        comch_server.put(Ctx::create(Library::Server, dev, Face::Comch(Box::new(desk))).to_c().cast());
+        comch_server.put(Ctx::create(desk, dev).to_c().cast());
         Ok(())
     }
 
@@ -461,7 +479,7 @@ exports! {
         }
         check_name(&name.0)?;
         let desk = Desk::new(name.0, dev.info.pci_address(), None);
-        comch_client.put(Ctx::create(Library::Client, dev, Face::Comch(Box::new(desk))).to_c().cast());
+        comch_client.put(Ctx::create(desk, dev).to_c().cast());
         Ok(())
     }
 
@@ -530,13 +548,13 @@ exports! {
     fn doca_comch_server_get_server_ctx(connection: *const doca_comch_connection => Handle<Connection>)
         -> *mut doca_comch_server = (ptr::null_mut())
     {
-        if connection.ctx.library == Library::Server { connection.ctx.to_c().cast() } else { ptr::null_mut() }
+        if is_side(connection.ctx, true) { connection.ctx.to_c().cast() } else { ptr::null_mut() }
     }
 
     fn doca_comch_client_get_client_ctx(connection: *const doca_comch_connection => Handle<Connection>)
         -> *mut doca_comch_client = (ptr::null_mut())
     {
-        if connection.ctx.library == Library::Client { connection.ctx.to_c().cast() } else { ptr::null_mut() }
+        if is_side(connection.ctx, false) { connection.ctx.to_c().cast() } else { ptr::null_mut() }
     }
 
     fn doca_comch_connection_update_info(comch_connection: *mut doca_comch_connection => Handle<Connection>) {

@@ -11,25 +11,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::comch::control::Connection;
-use crate::comch::link::{Addressee, IMM_MAX, Link};
-use crate::core::ctx::{self, Callback, Ctx, Face, Library};
-use crate::core::dev::{DevInfo, LIST_MAX, TASKS_MAX};
+use crate::comch::link::Link;
+use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX, Kind, LIST_MAX, TASKS_MAX};
+use crate::core::ctx::{self, Callback, Ctx};
+use crate::core::dev::DevInfo;
+use crate::core::library::Library;
 use crate::core::mmap::Mmap;
-use crate::core::task::{Kind, Task};
+use crate::core::passage::gather;
+use crate::core::pe::Addressee;
+use crate::core::task::Task;
 use crate::core::typed::{Of, Typed};
-use crate::engine::threads;
 use crate::ffi::abi::*;
 use crate::ffi::door::{Enter, Handle, Out, exports};
 use crate::ffi::error::{Answer, Fault, complain};
 use crate::memory::copy::Copier;
 
-/// Longest message.
-pub(crate) const DATA_MAX: u32 = 2 << 20;
 /// Producers, and consumers, of one process.
 const ENDS_MAX: u32 = 512;
 
 /// What a producer or a consumer is, beside being a context.
 pub(crate) struct End {
+    is_consumer: bool,
     pub(crate) id: u32,
     link: Arc<Link>,
     /// Ends of the connection, which may be gone before us.
@@ -38,11 +40,11 @@ pub(crate) struct End {
 }
 
 impl End {
-    fn new(connection: Handle<Connection>) -> End {
+    fn new(connection: Handle<Connection>, is_consumer: bool) -> End {
         static NEXT_ID: AtomicU32 = AtomicU32::new(1);
         let (link, siblings) = (Arc::clone(&connection.link), Arc::clone(&connection.ends));
         siblings.fetch_add(1, Ordering::Relaxed);
-        End { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, siblings, imm_max: Cell::new(0) }
+        End { is_consumer, id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, siblings, imm_max: Cell::new(0) }
     }
 }
 
@@ -52,54 +54,55 @@ impl Drop for End {
     }
 }
 
-/// Starts a producer or a consumer; the state that this leads to.
-pub(crate) fn start(ctx: Handle<Ctx>, end: &End) -> Result<doca_ctx_states, Fault> {
-    let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
-    if !end.link.is_open() {
-        return Err(Fault::DOCA_ERROR_NOT_CONNECTED);
+impl Library for End {
+    fn start(&self, ctx: Handle<Ctx>) -> Result<doca_ctx_states, Fault> {
+        let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
+        if !self.link.is_open() {
+            return Err(Fault::DOCA_ERROR_NOT_CONNECTED);
+        }
+        if !self.is_consumer {
+            return Ok(doca_ctx_states::DOCA_CTX_STATE_RUNNING);
+        }
+        self.link.add_consumer(self.id, Addressee(ctx), port);
+        Ok(doca_ctx_states::DOCA_CTX_STATE_STARTING)
     }
-    if ctx.library == Library::Producer {
-        return Ok(doca_ctx_states::DOCA_CTX_STATE_RUNNING);
-    }
-    end.link.add_consumer(end.id, Addressee(ctx), port);
-    Ok(doca_ctx_states::DOCA_CTX_STATE_STARTING)
-}
 
-/// The context stops: what it has in flight is flushed.
-pub(crate) fn begin_stop(ctx: Handle<Ctx>, end: &End) {
-    if ctx.library == Library::Consumer {
-        end.link.drop_consumer(end.id);
-    } else {
-        end.link.flush(ctx);
+    /// Takes a task whose buffer list is loaded.
+    fn send(&self, task: Handle<Task>) -> Answer {
+        if self.is_consumer {
+            self.link.post(self.id, task);
+            return Ok(());
+        }
+        let letter = task.letter.borrow();
+        self.link.reserve(letter.consumer)?;
+        // SAFETY: called by submit on an owned task.
+        let data = gather(&mut Copier::new(), unsafe { task.job() });
+        let data = data.inspect_err(|_| self.link.refund(letter.consumer))?;
+        self.link.send_data(letter.consumer, self.id, &letter.imm, &data, task);
+        Ok(())
     }
-}
 
-/// Submit of a producer's or consumer's task whose buffer list is loaded.
-pub(crate) fn submit(task: Handle<Task>) -> Answer {
-    let Face::Fast(end) = &task.ctx.face else { return Err(Fault::DOCA_ERROR_UNEXPECTED) };
-    if task.kind == Kind::PostReceive {
-        end.link.post(end.id, task);
-        return Ok(());
+    /// The one event of an end: the other side knows the consumer.
+    fn hear(&self, ctx: Handle<Ctx>) {
+        ctx::become_running(ctx);
     }
-    let letter = task.letter.borrow();
-    end.link.reserve(letter.consumer)?;
-    // SAFETY: called by submit on an owned task.
-    let data = threads::gather(&mut Copier::new(), unsafe { task.job() });
-    let data = data.inspect_err(|_| end.link.refund(letter.consumer))?;
-    end.link.send_data(letter.consumer, end.id, &letter.imm, &data, task);
-    Ok(())
+
+    fn begin_stop(&self, ctx: Handle<Ctx>) {
+        if self.is_consumer {
+            self.link.drop_consumer(self.id);
+        } else {
+            self.link.flush(ctx);
+        }
+    }
 }
 
 macro_rules! end {
-    ($name:ident, $opaque:ident) => {
+    ($name:ident, $opaque:ident, $is_consumer:literal) => {
         pub(crate) struct $name(Handle<Ctx>);
 
         impl $name {
             fn end(&self) -> &End {
-                match &self.0.face {
-                    Face::Fast(end) => end,
-                    _ => unreachable!("a context of this library is an end"),
-                }
+                self.0.library_as().unwrap_or_else(|| unreachable!("a context of this library is an end"))
             }
         }
 
@@ -107,7 +110,8 @@ macro_rules! end {
             unsafe fn enter(raw: *const $opaque) -> Result<Self, Fault> {
                 // SAFETY: our contract is the callee's; a library's pointer is its context's.
                 let ctx = unsafe { Handle::<Ctx>::from_c(raw.cast()) }?;
-                if ctx.library == Library::$name { Ok($name(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+                let is_it = ctx.library_as::<End>().is_some_and(|end| end.is_consumer == $is_consumer);
+                if is_it { Ok($name(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
             }
         }
 
@@ -120,8 +124,8 @@ macro_rules! end {
     };
 }
 
-end!(Producer, doca_comch_producer);
-end!(Consumer, doca_comch_consumer);
+end!(Producer, doca_comch_producer, false);
+end!(Consumer, doca_comch_consumer, true);
 
 impl Typed for doca_comch_producer_task_send {
     const KIND: Kind = Kind::DataSend;
@@ -133,7 +137,7 @@ impl Typed for doca_comch_consumer_task_post_recv {
 
 /// Immediate data, copied; its length comes with it.
 fn immediate(bytes: *const u8, length: u32) -> Result<Vec<u8>, Fault> {
-    if length as usize > IMM_MAX || (bytes.is_null() && length > 0) {
+    if length as usize > IMM_BYTES_MAX || (bytes.is_null() && length > 0) {
         return Err(Fault::DOCA_ERROR_INVALID_VALUE);
     }
     if length == 0 {
@@ -175,7 +179,7 @@ exports! {
         max_buf_size: *mut u32 => Out<u32>,
     ) {
         let _ = devinfo;
-        put(max_buf_size, DATA_MAX)
+        put(max_buf_size, DATA_BYTES_MAX)
     }
 
     fn doca_comch_producer_cap_get_max_buf_list_len(
@@ -199,8 +203,8 @@ exports! {
         producer: *mut *mut doca_comch_producer => Out<*mut doca_comch_producer>,
     ) {
         connected(comch_connection)?;
-        let face = Face::Fast(End::new(comch_connection));
-        producer.put(Ctx::create(Library::Producer, comch_connection.ctx.dev, face).to_c().cast());
+        let end = End::new(comch_connection, false);
+        producer.put(Ctx::create(end, comch_connection.ctx.dev).to_c().cast());
         Ok(())
     }
 
@@ -318,7 +322,7 @@ exports! {
         max_buf_size: *mut u32 => Out<u32>,
     ) {
         let _ = devinfo;
-        put(max_buf_size, DATA_MAX)
+        put(max_buf_size, DATA_BYTES_MAX)
     }
 
     fn doca_comch_consumer_cap_get_max_buf_list_len(
@@ -342,7 +346,7 @@ exports! {
         max_imm_data_len: *mut u32 => Out<u32>,
     ) {
         let _ = devinfo;
-        put(max_imm_data_len, IMM_MAX as u32)
+        put(max_imm_data_len, IMM_BYTES_MAX as u32)
     }
 
     fn doca_comch_consumer_create(
@@ -354,8 +358,8 @@ exports! {
         if !buf_mmap.region()?.admits_delivery(comch_connection.ctx.dev.id) {
             return Err(Fault::DOCA_ERROR_NOT_PERMITTED);
         }
-        let face = Face::Fast(End::new(comch_connection));
-        consumer.put(Ctx::create(Library::Consumer, comch_connection.ctx.dev, face).to_c().cast());
+        let end = End::new(comch_connection, true);
+        consumer.put(Ctx::create(end, comch_connection.ctx.dev).to_c().cast());
         Ok(())
     }
 
@@ -373,7 +377,7 @@ exports! {
 
     fn doca_comch_consumer_set_imm_data_len(consumer: *mut doca_comch_consumer => Consumer, imm_data_len: u32) {
         consumer.0.check_idle()?;
-        if imm_data_len as usize > IMM_MAX {
+        if imm_data_len as usize > IMM_BYTES_MAX {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
         consumer.end().imm_max.set(imm_data_len);

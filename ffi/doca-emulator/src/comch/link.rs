@@ -25,18 +25,18 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::comch::fast::DATA_MAX;
+use crate::comch::inbox::Tidings;
+use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX};
 use crate::core::ctx::Ctx;
-use crate::core::pe::Port;
+use crate::core::library::Route;
+use crate::core::passage::scatter;
+use crate::core::pe::{Addressee, Port};
 use crate::core::task::Task;
-use crate::engine::threads;
 use crate::ffi::door::Handle;
 use crate::ffi::error::{FLUSHED, Fault};
 use crate::memory::copy::Copier;
 
 pub(crate) const VERSION: u32 = 1;
-/// Longest immediate data.
-pub(crate) const IMM_MAX: usize = 32;
 const HEAD_BYTES: usize = 16;
 const FRAGMENT_BYTES: usize = 32 << 10;
 /// Buffers that a link keeps for its next messages, so that a steady exchange allocates nothing.
@@ -48,7 +48,7 @@ const REMOTE_MAX: usize = 1024;
 /// Frames of the link's own that a peer may leave unread. One that sends and does not read is cut off there.
 const UNREAD_FRAMES_MAX: usize = 16 << 10;
 /// More than any frame.
-pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_MAX + FRAGMENT_BYTES;
+pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_BYTES_MAX + FRAGMENT_BYTES;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -94,30 +94,6 @@ pub(crate) fn parse(frame: &[u8]) -> Option<(What, [u32; 3], &[u8])> {
     let word = |index: usize| words.get(index).map(|word| u32::from_le_bytes(*word));
     Some((What::from_word(word(0)?)?, [word(1)?, word(2)?, word(3)?], bytes))
 }
-
-/// What a context hears in `doca_pe_progress`, other than completions.
-#[derive(Clone)]
-pub(crate) enum Tidings {
-    /// The handshake is through.
-    Joined(Arc<Link>),
-    Left(Arc<Link>),
-    /// A client found no server, or one that did not want it.
-    Refused,
-    Message(Arc<Link>, Vec<u8>),
-    Consumer(Arc<Link>, u32),
-    Expired(Arc<Link>, u32),
-    /// The other side knows the consumer.
-    Known,
-}
-
-/// A context as the name of whom tidings are for; threads other than its own do not look behind it.
-#[derive(Clone, Copy)]
-pub(crate) struct Addressee(pub(crate) Handle<Ctx>);
-
-// SAFETY: only compared and handed back to the context's own thread.
-unsafe impl Send for Addressee {}
-// SAFETY: as above.
-unsafe impl Sync for Addressee {}
 
 /// A task in flight on its way through a queue.
 struct Flight(Handle<Task>);
@@ -283,21 +259,6 @@ impl Link {
         }
     }
 
-    /// A control message. `task` is in flight from here on.
-    pub(crate) fn send_message(&self, message: &[u8], task: Handle<Task>) {
-        let mut inner = self.lock();
-        if !self.is_open() {
-            return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET));
-        }
-        let bytes = inner.frame(What::Message, [0; 3], message);
-        let packet = Packet { bytes, task: Some((Flight(task), message.len())), is_own: false };
-        self.count(Counter::SentMessages, 1);
-        self.count(Counter::SentBytes, message.len());
-        inner.waiting.push_back(packet);
-        admit(&mut inner);
-        self.write(&mut inner);
-    }
-
     /// Data for a consumer of the other side: `AGAIN` if that has no buffer, `NOT_FOUND` if there is no such consumer.
     pub(crate) fn reserve(&self, consumer: u32) -> Result<(), Fault> {
         let mut inner = self.lock();
@@ -422,7 +383,7 @@ impl Link {
             What::Known => {
                 let inner = self.lock();
                 if let Some(consumer) = inner.consumers.iter().find(|consumer| consumer.id == first) {
-                    consumer.port.tell(consumer.addressee, Tidings::Known);
+                    consumer.port.tell(consumer.addressee);
                 }
             }
             What::Posted => {
@@ -436,7 +397,7 @@ impl Link {
                 let (imm, data) = rest.split_at_checked(imm_len.into()).ok_or(Over)?;
                 let mut inner = self.lock();
                 let inner = &mut *inner;
-                if imm.len() > IMM_MAX || third > DATA_MAX || inner.partial.is_some() {
+                if imm.len() > IMM_BYTES_MAX || third > DATA_BYTES_MAX || inner.partial.is_some() {
                     return Err(Over);
                 }
                 let consumer = inner.consumers.iter_mut().find(|consumer| consumer.id == first);
@@ -535,6 +496,22 @@ impl Link {
     }
 }
 
+impl Route for Link {
+    fn send_message(&self, message: &[u8], task: Handle<Task>) {
+        let mut inner = self.lock();
+        if !self.is_open() {
+            return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET));
+        }
+        let bytes = inner.frame(What::Message, [0; 3], message);
+        let packet = Packet { bytes, task: Some((Flight(task), message.len())), is_own: false };
+        self.count(Counter::SentMessages, 1);
+        self.count(Counter::SentBytes, message.len());
+        inner.waiting.push_back(packet);
+        admit(&mut inner);
+        self.write(&mut inner);
+    }
+}
+
 /// Moves messages that the window has room for to the socket's queue.
 fn admit(inner: &mut Inner) {
     while inner.window > 0 {
@@ -556,7 +533,7 @@ fn add_data(inner: &mut Inner, data: &[u8]) -> Result<(), Over> {
     {
         // SAFETY: in flight, and off its queue: the job is ours.
         let job = unsafe { task.0.job() };
-        finish(&task, threads::scatter(&mut inner.copier, job, &bytes));
+        finish(&task, scatter(&mut inner.copier, job, &bytes));
     }
     Ok(())
 }

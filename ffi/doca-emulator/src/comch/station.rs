@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::comch::link::{Addressee, FRAME_BYTES_MAX, Link, Over, Tidings, VERSION, What, parse};
+use crate::comch::inbox::{Inbox, Tidings};
+use crate::comch::link::{FRAME_BYTES_MAX, Link, Over, VERSION, What, parse};
 use crate::comch::meeting::{self, Meeting};
 use crate::config::Config;
-use crate::core::pe::Port;
 use crate::ffi::error::{Fault, complain};
 use crate::tools::packet::{self, seqpacket};
 
@@ -59,8 +59,7 @@ pub(crate) struct Terms {
     pub(crate) name: String,
     pub(crate) message_max: u32,
     pub(crate) window: u32,
-    pub(crate) addressee: Addressee,
-    pub(crate) port: Arc<Port>,
+    pub(crate) inbox: Inbox,
 }
 
 /// A running station. Dropping it ends its thread and all its links.
@@ -148,7 +147,7 @@ impl Station {
         let shared = Arc::new(shared);
         let theirs = Arc::clone(&shared);
         let thread = thread::Builder::new().name("comch".to_owned()).spawn(move || {
-            let _guard = crate::engine::threads::AbortOnPanic;
+            let _guard = crate::tools::abort::AbortOnPanic;
             work(&theirs);
         });
         let thread = Some(thread.map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?);
@@ -166,7 +165,7 @@ impl Shared {
     }
 
     fn tell(&self, tidings: Tidings) {
-        self.terms.port.tell(self.terms.addressee, tidings);
+        self.terms.inbox.tell(tidings);
     }
 
     /// None without a server, or with one that a stranger has put there.

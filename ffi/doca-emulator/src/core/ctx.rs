@@ -11,19 +11,18 @@
 //! answered, and go to `STOPPING` if it does not. The state callback runs inside whatever caused the change:
 //! `doca_ctx_start`, `doca_ctx_stop` or `doca_pe_progress`.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::comch::control::{self, Desk};
-use crate::comch::fast::{self, End};
-use crate::comch::link::Tidings;
-use crate::core::dev::{Dev, TASKS_MAX};
+use crate::config::{KINDS, Kind, TASKS_MAX};
+use crate::core::dev::Dev;
+use crate::core::library::Library;
 use crate::core::pe::Pe;
 use crate::core::pool::{Fifo, Pool};
-use crate::core::task::{KINDS, Kind, Line, Task};
-use crate::engine::threads::Engine;
+use crate::core::task::{Line, Task};
 use crate::ffi::abi::{doca_ctx, doca_ctx_state_changed_callback_t, doca_ctx_states, doca_data, doca_task};
 use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
 use crate::ffi::error::{Answer, Fault, complain};
@@ -31,26 +30,6 @@ use crate::ffi::error::{Answer, Fault, complain};
 /// A completion callback with its task type erased.
 pub(crate) type Callback =
     unsafe extern "C" fn(task: *mut doca_task, task_user_data: doca_data, ctx_user_data: doca_data);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Library {
-    Compress,
-    Dma,
-    Server,
-    Client,
-    Producer,
-    Consumer,
-}
-
-/// What a context is beside being one.
-pub(crate) enum Face {
-    /// An engine's queue.
-    Engine,
-    /// A Comch server or client.
-    Comch(Box<Desk>),
-    /// A Comch producer or consumer.
-    Fast(End),
-}
 
 #[derive(Clone, Copy)]
 pub(crate) struct Conf {
@@ -62,8 +41,7 @@ pub(crate) struct Conf {
 #[repr(C)]
 pub(crate) struct Ctx {
     stamp: Stamp,
-    pub(crate) library: Library,
-    pub(crate) face: Face,
+    pub(crate) library: Box<dyn Library>,
     pub(crate) dev: Handle<Dev>,
     pub(crate) pe: Cell<Option<Handle<Pe>>>,
     state: Cell<doca_ctx_states>,
@@ -88,12 +66,11 @@ unsafe impl Thing for Ctx {
 }
 
 impl Ctx {
-    pub(crate) fn create(library: Library, dev: Handle<Dev>, face: Face) -> Handle<Ctx> {
+    pub(crate) fn create(library: impl Library, dev: Handle<Dev>) -> Handle<Ctx> {
         dev.hold();
         Handle::new(Ctx {
             stamp: Stamp::new(Ctx::MAGIC),
-            library,
-            face,
+            library: Box::new(library),
             dev,
             pe: Cell::new(None),
             state: Cell::new(doca_ctx_states::DOCA_CTX_STATE_IDLE),
@@ -125,11 +102,6 @@ impl Ctx {
         self.state.get() == doca_ctx_states::DOCA_CTX_STATE_IDLE
     }
 
-    /// A failed task of an engine stops everything behind it; a message that one of many clients did not take does not.
-    pub(crate) fn stops_on_failure(&self) -> bool {
-        self.library != Library::Server
-    }
-
     pub(crate) fn check_idle(&self) -> Answer {
         if self.is_idle() { Ok(()) } else { Err(Fault::DOCA_ERROR_BAD_STATE) }
     }
@@ -151,14 +123,14 @@ impl Ctx {
         self.confs[kind as usize].get()
     }
 
-    fn engine(&self) -> Option<&Engine> {
-        // SAFETY: a context holds its device open, so the handle outlives `self`.
-        let dev = unsafe { self.dev.pointer().as_ref() };
-        match self.library {
-            Library::Compress => Some(&dev.compress),
-            Library::Dma => Some(&dev.dma),
-            Library::Server | Library::Client | Library::Producer | Library::Consumer => None,
-        }
+    /// The library's part, if it is of that type.
+    pub(crate) fn library_as<T: Library>(&self) -> Option<&T> {
+        let library: &dyn Any = &*self.library;
+        library.downcast_ref()
+    }
+
+    pub(crate) fn has_tasks(&self) -> bool {
+        self.confs.iter().any(|conf| conf.get().is_some())
     }
 
     /// `set_conf` of a task type.
@@ -213,8 +185,8 @@ impl Ctx {
 
     fn flush(&self) {
         let tasks = self.held_back.replace(Fifo::new());
-        if let (Some(engine), 1..) = (self.engine(), tasks.len()) {
-            engine.take_in(tasks);
+        if let (Some(unit), 1..) = (self.library.unit(), tasks.len()) {
+            self.dev.engines.take_in(unit, tasks);
         }
     }
 
@@ -252,30 +224,13 @@ pub(crate) fn fail(ctx: Handle<Ctx>) {
     }
 }
 
-/// What a context does with what its thread or its peer said.
-pub(crate) fn hear(ctx: Handle<Ctx>, tidings: Tidings) {
-    match &ctx.face {
-        Face::Engine => {}
-        Face::Comch(desk) => control::hear(ctx, desk, tidings),
-        Face::Fast(_) => {
-            if let Tidings::Known = tidings {
-                become_running(ctx);
-            }
-        }
-    }
-}
-
 /// RUNNING to STOPPING: what is queued will be flushed by the engines.
 pub(crate) fn begin_stop(ctx: Handle<Ctx>) {
     if let Some(line) = &*ctx.line.borrow() {
         line.broken.store(true, Ordering::Release);
     }
     ctx.flush();
-    match &ctx.face {
-        Face::Engine => {}
-        Face::Comch(desk) => control::begin_stop(ctx, desk),
-        Face::Fast(end) => fast::begin_stop(ctx, end),
-    }
+    ctx.library.begin_stop(ctx);
     if let Some(pe) = ctx.pe.get() {
         pe.stopping.set(pe.stopping.get() + 1);
     }
@@ -288,9 +243,7 @@ pub(crate) fn finish_stop(ctx: Handle<Ctx>) {
     ctx.free.iter().for_each(|list| list.set(None));
     drop(mem::take(&mut *ctx.pools.borrow_mut()));
     *ctx.line.borrow_mut() = None;
-    if let Face::Comch(desk) = &ctx.face {
-        control::finish_stop(desk);
-    }
+    ctx.library.finish_stop();
     if let Some(pe) = ctx.pe.get() {
         pe.stopping.set(pe.stopping.get() - 1);
         pe.port.forget(ctx);
@@ -304,12 +257,6 @@ fn start(ctx: Handle<Ctx>) -> Answer {
     if ctx.dev.is_lost() {
         return Err(Fault::DOCA_ERROR_DRIVER);
     }
-    if let Some(engine) = ctx.engine() {
-        if ctx.confs.iter().all(|conf| conf.get().is_none()) {
-            return Err(Fault::DOCA_ERROR_INVALID_VALUE);
-        }
-        engine.start(ctx.dev.config())?;
-    }
     let line = Line { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
     let line = Arc::new(line);
     let mut pools = Vec::new();
@@ -318,11 +265,7 @@ fn start(ctx: Handle<Ctx>) -> Answer {
             pools.push((kind, Pool::new(ctx, kind, conf.count, &line)?));
         }
     }
-    let next = match &ctx.face {
-        Face::Engine => doca_ctx_states::DOCA_CTX_STATE_RUNNING,
-        Face::Comch(desk) => control::start(ctx, desk)?,
-        Face::Fast(end) => fast::start(ctx, end)?,
-    };
+    let next = ctx.library.start(ctx)?;
     for (kind, pool) in &pools {
         for task in pool.handles() {
             task.link.set(ctx.free[*kind as usize].replace(Some(task)));

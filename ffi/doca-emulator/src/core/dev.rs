@@ -5,45 +5,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
-use crate::config::{self, Config, Profile};
-use crate::core::chance::{self, Chance, Flips};
-use crate::core::task::Kind;
-use crate::engine::threads::Engine;
+use crate::config::{self, Config, Kind, buf_bytes_max};
+use crate::core::chance::{Chance, Flips};
+use crate::core::library::Engines;
 use crate::ffi::abi::{doca_dev, doca_devinfo, doca_pci_func_type};
 use crate::ffi::door::{Enter, Handle, Out, Room, Stamp, Text, Thing, exports};
 use crate::ffi::error::{Answer, Fault, complain};
 use crate::tools::debug;
-
-/// Elements of a buffer list that one task may have.
-pub(crate) const LIST_MAX: u32 = 128;
-/// Tasks of one context, all types together. Ours: the cards' number is only known at run time.
-pub(crate) const TASKS_MAX: u32 = 8192;
-const BF3_BUF_BYTES_MAX: u64 = 2 << 20;
-const BF2_BUF_BYTES_MAX: u64 = 128 << 20;
-/// The copy engine's, on both cards.
-const DMA_BUF_BYTES_MAX: u64 = 2 << 20;
-
-/// What a task kind may be given, or None where the card cannot do it.
-pub(crate) fn buf_bytes_max(config: &Config, kind: Kind) -> Option<u64> {
-    let without = config.without;
-    let lacks = match kind {
-        Kind::Memcpy => without.dma,
-        Kind::Inflate => without.inflate,
-        Kind::Lz4Stream | Kind::Lz4Block => without.lz4,
-        _ => false,
-    };
-    let bytes = if lacks { None } else { buf_bytes_of(config.profile, kind) }?;
-    Some(if config.buf_bytes_max == 0 { bytes } else { bytes.min(config.buf_bytes_max) })
-}
-
-fn buf_bytes_of(profile: Profile, kind: Kind) -> Option<u64> {
-    match (profile, kind) {
-        (_, Kind::Memcpy) => Some(DMA_BUF_BYTES_MAX),
-        (Profile::Bf3, Kind::Inflate | Kind::Lz4Stream | Kind::Lz4Block) => Some(BF3_BUF_BYTES_MAX),
-        (Profile::Bf2, Kind::Inflate | Kind::Deflate) => Some(BF2_BUF_BYTES_MAX),
-        _ => None,
-    }
-}
 
 /// One function of the card, as the list shows it.
 #[repr(C)]
@@ -89,8 +57,7 @@ pub(crate) struct Dev {
     pub(crate) flips: Flips,
     /// Tasks that it was given.
     tasks: AtomicU64,
-    pub(crate) compress: Engine,
-    pub(crate) dma: Engine,
+    pub(crate) engines: Box<dyn Engines>,
     /// Contexts and memory maps that hold the device open.
     users: AtomicUsize,
 }
@@ -102,6 +69,20 @@ unsafe impl Thing for Dev {
 }
 
 impl Dev {
+    pub(crate) fn new(info: &DevInfo, seed: u64, engines: impl Engines + 'static) -> Dev {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Dev {
+            stamp: Stamp::new(Dev::MAGIC),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            info: DevInfo::new(info.index, Arc::clone(&info.config)),
+            chance: Chance::new(seed),
+            flips: Flips::default(),
+            tasks: AtomicU64::new(0),
+            engines: Box::new(engines),
+            users: AtomicUsize::new(0),
+        }
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.info.config
     }
@@ -123,26 +104,6 @@ impl Dev {
 
     pub(crate) fn release(&self) {
         self.users.fetch_sub(1, Ordering::Release);
-    }
-}
-
-fn open(info: &DevInfo) -> Dev {
-    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-    let config = Arc::clone(&info.config);
-    let seed = config.seed.unwrap_or_else(chance::any_seed);
-    if config.is_hostile() {
-        eprintln!("doca-emulator: hostile device, seed={seed}: {config:?}");
-    }
-    Dev {
-        stamp: Stamp::new(Dev::MAGIC),
-        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-        chance: Chance::new(seed),
-        flips: Flips::default(),
-        tasks: AtomicU64::new(0),
-        compress: Engine::new("compress", config.decompress_threads, config.reorder, seed),
-        dma: Engine::new("dma", config.dma_threads, config.reorder, seed),
-        info: DevInfo::new(info.index, config),
-        users: AtomicUsize::new(0),
     }
 }
 
@@ -185,11 +146,6 @@ exports! {
 
     fn doca_devinfo_destroy_list(dev_list: *mut *mut doca_devinfo => List<DevInfo>) {
         dev_list.destroy();
-        Ok(())
-    }
-
-    fn doca_dev_open(devinfo: *mut doca_devinfo => Handle<DevInfo>, dev: *mut *mut doca_dev => Out<*mut doca_dev>) {
-        dev.put(Handle::new(open(&devinfo)).to_c());
         Ok(())
     }
 

@@ -7,11 +7,9 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
 
-use crate::comch::link::IMM_MAX;
+use crate::config::{IMM_BYTES_MAX, Kind, LIST_MAX};
 use crate::core::buf::{Buf, list};
 use crate::core::chance::Fate;
-use crate::core::dev::LIST_MAX;
-use crate::core::task::Kind;
 use crate::ffi::door::Handle;
 use crate::ffi::error::{Answer, Fault};
 use crate::memory::region::Region;
@@ -52,7 +50,7 @@ pub(crate) struct Job {
     pub(crate) sums: Sums,
     /// With a received message: who sent it, and its immediate data.
     pub(crate) producer: u32,
-    pub(crate) imm: [u8; IMM_MAX],
+    pub(crate) imm: [u8; IMM_BYTES_MAX],
     pub(crate) imm_len: usize,
 }
 
@@ -88,7 +86,7 @@ impl Job {
             outcome: Ok(0),
             sums: Sums::default(),
             producer: 0,
-            imm: [0; IMM_MAX],
+            imm: [0; IMM_BYTES_MAX],
             imm_len: 0,
         }
     }

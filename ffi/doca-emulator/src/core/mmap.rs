@@ -139,7 +139,10 @@ fn import(user_data: Option<doca_data>, ticket: &Ticket, dev: Handle<Dev>) -> Re
         Some(region) if ticket.tells_truth_of(&region) => Reach::Neighbour(region),
         Some(_) => return Err(Fault::DOCA_ERROR_DRIVER),
         None if ticket.courier == 0 => return Err(Fault::DOCA_ERROR_DRIVER),
-        None => Reach::Foreign(Foreign::new(ticket, dev.config())?),
+        None => {
+            let lane = || dev.engines.lane(ticket.courier, dev.config());
+            Reach::Foreign(Foreign::new(ticket, dev.config(), lane)?)
+        }
     };
     let mut inner = Inner::empty();
     inner.is_import = true;

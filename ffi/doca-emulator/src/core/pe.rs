@@ -8,13 +8,21 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::comch::link::{Addressee, Tidings};
 use crate::core::ctx::{self, Ctx};
 use crate::core::pool::Fifo;
 use crate::core::task::{Task, land};
 use crate::ffi::abi::{doca_ctx, doca_notification_handle_t, doca_pe, doca_pe_event_mode};
 use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
 use crate::ffi::error::{Answer, Fault};
+
+/// A context as the name of whom an event is for; threads other than its own do not look behind it.
+#[derive(Clone, Copy)]
+pub(crate) struct Addressee(pub(crate) Handle<Ctx>);
+
+// SAFETY: only compared and handed back to the context's own thread.
+unsafe impl Send for Addressee {}
+// SAFETY: as above.
+unsafe impl Sync for Addressee {}
 
 /// Where engines leave finished tasks. Wake-ups cannot be lost: arming and posting take the same lock, so either the
 /// post sees the port armed or the arming sees the task.
@@ -28,7 +36,8 @@ pub(crate) struct Port {
 
 struct Posted {
     tasks: Fifo,
-    news: VecDeque<(Addressee, Tidings)>,
+    /// For whom there are events, which their libraries keep.
+    news: VecDeque<Addressee>,
     is_armed: bool,
 }
 
@@ -68,11 +77,11 @@ impl Port {
         }
     }
 
-    /// From a station's thread.
-    pub(crate) fn tell(&self, addressee: Addressee, tidings: Tidings) {
+    /// Says that a library has an event for a context.
+    pub(crate) fn tell(&self, addressee: Addressee) {
         let wake = {
             let mut posted = self.lock();
-            posted.news.push_back((addressee, tidings));
+            posted.news.push_back(addressee);
             self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Release);
             std::mem::take(&mut posted.is_armed)
         };
@@ -84,11 +93,11 @@ impl Port {
     /// A context becomes idle: what was for it is for nobody.
     pub(crate) fn forget(&self, ctx: Handle<Ctx>) {
         let mut posted = self.lock();
-        posted.news.retain(|(addressee, _)| addressee.0 != ctx);
+        posted.news.retain(|addressee| addressee.0 != ctx);
         self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Relaxed);
     }
 
-    fn next_news(&self) -> Option<(Addressee, Tidings)> {
+    fn next_news(&self) -> Option<Addressee> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -181,8 +190,8 @@ fn progress(pe: Handle<Pe>) -> bool {
         deliver(task);
         return true;
     }
-    let Some((addressee, tidings)) = pe.port.next_news() else { return false };
-    ctx::hear(addressee.0, tidings);
+    let Some(Addressee(ctx)) = pe.port.next_news() else { return false };
+    ctx.library.hear(ctx);
     true
 }
 
@@ -192,7 +201,7 @@ fn deliver(task: Handle<Task>) {
     let ctx = task.ctx;
     let status = land(task, ctx.is_stopping());
     ctx.landed();
-    if status.is_err() && ctx.is_running() && ctx.stops_on_failure() {
+    if status.is_err() && ctx.is_running() && ctx.library.stops_on_failure() {
         ctx::begin_stop(ctx);
     }
     let Some(conf) = ctx.conf(task.kind) else { return };

@@ -5,10 +5,10 @@ use std::alloc::{self, Layout};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::config::{Kind, LIST_MAX};
 use crate::core::ctx::Ctx;
-use crate::core::dev::LIST_MAX;
 use crate::core::job::Segment;
-use crate::core::task::{Kind, Line, Task};
+use crate::core::task::{Line, Task};
 use crate::ffi::door::Handle;
 use crate::ffi::error::Fault;
 

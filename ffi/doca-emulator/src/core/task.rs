@@ -9,56 +9,21 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::comch::control;
-use crate::comch::fast::{self, DATA_MAX};
-use crate::comch::link::Link;
+use crate::config::{DATA_BYTES_MAX, Kind, buf_bytes_max};
 use crate::core::buf::{Buf, append};
 use crate::core::ctx::Ctx;
-use crate::core::dev::buf_bytes_max;
 use crate::core::job::{Job, Segment, Use};
+use crate::core::library::Route;
 use crate::core::pe::Port;
-use crate::engine::threads;
+use crate::core::poison::poison;
 use crate::ffi::abi::{doca_buf, doca_ctx, doca_data, doca_task, doca_task_submit_flag};
 use crate::ffi::door::{Handle, Stamp, Thing, exports};
 use crate::ffi::error::{Answer, FLUSHED, Fault, complain};
 use crate::tools::debug;
 
-/// The task types of all contexts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Memcpy,
-    Deflate,
-    Inflate,
-    Lz4Stream,
-    Lz4Block,
-    /// A Comch control message.
-    MessageSend,
-    DataSend,
-    PostReceive,
-}
-
-pub(crate) const KINDS: usize = 8;
-
-impl Kind {
-    pub(crate) const ALL: [Kind; KINDS] = [
-        Kind::Memcpy,
-        Kind::Deflate,
-        Kind::Inflate,
-        Kind::Lz4Stream,
-        Kind::Lz4Block,
-        Kind::MessageSend,
-        Kind::DataSend,
-        Kind::PostReceive,
-    ];
-
-    pub(crate) fn is_of_an_engine(self) -> bool {
-        !matches!(self, Kind::MessageSend | Kind::DataSend | Kind::PostReceive)
-    }
-}
-
 /// What a Comch task has beside its buffer.
 pub(crate) struct Letter {
-    pub(crate) link: Option<Arc<Link>>,
+    pub(crate) route: Option<Arc<dyn Route>>,
     /// A control message, the application's.
     pub(crate) message: *const u8,
     pub(crate) length: usize,
@@ -71,7 +36,7 @@ pub(crate) struct Letter {
 impl Letter {
     const fn blank() -> Letter {
         let (message, imm_place) = (ptr::null(), ptr::null_mut());
-        Letter { link: None, message, length: 0, consumer: 0, imm: Vec::new(), imm_place }
+        Letter { route: None, message, length: 0, consumer: 0, imm: Vec::new(), imm_place }
     }
 }
 
@@ -169,13 +134,13 @@ fn load_end(task: Handle<Task>, job: &mut Job) -> Answer {
     // SAFETY: null, or a buf that the application keeps for the task's flight.
     let buf = unsafe { Handle::from_c(raw) }?;
     job.load_list(buf, task.line.device, what)?;
-    job.check_bytes(DATA_MAX as usize)?;
+    job.check_bytes(DATA_BYTES_MAX as usize)?;
     buf.hold();
     task.heads.set(if what == Use::Delivery { [None, Some(buf)] } else { [Some(buf), None] });
     Ok(())
 }
 
-/// Hands a Comch task over to its link.
+/// Hands a task that no engine runs to its library.
 fn dispatch(task: Handle<Task>) -> Answer {
     if task.kind != Kind::MessageSend
         && let Err(fault) = load(task)
@@ -186,7 +151,7 @@ fn dispatch(task: Handle<Task>) -> Answer {
     }
     task.stage.set(Stage::Flying);
     task.ctx.departed(true);
-    let answer = if task.kind == Kind::MessageSend { control::send(task) } else { fast::submit(task) };
+    let answer = task.ctx.library.send(task);
     if answer.is_err() {
         task.stage.set(Stage::Owned);
         task.ctx.departed(false);
@@ -226,7 +191,7 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
     if dev.loses_task() {
         job.refusal = Some(Fault::DOCA_ERROR_DRIVER);
     } else if debug::is_on() && job.refusal.is_none() {
-        threads::poison(job);
+        poison(job);
     }
     job.fate = dev.chance.fate(dev.config());
     if task.kind == Kind::Memcpy && job.refusal.is_none() {

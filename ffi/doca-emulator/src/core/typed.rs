@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-use crate::core::task::{Kind, Task};
+use crate::config::Kind;
+use crate::core::task::Task;
 use crate::ffi::door::{Enter, Handle};
 use crate::ffi::error::Fault;
 
@@ -48,7 +49,7 @@ macro_rules! task_functions {
         fn $as_task:ident; fn $set_src:ident; fn $get_src:ident; fn $set_dst:ident; fn $get_dst:ident;
     ) => {
         impl $crate::core::typed::Typed for $crate::ffi::abi::$task {
-            const KIND: $crate::core::task::Kind = $crate::core::task::Kind::$kind;
+            const KIND: $crate::config::Kind = $crate::config::Kind::$kind;
         }
 
         impl $crate::ffi::door::Enter<$crate::ffi::abi::$callback> for $crate::ffi::abi::$callback {
@@ -59,14 +60,14 @@ macro_rules! task_functions {
 
         $crate::ffi::door::exports! {
             fn $is_supported(devinfo: *const $crate::ffi::abi::doca_devinfo => Handle<$crate::core::dev::DevInfo>) {
-                devinfo.buf_bytes_max($crate::core::task::Kind::$kind).map(drop)
+                devinfo.buf_bytes_max($crate::config::Kind::$kind).map(drop)
             }
 
             fn $max_buf_size(
                 devinfo: *const $crate::ffi::abi::doca_devinfo => Handle<$crate::core::dev::DevInfo>,
                 bytes: *mut u64 => $crate::ffi::door::Out<u64>,
             ) {
-                bytes.put(devinfo.buf_bytes_max($crate::core::task::Kind::$kind)?);
+                bytes.put(devinfo.buf_bytes_max($crate::config::Kind::$kind)?);
                 Ok(())
             }
 
@@ -74,7 +75,7 @@ macro_rules! task_functions {
                 devinfo: *const $crate::ffi::abi::doca_devinfo => Handle<$crate::core::dev::DevInfo>,
                 elements: *mut u32 => $crate::ffi::door::Out<u32>,
             ) {
-                devinfo.buf_bytes_max($crate::core::task::Kind::$kind)?;
+                devinfo.buf_bytes_max($crate::config::Kind::$kind)?;
                 elements.put(devinfo.config.list_max);
                 Ok(())
             }
@@ -94,7 +95,7 @@ macro_rules! task_functions {
                         std::mem::transmute::<Typed, Option<$crate::core::ctx::Callback>>(failed),
                     )
                 };
-                context.0.configure($crate::core::task::Kind::$kind, done, failed, count)
+                context.0.configure($crate::config::Kind::$kind, done, failed, count)
             }
 
             fn $alloc_init(
@@ -105,7 +106,7 @@ macro_rules! task_functions {
                 user_data: $crate::ffi::abi::doca_data,
                 task: *mut *mut $crate::ffi::abi::$task => $crate::ffi::door::Out<*mut $crate::ffi::abi::$task>,
             ) {
-                let allocated = context.0.allocate($crate::core::task::Kind::$kind)?;
+                let allocated = context.0.allocate($crate::config::Kind::$kind)?;
                 allocated.init(src, dst, user_data);
                 $($(allocated.$setter($option);)*)?
                 task.put(allocated.to_c().cast());

@@ -130,7 +130,7 @@ impl Drop for Clock {
 }
 
 fn run(shared: &Shared) {
-    let _guard = crate::engine::threads::AbortOnPanic;
+    let _guard = crate::tools::abort::AbortOnPanic;
     let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let now = Instant::now();

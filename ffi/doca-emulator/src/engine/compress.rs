@@ -2,9 +2,11 @@
 
 use std::ptr;
 
-use crate::core::ctx::{self, Ctx, Face, Library};
+use crate::core::ctx::{self, Ctx};
 use crate::core::dev::Dev;
+use crate::core::library::Unit;
 use crate::core::typed::{Of, task_functions};
+use crate::engine::library::Queued;
 use crate::ffi::abi::*;
 use crate::ffi::door::{Enter, Handle, Out, exports};
 use crate::ffi::error::{Fault, complain};
@@ -16,7 +18,7 @@ impl Enter<*mut doca_compress> for Compress {
     unsafe fn enter(raw: *mut doca_compress) -> Result<Self, Fault> {
         // SAFETY: our contract is the callee's; a library's pointer is its context's.
         let ctx = unsafe { Handle::<Ctx>::from_c(raw.cast()) }?;
-        if ctx.library == Library::Compress { Ok(Compress(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+        Queued::check(ctx, Unit::Compress).map(Compress)
     }
 }
 
@@ -25,7 +27,7 @@ exports! {
         dev: *mut doca_dev => Handle<Dev>,
         compress: *mut *mut doca_compress => Out<*mut doca_compress>,
     ) {
-        compress.put(Ctx::create(Library::Compress, dev, Face::Engine).to_c().cast());
+        compress.put(Ctx::create(Queued(Unit::Compress), dev).to_c().cast());
         Ok(())
     }
 

@@ -2,9 +2,11 @@
 
 use std::ptr;
 
-use crate::core::ctx::{self, Ctx, Face, Library};
+use crate::core::ctx::{self, Ctx};
 use crate::core::dev::Dev;
+use crate::core::library::Unit;
 use crate::core::typed::task_functions;
+use crate::engine::library::Queued;
 use crate::ffi::abi::{doca_ctx, doca_dev, doca_dma};
 use crate::ffi::door::{Enter, Handle, Out, exports};
 use crate::ffi::error::Fault;
@@ -16,13 +18,13 @@ impl Enter<*mut doca_dma> for Dma {
     unsafe fn enter(raw: *mut doca_dma) -> Result<Self, Fault> {
         // SAFETY: our contract is the callee's; a library's pointer is its context's.
         let ctx = unsafe { Handle::<Ctx>::from_c(raw.cast()) }?;
-        if ctx.library == Library::Dma { Ok(Dma(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
+        Queued::check(ctx, Unit::Dma).map(Dma)
     }
 }
 
 exports! {
     fn doca_dma_create(dev: *mut doca_dev => Handle<Dev>, dma: *mut *mut doca_dma => Out<*mut doca_dma>) {
-        dma.put(Ctx::create(Library::Dma, dev, Face::Engine).to_c().cast());
+        dma.put(Ctx::create(Queued(Unit::Dma), dev).to_c().cast());
         Ok(())
     }
 

@@ -74,7 +74,7 @@ pub(crate) fn divert(mut tasks: Fifo) -> Fifo {
 
 fn of_region(region: &Region) -> Option<Arc<Lane>> {
     match &region.reach {
-        Reach::Foreign(foreign) => foreign.lane(),
+        Reach::Foreign(foreign) => foreign.lane()?.downcast().ok(),
         Reach::Own | Reach::Neighbour(_) => None,
     }
 }

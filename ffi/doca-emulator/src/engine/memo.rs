@@ -9,19 +9,20 @@
 //! [`version`] says `remembering` to every program that asks.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use crate::config::Kind;
 use crate::core::job::Sums;
-use crate::core::task::Kind;
+use crate::ffi::door::exports;
 use crate::ffi::error::complain;
 
 /// Whether a device of this process remembers, or did.
 static REMEMBERS: AtomicBool = AtomicBool::new(false);
 
 /// What `doca_version_runtime` answers.
-pub(crate) fn version() -> &'static CStr {
+fn version() -> &'static CStr {
     const PLAIN: &CStr = match CStr::from_bytes_with_nul(crate::ffi::abi::DOCA_VERSION_STRING) {
         Ok(version) => version,
         Err(_) => c"",
@@ -115,6 +116,12 @@ impl Memo {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+exports! {
+    fn doca_version_runtime() -> *const c_char = (c"".as_ptr()) {
+        version().as_ptr()
     }
 }
 

@@ -11,28 +11,28 @@
 //! Copies of a few bytes are made by submit itself (`inline_bytes`): a card is done with them before a thread could have
 //! been woken. Their callbacks run in progress like all others.
 
-use std::process;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, Kind, LIST_MAX, buf_bytes_max};
 use crate::core::chance::Chance;
-use crate::core::dev::{LIST_MAX, buf_bytes_max};
-use crate::core::job::{Job, Segment, Sums};
+use crate::core::job::{Job, Sums};
+use crate::core::passage::{Passage, pieces};
+use crate::core::poison::inspect;
 use crate::core::pool::Fifo;
-use crate::core::task::{Kind, Line, Task};
+use crate::core::task::{Line, Task};
 use crate::engine::clock::Clock;
 use crate::engine::codec::{self, Codec, Unusable};
 use crate::engine::lane;
 use crate::engine::memo::{Key, Memo};
 use crate::engine::queue::Queue;
 use crate::ffi::door::Handle;
-use crate::ffi::error::{Answer, FLUSHED, Fault, complain};
+use crate::ffi::error::{Answer, FLUSHED, Fault};
 use crate::memory::copy::{self, Copier, Piece};
-use crate::memory::region::Reach;
-use crate::tools::debug::{self, POISON};
+use crate::tools::abort::AbortOnPanic;
+use crate::tools::debug;
 
 pub(crate) struct Engine {
     name: &'static str,
@@ -126,18 +126,6 @@ impl Drop for Engine {
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             // A panic would have ended the process.
             let _ = thread.join();
-        }
-    }
-}
-
-/// A dead engine would leave the application waiting for ever, so its panic ends the process, as one in an exported
-/// function does.
-pub(crate) struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            process::abort();
         }
     }
 }
@@ -350,121 +338,4 @@ fn decode(codec: &mut Codec, kind: Kind, job: &Job, source: &[u8], made: &mut [u
         _ => codec::xxh32(plain).swap_bytes(),
     };
     Ok((produced, Sums { crc: crc32fast::hash(plain), second }))
-}
-
-/// Debug mode: fills a destination of this process's memory, whose bytes nobody has a right to expect anything of.
-pub(crate) fn poison(job: &mut Job) {
-    let (sources, destinations) = job.lists();
-    let is_apart =
-        |d: &Segment| sources.iter().all(|s| s.addr + s.len as u64 <= d.addr || d.addr + d.len as u64 <= s.addr);
-    let is_ours = destinations.iter().all(|d| d.region().is_own() && debug::is_mapped(d.addr, d.len) && is_apart(d));
-    if is_ours {
-        for segment in destinations {
-            let first: *mut u8 = std::ptr::with_exposed_provenance_mut(segment.addr as usize);
-            // SAFETY: registered memory of this process, mapped as just seen, that the application gave the task to
-            // write to.
-            unsafe { first.write_bytes(POISON, segment.len) };
-        }
-    }
-    job.is_poisoned = is_ours;
-}
-
-/// Debug mode: looks at a task's memory before the engine does.
-fn inspect(sources: &[Segment], destinations: &[Segment], is_poisoned: bool) -> Result<(), Fault> {
-    if let Some(gone) =
-        sources.iter().chain(destinations).find(|s| s.region().is_own() && !debug::is_mapped(s.addr, s.len))
-    {
-        complain(&format!("debug: {} bytes at {:#x} of a task in flight are not there any more", gone.len, gone.addr));
-        return Err(Fault::DOCA_ERROR_IO_FAILED);
-    }
-    for segment in destinations.iter().filter(|_| is_poisoned) {
-        let first: *const u8 = std::ptr::with_exposed_provenance(segment.addr as usize);
-        // SAFETY: memory of this process, mapped as just seen. Should somebody write to it now, as they must not, a
-        // byte is one thing or the other.
-        let is_touched = (0..segment.len).any(|at| unsafe { first.add(at).read_volatile() } != POISON);
-        if is_touched {
-            complain(&format!(
-                "debug: a destination at {:#x} was written to while its task was in flight",
-                segment.addr
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Copies what a producer sends out of its buffers.
-pub(crate) fn gather(copier: &mut Copier, job: &Job) -> Result<Vec<u8>, Fault> {
-    let (sources, _) = job.lists();
-    let _passage = Passage::open(sources)?;
-    let mut list = Vec::new();
-    // SAFETY: the passage keeps the regions reachable until the end of this function.
-    unsafe { pieces(&mut list, sources) };
-    let mut bytes = vec![0; copy::total(&list)];
-    let room = bytes.len();
-    // SAFETY: as above.
-    unsafe { copier.copy(&list, &[Piece::here(&mut bytes)], room, &mut []) }?;
-    Ok(bytes)
-}
-
-/// Copies what came for a consumer into its buffers; the bytes, or `TOO_BIG`.
-pub(crate) fn scatter(copier: &mut Copier, job: &Job, bytes: &[u8]) -> Result<usize, Fault> {
-    let (_, destinations) = job.lists();
-    let _passage = Passage::open(destinations)?;
-    let mut list = Vec::new();
-    // SAFETY: the passage keeps the regions reachable until the end of this function.
-    unsafe { pieces(&mut list, destinations) };
-    if bytes.len() > copy::total(&list) {
-        return Err(Fault::DOCA_ERROR_TOO_BIG);
-    }
-    let mut source = bytes.to_vec();
-    // SAFETY: as above.
-    unsafe { copier.copy(&[Piece::here(&mut source)], &list, bytes.len(), &mut []) }?;
-    Ok(bytes.len())
-}
-
-/// # Safety
-/// The pieces are gone before the passage of their segments closes.
-unsafe fn pieces(list: &mut Vec<Piece>, segments: &[Segment]) {
-    list.clear();
-    for segment in segments {
-        // SAFETY: the caller's word.
-        list.push(unsafe { Piece::of(segment.region(), segment.addr, segment.len) });
-    }
-}
-
-/// Leave to use the regions of a list: exporters in this process are kept from stopping, those elsewhere were alive
-/// when it opened.
-struct Passage<'a> {
-    entered: &'a [Segment],
-}
-
-impl<'a> Passage<'a> {
-    fn open(segments: &'a [Segment]) -> Result<Passage<'a>, Fault> {
-        let mut passage = Passage { entered: &[] };
-        for (index, segment) in segments.iter().enumerate() {
-            if segment.is_owner {
-                if segment.region().is_gone.load(Ordering::Relaxed) {
-                    return Err(Fault::DOCA_ERROR_IO_FAILED);
-                }
-                match &segment.region().reach {
-                    Reach::Own => {}
-                    Reach::Neighbour(exporter) => exporter.gate.enter()?,
-                    Reach::Foreign(foreign) if foreign.is_alive() => {}
-                    Reach::Foreign(_) => return Err(Fault::DOCA_ERROR_IO_FAILED),
-                }
-            }
-            passage.entered = &segments[..=index];
-        }
-        Ok(passage)
-    }
-}
-
-impl Drop for Passage<'_> {
-    fn drop(&mut self) {
-        for segment in self.entered.iter().filter(|segment| segment.is_owner) {
-            if let Reach::Neighbour(exporter) = &segment.region().reach {
-                exporter.gate.leave();
-            }
-        }
-    }
 }

@@ -73,10 +73,6 @@ impl<T: Thing> Handle<T> {
         Handle(thing)
     }
 
-    pub(crate) fn pointer(self) -> NonNull<T> {
-        self.0
-    }
-
     pub(crate) fn to_c(self) -> *mut T::Opaque {
         self.0.as_ptr().cast()
     }
@@ -261,10 +257,10 @@ macro_rules! exports {
                 // SAFETY: the C caller passes what the header asks for; `enter` refuses null and what is not ours.
                 let $arg = match unsafe { $crate::ffi::door::Enter::enter($arg) } {
                     Ok(checked) => checked,
-                    Err(fault) => return $crate::tools::debug::said(stringify!($name), fault),
+                    Err(fault) => return $crate::ffi::error::said(stringify!($name), fault),
                 };
             )*
-            $crate::tools::debug::said(stringify!($name), $crate::ffi::error::code(body($($arg),*)))
+            $crate::ffi::error::said(stringify!($name), $crate::ffi::error::code(body($($arg),*)))
         }
     };
     (@define [$($meta:tt)*] $name:ident ($($arg:ident: $raw:ty, $checked:tt),*) [$ret:ty, $bad:expr] $body:block) => {

@@ -1,6 +1,7 @@
 //! `doca_error`: names and our own one-line words, and the result type of this crate.
 
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ffi::abi::{doca_error, doca_error_t};
 use crate::ffi::door::exports;
@@ -22,6 +23,29 @@ pub(crate) fn code(answer: Answer) -> doca_error {
 /// One loud line where the interface has no way to say no.
 pub(crate) fn complain(what: &str) {
     eprintln!("doca-emulator: {what}");
+}
+
+/// Debug mode is on.
+static ARE_REFUSALS_SAID: AtomicBool = AtomicBool::new(false);
+
+/// From now on every call that refuses something says so.
+pub(crate) fn say_refusals() {
+    ARE_REFUSALS_SAID.store(true, Ordering::Relaxed);
+}
+
+/// Passes a call's answer on, and says if it refused.
+pub(crate) fn said(call: &str, answer: doca_error) -> doca_error {
+    let is_quiet = [
+        doca_error::DOCA_SUCCESS,
+        doca_error::DOCA_ERROR_AGAIN,
+        doca_error::DOCA_ERROR_IN_PROGRESS,
+        doca_error::DOCA_ERROR_NOT_SUPPORTED,
+    ]
+    .contains(&answer);
+    if !is_quiet && ARE_REFUSALS_SAID.load(Ordering::Relaxed) && call != "doca_task_get_status" {
+        complain(&format!("debug: {call} refused: {}", name_of(answer)));
+    }
+    answer
 }
 
 macro_rules! words {
@@ -91,10 +115,6 @@ exports! {
 
     fn doca_error_get_descr(error: doca_error_t) -> *const c_char = (c"".as_ptr()) {
         descr(error).as_ptr()
-    }
-
-    fn doca_version_runtime() -> *const c_char = (c"".as_ptr()) {
-        crate::engine::memo::version().as_ptr()
     }
 }
 

@@ -134,7 +134,7 @@ pub(crate) struct Copier {
 }
 
 /// A run has at most a cut per element of either list.
-const CUTS_MAX: usize = 2 * crate::core::dev::LIST_MAX as usize;
+const CUTS_MAX: usize = 2 * crate::config::LIST_MAX as usize;
 
 // SAFETY: the vectors are filled and emptied inside one call; between calls they hold nothing.
 unsafe impl Send for Copier {}

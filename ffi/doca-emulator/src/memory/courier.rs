@@ -94,7 +94,7 @@ fn open_shop() -> Option<u64> {
 
 /// The exporter's thread, for the life of the process.
 fn serve(listener: &OwnedFd) {
-    let _guard = crate::engine::threads::AbortOnPanic;
+    let _guard = crate::tools::abort::AbortOnPanic;
     let mut callers: Vec<OwnedFd> = Vec::new();
     let mut polls: Vec<libc::pollfd> = Vec::new();
     loop {

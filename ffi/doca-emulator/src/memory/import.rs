@@ -12,13 +12,13 @@
 //!   else, or where the kernel refuses   the exporter carries the bytes
 //! ```
 
+use std::any::Any;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::Config;
-use crate::engine::lane::Lane;
 use crate::ffi::error::Fault;
 use crate::memory::caller::{Caller, Handed};
 use crate::memory::export::{BOARD_BYTES, Cookie, SLOTS, Slot, Ticket};
@@ -28,6 +28,9 @@ use crate::memory::window::Window;
 use crate::tools::debug;
 use crate::tools::guard::Guard;
 use crate::tools::packet;
+
+/// Where tasks wait for an exporter that carries its bytes itself. What that is, the engines know.
+pub(crate) type Lane = Arc<dyn Any + Send + Sync>;
 
 /// Another process's export.
 pub(crate) struct Foreign {
@@ -50,7 +53,7 @@ pub(crate) enum Road {
     Exporter {
         caller: Caller,
         /// Whose thread waits for the exporter; None where a window shows the bytes.
-        lane: Option<Arc<Lane>>,
+        lane: Option<Lane>,
     },
 }
 
@@ -68,9 +71,9 @@ impl Road {
 }
 
 impl Foreign {
-    /// Refuses an exporter that is gone, does not answer or does not know this export (`DRIVER`), and one whose user is not
+    /// `lane` makes one, should it be needed. Refuses an exporter that is gone, does not answer or does not know this export (`DRIVER`), and one whose user is not
     /// ours (`NOT_PERMITTED`).
-    pub(crate) fn new(ticket: &Ticket, config: &Config) -> Result<Foreign, Fault> {
+    pub(crate) fn new(ticket: &Ticket, config: &Config, lane: impl FnOnce() -> Option<Lane>) -> Result<Foreign, Fault> {
         if ticket.slot as usize >= SLOTS {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
@@ -90,7 +93,7 @@ impl Foreign {
             None => {
                 let lane = match window {
                     Some(_) => None,
-                    None => Some(Lane::of(ticket.courier, config).ok_or(Fault::DOCA_ERROR_OPERATING_SYSTEM)?),
+                    None => Some(lane().ok_or(Fault::DOCA_ERROR_OPERATING_SYSTEM)?),
                 };
                 Road::Exporter { caller, lane }
             }
@@ -116,7 +119,7 @@ impl Foreign {
     }
 
     /// Where tasks wait for the exporter to carry their bytes.
-    pub(crate) fn lane(&self) -> Option<Arc<Lane>> {
+    pub(crate) fn lane(&self) -> Option<Lane> {
         match &self.road {
             Road::Exporter { lane, .. } => lane.clone(),
             Road::Kernel { .. } => None,

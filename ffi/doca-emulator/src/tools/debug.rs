@@ -18,8 +18,7 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use crate::ffi::abi::doca_error;
-use crate::ffi::error::complain;
+use crate::ffi::error::{self, complain};
 
 /// What a destination holds until it is written.
 pub(crate) const POISON: u8 = 0xdb;
@@ -34,6 +33,7 @@ pub(crate) fn is_on() -> bool {
 pub(crate) fn switch_on() {
     static AT_EXIT: Once = Once::new();
     IS_ON.store(true, Ordering::Relaxed);
+    error::say_refusals();
     AT_EXIT.call_once(|| {
         // SAFETY: a function of our own that lives as long as the code does.
         unsafe { libc::atexit(report) };
@@ -82,19 +82,4 @@ pub(crate) fn is_mapped(addr: u64, len: usize) -> bool {
 /// Bufs that came out of an inventory, or went home.
 pub(crate) fn count_bufs(more: i64) {
     BUFS.fetch_add(more, Ordering::Relaxed);
-}
-
-/// Passes a call's answer on, and says if it refused.
-pub(crate) fn said(call: &str, answer: doca_error) -> doca_error {
-    let is_quiet = [
-        doca_error::DOCA_SUCCESS,
-        doca_error::DOCA_ERROR_AGAIN,
-        doca_error::DOCA_ERROR_IN_PROGRESS,
-        doca_error::DOCA_ERROR_NOT_SUPPORTED,
-    ]
-    .contains(&answer);
-    if !is_quiet && is_on() && call != "doca_task_get_status" {
-        complain(&format!("debug: {call} refused: {}", crate::ffi::error::name_of(answer)));
-    }
-    answer
 }
