@@ -43,7 +43,7 @@ pub fn inspect_store(
         writers_max: 1,
         ..Limits::default()
     };
-    let store = RedisStore::open_to_look(url, &limits).map_err(|error| open_error(&error))?;
+    let store = RedisStore::open(url, &limits).map_err(|error| open_error(&error))?;
     let bell = EventFd::new().map_err(|errno| system("eventfd", errno.into()))?;
     let mut caller = Caller::new(&store, &bell).map_err(|error| system("epoll", error))?;
     let keys = match key {

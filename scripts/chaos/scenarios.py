@@ -57,8 +57,8 @@ class Stage:
             host.attach()
         return host
 
-    def proxy(self, port: int, share: float = 1.0) -> Proxy:
-        proxy = Proxy(port, self.dice.randrange(1 << 30), share)
+    def proxy(self, port: int, share: float = 1.0, same: bool = False) -> Proxy:
+        proxy = Proxy(port, self.dice.randrange(1 << 30), share, same)
         self._ends.callback(proxy.close)
         return proxy
 
@@ -225,7 +225,7 @@ def flip_at_rest(stage: Stage) -> None:
 
 @scenario
 def bad_path(stage: Stage) -> None:
-    """What lies between the card and a shared server flips bits: nobody's chunks are deleted for that."""
+    """What lies between a card and a shared server flips bits, anywhere or always the same: nobody's chunks are deleted."""
     server = stage.server()
     server.start()
     good = stage.card("good")
@@ -233,15 +233,19 @@ def bad_path(stage: Stage) -> None:
     host = stage.host(good)
     host.fill()
     before = server.chunks()
-    proxy = stage.proxy(server.port, stage.dice.choice([1.0, 0.3]))
-    bad = stage.card("bad")
-    bad.start(proxy.url)
-    host.move(bad.socket)
-    for _ in range(4):
-        host.burst(6, stores=0)
-        host.settle()
-    stage.tally.fault("bit flipped on the way", proxy.flips)
-    stage.gone(before, server.chunks(), "chunks of the server")
+    paths = {
+        "bit flipped on the way": stage.proxy(server.port, stage.dice.choice([1.0, 0.3])),
+        "same bit flipped on the way": stage.proxy(server.port, same=True),
+    }
+    for number, (fault, proxy) in enumerate(paths.items()):
+        bad = stage.card(f"bad-{number}")
+        bad.start(proxy.url)
+        host.move(bad.socket)
+        for _ in range(4):
+            host.burst(6, stores=0)
+            host.settle()
+        stage.tally.fault(fault, proxy.flips)
+        stage.gone(before, server.chunks(), "chunks of the server")
     host.move(good.socket)
     host.read_back()
 

@@ -116,7 +116,7 @@ impl DirStore {
         let store = Self {
             ledger: Mutex::new(Ledger::new(options.chunks_max, limits.puts_max, &found)),
             peeking: Mutex::new(Reading::new(limits)),
-            guard: Guard::new(1),
+            guard: Guard::default(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             reading: (0..limits.chunks_open_max).map(|_| RwLock::new(Reading::new(limits))).collect(),
             putting: (0..limits.puts_max).map(|seat| Putting::new(seat, limits)).collect(),
@@ -181,7 +181,7 @@ impl DirStore {
     /// Whether a chunk may go that is bad or cannot be read here, and that another store has.
     pub(crate) fn evicts_copy(&self, key: &ChunkKey) -> bool {
         let why = Why { what: "a copy in this tier that was bad or could not be read", block: None };
-        self.guard.admits(key, &why, 0, &self.root.path.display())
+        self.guard.admits(key, &why, &self.root.path.display())
     }
 
     /// Bytes that it holds at most.
@@ -250,10 +250,6 @@ impl Store for DirStore {
     fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
         on_time("peek", until)?;
         self.peek_chunk(key, manifest)
-    }
-
-    fn proved(&self, _seat: usize) {
-        self.guard.good(0);
     }
 
     fn touch(&self, _namespace: u8, parent: Option<&ChunkKey>, keys: &[ChunkKey], _opened: bool) {

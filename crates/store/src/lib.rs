@@ -19,9 +19,9 @@
 //! What every backend promises:
 //!
 //! * A chunk is seen whole or not at all: nothing of a put can be looked up before `commit_put` returns.
-//! * A miss is an answer (`StoreError::Miss`). A read, failed or not, is never a miss and never deletes anything. A chunk leaves
-//!   as bad when `Discard` asks for it, after it was opened `anew` and found bad a second time: on the word of the node
-//!   that owns it, and within limits ([`DISCARDS_PER_MINUTE`] and the others of guard.rs).
+//! * A miss is an answer (`StoreError::Miss`). A failed read is never a miss, and no read deletes anything. A chunk leaves
+//!   as bad when `Discard` asks for it, after it was opened `anew` and found bad a second time: from a directory, and
+//!   [`DISCARDS_PER_MINUTE`] at most. A store that others share keeps it until a put replaces it (guard.rs).
 //! * What is not understood (`StoreError::Foreign`) is somebody else's: it stays, and a put may replace it.
 //! * A look-up has no side effects and may be repeated; what it found may be gone by the time of `Open`.
 //! * Two puts of one chunk at the same time are harmless: each is whole, the later commit stays.
@@ -66,7 +66,7 @@ mod url;
 
 pub use caller::Caller;
 pub use direct::{Direct, Opening, retry};
-pub use guard::{DISCARDS_PER_MINUTE, IN_A_ROW_MAX, REST, Why};
+pub use guard::{DISCARDS_PER_MINUTE, Why};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
 pub use outline::{Outline, Part, outline};
@@ -124,10 +124,6 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Gives the put up and frees the seat. The caller has no `put_block` of this seat in flight.
     fn abort_put(&self, seat: usize);
-
-    /// Tells that the open chunk of a seat was read whole and passed all checks, so that what is bad beside it is not
-    /// the path's fault. Does not wait.
-    fn proved(&self, _seat: usize) {}
 
     /// Whether a reader that keeps off local disks finds this chunk: in memory, or on a server. Does not wait.
     fn has_off_disk(&self, _key: &ChunkKey) -> bool {
@@ -226,8 +222,8 @@ pub enum Ask<M> {
     /// `memory`, or says where it lies. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
     /// `Miss` if the chunk went or changed since it was opened. After any error the content of `memory` means nothing.
     Read { seat: usize, index: usize, bytes: usize, memory: M, until: Instant },
-    /// This seat's chunk, which was opened `anew`, is bad, and was so when it was read before: takes the chunk out, if it
-    /// still is the one that was opened, its owner is who said so, and the limits allow it. The seat stays taken.
+    /// This seat's chunk, which was opened `anew`, is bad, and was so when it was read before: a directory takes it out, if
+    /// it still is the one that was opened and the limit allows it; a shared store counts it. The seat stays taken.
     Discard { seat: usize, why: Why, until: Instant },
 }
 
@@ -326,8 +322,9 @@ pub struct Stats {
     /// Chunks that made room for others, and their bytes.
     pub evicted: u64,
     pub bytes_evicted: u64,
-    /// Chunks taken out because they were proven bad, and those that stayed because too many were.
+    /// Chunks taken out because they were proven bad.
     pub corrupt: u64,
+    /// Chunks that were bad as far as this card can see and stayed: the store is shared, or too many were bad at once.
     pub withheld: u64,
     /// Calls that failed for a reason that is not in the bytes.
     pub io_errors: u64,

@@ -11,7 +11,8 @@
 //!
 //! * **Atomic.** A put gathers its blocks in a hash of another name, checks that all are there, and renames it.
 //! * **Bounded.** By the server's `maxmemory`; a chunk that was evicted is a miss at whatever point that shows.
-//! * **Damage.** A chunk that its master twice showed to be bad is unlinked, within the guard's limits. An error reply, a lost
+//! * **Damage.** A chunk that its master twice showed to be bad is counted and stays: the path between may have changed it
+//!   in the same way each time, and only who puts it again has bytes to replace it with. An error reply, a lost
 //!   connection and a replica that lags are not damage.
 //! * **No intermediate buffer**, and no allocation after Init, but for TLS (rustls keeps buffers of its own) and for
 //!   nodes that a cluster did not have at start.
@@ -102,18 +103,11 @@ struct Seat {
     manifest_bytes: usize,
     /// It was opened so: its blocks are asked of the master, by another way.
     anew: bool,
-    /// The node that all of it was read from since it was opened anew.
-    witness: Option<u16>,
 }
 
 impl Seat {
     fn manifest(&self) -> &[u8] {
         &self.manifest[..self.manifest_bytes]
-    }
-
-    /// A part of the chunk came from this node.
-    fn heard(&mut self, node: u16) {
-        self.witness = self.witness.filter(|witness| *witness == node);
     }
 }
 
@@ -127,7 +121,6 @@ struct Counters {
     bytes_copied: AtomicU64,
     puts: AtomicU64,
     puts_failed: AtomicU64,
-    corrupt: AtomicU64,
     io_errors: AtomicU64,
     read_only: AtomicBool,
 }
@@ -141,11 +134,8 @@ pub struct RedisStore {
     counters: Counters,
     seats: Box<[Mutex<Seat>]>,
     puts: Puts,
-    /// By place of a node.
     guard: Guard,
     surveyor: Surveyor,
-    /// Bad chunks are told of and stay.
-    only_looks: bool,
     /// Readers made, for their seeds.
     readers: AtomicU64,
     /// Commands that a server has refused, which was said.
@@ -153,11 +143,6 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// The same for a tool that changes nothing: chunks that are proven bad stay where they are.
-    pub fn open_to_look(url: &str, limits: &Limits) -> Result<Self, OpenError> {
-        Ok(Self { only_looks: true, ..Self::open(url, limits)? })
-    }
-
     /// What the URL asks for, and what that takes in memory, as far as it is known before a server is asked.
     pub(crate) fn outline(url: &str, limits: &Limits) -> Result<(String, usize), OpenError> {
         let door = Door::new(url)?;
@@ -204,17 +189,16 @@ impl RedisStore {
     fn with(door: Door, nodes: Nodes, limits: &Limits) -> Self {
         let (door, nodes) = (Arc::new(door), Arc::new(nodes));
         let manifest = || vec![0; limits.manifest_bytes_max].into();
-        let seat = || Seat { key: None, manifest: manifest(), manifest_bytes: 0, anew: false, witness: None };
+        let seat = || Seat { key: None, manifest: manifest(), manifest_bytes: 0, anew: false };
         Self {
             surveyor: Surveyor::start(Arc::clone(&door), Arc::clone(&nodes)),
             seats: (0..limits.chunks_open_max).map(|_| Mutex::new(seat())).collect(),
             puts: Puts::new(limits, nodes.places()),
-            guard: Guard::new(nodes.places()),
+            guard: Guard::default(),
             door,
             nodes,
             limits: *limits,
             counters: Counters::default(),
-            only_looks: false,
             readers: 0.into(),
             complaints: Mutex::default(),
         }
@@ -229,20 +213,26 @@ impl RedisStore {
         self.seat(seat).key.unwrap_or_else(|| panic!("{call}: seat {seat} is empty"))
     }
 
-    /// A manifest has come for a seat: returns its bytes. `witness` is who sent it, where it was asked for anew.
-    fn occupy(&self, seat: usize, key: &ChunkKey, manifest: &[u8], witness: Option<u16>) -> Result<usize, StoreError> {
+    /// Takes the manifest that has come for a seat; returns its bytes.
+    fn occupy(&self, seat: usize, key: &ChunkKey, manifest: &[u8], anew: bool) -> Result<usize, StoreError> {
         let mut seat = self.seat(seat);
         let (value, max) = (manifest.len(), seat.manifest.len());
         let room = seat.manifest.get_mut(..value).ok_or(StoreError::Large { what: "manifest", value, max })?;
         room.copy_from_slice(manifest);
-        (seat.manifest_bytes, seat.key) = (value, Some(*key));
-        (seat.anew, seat.witness) = (witness.is_some(), witness);
+        (seat.manifest_bytes, seat.key, seat.anew) = (value, Some(*key), anew);
         Ok(value)
     }
 
-    /// Whether a chunk that this node owns, and showed to be bad, may be taken out.
-    fn may_discard(&self, node: u16, key: &ChunkKey, why: &Why) -> bool {
-        self.guard.admits(key, why, node.into(), &self.nodes.at(node).address)
+    /// The chunk of a seat is bad: it stays, since the path to its server may be what is bad.
+    fn withhold(&self, seat: usize, why: &Why) {
+        let key = self.key_of(seat, "discard");
+        if !self.seat(seat).anew {
+            return;
+        }
+        match self.nodes.master(name::slot_of(&key).into()) {
+            Some(node) => self.guard.withhold(&key, why, &self.nodes.at(node).address),
+            None => self.guard.withhold(&key, why, &"a server"),
+        }
     }
 
     /// The place of the node that a redirect of `node` names.
@@ -259,8 +249,7 @@ impl RedisStore {
         let mut complaints = self.complaints.lock().expect(POISONED);
         if !complaints.contains(&command) && complaints.push(command).is_ok() {
             let (address, advice) = (self.nodes.at(node).address, advice::of_command(fault, command));
-            let then = if command == "UNLINK" { " (until then damaged chunks stay, and fail each fetch)" } else { "" };
-            log::error!("store: {address} does not let us {command}: {said}: {advice}{then}");
+            log::error!("store: {address} does not let us {command}: {said}: {advice}");
         }
     }
 }
@@ -277,13 +266,6 @@ impl Store for RedisStore {
     fn close(&self, seat: usize) {
         let key = self.seat(seat).key.take();
         assert!(key.is_some(), "close: seat {seat} is empty");
-    }
-
-    fn proved(&self, seat: usize) {
-        let key = self.key_of(seat, "proved");
-        if let Some(node) = self.nodes.master(name::slot_of(&key).into()) {
-            self.guard.good(node.into());
-        }
     }
 
     fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
@@ -344,7 +326,6 @@ impl Store for RedisStore {
             bytes_put: counters.bytes_put.load(Relaxed),
             puts: counters.puts.load(Relaxed),
             puts_failed: counters.puts_failed.load(Relaxed),
-            corrupt: counters.corrupt.load(Relaxed),
             withheld: self.guard.withheld(),
             io_errors: counters.io_errors.load(Relaxed),
             bytes_copied: counters.bytes_copied.load(Relaxed),

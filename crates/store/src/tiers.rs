@@ -14,7 +14,7 @@
 //!   there any more is a miss, and who asks opens its chunk `anew`, in T2. While T2 is down, look-ups say what T0 and T1 have. A disk
 //!   that is slow or fails again and again is left alone for a while (breaker.rs).
 //! * **Bad bytes** in T0 and T1 are copies: the chunk is opened anew in T2, and the copies go, as far as T1's guard lets
-//!   them. From T2 they go when they are fetched from there and fail again.
+//!   them. What is bad in T2 is T2's business: see the head of guard.rs.
 //! * A chunk comes in whole or not at all: T1 publishes by rename, T0 by entering its name into the map last. A restart in
 //!   the middle leaves nothing of it.
 //!
@@ -513,14 +513,6 @@ impl Store for TierStore {
             if let Some(disk) = &self.tiers.disk {
                 disk.policy.lock().expect(POISONED).rate(key, importance.factor());
             }
-        }
-    }
-
-    fn proved(&self, seat: usize) {
-        match self.tiers.place(seat) {
-            Place::Dram => {}
-            Place::Disk => self.tiers.disk().store.proved(seat),
-            Place::Bottom => self.tiers.bottom.store().proved(seat),
         }
     }
 

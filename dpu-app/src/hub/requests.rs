@@ -15,7 +15,7 @@ use crate::hub::request::Request;
 use crate::hub::session::{Reading, Session, Whose};
 use crate::pipeline::World;
 use crate::pipeline::chunk::{Direction, Flow, OTHERWISE, Pages};
-use crate::pipeline::job::{CrewKind, Done, Ending, Failure, Job, Seat};
+use crate::pipeline::job::{CrewKind, Done, Failure, Job, Seat};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::crew::Crew;
 use crate::workers::line::{QUEUE, Worked};
@@ -60,9 +60,7 @@ impl Hub<'_, '_> {
         let (shared, askers) = (self.shared, &mut self.askers);
         let is_off_disk = |job: &Job| match *job {
             Job::Open { seat, anew: false } => shared.store.has_off_disk(&shared.chunks.at(seat).key),
-            Job::Read { seat, .. } | Job::Close { seat, end: Ending::Good | Ending::Open } => {
-                shared.store.is_off_disk(seat.0.into())
-            }
+            Job::Read { seat, .. } | Job::Close { seat, bad: None } => shared.store.is_off_disk(seat.0.into()),
             // Doubt in what was read is settled where its owner is, and may delete.
             _ => false,
         };

@@ -314,7 +314,7 @@ const FAMILIES: &[Family] = &[
     counter(
         "kvlane_store_withheld_chunks_total",
         &[],
-        "Bad chunks that stayed in the store because too many were bad at once",
+        "Bad chunks that stayed in the store: it is shared, or too many were bad at once",
         |view, out| out.put(&[], view.face.shown.store.withheld),
     ),
     counter(

@@ -46,8 +46,8 @@ pub enum Job {
     Open { seat: Seat, anew: bool },
     /// Reads one block into the slot's wire area and checks header and scales. For fetch workers.
     Read { slot: Ticket, seat: Seat, block: u16 },
-    /// Gives the seat's chunk back to the store, and tells it what was seen. For fetch workers.
-    Close { seat: Seat, end: Ending },
+    /// Gives the seat's chunk back to the store, and tells it why the chunk is bad, if it is. For fetch workers.
+    Close { seat: Seat, bad: Option<Why> },
     /// Inflates in software and checks the CRC. For dequantize workers.
     Inflate { slot: Ticket },
     /// Dequantizes into the slot's tile; `check` asks for the codes' CRC in the same pass. For dequantize workers.
@@ -75,17 +75,6 @@ impl Job {
             Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
         }
     }
-}
-
-/// What was seen of a chunk when its seat is given back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ending {
-    /// All of it, and it was good.
-    Good,
-    /// It is proven to be bad.
-    Bad(Why),
-    /// Not all of it, or nothing that is proven.
-    Open,
 }
 
 /// What was found instead of what should be there. If the same is found when all is read anew, it is what is stored.

@@ -12,7 +12,7 @@ use block::Codec;
 use crate::config::VERIFY_TRIES;
 use crate::count::counters::add;
 use crate::pipeline::chunk::{Direction, Phase, Verdict};
-use crate::pipeline::job::{Done, Ending, Failure, Job, Restored, Seat};
+use crate::pipeline::job::{Done, Failure, Job, Restored, Seat};
 use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::pipeline::slots::{Moves, SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
@@ -423,22 +423,22 @@ pub trait Scheduler: World {
         flow.become_phase(Phase::Closing);
         match (flow.direction, flow.failure) {
             (Direction::Fetch, None) => {
-                self.give(Job::Close { seat, end: Ending::Good });
+                self.give(Job::Close { seat, bad: None });
                 // The data is in place: no need to wait for the seat.
                 self.conclude(seat, Ok(()));
             }
             (Direction::Fetch, Some(_)) => match flow.verdict(true) {
                 Verdict::Over => {
                     let failure = flow.failure.expect("a verdict changes it and takes it not away");
-                    self.give(Job::Close { seat, end: Ending::Open });
+                    self.give(Job::Close { seat, bad: None });
                     self.conclude(seat, Err(failure));
                 }
                 Verdict::Anew => {
                     flow.reopens = true;
-                    self.give(Job::Close { seat, end: Ending::Open });
+                    self.give(Job::Close { seat, bad: None });
                 }
-                // A host that is told of a bad chunk may store it again at once: by then it must have left the store.
-                Verdict::Bad(why) => self.give(Job::Close { seat, end: Ending::Bad(why) }),
+                // A host that is told of a bad chunk may store it again at once: by then the store has to know.
+                Verdict::Bad(why) => self.give(Job::Close { seat, bad: Some(why) }),
             },
             (Direction::Store, None) => self.give(Job::Commit { seat }),
             (Direction::Store, Some(_)) => self.give(Job::Abort { seat }),

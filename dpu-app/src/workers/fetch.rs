@@ -19,7 +19,7 @@ use doca::Area;
 use store::{Answer, Ask, Outcome, Reader, StoreError, Why};
 
 use crate::count::counters::Occupancy;
-use crate::pipeline::job::{BlockFacts, Done, Ending, Failure, Job, Seat};
+use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Seat};
 use crate::pipeline::slots::Ticket;
 use crate::workers::bell::EventBell;
 use crate::workers::line::Duties;
@@ -144,11 +144,8 @@ impl<'a, 's> Fetcher<'a, 's> {
                 Ask::Open { seat: seat.0.into(), key, position, anew, until }
             }
             Job::Read { slot, seat, block } => self.read(slot, seat, block),
-            Job::Close { seat, end: Ending::Bad(why) } => return self.discard(seat, why),
-            Job::Close { seat, end } => {
-                if end == Ending::Good {
-                    self.shared.store.proved(seat.0.into());
-                }
+            Job::Close { seat, bad: Some(why) } => return self.discard(seat, why),
+            Job::Close { seat, bad: None } => {
                 self.shared.store.close(seat.0.into());
                 return self.answer(Done::Closed { seat });
             }

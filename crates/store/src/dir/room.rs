@@ -171,7 +171,7 @@ impl DirStore {
         }
         // A damaged file may have another length than the one that was booked.
         let file_bytes = stat.map_or(0, |stat| stat.st_size as u64);
-        if !self.holds(key) || !self.guard.admits(key, why, 0, &self.root.path.display()) {
+        if !self.holds(key) || !self.guard.admits(key, why, &self.root.path.display()) {
             return;
         }
         let mut ledger = self.ledger();

@@ -16,11 +16,9 @@
 //! length makes the reader look at the master's manifest again: if it is still the one that was opened, the chunk is
 //! bad; if not, it went or was replaced meanwhile, which is a miss. Nothing is deleted for either.
 //!
-//! **Proof.** A chunk that was found bad is opened `anew`: all of it is asked of the master alone, blocks on the connection for
-//! small questions and the manifest on one for blocks, so that neither comes the way that it came before. The node that
-//! answered is the seat's witness. A discard goes to the witness or to nobody: it looks at the manifest once more, asks the
-//! guard, and unlinks; a redirect, a map that names another master meanwhile or a server that is a replica by now
-//! ends it. Between that look and the UNLINK another card may put the chunk anew and lose it: one more miss.
+//! **Anew.** A chunk that was found bad is opened `anew`: all of it is asked of the master alone, blocks on the connection for
+//! small questions and the manifest on one for blocks, so that neither comes the way that it came before. What is bad then,
+//! too, may still be the path's doing: a discard asks the server for nothing (guard.rs).
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -40,7 +38,7 @@ use super::name::{MANIFEST_FIELD, Name, slot_of};
 use super::options::ReadFrom;
 use super::resp::{Digits, Reply};
 use super::{RedisStore, advice};
-use crate::{Answer, Ask, LOOKUP_KEYS_MAX, Memory, Outcome, Reader, STORE_TRIES, StoreError, Why};
+use crate::{Answer, Ask, LOOKUP_KEYS_MAX, Memory, Outcome, Reader, STORE_TRIES, StoreError};
 
 /// Lanes to one node beside those for blocks: the one for small questions.
 const CONTROL: usize = 1;
@@ -91,13 +89,11 @@ fn leading(set: &Keys) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Ask,
-    /// Whether the manifest still is the one that was opened. For a read: `what` was wrong, and `value` was there.
+    /// Whether the manifest still is the one that was opened: `what` was wrong with a block, and `value` was there.
     Recheck {
         what: &'static str,
         value: u64,
     },
-    /// It is, for a discard: the chunk goes.
-    Unlink,
 }
 
 #[derive(Debug)]
@@ -109,7 +105,6 @@ enum Work<M> {
     Lookup(Look),
     Open { seat: usize },
     Read { seat: usize, index: usize, bytes: usize, memory: Option<M> },
-    Discard { seat: usize, why: Why },
 }
 
 #[derive(Debug)]
@@ -418,16 +413,11 @@ impl<'a, M: Memory> RedisReader<'a, M> {
             Work::Open { .. } if errand.anew => Way::Block { bytes: 0 },
             _ => Way::Small,
         };
-        let (owner, witness) = (errand.owner, matches!(errand.work, Work::Discard { .. }));
-        let Some(node) = self.route(slot, aside, owner) else {
+        let Some(node) = self.route(slot, aside, errand.owner) else {
             self.store.surveyor.ask();
             self.desk.later(place, now);
             return false;
         };
-        if witness && !self.desk.is_witness(place, node) {
-            self.desk.end(place, Ok(0));
-            return true;
-        }
         let index = match self.lane_for(node, way, 2 * COMMAND_BYTES, 3) {
             Ok(Some(index)) => index,
             Ok(None) => return false,
@@ -447,7 +437,6 @@ impl<'a, M: Memory> RedisReader<'a, M> {
         let name = Name::of(&errand.key);
         let owner = Owner::Errand { place, generation, item: 0 };
         match (&mut errand.work, step) {
-            (_, Step::Unlink) => lane.send(nodes, &[b"UNLINK", name.bytes()], small(owner)),
             (Work::Read { index, bytes, memory, .. }, Step::Ask) => {
                 let memory = Some(memory.take().expect("it is here while the errand waits"));
                 let wants = Wants::Block { bytes: *bytes, memory };
@@ -607,40 +596,40 @@ impl<M: Memory> RedisReader<'_, M> {
 
 impl<M: Memory> Desk<'_, M> {
     fn begin(&mut self, tag: usize, ask: Ask<M>) {
-        let place = self.free.pop().expect("the caller asked for room");
         let now = Instant::now();
         let (mut owner, mut anew) = (false, false);
-        let (key, until, step, work) = match ask {
+        let (key, until, work) = match ask {
             Ask::Lookup { keys, until } => {
                 assert!(keys.len() <= LOOKUP_KEYS_MAX, "lookup: {} keys exceed {LOOKUP_KEYS_MAX}", keys.len());
                 let key = keys.first().copied().unwrap_or(ChunkKey::new([0; block::KEY_BYTES]));
                 let look = Look { limit: keys.len(), keys, ..Look::empty() };
-                (key, until, Step::Ask, Work::Lookup(look))
+                (key, until, Work::Lookup(look))
             }
             Ask::Open { seat, key, anew: by_another_way, until, .. } => {
                 assert!(self.store.seat(seat).key.is_none(), "open: seat {seat} is occupied");
                 (owner, anew) = (by_another_way, by_another_way);
-                (key, until, Step::Ask, Work::Open { seat })
+                (key, until, Work::Open { seat })
             }
             Ask::Read { seat, index, bytes, memory, until } => {
                 assert!(bytes > 0 && bytes <= memory.len(), "read_block: {bytes} bytes into {}", memory.len());
                 let key = self.store.key_of(seat, "read_block");
                 anew = self.store.seat(seat).anew;
                 owner = anew;
-                (key, until, Step::Ask, Work::Read { seat, index, bytes, memory: Some(memory) })
+                (key, until, Work::Read { seat, index, bytes, memory: Some(memory) })
             }
-            Ask::Discard { seat, why, until } => {
-                let key = self.store.key_of(seat, "discard");
-                owner = true;
-                (key, until, Step::Recheck { what: "", value: 0 }, Work::Discard { seat, why })
+            Ask::Discard { seat, why, .. } => {
+                self.store.withhold(seat, &why);
+                self.answers.push_back((Answer { tag, outcome: Outcome::Discarded }, None));
+                return;
             }
         };
+        let place = self.free.pop().expect("the caller asked for room");
         self.errands[usize::from(place)] = Some(Errand {
             tag,
             until,
             key,
             slot: slot_of(&key),
-            step,
+            step: Step::Ask,
             work,
             owner,
             anew,
@@ -681,11 +670,8 @@ impl<M: Memory> Desk<'_, M> {
         let (step, key, slot, owner, anew) = (errand.step, errand.key, errand.slot, errand.owner, errand.anew);
         match (got, &mut errand.work) {
             (Got::Block, work) => {
-                let Work::Read { seat, bytes, .. } = work else { unreachable!("only reads wait for blocks") };
+                let Work::Read { bytes, .. } = work else { unreachable!("only reads wait for blocks") };
                 let bytes = *bytes as u64;
-                if anew {
-                    store.seat(*seat).heard(node);
-                }
                 facts.bytes_read.fetch_add(bytes, Relaxed);
                 store.counters.bytes_read.fetch_add(bytes, Relaxed);
                 self.end(place, Ok(0));
@@ -698,19 +684,6 @@ impl<M: Memory> Desk<'_, M> {
                 }
                 self.settle_lookup(place);
             }
-            (Got::Reply(reply), Work::Discard { seat, why }) => {
-                let (seat, why) = (*seat, *why);
-                if step == Step::Unlink {
-                    store.counters.corrupt.fetch_add(u64::from(matches!(reply, Reply::Number(1..))), Relaxed);
-                    return self.end(place, Ok(0));
-                }
-                let same = matches!(reply, Reply::Bulk(bytes) if store.seat(seat).manifest() == bytes);
-                if same && !store.only_looks && store.may_discard(node, &key, &why) {
-                    self.next(place, Step::Unlink);
-                } else {
-                    self.end(place, Ok(0));
-                }
-            }
             // A replica may lag and a map may be old: only who owns the chunk can say that it is not as it should be.
             (Got::Reply(Reply::Null) | Got::Odd(_), Work::Open { .. } | Work::Read { .. })
                 if !owner && store.nodes.master(slot.into()) != Some(node) =>
@@ -720,12 +693,12 @@ impl<M: Memory> Desk<'_, M> {
                 self.wait(place);
             }
             (Got::Reply(reply), Work::Read { seat, .. }) if step != Step::Ask => {
-                let Step::Recheck { what, value } = step else { unreachable!("a read unlinks nothing") };
+                let Step::Recheck { what, value } = step else { unreachable!("the arm says so") };
                 let same = matches!(reply, Reply::Bulk(bytes) if store.seat(*seat).manifest() == bytes);
                 self.end(place, Err(if same { StoreError::Corrupt { what, value } } else { StoreError::Miss }));
             }
             (Got::Reply(Reply::Bulk(bytes)), Work::Open { seat }) => {
-                let result = store.occupy(*seat, &key, bytes, anew.then_some(node));
+                let result = store.occupy(*seat, &key, bytes, anew);
                 self.end(place, result);
             }
             (Got::Odd(value), Work::Open { .. }) => {
@@ -733,7 +706,6 @@ impl<M: Memory> Desk<'_, M> {
                 self.end(place, Err(StoreError::Large { what: "manifest", value, max }));
             }
             // Another manifest than the one that was opened.
-            (Got::Odd(_), Work::Discard { .. }) => self.end(place, Ok(0)),
             (Got::Odd(_), Work::Read { .. }) if step != Step::Ask => self.end(place, Err(StoreError::Miss)),
             (_, Work::Open { .. }) => self.end(place, Err(StoreError::Miss)),
             (Got::Odd(_), Work::Lookup(look)) => {
@@ -741,10 +713,7 @@ impl<M: Memory> Desk<'_, M> {
                 self.settle_lookup(place);
             }
             // The block is not what the manifest said, or not there.
-            (got, Work::Read { seat, .. }) => {
-                if anew {
-                    store.seat(*seat).heard(node);
-                }
+            (got, Work::Read { .. }) => {
                 let (what, value) = match got {
                     Got::Odd(bytes) => ("a block of another length, bytes", bytes as u64),
                     _ => ("a block that is missing", 0),
@@ -753,14 +722,6 @@ impl<M: Memory> Desk<'_, M> {
                 (errand.owner, errand.step) = (true, Step::Recheck { what, value });
                 self.wait(place);
             }
-        }
-    }
-
-    /// Whether a discard may be taken to this node.
-    fn is_witness(&self, place: u16, node: u16) -> bool {
-        match self.errands[usize::from(place)].as_ref().map(|errand| &errand.work) {
-            Some(Work::Discard { seat, .. }) => self.store.seat(*seat).witness == Some(node),
-            _ => false,
         }
     }
 
@@ -773,15 +734,8 @@ impl<M: Memory> Desk<'_, M> {
         if let Work::Lookup(look) = &mut errand.work {
             put(&mut look.asked, item.into(), false);
         }
-        let (step, call, command) = (errand.step, errand.work.call(), errand.command());
-        let discards = matches!(errand.work, Work::Discard { .. });
+        let (call, command) = (errand.work.call(), errand.command());
         match fault {
-            // Not the one any more that said that the chunk is bad: no proof.
-            Fault::Moved { .. } | Fault::Ask { .. } | Fault::Replica if discards => {
-                facts.redirects.fetch_add(1, Relaxed);
-                store.surveyor.ask();
-                self.end(place, Ok(0));
-            }
             Fault::Moved { slot, to } => {
                 facts.redirects.fetch_add(1, Relaxed);
                 let target = store.place_of(node, to);
@@ -831,11 +785,6 @@ impl<M: Memory> Desk<'_, M> {
                 self.revoked = Some(Refusal { later: false, asked: command, said: said(text, &store.door.login()) });
                 self.fail(place, StoreError::Denied { call });
             }
-            _ if step == Step::Unlink => {
-                facts.errors.fetch_add(1, Relaxed);
-                store.complain(node, command, fault, &said(text, &store.door.login()));
-                self.end(place, Ok(0));
-            }
             Fault::Permission | Fault::Unknown => {
                 facts.errors.fetch_add(1, Relaxed);
                 store.complain(node, command, fault, &said(text, &store.door.login()));
@@ -863,10 +812,6 @@ impl<M: Memory> Desk<'_, M> {
         }
         let errand = self.errand(place);
         errand.lost = true;
-        if errand.step == Step::Unlink {
-            // It may have come through, and the chunk been put anew since.
-            errand.step = Step::Recheck { what: "", value: 0 };
-        }
         match (due.wants, &mut errand.work) {
             (Wants::Block { memory, .. }, Work::Read { memory: home, .. }) => *home = memory,
             (_, Work::Lookup(look)) => put(&mut look.asked, item.into(), false),
@@ -908,11 +853,6 @@ impl<M: Memory> Desk<'_, M> {
         let wait = LATER_LEAST.saturating_mul(1 << errand.delays.min(10)).min(LATER_MOST);
         errand.delays += 1;
         errand.not_before = now + wait.mul_f64(0.5 + jitter / 2.0);
-        self.wait(place);
-    }
-
-    fn next(&mut self, place: u16, step: Step) {
-        self.errand(place).step = step;
         self.wait(place);
     }
 
@@ -969,7 +909,6 @@ impl<M: Memory> Desk<'_, M> {
                 let memory = memory.expect("memory comes home before its errand ends");
                 Outcome::Read { memory, result: result.map(|_| ()) }
             }
-            Work::Discard { .. } => Outcome::Discarded,
         };
         self.answers.push_back((Answer { tag: errand.tag, outcome }, opened));
     }
@@ -991,11 +930,10 @@ impl Look {
 }
 
 impl<M> Errand<M> {
-    /// What it asks its server at this step.
+    /// What it asks its server.
     fn command(&self) -> &'static str {
-        match (&self.work, self.step) {
-            (_, Step::Unlink) => "UNLINK",
-            (Work::Lookup(_), _) => "HEXISTS",
+        match &self.work {
+            Work::Lookup(_) => "HEXISTS",
             _ => "HGET",
         }
     }
@@ -1007,7 +945,6 @@ impl<M> Work<M> {
             Self::Lookup(_) => "lookup",
             Self::Open { .. } => "open",
             Self::Read { .. } => "read_block",
-            Self::Discard { .. } => "discard",
         }
     }
 }

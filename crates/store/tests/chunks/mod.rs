@@ -149,7 +149,6 @@ pub(crate) fn get_as(
 /// Opens a chunk in a free seat, if it is there, and says that its bytes are bad.
 pub(crate) fn condemn(store: &dyn Direct, seat: usize, key: &ChunkKey) {
     if store.open(seat, &Opening { anew: true, ..Opening::of(key) }, &mut [0; 4096], soon()).is_ok() {
-        store.proved(seat);
         store.discard(seat, &WHY);
         store.close(seat);
     }

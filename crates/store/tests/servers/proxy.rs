@@ -1,4 +1,4 @@
-//! A wire between a client and a real server that a test can make slow, dead, or one that changes what it carries.
+//! A wire between a client and a real server that a test can make slow or dead, or have change what it carries.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -25,6 +25,8 @@ struct Mood {
     deaf: AtomicBool,
     /// The state of who chooses a bit to flip in each large read; 0: none is.
     flips: AtomicU64,
+    /// A bit of each large reply is flipped, always the same one.
+    flips_same: AtomicBool,
     leave: AtomicBool,
 }
 
@@ -76,8 +78,14 @@ impl Proxy {
         self.mood.flips.store(seed | 1, SeqCst);
     }
 
+    /// The same bit of each reply of [`LARGE`] bytes and more comes otherwise, each time that it comes.
+    pub(crate) fn flip_same(&self) {
+        self.mood.flips_same.store(true, SeqCst);
+    }
+
     pub(crate) fn heal(&self) {
         self.mood.flips.store(0, SeqCst);
+        self.mood.flips_same.store(false, SeqCst);
         self.mood.passes.store(usize::MAX, SeqCst);
         self.mood.byte_ms.store(0, SeqCst);
         self.mood.piece_ms.store(0, SeqCst);
@@ -89,6 +97,38 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.mood.leave.store(true, SeqCst);
         let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+/// Follows replies, however they are cut, to find the middle of each large one.
+#[derive(Debug, Default)]
+struct Replies {
+    line: Vec<u8>,
+    /// Bytes of the bulk string that comes, and those of them that are still to come.
+    bytes: usize,
+    left: usize,
+}
+
+impl Replies {
+    fn pass(&mut self, mut bytes: &mut [u8], flips: bool) {
+        while let Some(&first) = bytes.first() {
+            let passed = self.left.clamp(1, bytes.len());
+            if self.left > 0 {
+                let to_middle = self.left.wrapping_sub(self.bytes / 2);
+                if flips && self.bytes >= LARGE && to_middle < passed {
+                    bytes[to_middle] ^= 1 << 4;
+                }
+                self.left -= passed;
+            } else if first == b'\n' {
+                let length = self.line.strip_prefix(b"$").and_then(|digits| std::str::from_utf8(digits).ok());
+                self.bytes = length.and_then(|digits| digits.parse().ok()).unwrap_or(0);
+                self.left = self.bytes;
+                self.line.clear();
+            } else if first != b'\r' {
+                self.line.push(first);
+            }
+            bytes = &mut bytes[passed..];
+        }
     }
 }
 
@@ -106,7 +146,9 @@ fn connection(mut client: TcpStream, server: u16, mood: &Arc<Mood>) {
         let _ = to_server.shutdown(std::net::Shutdown::Both);
     });
     let mut bytes = [0; 64 << 10];
+    let mut replies = Replies::default();
     while let Ok(count @ 1..) = upstream.read(&mut bytes) {
+        replies.pass(&mut bytes[..count], mood.flips_same.load(SeqCst));
         if count >= LARGE && mood.flips.load(SeqCst) != 0 {
             let step = |x: u64| Some([x ^ x << 13].map(|x| x ^ x >> 7).map(|x| x ^ x << 17)[0]);
             let random = mood.flips.fetch_update(SeqCst, SeqCst, step).expect("the closure always answers");
