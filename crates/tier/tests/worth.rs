@@ -194,8 +194,8 @@ fn number(key: &ChunkKey) -> u16 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Prompts of a small tree: chunk n's parent is n / 2, as in a heap, so that paths share their heads. So few chunks are
-    /// held that all leaves are compared, and what the policy says of itself is held against what it does.
+    /// Prompts of a small tree: chunk n's parent is n / 2, as in a heap, so that paths share their heads. So few
+    /// chunks are held that all leaves are compared, and what the policy says of itself is held against what it does.
     #[test]
     fn the_least_leaf_leaves_and_all_sums_hold(
         steps in prop::collection::vec((1..64u16, 0..700u64, 1..4u8), 1..120),

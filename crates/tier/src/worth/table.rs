@@ -2,27 +2,27 @@
 //! tombstones and no rehash. Fixed memory. It knows places and hashes, not keys: whoever asks compares.
 
 /// No place.
-pub(crate) const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(super) struct Table {
     slots: Box<[Slot]>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     place: u32,
-    /// Tells where it would like to be without asking for its key.
+    /// Hash of its key, which tells where its search begins.
     hash: u32,
 }
 
 impl Table {
-    pub(crate) const fn memory_bytes(places: usize) -> usize {
+    pub(super) const fn memory_bytes(places: usize) -> usize {
         (places * 2).next_power_of_two() * size_of::<Slot>()
     }
 
-    pub(crate) fn new(places: usize) -> Self {
+    pub(super) fn new(places: usize) -> Self {
         Self { slots: vec![Slot { place: NONE, hash: 0 }; (places * 2).next_power_of_two()].into() }
     }
 
@@ -30,8 +30,8 @@ impl Table {
         self.slots.len() - 1
     }
 
-    /// The place whose key has this hash and satisfies `is_it`.
-    pub(crate) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+    /// Finds the place whose key has this hash and satisfies `is_it`.
+    pub(super) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let mut at = hash as u32 as usize & self.mask();
         loop {
             let slot = self.slots[at];
@@ -45,8 +45,8 @@ impl Table {
         }
     }
 
-    /// The caller has seen that it is not there and that places are fewer than the table was made for.
-    pub(crate) fn insert(&mut self, hash: u64, place: u32) {
+    /// Enters a place. The caller has seen that it is not there and that places are fewer than the table was made for.
+    pub(super) fn insert(&mut self, hash: u64, place: u32) {
         let mut at = hash as u32 as usize & self.mask();
         while self.slots[at].place != NONE {
             at = (at + 1) & self.mask();
@@ -55,8 +55,8 @@ impl Table {
     }
 
     /// # Panics
-    /// When it is not there.
-    pub(crate) fn remove(&mut self, hash: u64, place: u32) {
+    /// The place is not there.
+    pub(super) fn remove(&mut self, hash: u64, place: u32) {
         let mask = self.mask();
         let mut hole = hash as u32 as usize & mask;
         while self.slots[hole].place != place {

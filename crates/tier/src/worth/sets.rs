@@ -1,34 +1,34 @@
-//! A few disjoint sets of places, all in one array, set after set, so that a member can be drawn from any of them at random:
-//! entering and leaving move one member of each set behind.
+//! A few disjoint sets of places, all in one array, set after set, so that a member can be drawn from any of them at
+//! random: entering and leaving move one member of each set behind.
 
 use crate::NAMESPACES_MAX as SETS;
-use crate::table::NONE;
+use super::table::NONE;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Sets {
+pub(super) struct Sets {
     members: Box<[u32]>,
-    /// Where each place is among the members, or [`NONE`].
+    /// Index of each place among the members, or [`NONE`].
     index: Box<[u32]>,
     ends: [u32; SETS],
 }
 
 impl Sets {
-    pub(crate) const fn memory_bytes(places: usize) -> usize {
+    pub(super) const fn memory_bytes(places: usize) -> usize {
         2 * places * size_of::<u32>()
     }
 
-    pub(crate) fn new(places: usize) -> Self {
+    pub(super) fn new(places: usize) -> Self {
         Self { members: vec![NONE; places].into(), index: vec![NONE; places].into(), ends: [0; SETS] }
     }
 
-    pub(crate) fn members(&self, set: usize) -> &[u32] {
+    pub(super) fn members(&self, set: usize) -> &[u32] {
         let start = if set == 0 { 0 } else { self.ends[set - 1] };
         &self.members[start as usize..self.ends[set] as usize]
     }
 
-    /// Does nothing where it is in a set.
-    pub(crate) fn insert(&mut self, set: usize, place: u32) {
+    /// Adds a place to a set; does nothing where it is in one.
+    pub(super) fn insert(&mut self, set: usize, place: u32) {
         if self.index[place as usize] != NONE {
             return;
         }
@@ -44,8 +44,8 @@ impl Sets {
         self.put(hole, place);
     }
 
-    /// Does nothing where it is in none. The caller knows in which it can be.
-    pub(crate) fn remove(&mut self, set: usize, place: u32) {
+    /// Removes a place from a set; does nothing where it is in none. The caller knows in which it can be.
+    pub(super) fn remove(&mut self, set: usize, place: u32) {
         let mut hole = std::mem::replace(&mut self.index[place as usize], NONE);
         if hole == NONE {
             return;

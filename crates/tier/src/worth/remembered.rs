@@ -1,59 +1,59 @@
-//! What is remembered of chunks that are not held: when and how often they were used, in 32 bytes and a place in a table
-//! for each. A list in an arena: whoever came longest ago is forgotten for the next. They are known by hash alone: of two
-//! with equal hashes, which with 64 bits nobody sees, one would be taken for the other's return.
+//! What is remembered of chunks that are not held: when and how often they were used, in 32 bytes and a place in a
+//! table for each. A list in an arena: whoever came longest ago is forgotten for the next. They are known by hash
+//! alone: of two with equal hashes, which with 64 bits nobody sees, one would be taken for the other's return.
 
-use crate::returns::History;
-use crate::table::{NONE, Table};
+use super::returns::History;
+use super::table::{NONE, Table};
 
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     hash: u64,
-    /// `None`: nobody is here.
+    /// `None`: the place is free.
     history: Option<History>,
-    /// Who came before, and who came after; of a place without anybody the next such one.
+    /// Older and newer neighbour; `older` of a free place is the next free one.
     older: u32,
     newer: u32,
 }
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Remembered {
+pub(super) struct Remembered {
     chunks: Box<[Chunk]>,
     table: Table,
     oldest: u32,
     newest: u32,
-    /// A place without anybody.
+    /// First of the free places.
     free: u32,
-    /// Places that ever had somebody.
+    /// Number of places that were ever taken.
     len: usize,
 }
 
 impl Remembered {
-    pub(crate) const fn memory_bytes(chunks: usize) -> usize {
+    pub(super) const fn memory_bytes(chunks: usize) -> usize {
         chunks * size_of::<Chunk>() + Table::memory_bytes(chunks)
     }
 
-    pub(crate) fn new(chunks: usize) -> Self {
+    pub(super) fn new(chunks: usize) -> Self {
         let blank = Chunk { hash: 0, history: None, older: NONE, newer: NONE };
         let (chunks, table) = (vec![blank; chunks].into(), Table::new(chunks));
         Self { chunks, table, oldest: NONE, newest: NONE, free: NONE, len: 0 }
     }
 
-    /// Places to look at with [`Self::get_mut`].
-    pub(crate) fn len(&self) -> usize {
+    /// Returns the number of places to look at with [`Self::get_mut`].
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Who is at a place, if anybody is.
-    pub(crate) fn get_mut(&mut self, at: usize) -> Option<&mut History> {
+    /// Returns the history at a place, if there is one.
+    pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut History> {
         self.chunks[at].history.as_mut()
     }
 
-    pub(crate) fn find(&self, hash: u64) -> Option<History> {
+    pub(super) fn find(&self, hash: u64) -> Option<History> {
         self.place(hash).and_then(|at| self.chunks[at as usize].history)
     }
 
-    pub(crate) fn take(&mut self, hash: u64) -> Option<History> {
+    pub(super) fn take(&mut self, hash: u64) -> Option<History> {
         let at = self.place(hash)?;
         self.table.remove(hash, at);
         let Chunk { history, older, newer, .. } = self.chunks[at as usize];
@@ -64,8 +64,8 @@ impl Remembered {
         history
     }
 
-    /// Remembers one that is not there; returns whoever is forgotten for it.
-    pub(crate) fn put(&mut self, hash: u64, history: History) -> Option<History> {
+    /// Remembers a chunk that is not there; returns the one that is forgotten for it.
+    pub(super) fn put(&mut self, hash: u64, history: History) -> Option<History> {
         let full = self.free == NONE && self.len == self.chunks.len();
         let forgotten = full.then(|| self.take(self.chunks[self.oldest as usize].hash)).flatten();
         let at = match self.free {
@@ -86,12 +86,12 @@ impl Remembered {
         forgotten
     }
 
-    /// What says who came after `at`; of nobody that is the oldest.
+    /// Returns the link to the newer neighbour of `at`; with NONE, the list's tail.
     fn newer_of(&mut self, at: u32) -> &mut u32 {
         if at == NONE { &mut self.oldest } else { &mut self.chunks[at as usize].newer }
     }
 
-    /// What says who came before `at`; of nobody that is the newest.
+    /// Returns the link to the older neighbour of `at`; with NONE, the list's head.
     fn older_of(&mut self, at: u32) -> &mut u32 {
         if at == NONE { &mut self.newest } else { &mut self.chunks[at as usize].older }
     }

@@ -1,97 +1,18 @@
-//! Policies to compare with. Each is given the same chance with prefixes that a directory store's LRU has: of one prompt
-//! the last chunk counts as used first, so that of equals the tail goes before the head.
+//! S3-FIFO (Yang et al., SOSP 2023), to compare with: a small queue for newcomers, a main one for what was used
+//! again, and the names of those that left the small one. Of one prompt the last chunk counts as used first.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use block::ChunkKey;
 
 use crate::{Chunk, Policy};
 
-/// The least recently used leaves.
-#[derive(Debug)]
-pub struct Lru(Ranked);
-
-/// The least frequently used leaves, of equals the least recently used; counted while it is held.
-#[derive(Debug)]
-pub struct Lfu(Ranked);
-
-/// Chunks by (uses that matter, time of the last one).
-#[derive(Debug)]
-struct Ranked {
-    bytes_max: u64,
-    bytes: u64,
-    clock: u64,
-    counts: bool,
-    held: HashMap<ChunkKey, (u64, u64, u32)>,
-    order: BTreeSet<(u64, u64, ChunkKey)>,
-}
-
-impl Ranked {
-    fn new(bytes_max: u64, counts: bool) -> Self {
-        Self { bytes_max, bytes: 0, clock: 0, counts, held: HashMap::new(), order: BTreeSet::new() }
-    }
-
-    fn request(&mut self, prompt: &[Chunk]) {
-        for chunk in prompt.iter().rev() {
-            self.clock += 1;
-            let old = self.held.get(&chunk.key).copied();
-            if let Some((uses, at, bytes)) = old {
-                self.order.remove(&(uses, at, chunk.key));
-                self.bytes -= u64::from(bytes);
-            } else if u64::from(chunk.bytes) > self.bytes_max {
-                continue;
-            }
-            let uses = if self.counts { old.map_or(0, |(uses, ..)| uses) + 1 } else { 0 };
-            while self.bytes + u64::from(chunk.bytes) > self.bytes_max {
-                let (_, _, key) = self.order.pop_first().expect("what holds bytes is in order");
-                let (_, _, bytes) = self.held.remove(&key).expect("it was in order");
-                self.bytes -= u64::from(bytes);
-            }
-            self.bytes += u64::from(chunk.bytes);
-            self.held.insert(chunk.key, (uses, self.clock, chunk.bytes));
-            self.order.insert((uses, self.clock, chunk.key));
-        }
-    }
-}
-
-macro_rules! ranked {
-    ($policy:ident, $name:literal, $counts:literal) => {
-        impl $policy {
-            pub fn new(bytes_max: u64) -> Self {
-                Self(Ranked::new(bytes_max, $counts))
-            }
-        }
-
-        impl Policy for $policy {
-            fn name(&self) -> &'static str {
-                $name
-            }
-
-            fn holds(&self, key: &ChunkKey) -> bool {
-                self.0.held.contains_key(key)
-            }
-
-            fn bytes(&self) -> u64 {
-                self.0.bytes
-            }
-
-            fn request(&mut self, prompt: &[Chunk], _now_ms: u64) {
-                self.0.request(prompt);
-            }
-        }
-    };
-}
-
-ranked!(Lru, "lru", false);
-ranked!(Lfu, "lfu", true);
-
-/// Of the bytes, what the small queue has.
+/// One part in so many of the bytes is the small queue's.
 const SMALL_SHARE: u64 = 10;
-/// Uses that are remembered.
+/// Uses of one chunk that are counted.
 const USES_MAX: u8 = 3;
 
-/// S3-FIFO (Yang et al., SOSP 2023): a small queue for newcomers, a main one for what was used again, and the names of
-/// those that left the small one.
+/// See the module's head.
 #[derive(Debug)]
 pub struct S3Fifo {
     bytes_max: u64,

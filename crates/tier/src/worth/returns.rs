@@ -1,58 +1,59 @@
-//! How soon chunks come back, learned from those that did and those that did not; what is told of a chunk from it is how
-//! many uses a byte of the tier can expect of it.
+//! How soon chunks come back, learned from those that did and those that did not; what is told of a chunk from it is
+//! how many uses a byte of the tier can expect of it.
 //!
-//! **What is counted.** Chunks are of a class: by the times that they were used, to the power of two, and those of one use by
-//! whether they follow a chunk that was known before. For each class and each age since the last use (two buckets to an
-//! octave): how many came back at that age, and how long chunks were waited for at that age. One through the other is the
-//! hazard, which needs nobody to be waited for to the end: whoever leaves early was waited for so much less
-//! (Kaplan and Meier, 1958). Old counts fade.
+//! **What is counted.** Chunks are of a class: by the times that they were used, to the power of two, and those of
+//! one use by whether they follow a chunk that was known before. For each class and each age since the last use (two
+//! buckets to an octave): how many came back at that age, and how long chunks were waited for at that age. One
+//! through the other is the hazard, which needs nobody to be waited for to the end: whoever leaves early was waited
+//! for so much less (Kaplan and Meier, 1958). Old counts fade.
 //!
 //! **What is told.** From an age on, the most returns for the time waited, over all times that one might wait:
-//! Gittins' index (1979), as for a bandit that pays once. It is the hit density of LHD (Beckmann et al., NSDI 2018), with the
-//! time after which a chunk is given up free instead of left to the policy. It needs no half-life: that a session has paused for longer than
-//! sessions pause, or that a document is popular all day, is in the counts.
+//! Gittins' index (1979), as for a bandit that pays once. It is the hit density of LHD (Beckmann et al., NSDI 2018),
+//! with the time after which a chunk is given up free instead of left to the policy. It needs no half-life: that a
+//! session has paused for longer than sessions pause, or that a document is popular all day, is in the counts.
 
-/// Of the times here.
-pub(crate) const TICK_MS: u64 = 16;
-/// Buckets of ages: two to an octave.
+/// Unit of the times here, in milliseconds.
+pub(super) const TICK_MS: u64 = 16;
+/// Number of buckets of ages: two to an octave.
 const BUCKETS: usize = 63;
-/// Classes: the one of a first use behind nothing known, one of a first use behind something known, then octaves of uses.
+/// Classes: the one of a first use behind nothing known, one of a first use behind something known, then octaves of
+/// uses.
 const CLASSES: usize = 1 + LEVELS;
 const LEVELS: usize = 8;
 const UNKNOWN: u8 = 0;
-/// Uses after which the next class is told anew.
+/// Uses after which the rates of the next class are computed anew.
 const UPDATE_USES: u32 = 32;
-/// Of the counts of a class, what stays when it is told anew: they reach back some 70 000 uses.
+/// Share of a class's counts that stays when its rates are computed anew: counts reach back some 70 000 uses.
 const FADE: f64 = 1.0 - 1.0 / 256.0;
 /// Returns for each bucket that are believed in before any was seen ...
 const PRIOR_RETURNS: f64 = 0.5;
 /// ... at a rate of this many, times the level of uses, for each age that goes by.
 const PRIOR_RATE: f64 = 0.1;
-/// Younger than this, all ages are one to the prior, in ticks.
+/// Age in ticks below which all ages are one to the prior.
 const PRIOR_AGE: f64 = 64.0;
-/// What a bucket's neighbours count beside it.
+/// Weight of a bucket's neighbours beside it.
 const NEIGHBOUR: f64 = 0.5;
 
 /// The uses of one chunk, as far as they matter. Times are in ticks.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct History {
+pub(super) struct History {
     last: u32,
-    /// Up to when it was waited for.
+    /// Time up to which it was waited for.
     seen: u32,
     uses: u16,
-    /// Of one use: whether it follows a chunk that was known, or an earlier life kept it.
+    /// Whether a chunk of one use follows a chunk that was known, or an earlier life kept it.
     follows: bool,
 }
 
 impl History {
-    /// A first use, maybe behind another chunk.
-    pub(crate) fn first(now: u32, before: Option<History>) -> Self {
+    /// Makes the history of a first use, maybe behind another chunk.
+    pub(super) fn first(now: u32, before: Option<History>) -> Self {
         let follows = before.is_some_and(|before| before.class() != UNKNOWN);
         Self { last: now, seen: now, uses: 1, follows }
     }
 
-    /// A chunk that an earlier life kept, used last at this time.
-    pub(crate) fn kept(last: u32) -> Self {
+    /// Makes the history of a chunk that an earlier life kept, used last at this time.
+    pub(super) fn kept(last: u32) -> Self {
         Self { last, seen: last, uses: 1, follows: true }
     }
 
@@ -64,37 +65,37 @@ impl History {
     }
 }
 
-/// What is known of one class.
+/// Counts and rates of one class.
 #[derive(Debug)]
 struct Class {
     returns: [f64; BUCKETS],
     /// Chunks times ticks.
     waited: [f64; BUCKETS],
-    /// Returns for each tick, at best.
+    /// Returns for each tick, at best: what is told of the class.
     told: [f32; BUCKETS],
 }
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Returns {
+pub(super) struct Returns {
     classes: Box<[Class; CLASSES]>,
     uses: u32,
-    /// Whose turn it is to be told anew.
+    /// Class whose rates are computed anew next.
     turn: usize,
 }
 
 impl Returns {
-    pub(crate) const MEMORY_BYTES: usize = size_of::<[Class; CLASSES]>();
+    pub(super) const MEMORY_BYTES: usize = size_of::<[Class; CLASSES]>();
 
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let class = |_| Class { returns: [0.0; BUCKETS], waited: [0.0; BUCKETS], told: [0.0; BUCKETS] };
         let mut classes = Box::new(std::array::from_fn(class));
         classes.iter_mut().enumerate().for_each(|(level, class)| class.tell(level));
         Self { classes, uses: 0, turn: 0 }
     }
 
-    /// A chunk came back.
-    pub(crate) fn used(&mut self, history: &mut History, now: u32) {
+    /// Counts that a chunk came back.
+    pub(super) fn used(&mut self, history: &mut History, now: u32) {
         self.waited(history, now);
         self.classes[usize::from(history.class())].returns[bucket(now.saturating_sub(history.last))] += 1.0;
         (history.last, history.uses) = (now, history.uses.saturating_add(1));
@@ -107,8 +108,8 @@ impl Returns {
         }
     }
 
-    /// A chunk has not come back until now.
-    pub(crate) fn waited(&mut self, history: &mut History, now: u32) {
+    /// Counts that a chunk has not come back until now.
+    pub(super) fn waited(&mut self, history: &mut History, now: u32) {
         let now = now.max(history.seen);
         let (from, to) = (history.seen - history.last, now - history.last);
         let (first, last) = (bucket(from), bucket(to));
@@ -119,8 +120,8 @@ impl Returns {
         history.seen = now;
     }
 
-    /// Uses to expect of a chunk for each tick that it is kept, if it is kept as long as that is best.
-    pub(crate) fn rate(&self, history: &History, now: u32) -> f64 {
+    /// Returns the uses to expect of a chunk for each tick that it is kept, if it is kept as long as that is best.
+    pub(super) fn rate(&self, history: &History, now: u32) -> f64 {
         let age = now.saturating_sub(history.last);
         self.classes[usize::from(history.class())].told[bucket(age)].into()
     }
