@@ -108,10 +108,9 @@ impl Calibrate {
     pub(crate) fn run(&self) -> Result<(), String> {
         let directory = match &self.store {
             None => std::env::temp_dir(),
-            Some(url) => {
-                let path = url.strip_prefix("dir:").and_then(|rest| rest.split('?').next());
-                path.map(PathBuf::from).ok_or("--store: only dir: is measured; for a server give --link-gbps")?
-            }
+            Some(url) => store::directory(url)
+                .map(PathBuf::from)
+                .ok_or("--store: only dir: is measured; for a server give --link-gbps")?,
         };
         let geometry = self.model.geometry();
         let selector = self.device.clone().map_or(doca::Selector::First, doca::Selector::Named);

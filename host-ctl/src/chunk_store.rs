@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, MANIFEST_BYTES_MAX, Manifest};
 use nix::sys::eventfd::EventFd;
-use store::redis::RedisStore;
-use store::{Caller, Limits, OpenError, Store, StoreError};
+use store::redis::check::Report;
+use store::{Absent, AnyBackend, Caller, Limits, OpenError, StoreError};
 
 use crate::chunk_file::{ChunkFacts, Inspection, Judge};
 use crate::error::Error;
@@ -16,12 +16,6 @@ use crate::error::Error;
 /// A block may be this large in its stored form.
 const BLOCK_BYTES_MAX: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Whether this names a store that has no files of its own here.
-#[must_use]
-pub fn is_remote(place: &str) -> bool {
-    ["redis://", "rediss://"].iter().any(|scheme| place.starts_with(scheme))
-}
 
 /// Inspects one chunk of the store at `url`, or all of them, and hands each over as it is done. A chunk that goes meanwhile
 /// is passed over; one that was named must be there.
@@ -43,9 +37,9 @@ pub fn inspect_store(
         writers_max: 1,
         ..Limits::default()
     };
-    let store = RedisStore::open(url, &limits).map_err(|error| open_error(&error))?;
+    let store = AnyBackend::open(url, &limits, Absent::Refuse).map_err(|error| open_error(&error))?;
     let bell = EventFd::new().map_err(|errno| system("eventfd", errno.into()))?;
-    let mut caller = Caller::new(&store, &bell).map_err(|error| system("epoll", error))?;
+    let mut caller = Caller::new(store.readable(), &bell).map_err(|error| system("epoll", error))?;
     let keys = match key {
         Some(key) => vec![*key],
         None => store.keys().map_err(|error| failed("scan", error))?,
@@ -76,7 +70,7 @@ fn path_of(key: &ChunkKey) -> PathBuf {
     PathBuf::from(format!("kvlane:{{{key}}}"))
 }
 
-fn look(store: &RedisStore, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<Inspection, StoreError> {
+fn look(store: &AnyBackend, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<Inspection, StoreError> {
     let mut manifest = vec![0; MANIFEST_BYTES_MAX];
     let path = path_of(key);
     let bytes = match caller.open(0, key, None, &mut manifest, Instant::now() + PATIENCE) {
@@ -87,7 +81,7 @@ fn look(store: &RedisStore, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<I
         Err(error) => return Err(error),
     };
     let looked = blocks(caller, key, &manifest[..bytes]);
-    store.close(0);
+    store.readable::<Vec<u8>>().close(0);
     let (chunk, findings) = looked?;
     Ok(Inspection { path, chunk, findings })
 }
@@ -122,12 +116,12 @@ fn blocks(caller: &mut Caller<'_>, key: &ChunkKey, manifest: &[u8]) -> Result<Lo
     Ok((Some(facts), findings))
 }
 
-/// Looks at a store from end to end: see [`store::redis::check`].
+/// Looks at a store on servers from end to end; `None`: it is not on servers.
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn check_store(url: &str) -> Result<store::redis::check::Report, Error> {
-    store::redis::check::check(url).map_err(|error| open_error(&error))
+pub fn check_store(url: &str) -> Result<Option<Report>, Error> {
+    store::check(url).map_err(|error| open_error(&error))
 }
 
 fn open_error(error: &OpenError) -> Error {

@@ -40,7 +40,7 @@ mod unique;
 pub use arrangement::{Arrangement, PageOrder};
 pub use attach::{Door, Options, Welcome};
 pub use chunk_file::{BlockFacts, ChunkFacts, Inspection, ends_like_a_chunk, inspect, store_files};
-pub use chunk_store::{check_store, inspect_store, is_remote};
+pub use chunk_store::{check_store, inspect_store};
 pub use client::{Client, Completion, JOBS_MAX, RequestId, Transfer};
 pub use compare::{Comparison, KindErrors, compare};
 pub use error::{Blame, Error, Gone};

@@ -1,8 +1,8 @@
 //! `cargo bench -p store --bench speed -- [--dir PATH] [--quick]`
 //!
-//! What the directory store adds to a plain `pread`, and what its choices cost. `--dir` names a directory on the disk to
-//! measure. Warm means in the page cache; cold means that the file's pages were given up first, which leaves the host's
-//! own cache below a virtual disk. Steps that are compared run in turn; medians.
+//! What the directory store adds to a plain `pread`, and what its choices cost. `--dir` names a directory on the disk
+//! to measure. Warm means in the page cache; cold means that the file's pages were given up first, which leaves the
+//! host's own cache below a virtual disk. Steps that are compared run in turn; medians.
 
 #[path = "../tests/chunks/mod.rs"]
 mod chunks;
@@ -188,7 +188,8 @@ fn reads(store: &DirStore, rounds: usize) -> Table {
     table
 }
 
-/// How long a store of many chunks takes to open, alone and as the disk tier of others, which has the policy to fill, too.
+/// How long a store of many chunks takes to open, alone and as the disk tier of others, which has the policy to fill,
+/// too.
 fn starts(arguments: &Arguments) -> Table {
     let dir = tempfile::tempdir_in(&arguments.dir).expect("a temporary directory");
     let (path, bottom) = (dir.path().join("store"), dir.path().join("bottom"));

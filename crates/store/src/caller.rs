@@ -20,7 +20,7 @@ impl std::fmt::Debug for Caller<'_> {
 }
 
 impl<'a> Caller<'a> {
-    /// `bell`: any descriptor; one that is readable only costs turns.
+    /// Makes a reader. `bell` is any descriptor; one that is readable only costs turns.
     pub fn new(store: &'a dyn Readable<Vec<u8>>, bell: &'a impl AsFd) -> io::Result<Self> {
         Ok(Self { reader: store.reader(bell.as_fd())? })
     }
@@ -43,7 +43,7 @@ impl<'a> Caller<'a> {
         self.opened(Ask::Open { seat, key: *key, position, anew: false, until }, manifest)
     }
 
-    /// By another way: see [`Ask::Open`].
+    /// Opens by another way: see [`Ask::Open`].
     pub fn open_anew(
         &mut self,
         seat: usize,
@@ -61,7 +61,7 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// The block, in a vector of its own.
+    /// Reads a block into a vector of its own.
     pub fn read(&mut self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError> {
         match self.ask(Ask::Read { seat, index, bytes, memory: vec![0; bytes], until }, &mut []) {
             Outcome::Read { memory, result } => result.map(|()| memory),

@@ -10,15 +10,15 @@
 //!   of one failed fetch each. The end of this process alone loses nothing in either mode. `always` costs about
 //!   half of a put's speed, which is still far above what an encoder delivers (tests/speed.rs).
 //! * **Bounded.** Chunks, unfinished puts and the quarantine together never exceed `bytes`; the least recently used
-//!   chunks go first, one at a time, of a prompt the tail before the head (index.rs), and a file that is being read lives on until its seat is closed (so the disk may
-//!   hold up to one file per open seat more). Use is counted in memory and written to the file's mtime at most once in
-//!   ten minutes, which is the precision that a restart keeps; between the chunks of a prompt it keeps their order. A put
-//!   is never evicted.
+//!   chunks go first, one at a time, of a prompt the tail before the head (index.rs), and a file that is being read
+//!   lives on until its seat is closed (so the disk may hold up to one file per open seat more). Use is counted in
+//!   memory and written to the file's mtime at most once in ten minutes, which is the precision that a restart keeps;
+//!   between the chunks of a prompt it keeps their order. A put is never evicted.
 //! * **Disk full** (though the limit is not reached): as much as is needed is evicted, then one more try, then `Full`.
 //! * **Read-only** (file system or permissions): fetches go on, puts answer `ReadOnly`.
-//! * **Damage.** A tail that fails its checks three times, twice of them from the disk, and a chunk that is discarded go to
-//!   `quarantine/` (16 files and a sixteenth of the bytes at most, then it is deleted), if the guard (guard.rs) lets
-//!   them. A call that fails is not damage, and neither is what another version wrote: the chunk stays.
+//! * **Damage.** A tail that fails its checks three times, twice of them from the disk, and a chunk that is discarded
+//!   go to `quarantine/` (16 files and a sixteenth of the bytes at most, then it is deleted), if the guard (guard.rs)
+//!   lets them. A call that fails is not damage, and neither is what another version wrote: the chunk stays.
 //!
 //! Locks: `ledger` is never held over I/O. A stripe is held while the name of a chunk changes on disk and is taken
 //! before the ledger, never after; nobody holds two. A seat's own lock is held over the I/O of that seat.
@@ -44,8 +44,9 @@ mod put;
 mod read;
 mod room;
 pub(crate) mod root;
+pub(crate) mod url;
 
-/// Locks for names on disk: enough that two workers seldom meet.
+/// Number of locks for names on disk: enough that two workers seldom meet.
 const STRIPES: usize = 64;
 /// Files that the quarantine keeps, and the share of the store's bytes.
 const QUARANTINE_FILES_MAX: usize = 16;
@@ -57,7 +58,7 @@ pub struct Options {
     /// Bytes of all files together; `None` is half of what the file system would have for the store.
     pub bytes_max: Option<u64>,
     pub chunks_max: usize,
-    /// Force the bytes of a chunk to the disk before it is published.
+    /// Whether the bytes of a chunk are forced to the disk before it is published.
     pub sync: bool,
 }
 
@@ -77,7 +78,7 @@ pub struct DirStore {
     ledger: Mutex<Ledger>,
     stripes: Box<[Mutex<()>]>,
     reading: Box<[RwLock<Reading>]>,
-    /// For those who look at a manifest before they put.
+    /// Seat of those who look at a manifest before they put.
     peeking: Mutex<Reading>,
     guard: Guard,
     putting: Box<[Putting]>,
@@ -150,8 +151,8 @@ impl DirStore {
             let evicted = removed as u64 + self.counters.evicted.load(Relaxed);
             if evicted > 0 {
                 log::warn!(
-                    "store: {evicted} chunks over its limits were evicted at start: the URL's options `bytes` and `chunks` \
-                     raise them"
+                    "store: {evicted} chunks over its limits were evicted at start: the URL's options `bytes` and \
+                     `chunks` raise them"
                 );
             }
         }
@@ -163,12 +164,12 @@ impl DirStore {
         }
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.root.path
     }
 
-    /// Whether it is in the index. Does not touch the disk.
+    /// Whether a chunk is in the index. Does not touch the disk.
     pub(crate) fn holds(&self, key: &ChunkKey) -> bool {
         self.ledger().index.contains(key)
     }
@@ -184,12 +185,12 @@ impl DirStore {
         self.guard.admits(key, &why, &self.root.path.display())
     }
 
-    /// Bytes that it holds at most.
+    /// Returns the most bytes that it holds.
     pub(crate) fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
-    /// Where chunks that are proven bad go.
+    /// Returns the directory of chunks that are proven bad.
     pub fn quarantine_path(&self) -> PathBuf {
         root::quarantine_of(&self.root.path)
     }
@@ -203,7 +204,7 @@ impl DirStore {
     }
 }
 
-/// Bytes that a store in a directory takes, whatever it holds: its index, and its seats for reading and putting.
+/// Returns the memory of a store in a directory, whatever it holds: its index, and its seats for reading and putting.
 #[must_use]
 pub fn memory_bytes(limits: &Limits) -> usize {
     index::Index::memory_bytes(limits.chunks_max)
@@ -211,7 +212,7 @@ pub fn memory_bytes(limits: &Limits) -> usize {
         + limits.puts_max * Putting::memory_bytes(limits)
 }
 
-/// Bytes of the largest tail under `limits`.
+/// Returns the bytes of the largest tail under `limits`.
 fn tail_bytes_max(limits: &Limits) -> usize {
     tail_bytes(limits.blocks_max, limits.manifest_bytes_max)
 }

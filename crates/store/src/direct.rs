@@ -1,4 +1,5 @@
-//! The reader of a backend whose calls are over when they return, such as a local disk: it asks and answers in one step.
+//! The reader of a backend whose calls are over when they return, such as a local disk: it asks and answers in one
+//! step.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,17 +24,17 @@ pub trait Direct: Store {
     fn discard(&self, seat: usize, why: &Why);
 }
 
-/// What is opened: see [`Ask::Open`].
+/// A chunk to be opened: see [`Ask::Open`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opening {
     pub key: ChunkKey,
-    /// The chunk before it in its prompt.
+    /// Chunk before it in its prompt.
     pub parent: Option<ChunkKey>,
     pub anew: bool,
 }
 
 impl Opening {
-    /// For the first time, and nothing is known of its prompt.
+    /// Opens a chunk for the first time, with nothing known of its prompt.
     #[must_use]
     pub fn of(key: &ChunkKey) -> Self {
         Self { key: *key, parent: None, anew: false }

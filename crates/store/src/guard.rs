@@ -1,5 +1,5 @@
-//! Whether a chunk that was judged bad may leave its store. Nothing is proven where something lies between the bytes and
-//! us that may change them in the same way each time, so a store decides by what it is:
+//! Whether a chunk that was judged bad may leave its store. Nothing is proven where something lies between the bytes
+//! and us that may change them in the same way each time, so a store decides by what it is:
 //!
 //! * A directory's files are read from the disk itself: a chunk may go, [`DISCARDS_PER_MINUTE`] of them, so that a disk
 //!   that fails throughout, or a bug of ours, never empties a store.

@@ -19,9 +19,10 @@
 //! What every backend promises:
 //!
 //! * A chunk is seen whole or not at all: nothing of a put can be looked up before `commit_put` returns.
-//! * A miss is an answer (`StoreError::Miss`). A failed read is never a miss, and no read deletes anything. A chunk leaves
-//!   as bad when `Discard` asks for it, after it was opened `anew` and found bad a second time: from a directory, and
-//!   [`DISCARDS_PER_MINUTE`] at most. A store that others share keeps it until a put replaces it (guard.rs).
+//! * A miss is an answer (`StoreError::Miss`). A failed read is never a miss, and no read deletes anything. A chunk
+//!   leaves as bad when `Discard` asks for it, after it was opened `anew` and found bad a second time: from a
+//!   directory, and [`DISCARDS_PER_MINUTE`] at most. A store that others share keeps it until a put replaces it
+//!   (guard.rs).
 //! * What is not understood (`StoreError::Foreign`) is somebody else's: it stays, and a put may replace it.
 //! * A look-up has no side effects and may be repeated; what it found may be gone by the time of `Open`.
 //! * Two puts of one chunk at the same time are harmless: each is whole, the later commit stays.
@@ -50,30 +51,34 @@ use block::tail::TailError;
 use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, Importance};
 use nix::errno::Errno;
 
+mod backend;
 mod caller;
 pub mod dir;
 mod direct;
 mod guard;
 mod namespaces;
 mod node;
+mod open_error;
 mod outline;
 pub mod redis;
 pub mod scrub;
 mod secret;
+mod size;
 mod slab;
 pub mod tiers;
-mod url;
 
+pub use backend::{Absent, AnyBackend, check, directory, is_on_servers, open, open_or_wait, open_with};
 pub use caller::Caller;
 pub use direct::{Direct, Opening, retry};
 pub use guard::{DISCARDS_PER_MINUTE, Why};
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeState, Quantiles, Role};
+pub use open_error::{OpenError, advice};
 pub use outline::{Outline, Part, outline};
 pub use secret::{Url, looks_like_a_login, scrub as scrub_secrets};
+pub use size::bytes;
 pub use slab::{Allocate, Slab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
-pub use url::{OpenError, SCHEMES, advice, bytes, dir_path, open, open_or_wait, open_with};
 
 /// Tries of a read whose error may pass by itself.
 pub const STORE_TRIES: usize = 3;
@@ -93,20 +98,21 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Frees a seat for reading. The caller has no reads of this seat in flight.
     fn close(&self, seat: usize);
 
-    /// Tells that the chunks `keys` of one prompt, which follow `parent`, were used together by a session of this namespace.
-    /// An evicting store then gives up the tail of a prefix before its head, since a chunk is worth nothing without those
-    /// before it. `opened`: each of them was opened with its [`Position`], which counted this use. Does not wait.
+    /// Tells that the chunks `keys` of one prompt, which follow `parent`, were used together by a session of this
+    /// namespace. An evicting store then gives up the tail of a prefix before its head, since a chunk is worth
+    /// nothing without those before it. `opened`: each of them was opened with its [`Position`], which counted this
+    /// use. Does not wait.
     fn touch(&self, _namespace: u8, _parent: Option<&ChunkKey>, _keys: &[ChunkKey], _opened: bool) {}
 
     /// Tells what a host says that chunks are worth, one importance each, whether they are there or not. Does not wait.
     fn rate(&self, _keys: &[ChunkKey], _importances: &[Importance]) {}
 
-    /// Copies a chunk's manifest to the head of `manifest`, which must hold [`Limits::manifest_bytes_max`], and returns its
-    /// bytes: for those who are about to put the chunk. No use of it. Waits.
+    /// Copies a chunk's manifest to the head of `manifest`, which must hold [`Limits::manifest_bytes_max`], and
+    /// returns its bytes: for those who are about to put the chunk. No use of it. Waits.
     fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
 
-    /// Starts to put a chunk in a free seat; the put's calls wait until `until` at most. On an error the seat stays free.
-    /// `parent` is the chunk before it in its prompt: an evicting store gives the chunk up before that.
+    /// Starts to put a chunk in a free seat; the put's calls wait until `until` at most. On an error the seat stays
+    /// free. `parent` is the chunk before it in its prompt: an evicting store gives the chunk up before that.
     fn begin_put(
         &self,
         seat: usize,
@@ -118,8 +124,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Adds block `index`: in any order, from any thread, each index once. After an error the put can only be aborted.
     fn put_block(&self, seat: usize, index: usize, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// Publishes the chunk: `blocks` blocks, numbered from 0 without a gap, and the manifest. Frees the seat, whatever
-    /// the result; on an error nothing of the put can be looked up. The caller has no `put_block` of this seat in flight.
+    /// Publishes the chunk: `blocks` blocks, numbered from 0 without a gap, and the manifest. Frees the seat,
+    /// whatever the result; on an error nothing of the put can be looked up. The caller has no `put_block` of this
+    /// seat in flight.
     fn commit_put(&self, seat: usize, blocks: usize, manifest: &[u8]) -> Result<(), StoreError>;
 
     /// Gives the put up and frees the seat. The caller has no `put_block` of this seat in flight.
@@ -135,7 +142,7 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
-    /// What the store has counted since it was opened, and what it holds where it knows.
+    /// Returns what the store has counted since it was opened, and what it holds where it knows.
     fn stats(&self) -> Stats;
 
     /// Shows every server behind the store; none for a local one. Does not wait, does not allocate.
@@ -145,20 +152,21 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// takes time linear in the tier's chunks.
     fn tiers(&self, _scores: bool, _each: &mut dyn FnMut(&TierFacts)) {}
 
-    /// Shows what keeps the store from serving at all, as its server put it; nothing where it serves. Does not wait for I/O.
+    /// Shows what keeps the store from serving at all, as its server put it; nothing where it serves. Does not wait
+    /// for I/O.
     fn trouble(&self, _show: &mut dyn FnMut(&str)) {}
 
-    /// Reads again what may change while it is open: of `url` the login, and the files that it names. On an error nothing
-    /// has changed. Allocates.
+    /// Reads again what may change while it is open: of `url` the login, and the files that it names. On an error
+    /// nothing has changed. Allocates.
     fn reload(&self, _url: &Url) -> Result<Reloaded, OpenError> {
         Ok(Reloaded::Same)
     }
 
-    /// What it is and its limits, for the lines that start-up prints. Init only: allocates.
+    /// Describes the store and its limits, for the lines that start-up prints. Init only: allocates.
     fn describe(&self) -> String;
 }
 
-/// What a store has taken over of a new URL.
+/// Part of a new URL that a store has taken over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reloaded {
     /// The files that it names were read again; all else is as before.
@@ -178,7 +186,7 @@ pub trait Readable<M>: Store {
 
 /// One thread's questions to a store and their answers.
 pub trait Reader<M>: Send {
-    /// From now on makes no call on a local disk, which may hang: what only that has is a miss. Init only.
+    /// Makes no call on a local disk from now on, which may hang: what only that has is a miss. Init only.
     fn keep_off_disks(&mut self) {}
 
     /// Whether [`Self::begin`] may be called.
@@ -198,12 +206,12 @@ pub trait Reader<M>: Send {
     fn sleep(&mut self);
 }
 
-/// Where a chunk stands in the prompt that uses it.
+/// Position of a chunk in the prompt that uses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Position {
-    /// Of the session.
+    /// Namespace of the session.
     pub namespace: u8,
-    /// The chunk before it.
+    /// Chunk before it in the prompt.
     pub parent: Option<ChunkKey>,
 }
 
@@ -214,16 +222,18 @@ pub enum Ask<M> {
     /// most [`LOOKUP_KEYS_MAX`]. The vector comes back with the answer.
     Lookup { keys: Vec<ChunkKey>, until: Instant },
     /// Opens a chunk in a free seat and reads its manifest. On an error the seat stays free. Counts as a use of the
-    /// chunk for eviction. With a position, a tier may keep the bytes that are read. `anew`: it was opened before and found
-    /// bad or gone; this time all is read by another way, from whoever owns the chunk: past tiers, from the disk
-    /// and not its cache, from the master and by another connection.
+    /// chunk for eviction. With a position, a tier may keep the bytes that are read. `anew`: it was opened before and
+    /// found bad or gone; this time all is read by another way, from whoever owns the chunk: past tiers, from the
+    /// disk and not its cache, from the master and by another connection.
     Open { seat: usize, key: ChunkKey, position: Option<Position>, anew: bool, until: Instant },
     /// Reads block `index` of the open chunk, all `bytes` of it (so long the manifest says it is), to the head of
-    /// `memory`, or says where it lies. A block that is not there or has another length is `Corrupt` if the manifest still promises it, and a
-    /// `Miss` if the chunk went or changed since it was opened. After any error the content of `memory` means nothing.
+    /// `memory`, or says where it lies. A block that is not there or has another length is `Corrupt` if the manifest
+    /// still promises it, and a `Miss` if the chunk went or changed since it was opened. After any error the content
+    /// of `memory` means nothing.
     Read { seat: usize, index: usize, bytes: usize, memory: M, until: Instant },
-    /// This seat's chunk, which was opened `anew`, is bad, and was so when it was read before: a directory takes it out, if
-    /// it still is the one that was opened and the limit allows it; a shared store counts it. The seat stays taken.
+    /// This seat's chunk, which was opened `anew`, is bad, and was so when it was read before: a directory takes it
+    /// out, if it still is the one that was opened and the limit allows it; a shared store counts it. The seat stays
+    /// taken.
     Discard { seat: usize, why: Why, until: Instant },
 }
 
@@ -280,7 +290,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Of a store behind tiers, whose mover has a seat of its own.
+    /// Limits of a store behind tiers, whose mover has a seat of its own.
     pub(crate) fn with_mover(&self) -> Self {
         Self { chunks_open_max: self.chunks_open_max + 1, puts_max: self.puts_max + 1, ..*self }
     }
@@ -328,14 +338,14 @@ pub struct Stats {
     pub withheld: u64,
     /// Calls that failed for a reason that is not in the bytes.
     pub io_errors: u64,
-    /// Bytes of blocks that were copied on the way to the slot: between socket and slot 0 unless replies were other than
-    /// expected, or by TLS; out of a tier in memory where they could not be read in place.
+    /// Bytes of blocks that were copied on the way to the slot: between socket and slot 0 unless replies were other
+    /// than expected, or by TLS; out of a tier in memory where they could not be read in place.
     pub bytes_copied: u64,
     /// The last attempt to write found the store read-only.
     pub read_only: bool,
 }
 
-/// Why a call on a store did not do what it says.
+/// Reason why a call on a store did not do what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreError {
     /// The chunk is not there. An answer, not a fault.
@@ -361,7 +371,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Who is to blame, which decides what happens next (docs/architecture.md, "Errors").
+    /// Says who is to blame, which decides what happens next (docs/architecture.md, "Errors").
     pub fn blame(self) -> Blame {
         match self {
             Self::Miss | Self::Foreign { .. } | Self::Late { .. } => Blame::Nobody,
@@ -376,7 +386,7 @@ impl StoreError {
     }
 }
 
-/// Who has to do something about an error.
+/// Party that has to do something about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// Nobody: the call answered.
@@ -401,7 +411,7 @@ impl fmt::Display for StoreError {
             Self::Down { call, errno } => write!(f, "{call}: store is down: {}", errno.desc()),
             Self::Io { call, errno } => {
                 write!(f, "{call}: {} (errno {})", errno.desc(), errno as i32)?;
-                url::advice(errno).map_or(Ok(()), |advice| write!(f, ": {advice}"))
+                advice(errno).map_or(Ok(()), |advice| write!(f, ": {advice}"))
             }
         }
     }

@@ -9,7 +9,7 @@ use std::fmt;
 
 use tier::{NAMESPACES_MAX, Quota};
 
-use crate::url::bytes;
+use crate::size::bytes;
 
 /// All sessions that name no namespace of the operator's.
 const DEFAULT: &str = "default";

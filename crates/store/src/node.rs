@@ -60,13 +60,13 @@ pub struct NodeFacts<'a> {
     pub retries: u64,
     /// Connections made after the first of their place.
     pub reconnects: u64,
-    /// MOVED and ASK.
+    /// Replies MOVED and ASK.
     pub redirects: u64,
-    /// From the moment a request is queued on its connection to the end of its reply.
+    /// Latency, from the moment a request is queued on its connection to the end of its reply.
     pub latency: Quantiles,
 }
 
-/// Of a histogram: upper bounds of the buckets, so never too low and at most a fifth too high.
+/// Quantiles of a histogram: upper bounds of the buckets, so never too low and at most a fifth too high.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quantiles {
     pub count: u64,

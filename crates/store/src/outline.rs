@@ -1,19 +1,18 @@
-//! What a store would be, without opening it: which parts its URL names, what they take, and whether they could be opened
-//! here. Nothing is written, locked, connected to or made. Every way of opening a store asks here first, so that what is
-//! refused in advance is what is refused at start; a store in use and a server that does not answer show only then.
+//! What a store would be, without opening it: which parts its URL names, what they take, and whether they could be
+//! opened here. Nothing is written, locked, connected to or made. Every way of opening a store asks here first, so
+//! that what is refused in advance is what is refused at start; a store in use and a server that does not answer show
+//! only then.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use tier::Worth;
 
 use crate::Limits;
-use crate::dir::{self, Options, root};
+use crate::backend::AnyBackend;
+use crate::dir::{self, Options};
 use crate::namespaces::Namespaces;
-use crate::redis;
-use crate::tiers::dram;
-use crate::tiers::{DISK_SHARE, Parts};
-use crate::url::{OpenError, dir_options};
+use crate::open_error::OpenError;
+use crate::tiers::{self, DISK_SHARE, Parts, dram};
 
 /// One tier, or the store behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,14 +52,14 @@ impl Outline {
 /// # Errors
 /// What [`crate::open_with`] would say, but of a store in use and of servers.
 pub fn outline(url: &str, limits: &Limits, namespaces: &Namespaces) -> Result<Outline, OpenError> {
-    if !url.starts_with("tiers:") {
-        return Ok(Outline { parts: vec![bottom(url, limits)?] });
+    if !url.starts_with(tiers::SCHEME) {
+        return Ok(Outline { parts: vec![AnyBackend::outline(url, limits)?] });
     }
     let bad = |what: &str| OpenError::Option { url: url.into(), what: what.into() };
-    let tiers = Parts::of(url).map_err(bad)?;
+    let front = Parts::of(url).map_err(bad)?;
     let inner = limits.with_mover();
     let mut parts = Vec::new();
-    if let Some(bytes) = tiers.dram {
+    if let Some(bytes) = front.dram {
         let memory = dram::Extent::of(bytes).ok_or_else(|| bad("dram= is too small or too large"))?;
         namespaces.quotas(memory.bytes_max)?;
         parts.push(Part {
@@ -72,50 +71,15 @@ pub fn outline(url: &str, limits: &Limits, namespaces: &Namespaces) -> Result<Ou
             chunks_max: Some(memory.chunks_max as u64),
         });
     }
-    if let Some((path, bytes)) = tiers.disk {
+    if let Some((path, bytes)) = front.disk {
         namespaces.quotas(((bytes as f64 * DISK_SHARE) as u64).max(1))?;
         let options = Options { bytes_max: Some(bytes), chunks_max: limits.chunks_max, sync: false };
-        let mut part = directory(Path::new(path), &inner, &options)?;
+        let mut part = dir::url::part(Path::new(path), &inner, &options)?;
         part.memory_bytes += Worth::memory_bytes(limits.chunks_max);
         parts.push(part);
     }
-    parts.push(bottom(tiers.bottom, &inner)?);
+    parts.push(AnyBackend::outline(front.bottom, &inner)?);
     Ok(Outline { parts })
-}
-
-/// A store that holds everything.
-fn bottom(url: &str, limits: &Limits) -> Result<Part, OpenError> {
-    match url.split_once(':') {
-        Some(("dir", rest)) => {
-            let (path, options) = dir_options(url, rest, limits)?;
-            directory(&path, limits, &options)
-        }
-        Some(("redis" | "rediss", _)) => {
-            let (text, memory_bytes) = redis::RedisStore::outline(url, limits)?;
-            Ok(Part { name: "redis", text, memory_bytes, pinned_bytes: 0, bytes_max: None, chunks_max: None })
-        }
-        _ => Err(OpenError::Scheme { url: url.into() }),
-    }
-}
-
-fn directory(path: &Path, limits: &Limits, options: &Options) -> Result<Part, OpenError> {
-    let is_new = root::look(path)?;
-    let mut text = format!("dir:{}", path.display());
-    let _ = match options.bytes_max {
-        Some(bytes) => write!(text, ", bytes max {bytes}"),
-        None => write!(text, ", bytes max half of what is free"),
-    };
-    let sync = if options.sync { "always" } else { "never" };
-    let _ =
-        write!(text, ", chunks max {}, sync {sync}{}", options.chunks_max, if is_new { ", to be made" } else { "" });
-    Ok(Part {
-        name: "dir",
-        text,
-        memory_bytes: dir::memory_bytes(&Limits { chunks_max: options.chunks_max, ..*limits }),
-        pinned_bytes: 0,
-        bytes_max: options.bytes_max,
-        chunks_max: Some(options.chunks_max as u64),
-    })
 }
 
 #[cfg(test)]

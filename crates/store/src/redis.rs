@@ -1,7 +1,7 @@
 //! `redis://HOST...`: chunks as hashes in a Redis or Valkey server or cluster, shared by any number of cards.
 //!
-//! Layout in the server: `redis/name.rs`; for operators: docs/stores.md. One chunk is one hash and so is evicted, expired
-//! and placed as a whole.
+//! Layout in the server: `redis/name.rs`; for operators: docs/stores.md. One chunk is one hash and so is evicted,
+//! expired and placed as a whole.
 //!
 //! ```text
 //!   fetch worker   RedisReader (reader.rs) -> Lane (lane.rs) -> Inflow (inflow.rs) -> readv into the slot's memory
@@ -11,9 +11,9 @@
 //!
 //! * **Atomic.** A put gathers its blocks in a hash of another name, checks that all are there, and renames it.
 //! * **Bounded.** By the server's `maxmemory`; a chunk that was evicted is a miss at whatever point that shows.
-//! * **Damage.** A chunk that its master twice showed to be bad is counted and stays: the path between may have changed it
-//!   in the same way each time, and only who puts it again has bytes to replace it with. An error reply, a lost
-//!   connection and a replica that lags are not damage.
+//! * **Damage.** A chunk that its master twice showed to be bad is counted and stays: the path between may have
+//!   changed it in the same way each time, and only who puts it again has bytes to replace it with. An error reply, a
+//!   lost connection and a replica that lags are not damage.
 //! * **No intermediate buffer**, and no allocation after Init, but for TLS (rustls keeps buffers of its own) and for
 //!   nodes that a cluster did not have at start.
 
@@ -27,11 +27,14 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
+use crate::backend::{Absent, Backend};
 use crate::guard::Guard;
 use crate::node::NodeFacts;
+use crate::open_error::OpenError;
+use crate::outline::Part;
 use crate::secret::Url;
-use crate::url::OpenError;
 use crate::{Limits, Memory, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError, Why};
+use check::Report;
 use fault::{Fault, Said, Target};
 use nodes::Nodes;
 use options::{Login, Options, ReadFrom};
@@ -53,6 +56,7 @@ pub(crate) mod options;
 mod put;
 mod reader;
 mod resp;
+mod scan;
 mod socket;
 mod survey;
 
@@ -60,7 +64,7 @@ mod survey;
 #[derive(Debug)]
 struct Door {
     options: Options,
-    /// Who we are now; the options have who we were at start.
+    /// Login in use; the options have the one of the start.
     login: RwLock<Login>,
     tls: Option<RwLock<socket::TlsDoor>>,
 }
@@ -92,7 +96,7 @@ impl Door {
     }
 }
 
-/// Commands that a card uses.
+/// Commands that a card uses, at most.
 const COMPLAINTS_MAX: usize = 16;
 
 /// One seat for reading: what is open in it.
@@ -101,7 +105,7 @@ struct Seat {
     key: Option<ChunkKey>,
     manifest: Box<[u8]>,
     manifest_bytes: usize,
-    /// It was opened so: its blocks are asked of the master, by another way.
+    /// The chunk was opened anew: its blocks are asked of the master, by another way.
     anew: bool,
 }
 
@@ -143,25 +147,6 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// What the URL asks for, and what that takes in memory, as far as it is known before a server is asked.
-    pub(crate) fn outline(url: &str, limits: &Limits) -> Result<(String, usize), OpenError> {
-        let door = Door::new(url)?;
-        let options = &door.options;
-        let places = options.nodes_max.unwrap_or(1);
-        let reader = reader::memory_bytes(options.connections, places);
-        let scheme = if options.tls.is_some() { "rediss" } else { "redis" };
-        let hosts: Vec<_> = options.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-        let text = format!(
-            "{scheme}://{}/{}; {} + 1 connections to each node and fetch worker, memory {reader} bytes each for {places} \
-             nodes, window {} bytes",
-            hosts.join(","),
-            options.database,
-            options.connections,
-            options.window
-        );
-        Ok((text, limits.chunks_open_max * limits.manifest_bytes_max))
-    }
-
     /// Init: finds a server, asks it for its cluster, allocates everything.
     pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
         let door = Door::new(url)?;
@@ -169,8 +154,8 @@ impl RedisStore {
         Ok(Self::with(door, nodes, limits))
     }
 
-    /// The same, and if no server takes us yet, all chunks are misses until one does. What memory it has is decided now:
-    /// for `nodes=` nodes, or 16.
+    /// The same, and if no server takes us yet, all chunks are misses until one does. What memory it has is decided
+    /// now: for `nodes=` nodes, or 16.
     pub fn open_or_wait(url: &str, limits: &Limits) -> Result<Self, OpenError> {
         let door = Door::new(url)?;
         let nodes = match survey::first(&door) {
@@ -208,7 +193,7 @@ impl RedisStore {
         self.seats[seat].lock().expect(POISONED)
     }
 
-    /// The chunk in a seat.
+    /// Returns the chunk in a seat.
     fn key_of(&self, seat: usize, call: &str) -> ChunkKey {
         self.seat(seat).key.unwrap_or_else(|| panic!("{call}: seat {seat} is empty"))
     }
@@ -235,7 +220,7 @@ impl RedisStore {
         }
     }
 
-    /// The place of the node that a redirect of `node` names.
+    /// Finds the place of the node that a redirect of `node` names.
     fn place_of(&self, node: u16, target: Option<Target>) -> Option<u16> {
         let address = match target? {
             Target::Address(address) => address,
@@ -244,13 +229,51 @@ impl RedisStore {
         self.nodes.place_of(address)
     }
 
-    /// A node refuses a command. Said once for each: it goes on until somebody mends it.
+    /// Says, once for each command, that a node refuses it: that goes on until somebody mends it.
     fn complain(&self, node: u16, command: &'static str, fault: Fault, said: &Said) {
         let mut complaints = self.complaints.lock().expect(POISONED);
         if !complaints.contains(&command) && complaints.push(command).is_ok() {
             let (address, advice) = (self.nodes.at(node).address, advice::of_command(fault, command));
             log::error!("store: {address} does not let us {command}: {said}: {advice}");
         }
+    }
+}
+
+impl Backend for RedisStore {
+    const SCHEMES: &'static [&'static str] = &["redis", "rediss"];
+    const USAGE: &'static str = "redis[s]://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB][?ttl-s=N&...]";
+    const ON_DISK: bool = false;
+
+    fn open_url(url: &str, limits: &Limits, absent: Absent) -> Result<Self, OpenError> {
+        match absent {
+            Absent::Refuse => Self::open(url, limits),
+            Absent::Wait => Self::open_or_wait(url, limits),
+        }
+    }
+
+    /// What that takes in memory is known as far as it can be before a server is asked.
+    fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
+        let options = Door::new(url)?.options;
+        let places = options.nodes_max.unwrap_or(1);
+        let reader = reader::memory_bytes(options.connections, places);
+        let text = format!(
+            "{}/{}; {} + 1 connections to each node and fetch worker, memory {reader} bytes each for {places} nodes, \
+             window {} bytes",
+            options.shown(),
+            options.database,
+            options.connections,
+            options.window
+        );
+        let memory_bytes = limits.chunks_open_max * limits.manifest_bytes_max;
+        Ok(Part { name: "redis", text, memory_bytes, pinned_bytes: 0, bytes_max: None, chunks_max: None })
+    }
+
+    fn keys(&self) -> Result<Vec<ChunkKey>, StoreError> {
+        self.scan()
+    }
+
+    fn check(url: &str) -> Option<Result<Report, OpenError>> {
+        Some(check::check(url))
     }
 }
 
@@ -340,9 +363,7 @@ impl Store for RedisStore {
 
     fn describe(&self) -> String {
         let options = &self.door.options;
-        let scheme = if options.tls.is_some() { "rediss" } else { "redis" };
-        let hosts: Vec<_> = options.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-        let mut text = format!("{scheme}://{}", hosts.join(","));
+        let mut text = options.shown();
         let places = self.nodes.places();
         let _ = match (self.nodes.is_found(), self.nodes.is_cluster()) {
             (false, _) => write!(text, "/{}, not there yet (places {places})", options.database),
@@ -361,13 +382,13 @@ impl Store for RedisStore {
     }
 }
 
-/// A number that differs from process to process.
+/// Draws a number that differs from process to process.
 fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()
 }
 
-/// What an I/O error on the way to a server means to who asked.
+/// Converts an I/O error on the way to a server to what it means to the caller.
 fn down(call: &'static str, error: &io::Error) -> StoreError {
     use nix::errno::Errno;
     let errno = match (error.raw_os_error(), error.kind()) {

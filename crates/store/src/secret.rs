@@ -1,15 +1,19 @@
 //! What must not be seen: a store's URL, which may hold a password, and the password itself.
 //!
 //! Both types show nothing that could be a part of one, whatever is done with them: a URL with a typing error is not
-//! understood, so nobody can say which of its parts is the password. So a [`Url`] shows its scheme, and all of it only
-//! where that is `dir:` and nothing in it looks like a login. Messages say what is wrong by place ("the port of host 2")
-//! and never repeat what stands there. Once a URL is understood its hosts are shown, by whoever understood it.
+//! understood, so nobody can say which of its parts is the password. So a [`Url`] shows its scheme, and all of it
+//! only where that is `dir:` and nothing in it looks like a login. Messages say what is wrong by place ("the port of
+//! host 2") and never repeat what stands there. Once a URL is understood its hosts are shown, by whoever understood
+//! it.
 
 use std::fmt;
 
-/// Shown in place of what is hidden.
+use crate::backend::is_backend;
+use crate::tiers;
+
+/// Text in place of what is hidden.
 const HIDDEN: &str = "***";
-/// Letters of a scheme at most.
+/// Most letters of a scheme.
 const SCHEME_MOST: usize = 12;
 /// Letters from which a part of a password is worth hiding.
 const PART_LEAST: usize = 3;
@@ -19,13 +23,13 @@ const PART_LEAST: usize = 3;
 pub struct Url(String);
 
 impl Url {
-    /// All of it, password and all: to be parsed, never to be shown.
+    /// Reveals all of it, password and all: to be parsed, never to be shown.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// The word before the colon, where it can be nothing but a scheme that nobody knows.
+    /// Returns the word before the colon, where it can be nothing but a scheme that nobody knows.
     pub(crate) fn unknown_scheme(&self) -> Option<&str> {
         let (scheme, _) = self.0.split_once(':').filter(|_| !self.0.contains('@'))?;
         let is_word = scheme.len() <= SCHEME_MOST && scheme.bytes().all(|letter| letter.is_ascii_lowercase());
@@ -50,8 +54,10 @@ impl fmt::Display for Url {
         match self.0.split_once(':') {
             Some(("dir", path)) if !looks_like_a_login(path) => f.write_str(&self.0),
             Some(("dir", _)) => write!(f, "dir:{HIDDEN}"),
-            Some((scheme @ ("redis" | "rediss"), rest)) if rest.starts_with("//") => write!(f, "{scheme}://{HIDDEN}"),
-            Some((scheme @ ("redis" | "rediss" | "tiers"), _)) => write!(f, "{scheme}:{HIDDEN}"),
+            Some((scheme, rest)) if is_backend(&self.0) => {
+                write!(f, "{scheme}:{}{HIDDEN}", if rest.starts_with("//") { "//" } else { "" })
+            }
+            Some(_) if self.0.starts_with(tiers::SCHEME) => write!(f, "{}{HIDDEN}", tiers::SCHEME),
             _ => f.write_str(HIDDEN),
         }
     }
@@ -78,7 +84,7 @@ impl Secret {
         Self(text)
     }
 
-    /// To be sent to whom it is for.
+    /// Reveals it, to be sent to whom it is for.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -90,8 +96,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Takes what may be a password out of a text made by others, such as a parser's complaint about a command line. Where one
-/// of `arguments` may be a server's URL, no value of any of them stays: a URL with a space in it has become several.
+/// Takes what may be a password out of a text made by others, such as a parser's complaint about a command line.
+/// Where one of `arguments` may be a server's URL, no value of any of them stays: a URL with a space in it has become
+/// several.
 #[must_use]
 pub fn scrub(text: &str, arguments: &[impl AsRef<str>]) -> String {
     let may_be_a_url = |argument: &str| argument.contains('@') || argument.to_ascii_lowercase().contains("redis");

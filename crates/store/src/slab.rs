@@ -1,5 +1,5 @@
-//! The memory of the tier T0: who opens a store may bring memory that others can read in place, such as an engine of the
-//! card. Without, a store takes plain memory, and every hit is copied out of it.
+//! The memory of the tier T0: who opens a store may bring memory that others can read in place, such as an engine of
+//! the card. Without, a store takes plain memory, and every hit is copied out of it.
 
 use std::fmt;
 use std::io;

@@ -338,7 +338,7 @@ fn a_url_says_the_limits() {
         64 << 20,
         "limits without an option"
     );
-    assert_eq!(store::dir_path(&url), Some(&*dir.path().join("s")));
+    assert_eq!(store::directory(&url), Some(&*dir.path().join("s")));
     assert_eq!(["7", "2K", "3MiB", "1G", "1T"].map(store::bytes), [7, 2048, 3 << 20, 1 << 30, 1 << 40].map(Some));
     assert_eq!(["", "G", "-1", "1.5G", "1P", "99999999T", "0"].map(store::bytes), [None; 7]);
 }

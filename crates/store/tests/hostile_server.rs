@@ -1,6 +1,6 @@
-//! Whatever a server does, nobody is answered later than the deadline of what was asked. The server is a false one that
-//! behaves well until it is told how to misbehave. `cargo test -p store --test hostile_server -- --nocapture` prints how
-//! late the latest answer of each kind was.
+//! Whatever a server does, nobody is answered later than the deadline of what was asked. The server is a false one
+//! that behaves well until it is told how to misbehave. `cargo test -p store --test hostile_server -- --nocapture`
+//! prints how late the latest answer of each kind was.
 
 mod chunks;
 

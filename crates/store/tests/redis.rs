@@ -326,7 +326,7 @@ fn one_command_that_is_denied_or_renamed_leaves_nothing_behind() {
     let store = open(server.port, "");
     assert_eq!(put(&*store, 0, &key(1), &[noise(1, 100)], b"m"), Err(StoreError::ReadOnly), "RENAME is renamed");
     assert_eq!((store.lookup(&[key(1)], soon()), server.cli(&["DBSIZE"])), (Ok(0), "0".into()));
-    let report = store::redis::check::check(&format!("redis://127.0.0.1:{}", server.port)).expect("it opens");
+    let report = store::check(&format!("redis://127.0.0.1:{}", server.port)).expect("it opens").expect("on servers");
     assert!(report.findings.iter().any(|finding| finding.what.contains("RENAME")), "{report:?}");
 
     let server = server!();

@@ -1,5 +1,5 @@
-//! A card's disk that is full, read-only, gone, or hangs; a process that dies in mid-promotion; a remote store that goes and
-//! comes back: nothing wrong is ever served, and what can be served is served.
+//! A card's disk that is full, read-only, gone, or hangs; a process that dies in mid-promotion; a remote store that
+//! goes and comes back: nothing wrong is ever served, and what can be served is served.
 
 mod chunks;
 mod servers;
@@ -242,8 +242,8 @@ fn a_process_killed_in_mid_promotion_leaves_whole_chunks_or_nothing() {
     const ROUNDS_MAX: u64 = 300;
     let bottom = |dir: &Path| format!("dir:{}", dir.join("bottom").display());
     if let Some((_, dir)) = role() {
-        // Puts one chunk after the other again, which takes it out of T1, and uses all, which brings it back. T1 has room
-        // for half of them, so that they come and go.
+        // Puts one chunk after the other again, which takes it out of T1, and uses all, which brings it back. T1 has
+        // room for half of them, so that they come and go.
         let store = open(&dir, TIERS, &bottom(&dir));
         let prompt = Real::prompt(CHUNKS);
         let all = keys(&prompt);

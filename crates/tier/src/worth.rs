@@ -108,9 +108,7 @@ struct Counted {
 impl Worth {
     /// Returns the bytes of bookkeeping for `chunks_max` chunks.
     pub const fn memory_bytes(chunks_max: usize) -> usize {
-        Held::memory_bytes(chunks_max)
-            + Remembered::memory_bytes(REMEMBERED * chunks_max)
-            + Returns::MEMORY_BYTES
+        Held::memory_bytes(chunks_max) + Remembered::memory_bytes(REMEMBERED * chunks_max) + Returns::MEMORY_BYTES
     }
 
     /// Init. `seed` should be a secret where hosts can choose keys.
@@ -225,9 +223,9 @@ impl Worth {
             self.hand = if self.hand + 1 < all { self.hand + 1 } else { 0 };
             let history = match self.hand.checked_sub(places) {
                 Some(at) => self.remembered.get_mut(at),
-                None => Some(self.held.at_mut(self.hand as u32))
-                    .filter(|entry| entry.held)
-                    .map(|entry| &mut entry.history),
+                None => {
+                    Some(self.held.at_mut(self.hand as u32)).filter(|entry| entry.held).map(|entry| &mut entry.history)
+                }
             };
             if let Some(history) = history {
                 self.returns.waited(history, now);
@@ -419,7 +417,6 @@ impl Worth {
         self.random ^= self.random << 17;
         ((u128::from(self.random) * count as u128) >> 64) as usize
     }
-
 }
 
 impl Policy for Worth {

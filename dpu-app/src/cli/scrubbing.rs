@@ -22,7 +22,7 @@ pub(crate) struct Scrub {
 }
 
 pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
-    let Some(path) = store::dir_path(&scrub.store) else {
+    let Some(path) = store::directory(&scrub.store) else {
         return fail(
             EXIT_USAGE,
             format_args!("{}: only dir:PATH stores can be scrubbed", store::Url::from(&*scrub.store)),

@@ -110,7 +110,7 @@ fn take_over(old: &Config, store: &dyn Readable<Area>, new: &Config) {
     match store.reload(&new.store) {
         Ok(Reloaded::NeedsRestart) => restart.push("--store".into()),
         Ok(Reloaded::Login) => changed.push("the store's login".into()),
-        Ok(Reloaded::Same) if old.store.reveal().starts_with("dir:") && new.store != old.store => {
+        Ok(Reloaded::Same) if store::directory(old.store.reveal()).is_some() && new.store != old.store => {
             restart.push("--store".into());
         }
         Ok(Reloaded::Same) => {}

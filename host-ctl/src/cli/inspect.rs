@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use block::{ChunkKey, KeyError};
 use clap::Args;
 use host_ctl::{
-    BlockFacts, ChunkFacts, Error, Inspection, KvFile, ends_like_a_chunk, inspect, inspect_store, is_remote,
-    store_files,
+    BlockFacts, ChunkFacts, Error, Inspection, KvFile, ends_like_a_chunk, inspect, inspect_store, store_files,
 };
 use mailbox::visible;
 use serde_json::{Value, json};
@@ -35,15 +34,15 @@ fn parse_key(text: &str) -> Result<ChunkKey, String> {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
-    if is_remote(&arguments.path) {
+    if store::is_on_servers(&arguments.path) {
         return remote(&show, arguments);
     }
     if store::looks_like_a_login(&arguments.path) {
         // Not repeated: it may hold a password.
         return Err(given::bad("PATH", "is neither a path nor a redis:// URL".to_owned(), "write redis://HOST/KEY"));
     }
-    let store = arguments.path.strip_prefix("dir:").map(|path| path.split_once('?').map_or(path, |(path, _)| path));
-    let path = PathBuf::from(store.unwrap_or(&arguments.path));
+    let store = store::directory(&arguments.path);
+    let path = PathBuf::from(store.unwrap_or(Path::new(&arguments.path)));
     if store.is_some() || path.is_dir() {
         let files = store_files(&path, arguments.key.as_ref())?;
         return chunks(&show, arguments, &files);

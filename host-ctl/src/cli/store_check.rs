@@ -1,7 +1,7 @@
 //! `host-ctl store-check`.
 
 use clap::Args;
-use host_ctl::{Error, check_store, is_remote};
+use host_ctl::{Error, check_store};
 use serde_json::{Value, json};
 use store::redis::check::{Finding, Report, Server, Weight};
 
@@ -19,11 +19,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
-    if !is_remote(&arguments.store) {
+    let Some(report) = check_store(&arguments.store)? else {
         return Err(given::bad("URL", "is no redis:// store".to_owned(), "dir: stores are checked by dpu-app scrub"));
-    }
+    };
     let show = Show::new(&arguments.output);
-    let report = check_store(&arguments.store)?;
     show.line(&report.store);
     for server in &report.servers {
         let Server { address, role, version, maxmemory_policy, maxmemory, used_memory } = server;

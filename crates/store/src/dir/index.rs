@@ -44,12 +44,12 @@ pub(super) struct Index {
     early: heapless::Deque<(ChunkKey, Option<ChunkKey>), EARLY_MAX>,
 }
 
-/// Where a chunk that comes in stands.
+/// Position in its prompt of a chunk that comes in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Behind {
     /// First of its prompt, or nothing is known of that.
     Nobody,
-    /// Behind this one, if it is there; else there is no way to it, and it goes first.
+    /// Follows this one, if that is there; else there is no way to it, and it goes first.
     Parent(ChunkKey),
     /// The same, and that one is being put: it comes later.
     Late(ChunkKey),

@@ -174,7 +174,7 @@ impl DirStore {
         Ok(())
     }
 
-    /// From here on the chunk can be looked up.
+    /// Renames a put into place: from then on the chunk can be looked up.
     fn rename_in(&self, putting: &Putting, put: &Put, bytes: u64) -> Result<(), StoreError> {
         let Put { key, parent, .. } = put;
         let _stripe = self.stripe(key);

@@ -39,9 +39,9 @@ struct Open {
     key: ChunkKey,
     inode: u64,
     blocks: usize,
-    /// For the second time, and from the disk.
+    /// It is opened for the second time, and read from the disk.
     anew: bool,
-    /// A time of use to write down.
+    /// Time of use to be written down, if any.
     stamp_ns: Option<u64>,
 }
 
@@ -114,7 +114,8 @@ fn fault(error: &io::Error, end: u64) -> Fault {
     }
 }
 
-/// Gives up what the kernel holds of a file in memory: what is read next comes from the disk, and so may be other bytes.
+/// Gives up what the kernel holds of a file in memory: what is read next comes from the disk, and so may be other
+/// bytes.
 fn from_disk(file: &File) {
     // Advice: where it is not taken, the second reading is of the same memory, and proves as much of that.
     let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -228,7 +229,7 @@ impl DirStore {
         }
     }
 
-    /// The chunk that is open in a seat.
+    /// Returns the chunk that is open in a seat.
     pub(crate) fn key_of(&self, seat: usize) -> ChunkKey {
         let reading = self.reading[seat].read().expect(POISONED);
         reading.open.as_ref().unwrap_or_else(|| panic!("key_of: seat {seat} is empty")).key

@@ -14,11 +14,11 @@ use super::root::{Found, Name};
 use super::{DirStore, QUARANTINE_FILES_MAX, QUARANTINE_SHARE};
 use crate::{StoreError, Why};
 
-/// How long a put waits for files that other threads are removing: 100 ms in all.
+/// Pause, and number of pauses, of a put that waits for files which other threads are removing: 100 ms in all.
 const LEAVING_WAIT: Duration = Duration::from_micros(100);
 const LEAVING_WAITS_MAX: u32 = 1000;
 
-/// Who holds which bytes. Their sum never exceeds the limit once `reserve` has said so.
+/// Bytes by what holds them. Their sum never exceeds the limit once `reserve` has said so.
 #[derive(Debug)]
 pub(super) struct Ledger {
     /// Chunks that can be looked up.
@@ -82,8 +82,8 @@ impl DirStore {
             drop(ledger);
             if only_chunks && !self.counters.warned_chunks.swap(true, Relaxed) {
                 log::warn!(
-                    "store: {} evicts at {held} chunks, though there is room for more bytes: raise the URL's option `chunks` \
-                     ({} bytes of memory each)",
+                    "store: {} evicts at {held} chunks, though there is room for more bytes: raise the URL's option \
+                     `chunks` ({} bytes of memory each)",
                     self.root.path.display(),
                     Index::memory_bytes(1 << 20) >> 20
                 );
@@ -194,7 +194,7 @@ impl DirStore {
         self.counters.corrupt.fetch_add(1, Relaxed);
     }
 
-    /// A file that the index knows is not on the disk: somebody else removed it, or an eviction that is under way.
+    /// Forgets a chunk whose file is not on the disk: somebody else removed it, or an eviction that is under way.
     pub(super) fn forget_if_gone(&self, key: &ChunkKey) {
         let _stripe = self.stripe(key);
         let there = fstatat(&self.root.dir, Name::chunk(key).as_cstr(), AtFlags::AT_SYMLINK_NOFOLLOW);

@@ -215,7 +215,8 @@ pub(crate) fn each_file(dir: &Path, each: &mut dyn FnMut(&str, &fs::Metadata)) -
     Ok(())
 }
 
-/// Whether [`Root::open`] would take `path`, without writing or locking anything, as far as that shows; `true`: it would make it.
+/// Whether [`Root::open`] would take `path`, without writing or locking anything, as far as that shows; `true`: it
+/// would make it.
 pub(crate) fn look(path: &Path) -> Result<bool, OpenError> {
     let failed = |call: &'static str, error: &io::Error| OpenError::path(call, path, error);
     match fs::metadata(path) {

@@ -34,7 +34,8 @@ fn of_tls(error: &TlsError, tls: &Tls) -> String {
     use AlertDescription as Alert;
     let text = match error {
         TlsError::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) if tls.cert.is_none() => {
-            "the server asks for a client certificate: give one with cert=PATH&key=PATH (or set tls-auth-clients no there)"
+            "the server asks for a client certificate: give one with cert=PATH&key=PATH (or set tls-auth-clients no \
+             there)"
         }
         TlsError::AlertReceived(
             Alert::CertificateRequired
@@ -62,11 +63,12 @@ fn of_certificate(error: &CertificateError, tls: &Tls) -> String {
     };
     match error {
         CertificateError::UnknownIssuer => format!(
-            "the server's certificate is signed by no authority of {authority}: give the one that signed it with ca=PATH"
+            "the server's certificate is signed by no authority of {authority}: give the one that signed it with \
+             ca=PATH"
         ),
         CertificateError::Other(inner) if inner.to_string().contains("CaUsedAsEndEntity") => {
-            "the server's certificate is an authority itself (self-signed with basicConstraints CA:TRUE, as `openssl req \
-             -x509` makes it): sign a certificate for the server with it, or make it again with `-addext \
+            "the server's certificate is an authority itself (self-signed with basicConstraints CA:TRUE, as `openssl \
+             req -x509` makes it): sign a certificate for the server with it, or make it again with `-addext \
              basicConstraints=critical,CA:FALSE`, and give that as ca="
                 .into()
         }
@@ -85,7 +87,7 @@ fn of_certificate(error: &CertificateError, tls: &Tls) -> String {
 
 fn of_socket(error: &io::Error, tls: Option<&Tls>) -> &'static str {
     match (error.raw_os_error().map(Errno::from_raw), error.kind()) {
-        (Some(errno @ (Errno::EMFILE | Errno::ENFILE)), _) => crate::url::advice(errno).unwrap_or_default(),
+        (Some(errno @ (Errno::EMFILE | Errno::ENFILE)), _) => crate::open_error::advice(errno).unwrap_or_default(),
         (Some(Errno::ENOBUFS | Errno::ENOMEM), _) => "this machine has no memory left for sockets",
         (_, ErrorKind::ConnectionRefused) => "is it running, and is it what the URL names?",
         (_, ErrorKind::TimedOut) => "is it running, not frozen, and may this machine reach it (firewall)?",

@@ -1,5 +1,6 @@
-//! A look at a Redis or Valkey store from end to end, for an operator: what it is, whether it lets us do all that we do, how
-//! fast it is from here, and what to change. It puts one chunk of noise under a name of its own and takes it away again.
+//! A look at a Redis or Valkey store from end to end, for an operator: what it is, whether it lets us do all that we
+//! do, how fast it is from here, and what to change. It puts one chunk of noise under a name of its own and takes it
+//! away again.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ pub struct Finding {
     pub fix: Option<String>,
 }
 
-/// What a server said of itself.
+/// One server, by its own account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Server {
     pub address: String,
@@ -63,7 +64,7 @@ pub struct Report {
     pub servers: Vec<Server>,
     pub findings: Vec<Finding>,
     pub connect: Duration,
-    /// Of look-ups of one key, one after the other.
+    /// Latency of look-ups of one key, one after the other.
     pub lookup: Option<Quantiles>,
     /// Bytes a second of blocks of 256 KiB, 16 at once, one reader.
     pub read_bytes_per_s: Option<f64>,
@@ -81,7 +82,7 @@ impl Report {
 }
 
 /// Checks the store at `url`.
-pub fn check(url: &str) -> Result<Report, OpenError> {
+pub(super) fn check(url: &str) -> Result<Report, OpenError> {
     let limits = Limits { chunks_open_max: 1, puts_max: 1, asks_max: PIPELINE, writers_max: 1, ..Limits::default() };
     let started = Instant::now();
     let store = RedisStore::open(url, &limits)?;
@@ -330,42 +331,4 @@ fn read_for(
         }
     }
     failed.map_or(Ok((bytes, started.elapsed(), good)), Err)
-}
-
-impl RedisStore {
-    /// The keys of all chunks, in no order. For tools: walks over the whole store.
-    pub fn keys(&self) -> Result<Vec<ChunkKey>, StoreError> {
-        let mut keys = Vec::new();
-        let mut roles = Vec::new();
-        self.nodes.facts(&mut |node| roles.push(node.role));
-        for ((_, node), _) in self.nodes.iter().zip(roles).filter(|(_, role)| *role == Role::Master) {
-            let mut line = Line::new(INFO_BYTES);
-            let mut cursor = b"0".to_vec();
-            loop {
-                let until = Instant::now() + PATIENCE;
-                line.dial(&self.door, node.address, until).map_err(|error| match error {
-                    LineError::Refused(_) => StoreError::Denied { call: "scan" },
-                    LineError::Lost(error) => super::down("scan", &error),
-                })?;
-                let reply = line.call(&[b"SCAN", &cursor, b"MATCH", b"kvlane:{*}", b"COUNT", b"100"], until);
-                let reply = reply.map_err(|error| super::down("scan", &error))?;
-                let Reply::Other(reply) = reply else { return Err(StoreError::Denied { call: "scan" }) };
-                let mut parts = super::resp::elements(reply);
-                let (Some(Reply::Bulk(next)), Some(Reply::Other(names))) = (parts.next(), parts.next()) else {
-                    return Err(StoreError::Io { call: "scan", errno: nix::errno::Errno::EPROTO });
-                };
-                keys.extend(super::resp::elements(names).filter_map(|name| match name {
-                    Reply::Bulk(name) => Name::parse(name),
-                    _ => None,
-                }));
-                cursor = next.to_vec();
-                if cursor == b"0" {
-                    break;
-                }
-            }
-        }
-        keys.sort_unstable();
-        keys.dedup();
-        Ok(keys)
-    }
 }

@@ -73,8 +73,8 @@ impl Fault {
     }
 }
 
-/// An error reply, to be repeated to operators: printable, and without the password. Servers before Redis 6 answer HELLO
-/// with all that it was asked with.
+/// An error reply, to be repeated to operators: printable, and without the password. Servers before Redis 6 answer
+/// HELLO with all that it was asked with.
 pub(super) fn said(text: &[u8], login: &Login) -> Said {
     let text = std::str::from_utf8(text).unwrap_or("an answer that is not text");
     let text = text.split(", with args").next().unwrap_or_default();

@@ -34,9 +34,9 @@ pub(super) struct Greeting {
 /// The server does not take us.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// It passes by itself: the server is starting, or has no more room for clients.
+    /// The refusal passes by itself: the server is starting, or has no more room for clients.
     pub(super) later: bool,
-    /// What was asked.
+    /// The question.
     pub(super) asked: &'static str,
     pub(super) said: Said,
 }

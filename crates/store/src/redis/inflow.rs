@@ -6,16 +6,17 @@
 //! ```
 //!
 //! The manifest told how long each block is, so what lies between two payloads is known before it comes. One `readv`
-//! scatters over the memory of all blocks that are due and over a small scratch for the glue between them. Where the glue
-//! is what it should be, every payload byte already lies where it belongs: nothing was copied. Where it is not (a nil,
-//! an error, a redirect, another length) the bytes behind it have landed in the wrong places: they are gathered into
-//! the `spill` and go through [`Inflow::feed`], which takes the stream byte by byte and may copy.
+//! scatters over the memory of all blocks that are due and over a small scratch for the glue between them. Where the
+//! glue is what it should be, every payload byte already lies where it belongs: nothing was copied. Where it is not
+//! (a nil, an error, a redirect, another length) the bytes behind it have landed in the wrong places: they are
+//! gathered into the `spill` and go through [`Inflow::feed`], which takes the stream byte by byte and may copy.
 //!
-//! The memory of a block moves in with [`Due`] and out with its completion, or with [`Inflow::orphan`] when nobody wants
-//! it any more; what still comes for an orphan is read into the spill and forgotten. Only `receive` writes to it, in the
-//! thread that calls, so once it is out nothing can write to it.
+//! The memory of a block moves in with [`Due`] and out with its completion, or with [`Inflow::orphan`] when nobody
+//! wants it any more; what still comes for an orphan is read into the spill and forgotten. Only `receive` writes to
+//! it, in the thread that calls, so once it is out nothing can write to it.
 //!
-//! It refuses replies that nobody asked for, that do not parse, or that exceed the scratch: the connection is lost then.
+//! It refuses replies that nobody asked for, that do not parse, or that exceed the scratch: the connection is lost
+//! then.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut, Read};
@@ -32,7 +33,7 @@ pub(super) const SCRATCH_BYTES: usize = 8 << 10;
 /// The longest answer to a small question that is passed over; a longer one costs the connection.
 const OTHERS_MAX: usize = 4 << 20;
 
-/// Who a reply is for.
+/// Recipient of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     /// Nobody any more.
@@ -43,7 +44,7 @@ pub(super) enum Owner {
     Errand { place: u16, generation: u16, item: u16 },
 }
 
-/// A reply that will come.
+/// A reply that is due.
 #[derive(Debug)]
 pub(super) struct Due<M> {
     pub(super) owner: Owner,
@@ -51,7 +52,7 @@ pub(super) struct Due<M> {
     pub(super) wants: Wants<M>,
 }
 
-/// What the reply should be.
+/// Expected form of a reply.
 #[derive(Debug)]
 pub(super) enum Wants<M> {
     /// Something small.
@@ -60,7 +61,7 @@ pub(super) enum Wants<M> {
     Block { bytes: usize, memory: Option<M> },
 }
 
-/// What it was.
+/// Actual form of a reply.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Got<'a> {
     /// The block, whole and in its memory.
@@ -137,7 +138,7 @@ impl<M: Memory> Inflow<M> {
         }
     }
 
-    /// How many more may be.
+    /// Returns how many more replies may become due.
     pub(super) fn room(&self) -> usize {
         self.due.capacity() - self.due.len()
     }
@@ -151,7 +152,7 @@ impl<M: Memory> Inflow<M> {
         std::mem::take(&mut self.copied)
     }
 
-    /// A command was queued on this connection, and this is its reply to come.
+    /// Expects a reply to a command that was queued on this connection.
     pub(super) fn expect(&mut self, due: Due<M>) {
         assert!(self.room() > 0, "expect: the caller asked for room");
         if let Wants::Block { bytes, .. } = due.wants {
@@ -160,7 +161,7 @@ impl<M: Memory> Inflow<M> {
         self.due.push_back(due);
     }
 
-    /// The connection is gone: gives back what was due, oldest first.
+    /// Gives back what was due, oldest first: the connection is gone.
     pub(super) fn abandon(&mut self, lost: &mut dyn FnMut(Due<M>)) {
         (self.stage, self.filled, self.owed) = (Stage::Head, 0, 0);
         while let Some(due) = self.due.pop_front() {
@@ -168,7 +169,7 @@ impl<M: Memory> Inflow<M> {
         }
     }
 
-    /// Nobody waits for the replies to this errand any more: gives its memory back, if it is here.
+    /// Forgets an errand that nobody waits for any more; gives its memory back, if it is here.
     pub(super) fn orphan(&mut self, errand: u16) -> Option<M> {
         let mut found = None;
         for (index, due) in self.due.iter_mut().enumerate() {
@@ -185,7 +186,7 @@ impl<M: Memory> Inflow<M> {
         found
     }
 
-    /// One read of the source. `spill` must hold a reply of [`SCRATCH_BYTES`]; the larger, the more one call can take.
+    /// Reads the source once. `spill` must hold a reply of [`SCRATCH_BYTES`]; the larger, the more one call can take.
     pub(super) fn receive(
         &mut self,
         source: &mut impl Read,

@@ -25,7 +25,7 @@ use crate::Memory;
 pub(super) const OUT_BYTES: usize = 16 << 10;
 /// A server that owes something makes progress with this much, or with a whole reply.
 const PROGRESS_BYTES: usize = 64 << 10;
-/// Before a connection is tried again: the first time, and at most. Doubled and jittered.
+/// Pause before a connection is tried again: the first one, and the longest. Doubled and jittered.
 const RETRY_LEAST: Duration = Duration::from_millis(10);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
@@ -49,7 +49,7 @@ impl State {
     }
 }
 
-/// Why a lane closed.
+/// Reason why a lane closed.
 #[derive(Debug)]
 pub(super) enum Loss {
     Io(io::Error),
@@ -73,18 +73,18 @@ pub(super) struct Lane<M> {
     out_start: usize,
     out_end: usize,
     inflow: Inflow<M>,
-    /// When the server last made progress with what it owes, and what came since.
+    /// Time of the server's last progress with what it owes, and bytes that came since.
     progress_at: Instant,
     progress_bytes: usize,
     /// Failures in a row.
     failures: u32,
-    /// Epoll watches for room to write.
+    /// Epoll watches for room to write, too.
     watching_writes: bool,
     was_ready: bool,
 }
 
 impl<M> Lane<M> {
-    /// The node's gauges forget this connection.
+    /// Takes this connection out of the node's gauges.
     pub(super) fn leave(&self, nodes: &Nodes) {
         if self.socket.is_some() {
             let node = nodes.at(self.node);
@@ -126,7 +126,7 @@ impl<M: Memory> Lane<M> {
         matches!(self.state, State::Closed { .. })
     }
 
-    /// When a closed lane may be opened again.
+    /// Returns when a closed lane may be opened again.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         match self.state {
             State::Closed { retry_at } => Some(retry_at),
@@ -134,7 +134,7 @@ impl<M: Memory> Lane<M> {
         }
     }
 
-    /// Payload bytes that are due.
+    /// Returns the payload bytes that are due.
     pub(super) fn owed(&self) -> usize {
         self.inflow.owed()
     }
@@ -215,7 +215,7 @@ impl<M: Memory> Lane<M> {
         Ok(())
     }
 
-    /// The socket has something: connects, greets, receives. `done` gets the replies that are whole.
+    /// Connects, greets or receives, as the socket allows. `done` gets the replies that are whole.
     pub(super) fn event(
         &mut self,
         door: &Door,
@@ -292,7 +292,7 @@ impl<M: Memory> Lane<M> {
         Ok(())
     }
 
-    /// When the lane has to be looked at even if nothing comes.
+    /// Returns when the lane has to be looked at even if nothing comes.
     pub(super) fn patience(&self, door: &Door) -> Option<Instant> {
         match self.state {
             State::Closed { .. } => None,
@@ -301,7 +301,7 @@ impl<M: Memory> Lane<M> {
         }
     }
 
-    /// Nobody waits for this errand any more.
+    /// Forgets an errand that nobody waits for any more; returns its memory.
     pub(super) fn orphan(&mut self, errand: u16) -> Option<M> {
         self.inflow.orphan(errand)
     }

@@ -1,5 +1,5 @@
-//! A connection for one caller that waits: puts, the surveyor and tools. It waits in `poll`, never past its `until`, so a
-//! server that hangs or trickles costs no more than that.
+//! A connection for one caller that waits: puts, the surveyor and tools. It waits in `poll`, never past its `until`,
+//! so a server that hangs or trickles costs no more than that.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// `reply_bytes`: of the longest reply that is understood.
+    /// Makes a line that understands replies of up to `reply_bytes` bytes.
     pub(super) fn new(reply_bytes: usize) -> Self {
         Self {
             socket: None,
@@ -144,7 +144,7 @@ impl Line {
         Ok(())
     }
 
-    /// The next reply. Valid until the next call.
+    /// Reads the next reply, which is valid until the next call.
     pub(super) fn read(&mut self, until: Instant) -> io::Result<Reply<'_>> {
         self.inbox.copy_within(self.used..self.have, 0);
         (self.have, self.used) = (self.have - self.used, 0);
@@ -172,7 +172,8 @@ impl Line {
         Ok(reply)
     }
 
-    /// A command and its reply. The line is hung up after a failure, since what comes next belongs to nobody.
+    /// Sends a command and reads its reply. After a failure the line is hung up, since what comes next belongs to
+    /// nobody.
     pub(super) fn call(&mut self, words: &[&[u8]], until: Instant) -> io::Result<Reply<'_>> {
         if let Err(error) = self.write(words, until) {
             self.hang_up();
@@ -181,7 +182,7 @@ impl Line {
         self.read_or_hang_up(until)
     }
 
-    /// [`Self::read`], and the line is hung up if it fails.
+    /// The same as [`Self::read`], and the line is hung up if it fails.
     pub(super) fn read_or_hang_up(&mut self, until: Instant) -> io::Result<Reply<'_>> {
         match self.read(until).map(|_| ()) {
             Ok(()) => {
@@ -196,7 +197,7 @@ impl Line {
     }
 }
 
-/// What an error reply means; `None`: it is none.
+/// Reads an error reply; `None`: it is none.
 pub(super) fn fault_of(reply: &Reply<'_>) -> Option<Fault> {
     match reply {
         Reply::Error(text) => Some(Fault::read(text)),

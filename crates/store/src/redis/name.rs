@@ -24,7 +24,7 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// Of a chunk.
+    /// Makes the name of a chunk.
     pub(super) fn of(key: &ChunkKey) -> Self {
         let mut bytes = [0; NAME_BYTES];
         bytes[..HEAD.len()].copy_from_slice(HEAD);
@@ -33,7 +33,7 @@ impl Name {
         Self { bytes, len: CHUNK_BYTES }
     }
 
-    /// Of a put of it.
+    /// Makes the name of a put of it.
     pub(super) fn of_put(key: &ChunkKey, nonce: u64) -> Self {
         let mut name = Self::of(key);
         name.bytes[CHUNK_BYTES..CHUNK_BYTES + PUT.len()].copy_from_slice(PUT);

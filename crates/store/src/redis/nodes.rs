@@ -3,9 +3,9 @@
 //! A place in the table is a node for good; its address never changes, so a reader may keep the place. What changes is
 //! the map of slots, by redirects and by the surveyor, and each node's state.
 //!
-//! Error budget: a node that failed three times in ten seconds, or that refused us once, is `Open` for one second, and for
-//! twice as long each time that it fails again as the first thing after that, up to thirty. While it is open, requests to
-//! it fail at once.
+//! Error budget: a node that failed three times in ten seconds, or that refused us once, is `Open` for one second,
+//! and for twice as long each time that it fails again as the first thing after that, up to thirty. While it is open,
+//! requests to it fail at once.
 //!
 //! Trouble is what keeps the store from serving at all: no server has answered since the start, or one refuses us.
 
@@ -41,12 +41,12 @@ type Trouble = heapless::String<320>;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) address: SocketAddr,
-    /// As it is shown.
+    /// The address as text.
     name: String,
     role: AtomicU32,
     /// Milliseconds of the table's clock until which it is open; 0: closed.
     open_until_ms: AtomicU64,
-    /// It is open because it refuses us.
+    /// The node is open because it refuses us.
     refuses: AtomicBool,
     budget: Mutex<Budget>,
     pub(super) connections: AtomicU64,
@@ -69,7 +69,7 @@ struct Budget {
     open: Duration,
 }
 
-/// All of them.
+/// See the module's head.
 #[derive(Debug)]
 pub(super) struct Nodes {
     started: Instant,
@@ -77,11 +77,11 @@ pub(super) struct Nodes {
     len: AtomicUsize,
     /// Held while a node is added.
     adding: Mutex<()>,
-    /// By slot: the master's place.
+    /// Place of each slot's master.
     masters: Box<[AtomicU16]>,
-    /// By slot: its replicas' places.
+    /// Places of each slot's replicas.
     replicas: Box<[[AtomicU16; REPLICAS]]>,
-    /// They are a cluster's.
+    /// The nodes are those of a cluster.
     cluster: AtomicBool,
     /// A server has answered since the start.
     found: AtomicBool,
@@ -89,14 +89,14 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Of what has been found: a cluster, or one server.
+    /// Makes the table of what was found: a cluster, or one server.
     pub(super) fn new(nodes_max: usize, cluster: bool) -> Self {
         let nodes = Self::with_slots(nodes_max, if cluster { SLOTS } else { 1 });
         nodes.is_there(cluster);
         nodes
     }
 
-    /// Of what is not there yet: it may be either.
+    /// Makes the table of a store that is not there yet, which may be either.
     pub(super) fn unknown(nodes_max: usize) -> Self {
         Self::with_slots(nodes_max, SLOTS)
     }
@@ -115,7 +115,7 @@ impl Nodes {
         }
     }
 
-    /// A server has answered, and every node that it knows is entered.
+    /// Notes that a server has answered, and that every node that it knows is entered.
     pub(super) fn is_there(&self, cluster: bool) {
         self.cluster.store(cluster, Relaxed);
         // Pairs with the Acquire in `is_found`: who sees it sees whether it is a cluster, and the map.
@@ -140,7 +140,7 @@ impl Nodes {
         std::mem::replace(&mut *trouble, next.clone()) != next
     }
 
-    /// Nothing keeps it any more. `true`: something did.
+    /// Notes that nothing keeps the store from serving any more. `true`: something did.
     pub(super) fn clear_trouble(&self) -> bool {
         !std::mem::take(&mut *self.trouble.lock().expect(crate::POISONED)).is_empty()
     }
@@ -169,7 +169,7 @@ impl Nodes {
         self.places.iter().enumerate().map_while(|(place, node)| Some((place as u16, node.get()?)))
     }
 
-    /// The place of an address, a new one if it must be; `None` where the table is full. A node that is new allocates.
+    /// Finds the place of an address, or takes a new one, which allocates; `None` where the table is full.
     pub(super) fn place_of(&self, address: SocketAddr) -> Option<u16> {
         let find = || self.iter().find(|(_, node)| node.address == address).map(|(place, _)| place);
         if let Some(place) = find() {
@@ -198,7 +198,7 @@ impl Nodes {
         places.iter().map(|place| place.load(Relaxed)).filter(|place| *place != NOBODY)
     }
 
-    /// A slot's master is known to be another now.
+    /// Notes that a slot has another master now.
     pub(super) fn moved(&self, slot: usize, place: u16) {
         self.masters[slot % self.masters.len()].store(place, Relaxed);
     }
@@ -213,7 +213,7 @@ impl Nodes {
         }
     }
 
-    /// Slots that nobody serves.
+    /// Counts the slots that nobody serves.
     pub(super) fn unserved(&self) -> usize {
         self.masters.iter().filter(|master| master.load(Relaxed) == NOBODY).count()
     }
@@ -231,7 +231,7 @@ impl Nodes {
         }
     }
 
-    /// A node that is open and should be tried, to see whether it answers again; each goes once in its time.
+    /// Picks a node that is open and should be tried, to see whether it answers again; each once in its time.
     pub(super) fn on_probation(&self) -> Option<u16> {
         let wants = |(place, node): (u16, &Node)| node.open_until_ms.load(Relaxed) != 0 && self.admits(place);
         self.iter().find(|(place, node)| wants((*place, node))).map(|(place, _)| place)
@@ -242,7 +242,7 @@ impl Nodes {
         self.iter().any(|(_, node)| node.open_until_ms.load(Relaxed) != 0)
     }
 
-    /// All that are open may be tried now: we come as somebody else.
+    /// Allows all that are open to be tried now: we come as somebody else.
     pub(super) fn try_all(&self) {
         for (_, node) in self.iter() {
             let mut budget = node.budget.lock().expect(crate::POISONED);
@@ -253,7 +253,7 @@ impl Nodes {
         }
     }
 
-    /// A node answered.
+    /// Notes that a node answered.
     pub(super) fn succeeded(&self, place: u16) {
         let node = self.at(place);
         if node.open_until_ms.load(Relaxed) != 0 {
@@ -268,7 +268,7 @@ impl Nodes {
         }
     }
 
-    /// A connection to a node failed or was given up. `true` if requests stop going there.
+    /// Notes that a connection to a node failed or was given up. `true`: requests stop going there.
     pub(super) fn failed(&self, place: u16, why: &dyn std::fmt::Display) -> bool {
         let node = self.at(place);
         node.errors.fetch_add(1, Relaxed);
@@ -292,7 +292,8 @@ impl Nodes {
         open
     }
 
-    /// A node refuses us, which no second question changes. Said once, until it answers or says something else.
+    /// Notes that a node refuses us, which no second question changes. Said once, until it answers or says something
+    /// else.
     pub(super) fn refused(&self, place: u16, why: &dyn std::fmt::Display) {
         let node = self.at(place);
         node.errors.fetch_add(1, Relaxed);
@@ -371,7 +372,7 @@ impl Node {
     }
 }
 
-/// Takes what fits.
+/// Cuts what does not fit.
 struct Cut<'a>(&'a mut Trouble);
 
 impl std::fmt::Write for Cut<'_> {

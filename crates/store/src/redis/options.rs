@@ -5,19 +5,21 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::open_error::OpenError;
 use crate::secret::Secret;
-use crate::url::{OpenError, bytes};
+use crate::size::bytes;
 
-/// What an unknown option is answered with.
+/// Message for an unknown option.
 const OPTIONS: &str = "options are connections, window, ttl-s, read, protocol, nodes, name, password-file, connect-ms, \
-    stall-ms, put-ms, keepalive-s, user-timeout-ms, rcvbuf, sndbuf, seed; with rediss:// also ca, cert, key and server-name";
+    stall-ms, put-ms, keepalive-s, user-timeout-ms, rcvbuf, sndbuf, seed; with rediss:// also ca, cert, key and \
+    server-name";
 const PORT: u16 = 6379;
 /// Connections for blocks from one reader to one node.
 pub(super) const CONNECTIONS_MAX: usize = 16;
 /// Nodes of a cluster that a store can know.
 pub(super) const NODES_MAX: usize = 256;
 
-/// Whom blocks are read from.
+/// Nodes that blocks are read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadFrom {
     Master,
@@ -25,7 +27,7 @@ pub(super) enum ReadFrom {
     Any,
 }
 
-/// TLS, and whom to believe.
+/// TLS, and which certificates to trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tls {
     /// PEM file of authorities; without it the system's.
@@ -37,7 +39,7 @@ pub(super) struct Tls {
     pub(super) key: Option<PathBuf>,
 }
 
-/// Who we are to the servers. All of the URL that may change while the store is open.
+/// User and password: the only parts of the URL that may change while the store is open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Login {
     pub(super) user: Option<String>,
@@ -47,7 +49,7 @@ pub(super) struct Login {
 /// What the URL says, with defaults for what it does not.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Options {
-    /// At least one.
+    /// Hosts and ports, at least one.
     pub(super) hosts: Vec<(String, u16)>,
     pub(super) login: Login,
     pub(super) database: u32,
@@ -63,20 +65,20 @@ pub(super) struct Options {
     pub(super) resp3: bool,
     /// Places for nodes of a cluster; `None`: twice as many as at start, at least 16.
     pub(super) nodes_max: Option<usize>,
-    /// What CLIENT LIST shows.
+    /// Name that CLIENT LIST shows.
     pub(super) name: String,
-    /// To connect and greet.
+    /// Longest time to connect and greet.
     pub(super) connect: Duration,
     /// A server that owes a reply and sends less than 64 KiB of it in this time is stuck.
     pub(super) stall: Duration,
-    /// A call of a put.
+    /// Longest time of one call of a put.
     pub(super) put: Duration,
     pub(super) keepalive: Duration,
     pub(super) user_timeout: Duration,
     /// Socket buffers; `None`: the kernel adapts them, which is what a long fat link wants.
     pub(super) rcvbuf: Option<usize>,
     pub(super) sndbuf: Option<usize>,
-    /// Of the jitter of retries; for tests.
+    /// Seed of the jitter of retries, for tests.
     pub(super) seed: Option<u64>,
 }
 
@@ -87,6 +89,13 @@ impl fmt::Debug for Options {
 }
 
 impl Options {
+    /// The URL without the login and the options.
+    pub(super) fn shown(&self) -> String {
+        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        let hosts: Vec<_> = self.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+        format!("{scheme}://{}", hosts.join(","))
+    }
+
     /// `Err`: what is wrong and where; nothing of what stands there, which may be a part of a password.
     pub(super) fn parse(url: &str) -> Result<Self, OpenError> {
         let bad = |what: String| OpenError::Option { url: url.into(), what };
@@ -231,7 +240,8 @@ fn host_of(number: usize, text: &str) -> Result<(String, u16), String> {
     Ok((host.to_owned(), port))
 }
 
-/// Undoes percent encoding: `%` and two hexadecimal digits, anything else stands for itself. `None` where it is not UTF-8.
+/// Undoes percent encoding: `%` and two hexadecimal digits, anything else stands for itself. `None` where it is not
+/// UTF-8.
 fn decode(text: &str) -> Option<String> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
     let mut bytes = Vec::with_capacity(text.len());
@@ -259,7 +269,8 @@ mod tests {
 
     #[test]
     fn every_part_of_a_url_is_read() {
-        let url = "rediss://kv:p%40ss:w@rd@a,b:7000,[::1]:7001/3?connections=4&window=1M&ttl-s=60&read=any&protocol=2&ca=/x.pem";
+        let url = "rediss://kv:p%40ss:w@rd@a,b:7000,[::1]:7001/3?connections=4&window=1M&ttl-s=60&read=any&protocol=2\
+                   &ca=/x.pem";
         let options = Options::parse(url).unwrap();
         let hosts = [("a", 6379), ("b", 7000), ("[::1]", 7001)].map(|(host, port)| (host.to_owned(), port));
         assert_eq!(options.hosts, hosts);

@@ -1,7 +1,8 @@
-//! The way in: a put gathers its blocks in a hash of a name of its own, and the whole hash gets the chunk's name at the end.
+//! The way in: a put gathers its blocks in a hash of a name of its own, and the whole hash gets the chunk's name at
+//! the end.
 //!
 //! ```text
-//!   put_block    HSET kvlane:{K}:put:N 17 BYTES | PEXPIRE kvlane:{K}:put:N       what is left behind goes away by itself
+//!   put_block    HSET kvlane:{K}:put:N 17 BYTES | PEXPIRE kvlane:{K}:put:N       what is left goes away by itself
 //!   commit_put   HSET ... m MANIFEST | HLEN ...     as many fields as were put? an eviction in between would show here
 //!                PERSIST of a name that nobody has  may we? a RENAME cannot be taken back
 //!                RENAME ... kvlane:{K} | PERSIST or PEXPIRE kvlane:{K}
@@ -32,9 +33,9 @@ use super::resp::{Digits, Reply};
 use super::{RedisStore, advice, down, random};
 use crate::{Limits, POISONED, STORE_TRIES, StoreError};
 
-/// What an unfinished put outlives its last block by.
+/// Milliseconds that an unfinished put outlives its last block.
 const LEFTOVER_MS: usize = 120_000;
-/// An aborted put is removed at once if that takes no longer than this.
+/// Longest time that the removal of an aborted put may take.
 const ABORT_MOST: Duration = Duration::from_secs(1);
 /// Redirects in one exchange that are followed at once.
 const HOPS_MAX: usize = 8;
@@ -45,7 +46,7 @@ const LATER: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 struct Putting {
     put: Option<(ChunkKey, Name, Instant)>,
-    /// By index: the block was put.
+    /// Blocks that were put, by index.
     there: Box<[bool]>,
     blocks: usize,
     bytes: u64,
@@ -56,7 +57,7 @@ struct Putting {
 #[derive(Debug)]
 pub(super) struct Puts {
     seats: Box<[Mutex<Putting>]>,
-    /// For each node one for each thread that may put.
+    /// Lines: for each node, one for each thread that may put.
     lines: Box<[Mutex<Line>]>,
     writers: usize,
     nonce: AtomicU64,
@@ -87,7 +88,7 @@ impl Puts {
         (putting.blocks, putting.bytes, putting.failed, putting.put) = (0, 0, false, Some((*key, name, until)));
     }
 
-    /// A line to a node that nobody else is using.
+    /// Takes a line to a node that nobody else is using.
     fn line(&self, node: u16) -> MutexGuard<'_, Line> {
         let lines = &self.lines[usize::from(node) * self.writers..][..self.writers];
         // Those that are up first.
@@ -102,7 +103,7 @@ impl Puts {
     }
 }
 
-/// What one exchange of commands and replies came to.
+/// Result of one exchange of commands and replies.
 type Exchange<T> = Result<Result<T, Refused>, LineError>;
 
 /// A command was answered with an error.
@@ -281,7 +282,7 @@ impl RedisStore {
         self.discard_put(&key, &name, until);
     }
 
-    /// Takes a chunk of our own away.
+    /// Removes a chunk of our own.
     pub(super) fn remove(&self, key: &ChunkKey) {
         let name = Name::of(key);
         // If this fails, it is noise that the server evicts some day.
@@ -291,7 +292,7 @@ impl RedisStore {
         });
     }
 
-    /// If this fails, or the put has no time left, what was put expires.
+    /// Removes what was put. If this fails, or the put has no time left, it expires.
     fn discard_put(&self, key: &ChunkKey, name: &Name, until: Instant) {
         self.counters.puts_failed.fetch_add(1, Relaxed);
         let until = until.min(Instant::now() + ABORT_MOST);

@@ -1,7 +1,7 @@
 //! One connection to a server: TCP, with TLS around it for `rediss://`. Never blocks.
 //!
-//! Plain connections scatter straight from the kernel into the caller's memory. TLS decrypts into buffers of its own and
-//! copies from there: that copy, and what rustls allocates, is the price of encryption.
+//! Plain connections scatter straight from the kernel into the caller's memory. TLS decrypts into buffers of its own
+//! and copies from there: that copy, and what rustls allocates, is the price of encryption.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +25,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Starts to connect; writable when it is, or when it has failed.
+    /// Starts to connect; the socket is writable when that is done or has failed.
     pub(super) fn connect(
         address: SocketAddr,
         options: &Options,
@@ -54,7 +54,7 @@ impl Socket {
         Ok(Self { stream: fd.into(), tls: tls.map(Box::new) })
     }
 
-    /// It is writable for the first time: whether it is connected.
+    /// Tells whether it is connected, when it is writable for the first time.
     pub(super) fn connected(&self) -> io::Result<()> {
         match self.stream.take_error()? {
             Some(error) => Err(error),
@@ -66,7 +66,7 @@ impl Socket {
         self.tls.is_some()
     }
 
-    /// Nothing of ours can be sent before TLS has agreed on its keys.
+    /// Whether TLS has yet to agree on its keys: nothing of ours can be sent before.
     pub(super) fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }

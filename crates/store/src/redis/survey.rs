@@ -1,11 +1,13 @@
-//! Who serves which slot: asked at start, and again whenever a redirect or a lost connection says that it may have changed.
+//! Who serves which slot: asked at start, and again whenever a redirect or a lost connection says that it may have
+//! changed.
 //!
 //! The surveyor is a thread that sleeps until somebody asks. It
 //!
 //! * looks for a store that was not there at start, with growing pauses, until a server answers;
-//! * tries nodes that are open when their time is over, so that a store that is back is known to be back without traffic;
-//! * surveys a cluster at most five times a second, once a second while slots are without a node, and once a minute anyway:
-//!   a replica that comes is told by nobody.
+//! * tries nodes that are open when their time is over, so that a store that is back is known to be back without
+//!   traffic;
+//! * surveys a cluster at most five times a second, once a second while slots are without a node, and once a minute
+//!   anyway: a replica that comes is told by nobody.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -24,7 +26,7 @@ use super::resp::{Reply, elements};
 use super::{Door, advice};
 use crate::POISONED;
 use crate::node::Role;
-use crate::url::OpenError;
+use crate::open_error::OpenError;
 
 /// Bytes of the longest CLUSTER SLOTS that is understood: some thousand ranges.
 const SLOTS_REPLY_BYTES: usize = 512 << 10;
@@ -46,7 +48,7 @@ struct Range {
     replicas: heapless::Vec<SocketAddr, REPLICAS>,
 }
 
-/// What answers where the URL says.
+/// What was found where the URL says.
 #[derive(Debug)]
 enum Found {
     Server(SocketAddr),
@@ -223,7 +225,7 @@ fn address_of(server: &[u8], asked: IpAddr) -> Option<SocketAddr> {
     }
 }
 
-/// The thread.
+/// The thread, and the bell that wakes it.
 #[derive(Debug)]
 pub(super) struct Surveyor {
     bell: Arc<Bell>,
@@ -252,7 +254,7 @@ impl Surveyor {
         Self { bell, thread: Some(thread) }
     }
 
-    /// The map may be old. Returns at once.
+    /// Asks for a survey: the map may be old. Returns at once.
     pub(super) fn ask(&self) {
         self.bell.state.lock().expect(POISONED).survey = true;
         self.bell.rung.notify_one();

@@ -6,8 +6,8 @@
 //!   close         found from here on, if all of it came                end
 //! ```
 //!
-//! A copy costs a fetch worker time, so no more than [`BYTES_PER_S`] come in this way; the mover brings the rest when nobody
-//! fetches. A fetch of some of a chunk's tokens brings nothing, and one whose bytes proved bad neither.
+//! A copy costs a fetch worker time, so no more than [`BYTES_PER_S`] come in this way; the mover brings the rest when
+//! nobody fetches. A fetch of some of a chunk's tokens brings nothing, and one whose bytes proved bad neither.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -14,27 +14,27 @@ use std::time::{Duration, Instant};
 
 use crate::StoreError;
 
-/// A call that takes so long is slow: a block of 2 MiB at 8 MB/s, or dozens of seeks of a disk that turns.
+/// Time from which a call is slow: a block of 2 MiB at 8 MB/s, or dozens of seeks of a disk that turns.
 pub(super) const SLOW: Duration = Duration::from_millis(250);
-/// So many slow or failed calls take T1 out of service.
+/// Slow or failed calls that take T1 out of service.
 pub(super) const STRIKES_MAX: u32 = 4;
-/// How long a slow or failed call counts if no other follows.
+/// Time for which a slow or failed call counts if no other follows.
 const MEMORY: Duration = Duration::from_secs(60);
-/// How long T1 stays out before one call tries it.
+/// Time that T1 stays out before one call tries it.
 pub(super) const PAUSE: Duration = Duration::from_secs(30);
 /// Threads that are told apart; two that share a lane are seen as one.
 const LANES: usize = 64;
-/// The mover's; fetch workers have the others.
+/// The mover's lane; fetch workers have the others.
 pub(super) const MOVER_LANE: usize = 0;
 
 /// Calls of one kind: reads or writes. All of it is a judgement, so nothing is ordered.
 #[derive(Debug)]
 pub(super) struct Breaker {
     opened: Instant,
-    /// By lane: when the call that is under way began, in ms since `opened` and one more; 0: none.
+    /// Start of the call that is under way in each lane, in ms since `opened` plus one; 0: none.
     calls: [AtomicU64; LANES],
     strikes: AtomicU32,
-    /// When the last strike was, or the last trial began.
+    /// Time of the last strike or trial, in ms since `opened`.
     struck_ms: AtomicU64,
     /// Calls that were slow.
     pub(super) slow: AtomicU64,

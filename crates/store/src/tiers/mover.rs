@@ -1,6 +1,6 @@
-//! The mover: brings chunks that were used into T0 and T1, one at a time, with a reader of its own. It stands back while
-//! fetches read from T2, and moves no more than [`BYTES_PER_S`]. What T0 has by then, since it came in with the fetch that
-//! used it (arrivals.rs), goes to T1 from there; the rest is read from T2 a second time.
+//! The mover: brings chunks that were used into T0 and T1, one at a time, with a reader of its own. It stands back
+//! while fetches read from T2, and moves no more than [`BYTES_PER_S`]. What T0 has by then, since it came in with the
+//! fetch that used it (arrivals.rs), goes to T1 from there; the rest is read from T2 a second time.
 //!
 //! It is asked by `touch`, which does not wait: a wish is a chunk and its parent in a ring of fixed size; where that is
 //! full the wish is lost, and the next use of the chunk makes another.
@@ -16,27 +16,26 @@ use block::{ChunkKey, Manifest};
 use nix::sys::eventfd::EventFd;
 
 use super::breaker::MOVER_LANE;
-use super::returns::Source;
-use super::{Tiers, chunk};
+use super::{Tier, Tiers, chunk};
 use tier::Policy;
 
 use crate::{Answer, Ask, Direct, Opening, Outcome, POISONED, Reader, Store, StoreError};
 
-/// What it moves in a second at most.
+/// Most bytes that it moves in a second.
 pub(super) const BYTES_PER_S: u64 = 256 << 20;
-/// Wishes that wait.
+/// Most wishes that wait.
 const WISHES_MAX: usize = 4096;
-/// How long it stands back for fetches before it moves one chunk all the same, and how often it looks: so long as the chunk
-/// before would take at this many bytes a second, that small chunks do not starve where fetches never pause.
+/// How long it stands back for fetches before it moves one chunk all the same, and how often it looks: so long as the
+/// chunk before would take at this many bytes a second, that small chunks do not starve where fetches never pause.
 const STAND_BACK_MAX: Duration = Duration::from_millis(200);
 const BYTES_PER_S_LEAST: u64 = 16 << 20;
 const LOOK: Duration = Duration::from_millis(2);
-/// What one call may take.
+/// Longest time of one call.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a tier or T2 that failed is left alone.
+/// Time for which a tier or T2 that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// A chunk that was used, the one before it, and for whose account.
+/// A chunk that was used, the one before it, and the namespace that used it.
 #[derive(Clone, Copy, Debug)]
 struct Wish {
     key: ChunkKey,
@@ -47,9 +46,9 @@ struct Wish {
 #[derive(Debug)]
 struct Waiting {
     wishes: VecDeque<Wish>,
-    /// By seat: what is being put, so that nobody promotes it meanwhile.
+    /// Chunks that are being put, by seat, so that nobody promotes them meanwhile.
     puts: Vec<Option<ChunkKey>>,
-    /// What the mover has on its way, and whether a put has made it worthless.
+    /// Chunk that the mover has on its way, and whether a put has made that worthless.
     moving: Option<ChunkKey>,
     spoilt: bool,
 }
@@ -155,7 +154,7 @@ pub(super) fn start(tiers: Arc<Tiers>) -> std::io::Result<JoinHandle<()>> {
     let bell = EventFd::new()?;
     let (sender, ready) = std::sync::mpsc::sync_channel(1);
     let body = move || {
-        let reader = match tiers.bottom.reader(bell.as_fd()) {
+        let reader = match tiers.bottom.readable().reader(bell.as_fd()) {
             Ok(reader) => reader,
             Err(error) => return drop(sender.send(Err(error))),
         };
@@ -229,7 +228,7 @@ impl Mover<'_> {
         self.in_service = in_service;
     }
 
-    /// Bytes that were moved.
+    /// Serves a wish; returns the bytes that were moved.
     fn serve(&mut self, wish: &Wish) -> Result<u64, StoreError> {
         let tiers = self.tiers;
         let on_disk = tiers.disk.as_ref().is_some_and(|disk| disk.store.holds(&wish.key));
@@ -246,13 +245,13 @@ impl Mover<'_> {
         self.stand_back();
         let in_dram = tiers.dram.as_ref().is_some_and(|dram| dram.holds(&wish.key));
         let mut source = match (in_dram, on_disk) {
-            (true, _) => Source::Dram,
-            (false, true) => Source::Disk,
-            (false, false) => Source::Bottom,
+            (true, _) => Tier::Dram,
+            (false, true) => Tier::Disk,
+            (false, false) => Tier::Bottom,
         };
         let mut opened = self.open(source, &wish.key);
-        if opened.is_err() && source != Source::Bottom {
-            source = Source::Bottom;
+        if opened.is_err() && source != Tier::Bottom {
+            source = Tier::Bottom;
             opened = self.open(source, &wish.key);
         }
         let manifest_bytes = opened?;
@@ -267,14 +266,14 @@ impl Mover<'_> {
             Err(_) => Ok(0),
         };
         match source {
-            Source::Dram => tiers.dram().close(self.seat),
-            Source::Disk => tiers.disk().store.close(self.seat),
-            Source::Bottom => tiers.bottom.store().close(self.seat),
+            Tier::Dram => tiers.dram().close(self.seat),
+            Tier::Disk => tiers.disk().store.close(self.seat),
+            Tier::Bottom => tiers.bottom.store().close(self.seat),
         }
         moved
     }
 
-    /// Fetches go first.
+    /// Waits while fetches read from T2: they go first.
     fn stand_back(&self) {
         let patience = Duration::from_secs_f64(self.moved as f64 / BYTES_PER_S_LEAST as f64).min(STAND_BACK_MAX);
         let end = Instant::now() + patience;
@@ -286,7 +285,7 @@ impl Mover<'_> {
     fn copy(
         &mut self,
         wish: &Wish,
-        source: Source,
+        source: Tier,
         manifest: &Manifest,
         manifest_bytes: usize,
         wants_dram: bool,
@@ -307,7 +306,7 @@ impl Mover<'_> {
                 self.on_disk(|disk| disk.begin_put(put, &wish.key, None, Instant::now() + PATIENCE), &wish.key, false);
         }
         // What T0 gives up comes back from T1, if that has it.
-        let cost = if disk || source == Source::Disk { tiers.returns.disk_cost() } else { 1.0 };
+        let cost = if disk || source == Tier::Disk { tiers.fetch_cost.disk() } else { 1.0 };
         let parts = (&self.manifest[..manifest_bytes], manifest.lengths());
         let dram = tiers.dram.as_ref().filter(|dram| {
             wants_dram && to_dram.admitted(dram.begin(self.seat, &offered(cost), wish.parent.as_ref(), now_ms, parts))
@@ -335,11 +334,11 @@ impl Mover<'_> {
             }
         }
         self.end(wish, disk, manifest, manifest_bytes, failed)?;
-        tiers.returns.saw(source, blocks, reading);
+        tiers.fetch_cost.saw(source, blocks, reading);
         Ok(u64::from(bytes))
     }
 
-    /// Publishes or gives up.
+    /// Publishes the copies, or gives them up.
     fn end(
         &self,
         wish: &Wish,
@@ -411,19 +410,19 @@ impl Mover<'_> {
     }
 
     /// Bytes of the manifest.
-    fn open(&mut self, source: Source, key: &ChunkKey) -> Result<usize, StoreError> {
+    fn open(&mut self, source: Tier, key: &ChunkKey) -> Result<usize, StoreError> {
         let until = Instant::now() + PATIENCE;
         match source {
-            Source::Dram => {
+            Tier::Dram => {
                 return self.tiers.dram().open(self.seat, key, &mut self.manifest).unwrap_or(Err(StoreError::Miss));
             }
-            Source::Disk => {
+            Tier::Disk => {
                 let disk = self.tiers.disk();
                 return disk
                     .reads
                     .watch(MOVER_LANE, || disk.store.open(self.seat, &Opening::of(key), &mut self.manifest, until));
             }
-            Source::Bottom => {}
+            Tier::Bottom => {}
         }
         match self.ask(Ask::Open { seat: self.seat, key: *key, position: None, anew: false, until }) {
             Outcome::Opened(result) => result,
@@ -431,7 +430,7 @@ impl Mover<'_> {
         }
     }
 
-    fn read(&mut self, source: Source, index: usize, bytes: usize) -> Result<(), StoreError> {
+    fn read(&mut self, source: Tier, index: usize, bytes: usize) -> Result<(), StoreError> {
         let until = Instant::now() + PATIENCE;
         let mut memory = self.memory.take().expect("it came back");
         let max = memory.len();
@@ -439,9 +438,9 @@ impl Mover<'_> {
             self.memory = Some(memory);
             return Err(StoreError::Large { what: "bytes of a block", value: bytes, max });
         }
-        if source != Source::Bottom {
+        if source != Tier::Bottom {
             let into = &mut memory[..bytes];
-            let result = if source == Source::Dram {
+            let result = if source == Tier::Dram {
                 self.tiers.dram().copy_block(self.seat, index, into)
             } else {
                 let disk = self.tiers.disk();

@@ -1,12 +1,12 @@
 //! Which chunk has which pages of T0's slab: no I/O, no locks.
 //!
-//! A chunk is a chain of runs (runs.rs): one for each of its parts (its head, each of its blocks), so that the part can be
-//! read in place, or several for a part where no run was long enough. Hence room is never lost to fragmentation; what
-//! it costs instead is a copy of the blocks that lie in pieces.
+//! A chunk is a chain of runs (runs.rs): one for each of its parts (its head, each of its blocks), so that the part
+//! can be read in place, or several for a part where no run was long enough. Hence room is never lost to
+//! fragmentation; what it costs instead is a copy of the blocks that lie in pieces.
 
 use super::runs::{NONE, Run, Runs};
 
-/// Runs of a chunk at most: what a seat has places for.
+/// Most runs of a chunk: what a seat has places for.
 pub(super) const RUNS_PER_CHUNK_MAX: usize = 4096;
 
 /// A chunk's pages.
@@ -16,7 +16,7 @@ struct Record {
     last: u32,
     runs: u32,
     users: u32,
-    /// Found by nobody (any more): its pages go with the last user.
+    /// Nobody finds it, yet or any more: its pages go with the last user.
     gone: bool,
     next_free: u32,
 }
@@ -37,7 +37,7 @@ impl Pages {
         Self { records: (0..records).map(record).collect(), free_record: 0, runs: Runs::new(pages) }
     }
 
-    /// Bytes of the books of so many pages and records.
+    /// Returns the bytes of the books of so many pages and records.
     pub(super) const fn memory_bytes(pages: usize, records: usize) -> usize {
         records * size_of::<Record>() + Runs::memory_bytes(pages)
     }
@@ -46,7 +46,7 @@ impl Pages {
         self.runs.free_pages()
     }
 
-    /// A record without pages; found by nobody yet.
+    /// Takes a record without pages, which nobody finds yet.
     pub(super) fn begin(&mut self) -> Option<u32> {
         let record = Some(self.free_record).filter(|&record| record != NONE)?;
         self.free_record = self.records[record as usize].next_free;
@@ -55,8 +55,8 @@ impl Pages {
         Some(record)
     }
 
-    /// Pages for the next part of a chunk, at least one: their first run. `None`: too few are free, or in too many pieces; what
-    /// was taken is the record's all the same.
+    /// Pages for the next part of a chunk, at least one: their first run. `None`: too few are free, or in too many
+    /// pieces; what was taken is the record's all the same.
     pub(super) fn extend(&mut self, record: u32, pages: usize) -> Option<Run> {
         let Self { records, runs, .. } = self;
         let record = &mut records[record as usize];
@@ -76,28 +76,28 @@ impl Pages {
         part
     }
 
-    /// The runs of a chunk, in order.
+    /// Lists the runs of a chunk, in order.
     pub(super) fn of(&self, record: u32) -> impl Iterator<Item = Run> {
         let first = Some(self.records[record as usize].first).filter(|&page| page != NONE);
         std::iter::successors(first.map(|page| self.runs.at(page)), |&run| self.runs.after(run))
     }
 
-    /// The run behind this one in its chunk.
+    /// Returns the run behind this one in its chunk.
     pub(super) fn after(&self, run: Run) -> Option<Run> {
         self.runs.after(run)
     }
 
-    /// From here on it can be found.
+    /// Lets a record be found from now on.
     pub(super) fn publish(&mut self, record: u32) {
         self.records[record as usize].gone = false;
     }
 
-    /// One reader more.
+    /// Counts a reader more.
     pub(super) fn open(&mut self, record: u32) {
         self.records[record as usize].users += 1;
     }
 
-    /// One reader less.
+    /// Counts a reader less.
     pub(super) fn close(&mut self, record: u32) {
         self.records[record as usize].users -= 1;
         self.release(record);
@@ -138,8 +138,8 @@ mod tests {
     use super::super::dram::{PAGE_BYTES, SPARE};
     use super::*;
 
-    /// A full tier where chunks leave at random for others, ten times over: the share of blocks that lie in one run, and
-    /// of the taken bytes that hold nothing.
+    /// A full tier where chunks leave at random for others, ten times over: the share of blocks that lie in one run,
+    /// and of the taken bytes that hold nothing.
     fn churned(gib: usize, blocks: usize, block_bytes: std::ops::Range<usize>) -> (f64, f64) {
         let mut next = numbers(5);
         let page_count = (gib << 30) / PAGE_BYTES;

@@ -1,5 +1,6 @@
-//! What hosts said of chunks after those were stored: kept for the day on which a chunk comes into a tier. Fixed memory;
-//! the oldest of a set goes for the newest. A chunk whose rating was forgotten has the importance of its manifest.
+//! What hosts said of chunks after those were stored: kept for the day on which a chunk comes into a tier. Fixed
+//! memory; the oldest of a set goes for the newest. A chunk whose rating was forgotten has the importance of its
+//! manifest.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Mutex;

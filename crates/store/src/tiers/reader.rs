@@ -1,8 +1,8 @@
-//! A fetch worker's reader over tiers: what T0 or T1 has is answered at once (at most one such answer waits), the rest is
-//! asked of T2.
+//! A fetch worker's reader over tiers: what T0 or T1 has is answered at once (at most one such answer waits), the
+//! rest is asked of T2.
 //!
-//! A look-up that T0 and T1 answer in part asks T2 with the keys turned so that those come last: no second vector, and the
-//! answer is exact.
+//! A look-up that T0 and T1 answer in part asks T2 with the keys turned so that those come last: no second vector,
+//! and the answer is exact.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use std::time::Instant;
 use block::ChunkKey;
 
 use super::breaker::Breaker;
-use super::{Place, Tiers};
+use super::{Tier, Tiers};
 use crate::{Answer, Ask, Direct, Memory, Opening, Outcome, Position, Reader, StoreError, retry};
 
 /// See the module's head.
@@ -20,9 +20,9 @@ pub(super) struct TierReader<'a, M> {
     /// An answer of T0 or T1; an opened chunk's manifest is in `manifest`.
     local: Option<Answer<M>>,
     manifest: Vec<u8>,
-    /// Questions to T2 that are more than passed on.
+    /// Questions to T2 that are more than passed on, by tag.
     asked: Vec<(usize, Asked)>,
-    /// In T1's breaker.
+    /// Lane of this thread in T1's breaker.
     lane: usize,
     /// T1, and T2 where that is a directory, are not opened.
     off_disks: bool,
@@ -30,7 +30,7 @@ pub(super) struct TierReader<'a, M> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
-    /// So many leading keys are in T0 and T1.
+    /// Number of leading keys that are in T0 and T1.
     Lookup {
         found: usize,
     },
@@ -77,7 +77,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
     }
 
     fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, position: Option<Position>, anew: bool, until: Instant) {
-        let place = |place: Place| self.tiers.places[seat].store(place as u8, Relaxed);
+        let opened_in = |tier: Tier| self.tiers.opened_in[seat].store(tier as u8, Relaxed);
         if anew {
             // Its use was counted the first time.
             self.tiers.doubt(&key);
@@ -88,7 +88,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
             let dram = self.tiers.dram.as_ref().and_then(|dram| dram.open(seat, &key, &mut self.manifest));
             if let Some(Ok(bytes)) = dram {
                 self.tiers.dram().hits.fetch_add(1, Relaxed);
-                place(Place::Dram);
+                opened_in(Tier::Dram);
                 self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
                 return;
             }
@@ -98,7 +98,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
                 let open = || retry(|| disk.store.open(seat, &opening, &mut self.manifest, until));
                 match disk.reads.watch(self.lane, open) {
                     Ok(bytes) => {
-                        place(Place::Disk);
+                        opened_in(Tier::Disk);
                         disk.recall(&key, &self.manifest[..bytes], self.tiers.ratings.get(&key));
                         self.local = Some(Answer { tag, outcome: Outcome::Opened(Ok(bytes)) });
                         return;
@@ -116,21 +116,12 @@ impl<'a, M: Memory> TierReader<'a, M> {
         self.pass_on(tag, Asked::Open { seat, key, position }, Ask::Open { seat, key, position, anew, until });
     }
 
-    /// A block of a chunk that was opened in T0 or T1.
-    fn read(
-        &mut self,
-        tag: usize,
-        place: Place,
-        seat: usize,
-        index: usize,
-        bytes: usize,
-        mut memory: M,
-        until: Instant,
-    ) {
+    /// Reads a block of a chunk that was opened in T0 or T1.
+    fn read(&mut self, tag: usize, tier: Tier, seat: usize, index: usize, bytes: usize, mut memory: M, until: Instant) {
         let into = &mut memory[..bytes];
         let result = if Instant::now() >= until {
             Err(StoreError::Late { call: "read_block" })
-        } else if place == Place::Dram {
+        } else if tier == Tier::Dram {
             self.tiers.dram().read(seat, index, into)
         } else {
             let disk = self.tiers.disk();
@@ -149,20 +140,20 @@ impl<'a, M: Memory> TierReader<'a, M> {
         self.local = Some(Answer { tag, outcome });
     }
 
-    fn key_of(&self, place: Place, seat: usize) -> ChunkKey {
-        match place {
-            Place::Dram => self.tiers.dram().key_of(seat),
+    fn key_of(&self, tier: Tier, seat: usize) -> ChunkKey {
+        match tier {
+            Tier::Dram => self.tiers.dram().key_of(seat),
             _ => self.tiers.disk().store.key_of(seat),
         }
     }
 
-    /// Bad in T0 or T1 is a copy: T2 has the chunk.
-    fn discard(&mut self, tag: usize, place: Place, seat: usize) {
-        self.tiers.doubt(&self.key_of(place, seat));
+    /// Takes out a copy in T0 or T1 that is bad: T2 has the chunk.
+    fn discard(&mut self, tag: usize, tier: Tier, seat: usize) {
+        self.tiers.doubt(&self.key_of(tier, seat));
         self.local = Some(Answer { tag, outcome: Outcome::Discarded });
     }
 
-    /// What T2's answer means with what T0 and T1 have.
+    /// Completes T2's answer by what T0 and T1 have.
     fn complete(&mut self, mut answer: Answer<M>, manifest: &[u8]) -> Answer<M> {
         let Some(index) = self.asked.iter().position(|(tag, _)| *tag == answer.tag) else { return answer };
         let (_, asked) = self.asked.swap_remove(index);
@@ -180,7 +171,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
                 };
             }
             (Asked::Open { seat, key, position }, Outcome::Opened(opened)) => {
-                self.tiers.places[seat].store(Place::Bottom as u8, Relaxed);
+                self.tiers.opened_in[seat].store(Tier::Bottom as u8, Relaxed);
                 if let (Ok(bytes), Some(position)) = (opened, &position) {
                     self.tiers.begin_arrival(seat, &key, position, &manifest[..*bytes], &mut self.manifest);
                 }
@@ -215,19 +206,19 @@ impl<M: Memory> Reader<M> for TierReader<'_, M> {
         match ask {
             Ask::Lookup { keys, until } => self.lookup(tag, keys, until),
             Ask::Open { seat, key, position, anew, until } => self.open(tag, seat, key, position, anew, until),
-            Ask::Read { seat, index, bytes, memory, until } => match self.tiers.place(seat) {
-                Place::Bottom => {
+            Ask::Read { seat, index, bytes, memory, until } => match self.tiers.tier_of(seat) {
+                Tier::Bottom => {
                     let asked = Asked::Read { seat, index, bytes };
                     self.pass_on(tag, asked, Ask::Read { seat, index, bytes, memory, until });
                 }
-                place => self.read(tag, place, seat, index, bytes, memory, until),
+                tier => self.read(tag, tier, seat, index, bytes, memory, until),
             },
-            Ask::Discard { seat, why, until } => match self.tiers.place(seat) {
-                Place::Bottom => {
+            Ask::Discard { seat, why, until } => match self.tiers.tier_of(seat) {
+                Tier::Bottom => {
                     self.tiers.end_arrival(seat, false);
                     self.bottom.begin(tag, Ask::Discard { seat, why, until });
                 }
-                place => self.discard(tag, place, seat),
+                tier => self.discard(tag, tier, seat),
             },
         }
     }

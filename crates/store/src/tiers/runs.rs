@@ -1,12 +1,13 @@
-//! The pages of T0's slab as runs: pages that are neighbours. No I/O, no locks, no search: free runs are listed by length.
+//! The pages of T0's slab as runs: pages that are neighbours. No I/O, no locks, no search: free runs are listed by
+//! length.
 //!
 //! ```text
 //!   every page belongs to one run      |taken 3|free 5    |taken 2|free 1|   no two free runs are neighbours
 //!   marks on its first and last page   |3 . . |5f . . . 5f|2 0    |1f    |   f: FREE
 //! ```
 //!
-//! A run is taken from the first list that has only runs long enough (a good fit, as in TLSF), and what is left of it goes
-//! back. Where no run is long enough the caller gets the longest there is and asks again for the rest.
+//! A run is taken from the first list that has only runs long enough (a good fit, as in TLSF), and what is left of it
+//! goes back. Where no run is long enough the caller gets the longest there is and asks again for the rest.
 
 /// The end of a list or a chain.
 pub(super) const NONE: u32 = u32::MAX;
@@ -15,7 +16,7 @@ const FREE: u32 = 1 << 31;
 const STEPS: usize = 16;
 const LISTS: usize = 32 * STEPS;
 
-/// Pages that are neighbours.
+/// Neighbouring pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Run {
     pub(super) first: u32,
@@ -25,19 +26,19 @@ pub(super) struct Run {
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Runs {
-    /// By page: the length of the run that it is the first page of; with FREE also on the last page.
+    /// Length of each run, at its first page; of a free run with FREE, and at its last page, too.
     marks: Box<[u32]>,
-    /// By first page of a run: the next one in its list, or, of one that is taken, in its owner's chain.
+    /// Next run in the list, or of a taken one in its owner's chain; at the run's first page.
     next: Box<[u32]>,
-    /// By first page of a free run.
+    /// Run before it in the list; at a free run's first page.
     previous: Box<[u32]>,
     lists: [u32; LISTS],
-    /// Which lists have a run.
+    /// Bit set of the lists that have a run.
     filled: [u64; LISTS / 64],
     free_pages: usize,
 }
 
-/// The list of runs of this length.
+/// Returns the list of runs of this length.
 fn list_of(pages: u32) -> usize {
     let power = pages.ilog2() as usize;
     let step = if power >= 4 {

@@ -203,8 +203,10 @@ pub(crate) fn chunk_path(dir: &Path, key: &ChunkKey) -> std::path::PathBuf {
     dir.join(&name[..2]).join(name)
 }
 
-/// Runs the test `name` of this binary again, as another process with `role` in its environment.
+/// Runs the test `name` of this binary, which calls this, again: as another process with `role` in its environment.
 pub(crate) fn again(name: &str, role: &str, dir: &Path) -> Command {
+    let thread = std::thread::current();
+    assert!(thread.name().is_none_or(|test| test == name || test == "main"), "{name} is not this test's name");
     let mut command = Command::new(std::env::current_exe().expect("this binary has a path"));
     command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env("STORE_ROLE", role).env("STORE_DIR", dir);
     command

@@ -65,8 +65,8 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// All know all, and each replica is up to date and known to be: a server shows no replica of which it has not heard
-    /// how far it is.
+    /// All know all, and each replica is up to date and known to be: a server shows no replica of which it has not
+    /// heard how far it is.
     fn is_whole(&self) -> bool {
         self.servers.iter().all(|server| {
             let info = server.cli(&["CLUSTER", "INFO"]);

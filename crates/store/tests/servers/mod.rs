@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// The servers that this machine has, or the one that `KVLANE_TEST_SERVER` names. Without any, tests of them are passed over, and say so.
+/// The servers that this machine has, or the one that `KVLANE_TEST_SERVER` names. Without any, tests of them are
+/// passed over, and say so.
 pub(crate) fn programs() -> Vec<&'static str> {
     let named = std::env::var("KVLANE_TEST_SERVER").ok();
     let wanted = |program: &&str| named.as_ref().is_none_or(|named| named == program);

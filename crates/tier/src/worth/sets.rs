@@ -1,8 +1,8 @@
 //! A few disjoint sets of places, all in one array, set after set, so that a member can be drawn from any of them at
 //! random: entering and leaving move one member of each set behind.
 
-use crate::NAMESPACES_MAX as SETS;
 use super::table::NONE;
+use crate::NAMESPACES_MAX as SETS;
 
 /// See the module's head.
 #[derive(Debug)]
