@@ -1,8 +1,8 @@
 //! Comch: servers, clients, producers and consumers, and the sockets beneath them.
 
 mod control;
-mod fast;
+mod data;
 mod inbox;
 mod link;
 mod meeting;
-mod station;
+mod reactor;

@@ -11,7 +11,7 @@ mod kind;
 mod limits;
 mod pci;
 
-pub(crate) use kind::{KINDS, Kind};
+pub(crate) use kind::{KINDS, TaskKind};
 pub(crate) use limits::{DATA_BYTES_MAX, IMM_BYTES_MAX, LIST_MAX, TASKS_MAX, buf_bytes_max};
 pub use pci::PciAddress;
 

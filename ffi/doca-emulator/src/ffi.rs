@@ -1,5 +1,12 @@
-//! The C boundary: the bindings of our own headers, raw arguments to checked values, error codes.
+//! The C boundary: bindings of our own headers, handles, checked arguments, error codes.
 
 pub mod abi;
-pub(crate) mod door;
+mod arguments;
 pub(crate) mod error;
+mod exports;
+mod handle;
+
+pub(crate) use arguments::{Enter, Maybe, Out, Room, Text};
+pub(crate) use error::{Answer, FLUSHED, Fault, complain};
+pub(crate) use exports::exports;
+pub(crate) use handle::{Handle, Object, Stamp};

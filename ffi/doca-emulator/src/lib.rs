@@ -21,7 +21,7 @@
 //! # Where things are
 //! | room | what it has |
 //! |---|---|
-//! | `ffi` | the door of every function, error codes; the bindings of our own headers: [`abi`] |
+//! | `ffi` | handles, checked arguments, error codes; the bindings of our own headers: [`abi`] |
 //! | `config` | what can be set about a device, and its one parser |
 //! | `memory` | memory that tasks reach: regions, exports, imports, copies across processes |
 //! | `core` | DOCA's own objects: devices, representors, maps, buffers, contexts, tasks, progress engines |

@@ -8,10 +8,10 @@ use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::comch::inbox::{Inbox, Tidings};
+use crate::comch::inbox::{Event, Inbox};
 use crate::comch::link::{Counter, Link};
-use crate::comch::station::{CLIENTS_MAX, Station, Terms};
-use crate::config::{Kind, Role, TASKS_MAX};
+use crate::comch::reactor::{CLIENTS_MAX, Reactor, Terms};
+use crate::config::{Role, TASKS_MAX, TaskKind};
 use crate::core::ctx::{self, Callback, Ctx};
 use crate::core::dev::{Dev, DevInfo};
 use crate::core::library::Library;
@@ -20,8 +20,7 @@ use crate::core::rep::DevRep;
 use crate::core::task::Task;
 use crate::core::typed::{Of, Typed};
 use crate::ffi::abi::*;
-use crate::ffi::door::{Enter, Handle, Out, Stamp, Text, Thing, exports};
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Enter, Fault, Handle, Object, Out, Stamp, Text, exports};
 
 /// Longest message, with its room in a 4 KiB buffer of the card.
 const MESSAGE_MAX: u32 = 4080;
@@ -32,7 +31,7 @@ const QUEUE_DEFAULT: u32 = 128;
 const GHOSTS_MAX: usize = 64;
 
 /// What a server or a client is, beside being a context.
-pub(crate) struct Desk {
+pub(crate) struct ControlEnd {
     is_server: bool,
     name: String,
     address: String,
@@ -45,20 +44,20 @@ pub(crate) struct Desk {
     on_consumer: Cell<doca_comch_event_consumer_cb_t>,
     on_expired: Cell<doca_comch_event_consumer_cb_t>,
     /// From start to idle.
-    station: RefCell<Option<Station>>,
+    reactor: RefCell<Option<Reactor>>,
     inbox: RefCell<Option<Inbox>>,
     connections: RefCell<Vec<Handle<Connection>>>,
     /// Over, oldest first.
     ghosts: RefCell<Vec<Handle<Connection>>>,
 }
 
-impl Desk {
+impl ControlEnd {
     /// A server's with its representor, else a client's.
-    fn new(name: String, address: String, rep: Option<Handle<DevRep>>) -> Desk {
+    fn new(name: String, address: String, rep: Option<Handle<DevRep>>) -> ControlEnd {
         if let Some(rep) = rep {
             rep.hold();
         }
-        Desk {
+        ControlEnd {
             is_server: rep.is_some(),
             name,
             address,
@@ -70,7 +69,7 @@ impl Desk {
             on_disconnect: Cell::new(None),
             on_consumer: Cell::new(None),
             on_expired: Cell::new(None),
-            station: RefCell::new(None),
+            reactor: RefCell::new(None),
             inbox: RefCell::new(None),
             connections: RefCell::new(Vec::new()),
             ghosts: RefCell::new(Vec::new()),
@@ -102,7 +101,7 @@ impl Desk {
     }
 }
 
-impl Drop for Desk {
+impl Drop for ControlEnd {
     fn drop(&mut self) {
         self.forget_all();
         if let Some(rep) = self.rep {
@@ -124,48 +123,48 @@ pub(crate) struct Connection {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Connection {
+unsafe impl Object for Connection {
     type Opaque = doca_comch_connection;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-conn");
 }
 
-impl Library for Desk {
+impl Library for ControlEnd {
     fn start(&self, ctx: Handle<Ctx>) -> Result<doca_ctx_states, Fault> {
         let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
         let inbox = Inbox::new(Addressee(ctx), port);
         let (address, name) = (self.address.clone(), self.name.clone());
         let (message_max, window) = (self.message_max.get(), self.queue.get());
         let terms = Terms { address, name, message_max, window, inbox: inbox.clone() };
-        let (station, state) = if self.is_server {
-            (Station::serve(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_RUNNING)
+        let (reactor, state) = if self.is_server {
+            (Reactor::serve(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_RUNNING)
         } else {
-            (Station::visit(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_STARTING)
+            (Reactor::visit(ctx.dev.config(), terms)?, doca_ctx_states::DOCA_CTX_STATE_STARTING)
         };
-        *self.station.borrow_mut() = Some(station);
+        *self.reactor.borrow_mut() = Some(reactor);
         *self.inbox.borrow_mut() = Some(inbox);
         Ok(state)
     }
 
     fn send(&self, task: Handle<Task>) -> Answer {
-        let letter = task.letter.borrow();
-        let route = letter.route.as_ref().ok_or(Fault::DOCA_ERROR_BAD_STATE)?;
+        let message = task.message.borrow();
+        let route = message.route.as_ref().ok_or(Fault::DOCA_ERROR_BAD_STATE)?;
         // SAFETY: the application keeps the message until the task completes.
-        let message = unsafe { slice::from_raw_parts(letter.message, letter.length) };
-        route.send_message(message, task);
+        let bytes = unsafe { slice::from_raw_parts(message.bytes, message.length) };
+        route.send_message(bytes, task);
         Ok(())
     }
 
     /// What has been sent and is not out yet is flushed.
     fn begin_stop(&self, ctx: Handle<Ctx>) {
-        let station = self.station.borrow();
-        for link in station.iter().flat_map(Station::links) {
+        let reactor = self.reactor.borrow();
+        for link in reactor.iter().flat_map(Reactor::links) {
             link.flush(ctx);
         }
     }
 
     /// The links end.
     fn finish_stop(&self) {
-        drop(self.station.borrow_mut().take());
+        drop(self.reactor.borrow_mut().take());
         *self.inbox.borrow_mut() = None;
         self.forget_all();
     }
@@ -177,11 +176,11 @@ impl Library for Desk {
 
     fn hear(&self, ctx: Handle<Ctx>) {
         let next = self.inbox.borrow().as_ref().and_then(Inbox::next);
-        let Some(tidings) = next else { return };
+        let Some(event) = next else { return };
         // The header's events have no contents: any address of ours will do.
-        let event = ctx.to_c();
-        match tidings {
-            Tidings::Joined(link) => {
+        let opaque = ctx.to_c();
+        match event {
+            Event::Joined(link) => {
                 let connection = Handle::new(Connection {
                     stamp: Stamp::new(Connection::MAGIC),
                     ctx,
@@ -195,49 +194,55 @@ impl Library for Desk {
                     ctx::become_running(ctx);
                 } else if let (Some(callback), true) = (self.on_connect.get(), ctx.is_running()) {
                     // SAFETY: the application's function, as the header declares it, on the context's thread.
-                    unsafe { callback(event.cast(), connection.to_c(), 1) };
+                    unsafe { callback(opaque.cast(), connection.to_c(), 1) };
                 }
             }
-            Tidings::Refused => ctx::fail(ctx),
-            Tidings::Left(link) => {
+            Event::Refused => ctx::fail(ctx),
+            Event::Left(link) => {
                 let Some(connection) = self.find(&link) else { return };
                 self.bury(connection);
                 if !self.is_server {
                     ctx::fail(ctx);
                 } else if let (Some(callback), true) = (self.on_disconnect.get(), ctx.is_running()) {
                     // SAFETY: as above.
-                    unsafe { callback(event.cast(), connection.to_c(), 1) };
+                    unsafe { callback(opaque.cast(), connection.to_c(), 1) };
                 }
             }
-            Tidings::Message(link, mut message) => {
+            Event::Message(link, mut message) => {
                 let Some(connection) = self.find(&link) else { return };
                 if let (Some(callback), true) = (self.on_message.get(), ctx.is_running()) {
                     // SAFETY: as above; the message lives until the callback returns.
-                    unsafe { callback(event.cast(), message.as_mut_ptr(), message.len() as u32, connection.to_c()) };
+                    unsafe { callback(opaque.cast(), message.as_mut_ptr(), message.len() as u32, connection.to_c()) };
                 }
                 link.taken(message);
             }
-            Tidings::Consumer(link, id) => consumer_event(ctx, self, &link, id, self.on_consumer.get()),
-            Tidings::Expired(link, id) => consumer_event(ctx, self, &link, id, self.on_expired.get()),
+            Event::Consumer(link, id) => consumer_event(ctx, self, &link, id, self.on_consumer.get()),
+            Event::Expired(link, id) => consumer_event(ctx, self, &link, id, self.on_expired.get()),
         }
     }
 }
 
-fn consumer_event(ctx: Handle<Ctx>, desk: &Desk, link: &Arc<Link>, id: u32, callback: doca_comch_event_consumer_cb_t) {
-    if let (Some(connection), Some(callback), true) = (desk.find(link), callback, ctx.is_running()) {
+fn consumer_event(
+    ctx: Handle<Ctx>,
+    end: &ControlEnd,
+    link: &Arc<Link>,
+    id: u32,
+    callback: doca_comch_event_consumer_cb_t,
+) {
+    if let (Some(connection), Some(callback), true) = (end.find(link), callback, ctx.is_running()) {
         // SAFETY: the application's function, as the header declares it, on the context's thread.
         unsafe { callback(ctx.to_c().cast(), connection.to_c(), id) };
     }
 }
 
-/// A server's or client's pointer, and its desk.
+/// A server's or client's pointer, checked.
 macro_rules! side {
     ($name:ident, $opaque:ident, $is_server:literal) => {
         pub(crate) struct $name(Handle<Ctx>);
 
         impl $name {
-            fn desk(&self) -> &Desk {
-                self.0.library_as().unwrap_or_else(|| unreachable!("a context of this library has a desk"))
+            fn end(&self) -> &ControlEnd {
+                self.0.library_as().unwrap_or_else(|| unreachable!("a context of this library is an end"))
             }
         }
 
@@ -262,11 +267,11 @@ side!(Server, doca_comch_server, true);
 side!(Client, doca_comch_client, false);
 
 fn is_side(ctx: Handle<Ctx>, is_server: bool) -> bool {
-    ctx.library_as::<Desk>().is_some_and(|desk| desk.is_server == is_server)
+    ctx.library_as::<ControlEnd>().is_some_and(|end| end.is_server == is_server)
 }
 
 impl Typed for doca_comch_task_send {
-    const KIND: Kind = Kind::MessageSend;
+    const KIND: TaskKind = TaskKind::MessageSend;
 }
 
 fn check_name(name: &str) -> Answer {
@@ -303,16 +308,16 @@ fn configure_send(
     // calling convention does not see; the pointer passed will be of the typed kind.
     let (done, failed) =
         unsafe { (mem::transmute::<Plain, Option<Callback>>(done), mem::transmute::<Plain, Option<Callback>>(failed)) };
-    ctx.configure(Kind::MessageSend, done, failed, count)
+    ctx.configure(TaskKind::MessageSend, done, failed, count)
 }
 
 fn allocate_send(
     ctx: Handle<Ctx>,
     peer: Handle<Connection>,
-    message: *const c_void,
+    bytes: *const c_void,
     length: u32,
 ) -> Result<*mut doca_comch_task_send, Fault> {
-    if peer.ctx != ctx || message.is_null() || length == 0 {
+    if peer.ctx != ctx || bytes.is_null() || length == 0 {
         return Err(Fault::DOCA_ERROR_INVALID_VALUE);
     }
     if !peer.link.is_open() {
@@ -321,12 +326,12 @@ fn allocate_send(
     if length > peer.link.message_max.load(Ordering::Relaxed) {
         return Err(Fault::DOCA_ERROR_INVALID_VALUE);
     }
-    let task = ctx.allocate(Kind::MessageSend)?;
+    let task = ctx.allocate(TaskKind::MessageSend)?;
     task.init(ptr::null(), ptr::null_mut(), doca_data { u64_: 0 });
-    let mut letter = task.letter.borrow_mut();
-    letter.route = Some(peer.link.clone());
-    letter.message = message.cast();
-    letter.length = length as usize;
+    let mut message = task.message.borrow_mut();
+    message.route = Some(peer.link.clone());
+    message.bytes = bytes.cast();
+    message.length = length as usize;
     Ok(task.to_c().cast())
 }
 
@@ -399,8 +404,8 @@ exports! {
         if !repr.is_of(dev) {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
-        let desk = Desk::new(name.0, repr.info.pci_address(), Some(repr));
-        comch_server.put(Ctx::create(desk, dev).to_c().cast());
+        let end = ControlEnd::new(name.0, repr.info.pci_address(), Some(repr));
+        comch_server.put(Ctx::create(end, dev).to_c().cast());
         Ok(())
     }
 
@@ -423,7 +428,7 @@ exports! {
         comch_server: *const doca_comch_server => Server,
         rep: *mut *mut doca_dev_rep => Out<*mut doca_dev_rep>,
     ) {
-        rep.put(comch_server.desk().rep.ok_or(Fault::DOCA_ERROR_UNEXPECTED)?.to_c());
+        rep.put(comch_server.end().rep.ok_or(Fault::DOCA_ERROR_UNEXPECTED)?.to_c());
         Ok(())
     }
 
@@ -441,31 +446,31 @@ exports! {
             return Err(Fault::DOCA_ERROR_NOT_CONNECTED);
         }
         // Asked for, so there will be no event.
-        comch_server.desk().bury(connection);
+        comch_server.end().bury(connection);
         Ok(())
     }
 
     fn doca_comch_server_set_max_msg_size(comch_server: *mut doca_comch_server => Server, size: u32) {
-        set_limit(comch_server.0, &comch_server.desk().message_max, size, MESSAGE_MAX)
+        set_limit(comch_server.0, &comch_server.end().message_max, size, MESSAGE_MAX)
     }
 
     fn doca_comch_server_get_max_msg_size(
         comch_server: *const doca_comch_server => Server,
         size: *mut u32 => Out<u32>,
     ) {
-        size.put(comch_server.desk().message_max.get());
+        size.put(comch_server.end().message_max.get());
         Ok(())
     }
 
     fn doca_comch_server_set_recv_queue_size(comch_server: *mut doca_comch_server => Server, size: u32) {
-        set_limit(comch_server.0, &comch_server.desk().queue, size, QUEUE_MAX)
+        set_limit(comch_server.0, &comch_server.end().queue, size, QUEUE_MAX)
     }
 
     fn doca_comch_server_get_recv_queue_size(
         comch_server: *const doca_comch_server => Server,
         size: *mut u32 => Out<u32>,
     ) {
-        size.put(comch_server.desk().queue.get());
+        size.put(comch_server.end().queue.get());
         Ok(())
     }
 
@@ -478,8 +483,8 @@ exports! {
             return Err(Fault::DOCA_ERROR_NOT_SUPPORTED);
         }
         check_name(&name.0)?;
-        let desk = Desk::new(name.0, dev.info.pci_address(), None);
-        comch_client.put(Ctx::create(desk, dev).to_c().cast());
+        let end = ControlEnd::new(name.0, dev.info.pci_address(), None);
+        comch_client.put(Ctx::create(end, dev).to_c().cast());
         Ok(())
     }
 
@@ -502,32 +507,32 @@ exports! {
         comch_client: *const doca_comch_client => Client,
         connection: *mut *mut doca_comch_connection => Out<*mut doca_comch_connection>,
     ) {
-        let first = comch_client.desk().connections.borrow().first().copied();
+        let first = comch_client.end().connections.borrow().first().copied();
         connection.put(first.ok_or(Fault::DOCA_ERROR_BAD_STATE)?.to_c());
         Ok(())
     }
 
     fn doca_comch_client_set_max_msg_size(comch_client: *mut doca_comch_client => Client, size: u32) {
-        set_limit(comch_client.0, &comch_client.desk().message_max, size, MESSAGE_MAX)
+        set_limit(comch_client.0, &comch_client.end().message_max, size, MESSAGE_MAX)
     }
 
     fn doca_comch_client_get_max_msg_size(
         comch_client: *const doca_comch_client => Client,
         size: *mut u32 => Out<u32>,
     ) {
-        size.put(comch_client.desk().message_max.get());
+        size.put(comch_client.end().message_max.get());
         Ok(())
     }
 
     fn doca_comch_client_set_recv_queue_size(comch_client: *mut doca_comch_client => Client, size: u32) {
-        set_limit(comch_client.0, &comch_client.desk().queue, size, QUEUE_MAX)
+        set_limit(comch_client.0, &comch_client.end().queue, size, QUEUE_MAX)
     }
 
     fn doca_comch_client_get_recv_queue_size(
         comch_client: *const doca_comch_client => Client,
         size: *mut u32 => Out<u32>,
     ) {
-        size.put(comch_client.desk().queue.get());
+        size.put(comch_client.end().queue.get());
         Ok(())
     }
 
@@ -625,7 +630,7 @@ exports! {
         comch_server: *mut doca_comch_server => Server,
         recv_event_cb: doca_comch_event_msg_recv_cb_t,
     ) {
-        let place = &comch_server.desk().on_message;
+        let place = &comch_server.end().on_message;
         set_events(comch_server.0, [(place, recv_event_cb), (place, recv_event_cb)])
     }
 
@@ -633,7 +638,7 @@ exports! {
         comch_client: *mut doca_comch_client => Client,
         recv_event_cb: doca_comch_event_msg_recv_cb_t,
     ) {
-        let place = &comch_client.desk().on_message;
+        let place = &comch_client.end().on_message;
         set_events(comch_client.0, [(place, recv_event_cb), (place, recv_event_cb)])
     }
 
@@ -642,10 +647,10 @@ exports! {
         connect_event_cb: doca_comch_event_connection_status_changed_cb_t,
         disconnect_event_cb: doca_comch_event_connection_status_changed_cb_t,
     ) {
-        let desk = comch_server.desk();
+        let end = comch_server.end();
         set_events(
             comch_server.0,
-            [(&desk.on_connect, connect_event_cb), (&desk.on_disconnect, disconnect_event_cb)],
+            [(&end.on_connect, connect_event_cb), (&end.on_disconnect, disconnect_event_cb)],
         )
     }
 
@@ -654,8 +659,8 @@ exports! {
         new_consumer_event_cb: doca_comch_event_consumer_cb_t,
         expired_consumer_event_cb: doca_comch_event_consumer_cb_t,
     ) {
-        let desk = comch_server.desk();
-        let events = [(&desk.on_consumer, new_consumer_event_cb), (&desk.on_expired, expired_consumer_event_cb)];
+        let end = comch_server.end();
+        let events = [(&end.on_consumer, new_consumer_event_cb), (&end.on_expired, expired_consumer_event_cb)];
         set_events(comch_server.0, events)
     }
 
@@ -664,8 +669,8 @@ exports! {
         new_consumer_event_cb: doca_comch_event_consumer_cb_t,
         expired_consumer_event_cb: doca_comch_event_consumer_cb_t,
     ) {
-        let desk = comch_client.desk();
-        let events = [(&desk.on_consumer, new_consumer_event_cb), (&desk.on_expired, expired_consumer_event_cb)];
+        let end = comch_client.end();
+        let events = [(&end.on_consumer, new_consumer_event_cb), (&end.on_expired, expired_consumer_event_cb)];
         set_events(comch_client.0, events)
     }
 }

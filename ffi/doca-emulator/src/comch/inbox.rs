@@ -11,7 +11,7 @@ const EVENTS: usize = 64;
 
 /// What a context hears in `doca_pe_progress`, other than completions.
 #[derive(Clone)]
-pub(crate) enum Tidings {
+pub(crate) enum Event {
     /// The handshake is through.
     Joined(Arc<Link>),
     Left(Arc<Link>),
@@ -22,13 +22,13 @@ pub(crate) enum Tidings {
     Expired(Arc<Link>, u32),
 }
 
-/// Where the station's thread leaves events for its context. The port of the progress engine keeps their order among all
+/// Where the reactor's thread leaves events for its context. The port of the progress engine keeps their order among all
 /// contexts.
 #[derive(Clone)]
 pub(crate) struct Inbox {
     addressee: Addressee,
     port: Arc<Port>,
-    events: Arc<Mutex<VecDeque<Tidings>>>,
+    events: Arc<Mutex<VecDeque<Event>>>,
 }
 
 impl Inbox {
@@ -36,16 +36,16 @@ impl Inbox {
         Inbox { addressee, port, events: Arc::new(Mutex::new(VecDeque::with_capacity(EVENTS))) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Tidings>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn tell(&self, tidings: Tidings) {
-        self.lock().push_back(tidings);
+    pub(crate) fn tell(&self, event: Event) {
+        self.lock().push_back(event);
         self.port.tell(self.addressee);
     }
 
-    pub(crate) fn next(&self) -> Option<Tidings> {
+    pub(crate) fn next(&self) -> Option<Event> {
         self.lock().pop_front()
     }
 }

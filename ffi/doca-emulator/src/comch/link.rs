@@ -17,7 +17,7 @@
 //! nobody takes do not hold data up.
 //!
 //! Writes happen on whichever thread submits; what the socket does not take at once, and all reads, are the business
-//! of the station's thread (see [`crate::comch::station`]).
+//! of the reactor's thread (see [`crate::comch::reactor`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,15 +25,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::comch::inbox::Tidings;
+use crate::comch::inbox::Event;
 use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX};
 use crate::core::ctx::Ctx;
 use crate::core::library::Route;
 use crate::core::passage::scatter;
 use crate::core::pe::{Addressee, Port};
 use crate::core::task::Task;
-use crate::ffi::door::Handle;
-use crate::ffi::error::{FLUSHED, Fault};
+use crate::ffi::{FLUSHED, Fault, Handle};
 use crate::memory::copy::Copier;
 
 pub(crate) const VERSION: u32 = 1;
@@ -52,7 +51,7 @@ pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_BYTES_MAX + FRAGM
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum What {
+pub(crate) enum FrameKind {
     Hello = 1,
     Welcome = 2,
     Refused = 3,
@@ -66,21 +65,21 @@ pub(crate) enum What {
     More = 11,
 }
 
-impl What {
-    fn from_word(word: u32) -> Option<What> {
-        use What::*;
+impl FrameKind {
+    fn from_word(word: u32) -> Option<FrameKind> {
+        use FrameKind::*;
         [Hello, Welcome, Refused, Message, Window, Consumer, Known, Gone, Posted, Data, More]
             .into_iter()
             .find(|what| *what as u32 == word)
     }
 }
 
-pub(crate) fn frame(what: What, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(what: FrameKind, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
     frame_in(Vec::with_capacity(HEAD_BYTES + bytes.len()), what, words, bytes)
 }
 
 /// A frame in a buffer that is empty.
-fn frame_in(mut frame: Vec<u8>, what: What, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
+fn frame_in(mut frame: Vec<u8>, what: FrameKind, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
     frame.extend((what as u32).to_le_bytes());
     words.iter().for_each(|word| frame.extend(word.to_le_bytes()));
     frame.extend(bytes);
@@ -88,11 +87,11 @@ fn frame_in(mut frame: Vec<u8>, what: What, words: [u32; 3], bytes: &[u8]) -> Ve
 }
 
 /// A frame taken apart.
-pub(crate) fn parse(frame: &[u8]) -> Option<(What, [u32; 3], &[u8])> {
+pub(crate) fn parse(frame: &[u8]) -> Option<(FrameKind, [u32; 3], &[u8])> {
     let (head, bytes) = frame.split_at_checked(HEAD_BYTES)?;
     let (words, _) = head.as_chunks::<4>();
     let word = |index: usize| words.get(index).map(|word| u32::from_le_bytes(*word));
-    Some((What::from_word(word(0)?)?, [word(1)?, word(2)?, word(3)?], bytes))
+    Some((FrameKind::from_word(word(0)?)?, [word(1)?, word(2)?, word(3)?], bytes))
 }
 
 /// A task in flight on its way through a queue.
@@ -107,7 +106,7 @@ fn finish(task: &Flight, outcome: Result<usize, Fault>) {
     let job = unsafe { task.0.job() };
     job.unload();
     job.outcome = outcome;
-    let port = Arc::clone(&task.0.line.port);
+    let port = Arc::clone(&task.0.run.port);
     port.post(task.0);
 }
 
@@ -159,7 +158,7 @@ impl Inner {
         }
     }
 
-    fn frame(&mut self, what: What, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
+    fn frame(&mut self, what: FrameKind, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
         frame_in(self.spare.pop().unwrap_or_default(), what, words, bytes)
     }
 }
@@ -174,8 +173,8 @@ pub(crate) enum Counter {
 
 pub(crate) struct Link {
     socket: OwnedFd,
-    /// Wakes the station's thread.
-    wake: Arc<crate::comch::station::Wake>,
+    /// Wakes the reactor's thread.
+    wake: Arc<crate::comch::reactor::Wake>,
     is_open: AtomicBool,
     pub(crate) message_max: AtomicU32,
     counters: [AtomicU64; 4],
@@ -188,7 +187,7 @@ pub(crate) struct Link {
 pub(crate) struct Over;
 
 impl Link {
-    pub(crate) fn new(socket: OwnedFd, wake: Arc<crate::comch::station::Wake>) -> Link {
+    pub(crate) fn new(socket: OwnedFd, wake: Arc<crate::comch::reactor::Wake>) -> Link {
         let inner = Inner {
             out: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -247,14 +246,14 @@ impl Link {
     }
 
     /// Queues a frame of the link's own.
-    pub(crate) fn tell(&self, what: What, words: [u32; 3], bytes: &[u8]) {
+    pub(crate) fn tell(&self, what: FrameKind, words: [u32; 3], bytes: &[u8]) {
         let mut inner = self.lock();
         let bytes = inner.frame(what, words, bytes);
         inner.out.push_back(Packet { bytes, task: None, is_own: true });
         inner.own += 1;
         self.write(&mut inner);
         if inner.own > UNREAD_FRAMES_MAX {
-            // SAFETY: a socket of our own; the station's thread finds it at its end.
+            // SAFETY: a socket of our own; the reactor's thread finds it at its end.
             unsafe { libc::shutdown(self.fd(), libc::SHUT_RDWR) };
         }
     }
@@ -284,12 +283,12 @@ impl Link {
         let (first, rest) = data.split_at(data.len().min(FRAGMENT_BYTES));
         let body = [&[imm.len() as u8], imm, first].concat();
         inner.out.push_back(Packet {
-            bytes: frame(What::Data, [consumer, producer, data.len() as u32], &body),
+            bytes: frame(FrameKind::Data, [consumer, producer, data.len() as u32], &body),
             task: None,
             is_own: false,
         });
         for more in rest.chunks(FRAGMENT_BYTES) {
-            inner.out.push_back(Packet { bytes: frame(What::More, [0; 3], more), task: None, is_own: false });
+            inner.out.push_back(Packet { bytes: frame(FrameKind::More, [0; 3], more), task: None, is_own: false });
         }
         if let Some(last) = inner.out.back_mut() {
             last.task = Some((Flight(task), data.len()));
@@ -297,7 +296,7 @@ impl Link {
         self.write(&mut inner);
     }
 
-    /// From the station's thread, when the socket takes more.
+    /// From the reactor's thread, when the socket takes more.
     pub(crate) fn write_more(&self) {
         self.write(&mut self.lock());
     }
@@ -310,7 +309,7 @@ impl Link {
             if sent < 0 {
                 match io::Error::last_os_error().raw_os_error() {
                     Some(libc::EINTR) => continue,
-                    // The station's thread waits for the socket to take more, or to say that it is over.
+                    // The reactor's thread waits for the socket to take more, or to say that it is over.
                     _ => return self.wake.ring(),
                 }
             }
@@ -345,11 +344,11 @@ impl Link {
         }
     }
 
-    /// Takes a frame of an open link in. The answer is for the station's context.
-    pub(crate) fn take_in(self: &Arc<Self>, packet: &[u8], window: u32) -> Result<Option<Tidings>, Over> {
+    /// Takes a frame of an open link in. The answer is for the reactor's context.
+    pub(crate) fn take_in(self: &Arc<Self>, packet: &[u8], window: u32) -> Result<Option<Event>, Over> {
         let (what, [first, second, third], bytes) = parse(packet).ok_or(Over)?;
         match what {
-            What::Message => {
+            FrameKind::Message => {
                 let length_max = self.message_max.load(Ordering::Relaxed) as usize;
                 if bytes.len() > length_max || self.unread.fetch_add(1, Ordering::Relaxed) >= window {
                     return Err(Over);
@@ -358,41 +357,41 @@ impl Link {
                 self.count(Counter::ReceivedBytes, bytes.len());
                 let mut message = self.lock().spare.pop().unwrap_or_default();
                 message.extend_from_slice(bytes);
-                return Ok(Some(Tidings::Message(Arc::clone(self), message)));
+                return Ok(Some(Event::Message(Arc::clone(self), message)));
             }
-            What::Window => {
+            FrameKind::Window => {
                 let mut inner = self.lock();
                 inner.window = inner.window.checked_add(first).ok_or(Over)?;
                 admit(&mut inner);
                 self.write(&mut inner);
             }
-            What::Consumer => {
+            FrameKind::Consumer => {
                 let mut inner = self.lock();
                 if inner.remote.len() >= REMOTE_MAX || inner.remote.iter().any(|(id, _)| *id == first) {
                     return Err(Over);
                 }
                 inner.remote.push((first, 0));
                 drop(inner);
-                self.tell(What::Known, [first, 0, 0], &[]);
-                return Ok(Some(Tidings::Consumer(Arc::clone(self), first)));
+                self.tell(FrameKind::Known, [first, 0, 0], &[]);
+                return Ok(Some(Event::Consumer(Arc::clone(self), first)));
             }
-            What::Gone => {
+            FrameKind::Gone => {
                 self.lock().remote.retain(|(id, _)| *id != first);
-                return Ok(Some(Tidings::Expired(Arc::clone(self), first)));
+                return Ok(Some(Event::Expired(Arc::clone(self), first)));
             }
-            What::Known => {
+            FrameKind::Known => {
                 let inner = self.lock();
                 if let Some(consumer) = inner.consumers.iter().find(|consumer| consumer.id == first) {
                     consumer.port.tell(consumer.addressee);
                 }
             }
-            What::Posted => {
+            FrameKind::Posted => {
                 let mut inner = self.lock();
                 if let Some((_, credit)) = inner.remote.iter_mut().find(|(id, _)| *id == first) {
                     *credit = credit.checked_add(second).ok_or(Over)?;
                 }
             }
-            What::Data => {
+            FrameKind::Data => {
                 let (&imm_len, rest) = bytes.split_first().ok_or(Over)?;
                 let (imm, data) = rest.split_at_checked(imm_len.into()).ok_or(Over)?;
                 let mut inner = self.lock();
@@ -416,8 +415,8 @@ impl Link {
                 inner.partial = Some(Partial { task, bytes: Vec::new(), total: third as usize });
                 add_data(inner, data)?;
             }
-            What::More => add_data(&mut self.lock(), bytes)?,
-            What::Hello | What::Welcome | What::Refused => return Err(Over),
+            FrameKind::More => add_data(&mut self.lock(), bytes)?,
+            FrameKind::Hello | FrameKind::Welcome | FrameKind::Refused => return Err(Over),
         }
         Ok(None)
     }
@@ -427,13 +426,13 @@ impl Link {
         self.lock().keep(message);
         self.unread.fetch_sub(1, Ordering::Relaxed);
         if self.is_open() {
-            self.tell(What::Window, [1, 0, 0], &[]);
+            self.tell(FrameKind::Window, [1, 0, 0], &[]);
         }
     }
 
     pub(crate) fn add_consumer(&self, id: u32, addressee: Addressee, port: Arc<Port>) {
         self.lock().consumers.push(Consumer { id, addressee, port, posted: VecDeque::new() });
-        self.tell(What::Consumer, [id, 0, 0], &[]);
+        self.tell(FrameKind::Consumer, [id, 0, 0], &[]);
     }
 
     /// Flushes what the consumer has posted.
@@ -446,7 +445,7 @@ impl Link {
         if let Some(consumer) = gone {
             consumer.posted.iter().for_each(|task| finish(task, Err(FLUSHED)));
             if self.is_open() {
-                self.tell(What::Gone, [id, 0, 0], &[]);
+                self.tell(FrameKind::Gone, [id, 0, 0], &[]);
             }
         }
     }
@@ -458,7 +457,7 @@ impl Link {
             Some(consumer) if self.is_open() => consumer.posted.push_back(Flight(task)),
             _ => return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET)),
         }
-        inner.out.push_back(Packet { bytes: frame(What::Posted, [id, 1, 0], &[]), task: None, is_own: false });
+        inner.out.push_back(Packet { bytes: frame(FrameKind::Posted, [id, 1, 0], &[]), task: None, is_own: false });
         self.write(&mut inner);
     }
 
@@ -502,7 +501,7 @@ impl Route for Link {
         if !self.is_open() {
             return finish(&Flight(task), Err(Fault::DOCA_ERROR_CONNECTION_RESET));
         }
-        let bytes = inner.frame(What::Message, [0; 3], message);
+        let bytes = inner.frame(FrameKind::Message, [0; 3], message);
         let packet = Packet { bytes, task: Some((Flight(task), message.len())), is_own: false };
         self.count(Counter::SentMessages, 1);
         self.count(Counter::SentBytes, message.len());
@@ -544,8 +543,8 @@ mod tests {
 
     #[test]
     fn frames_round_trip() {
-        let packet = frame(What::Data, [1, 2, 3], b"bytes");
-        assert!(parse(&packet).is_some_and(|parsed| parsed == (What::Data, [1, 2, 3], b"bytes".as_slice())));
+        let packet = frame(FrameKind::Data, [1, 2, 3], b"bytes");
+        assert!(parse(&packet).is_some_and(|parsed| parsed == (FrameKind::Data, [1, 2, 3], b"bytes".as_slice())));
     }
 
     #[test]
@@ -553,7 +552,7 @@ mod tests {
         assert!(
             parse(&[0; 16]).is_none()
                 && parse(&[1; 16]).is_none()
-                && parse(&frame(What::Hello, [0; 3], &[])[..15]).is_none()
+                && parse(&frame(FrameKind::Hello, [0; 3], &[])[..15]).is_none()
         );
     }
 }

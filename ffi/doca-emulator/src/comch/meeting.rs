@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::ffi::error::{Fault, complain};
+use crate::ffi::{Fault, complain};
 use crate::tools::packet;
 
 const STICKY: u32 = libc::S_ISVTX;

@@ -2,7 +2,7 @@
 
 /// The task types of all contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum TaskKind {
     Memcpy,
     Deflate,
     Inflate,
@@ -16,19 +16,19 @@ pub(crate) enum Kind {
 
 pub(crate) const KINDS: usize = 8;
 
-impl Kind {
-    pub(crate) const ALL: [Kind; KINDS] = [
-        Kind::Memcpy,
-        Kind::Deflate,
-        Kind::Inflate,
-        Kind::Lz4Stream,
-        Kind::Lz4Block,
-        Kind::MessageSend,
-        Kind::DataSend,
-        Kind::PostReceive,
+impl TaskKind {
+    pub(crate) const ALL: [TaskKind; KINDS] = [
+        TaskKind::Memcpy,
+        TaskKind::Deflate,
+        TaskKind::Inflate,
+        TaskKind::Lz4Stream,
+        TaskKind::Lz4Block,
+        TaskKind::MessageSend,
+        TaskKind::DataSend,
+        TaskKind::PostReceive,
     ];
 
     pub(crate) fn is_of_an_engine(self) -> bool {
-        !matches!(self, Kind::MessageSend | Kind::DataSend | Kind::PostReceive)
+        !matches!(self, TaskKind::MessageSend | TaskKind::DataSend | TaskKind::PostReceive)
     }
 }

@@ -1,6 +1,6 @@
 //! What a card can do: sizes, counts, and which kinds of task.
 
-use crate::config::{Config, Kind, Profile};
+use crate::config::{Config, Profile, TaskKind};
 
 /// Elements of a buffer list that one task may have.
 pub(crate) const LIST_MAX: u32 = 128;
@@ -17,23 +17,23 @@ pub(crate) const DATA_BYTES_MAX: u32 = 2 << 20;
 pub(crate) const IMM_BYTES_MAX: usize = 32;
 
 /// What a task kind may be given, or None where the card cannot do it.
-pub(crate) fn buf_bytes_max(config: &Config, kind: Kind) -> Option<u64> {
+pub(crate) fn buf_bytes_max(config: &Config, kind: TaskKind) -> Option<u64> {
     let without = config.without;
     let lacks = match kind {
-        Kind::Memcpy => without.dma,
-        Kind::Inflate => without.inflate,
-        Kind::Lz4Stream | Kind::Lz4Block => without.lz4,
+        TaskKind::Memcpy => without.dma,
+        TaskKind::Inflate => without.inflate,
+        TaskKind::Lz4Stream | TaskKind::Lz4Block => without.lz4,
         _ => false,
     };
     let bytes = if lacks { None } else { buf_bytes_of(config.profile, kind) }?;
     Some(if config.buf_bytes_max == 0 { bytes } else { bytes.min(config.buf_bytes_max) })
 }
 
-fn buf_bytes_of(profile: Profile, kind: Kind) -> Option<u64> {
+fn buf_bytes_of(profile: Profile, kind: TaskKind) -> Option<u64> {
     match (profile, kind) {
-        (_, Kind::Memcpy) => Some(DMA_BUF_BYTES_MAX),
-        (Profile::Bf3, Kind::Inflate | Kind::Lz4Stream | Kind::Lz4Block) => Some(BF3_BUF_BYTES_MAX),
-        (Profile::Bf2, Kind::Inflate | Kind::Deflate) => Some(BF2_BUF_BYTES_MAX),
+        (_, TaskKind::Memcpy) => Some(DMA_BUF_BYTES_MAX),
+        (Profile::Bf3, TaskKind::Inflate | TaskKind::Lz4Stream | TaskKind::Lz4Block) => Some(BF3_BUF_BYTES_MAX),
+        (Profile::Bf2, TaskKind::Inflate | TaskKind::Deflate) => Some(BF2_BUF_BYTES_MAX),
         _ => None,
     }
 }

@@ -13,8 +13,7 @@ use std::sync::atomic::Ordering;
 
 use crate::core::inventory::Inventory;
 use crate::ffi::abi::doca_buf;
-use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, exports};
 use crate::memory::region::Region;
 use crate::tools::debug;
 
@@ -41,7 +40,7 @@ pub(crate) struct Buf {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Buf {
+unsafe impl Object for Buf {
     type Opaque = doca_buf;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-buf\0");
 }

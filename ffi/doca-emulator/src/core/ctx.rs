@@ -17,15 +17,14 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::config::{KINDS, Kind, TASKS_MAX};
+use crate::config::{KINDS, TASKS_MAX, TaskKind};
 use crate::core::dev::Dev;
 use crate::core::library::Library;
 use crate::core::pe::Pe;
 use crate::core::pool::{Fifo, Pool};
-use crate::core::task::{Line, Task};
+use crate::core::task::{Run, Task};
 use crate::ffi::abi::{doca_ctx, doca_ctx_state_changed_callback_t, doca_ctx_states, doca_data, doca_task};
-use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
-use crate::ffi::error::{Answer, Fault, complain};
+use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, complain, exports};
 
 /// A completion callback with its task type erased.
 pub(crate) type Callback =
@@ -50,7 +49,7 @@ pub(crate) struct Ctx {
     /// By kind.
     confs: [Cell<Option<Conf>>; KINDS],
     /// From start to idle:
-    line: RefCell<Option<Arc<Line>>>,
+    run: RefCell<Option<Arc<Run>>>,
     pools: RefCell<Vec<Pool>>,
     free: [Cell<Option<Handle<Task>>>; KINDS],
     allocated: Cell<usize>,
@@ -60,7 +59,7 @@ pub(crate) struct Ctx {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Ctx {
+unsafe impl Object for Ctx {
     type Opaque = doca_ctx;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-ctx\0");
 }
@@ -77,7 +76,7 @@ impl Ctx {
             user_data: Cell::new(doca_data { u64_: 0 }),
             state_cb: Cell::new(None),
             confs: [const { Cell::new(None) }; KINDS],
-            line: RefCell::new(None),
+            run: RefCell::new(None),
             pools: RefCell::new(Vec::new()),
             free: [const { Cell::new(None) }; KINDS],
             allocated: Cell::new(0),
@@ -119,7 +118,7 @@ impl Ctx {
         self.user_data.get()
     }
 
-    pub(crate) fn conf(&self, kind: Kind) -> Option<Conf> {
+    pub(crate) fn conf(&self, kind: TaskKind) -> Option<Conf> {
         self.confs[kind as usize].get()
     }
 
@@ -134,7 +133,13 @@ impl Ctx {
     }
 
     /// `set_conf` of a task type.
-    pub(crate) fn configure(&self, kind: Kind, done: Option<Callback>, failed: Option<Callback>, count: u32) -> Answer {
+    pub(crate) fn configure(
+        &self,
+        kind: TaskKind,
+        done: Option<Callback>,
+        failed: Option<Callback>,
+        count: u32,
+    ) -> Answer {
         self.check_idle()?;
         let (Some(done), Some(failed)) = (done, failed) else { return Err(Fault::DOCA_ERROR_INVALID_VALUE) };
         let mut tasks_max = TASKS_MAX;
@@ -152,7 +157,7 @@ impl Ctx {
     }
 
     /// `alloc_init` of a task type, up to filling the task in.
-    pub(crate) fn allocate(&self, kind: Kind) -> Result<Handle<Task>, Fault> {
+    pub(crate) fn allocate(&self, kind: TaskKind) -> Result<Handle<Task>, Fault> {
         if !self.is_running() {
             return Err(Fault::DOCA_ERROR_BAD_STATE);
         }
@@ -226,8 +231,8 @@ pub(crate) fn fail(ctx: Handle<Ctx>) {
 
 /// RUNNING to STOPPING: what is queued will be flushed by the engines.
 pub(crate) fn begin_stop(ctx: Handle<Ctx>) {
-    if let Some(line) = &*ctx.line.borrow() {
-        line.broken.store(true, Ordering::Release);
+    if let Some(run) = &*ctx.run.borrow() {
+        run.broken.store(true, Ordering::Release);
     }
     ctx.flush();
     ctx.library.begin_stop(ctx);
@@ -242,7 +247,7 @@ pub(crate) fn finish_stop(ctx: Handle<Ctx>) {
     debug_assert!(ctx.is_settled() && ctx.inflight() == 0, "a task in flight is an allocated one");
     ctx.free.iter().for_each(|list| list.set(None));
     drop(mem::take(&mut *ctx.pools.borrow_mut()));
-    *ctx.line.borrow_mut() = None;
+    *ctx.run.borrow_mut() = None;
     ctx.library.finish_stop();
     if let Some(pe) = ctx.pe.get() {
         pe.stopping.set(pe.stopping.get() - 1);
@@ -257,12 +262,12 @@ fn start(ctx: Handle<Ctx>) -> Answer {
     if ctx.dev.is_lost() {
         return Err(Fault::DOCA_ERROR_DRIVER);
     }
-    let line = Line { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
-    let line = Arc::new(line);
+    let run = Run { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
+    let run = Arc::new(run);
     let mut pools = Vec::new();
-    for kind in Kind::ALL {
+    for kind in TaskKind::ALL {
         if let Some(conf) = ctx.conf(kind) {
-            pools.push((kind, Pool::new(ctx, kind, conf.count, &line)?));
+            pools.push((kind, Pool::new(ctx, kind, conf.count, &run)?));
         }
     }
     let next = ctx.library.start(ctx)?;
@@ -272,7 +277,7 @@ fn start(ctx: Handle<Ctx>) -> Answer {
         }
     }
     *ctx.pools.borrow_mut() = pools.into_iter().map(|(_, pool)| pool).collect();
-    *ctx.line.borrow_mut() = Some(line);
+    *ctx.run.borrow_mut() = Some(run);
     enter(ctx, next);
     // The callback may have stopped it, but what start came to is decided.
     if next == doca_ctx_states::DOCA_CTX_STATE_RUNNING { Ok(()) } else { Err(Fault::DOCA_ERROR_IN_PROGRESS) }

@@ -5,12 +5,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
-use crate::config::{self, Config, Kind, buf_bytes_max};
+use crate::config::{self, Config, TaskKind, buf_bytes_max};
 use crate::core::chance::{Chance, Flips};
 use crate::core::library::Engines;
 use crate::ffi::abi::{doca_dev, doca_devinfo, doca_pci_func_type};
-use crate::ffi::door::{Enter, Handle, Out, Room, Stamp, Text, Thing, exports};
-use crate::ffi::error::{Answer, Fault, complain};
+use crate::ffi::{Answer, Enter, Fault, Handle, Object, Out, Room, Stamp, Text, complain, exports};
 use crate::tools::debug;
 
 /// One function of the card, as the list shows it.
@@ -23,7 +22,7 @@ pub(crate) struct DevInfo {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for DevInfo {
+unsafe impl Object for DevInfo {
     type Opaque = doca_devinfo;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-info");
 }
@@ -41,7 +40,7 @@ impl DevInfo {
         self.index
     }
 
-    pub(crate) fn buf_bytes_max(&self, kind: Kind) -> Result<u64, Fault> {
+    pub(crate) fn buf_bytes_max(&self, kind: TaskKind) -> Result<u64, Fault> {
         buf_bytes_max(&self.config, kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)
     }
 }
@@ -63,7 +62,7 @@ pub(crate) struct Dev {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Dev {
+unsafe impl Object for Dev {
     type Opaque = doca_dev;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-dev\0");
 }
@@ -252,15 +251,15 @@ pub(crate) fn put_text(room: Room, text: &str, size: u32) -> Answer {
 }
 
 /// Moves entries out to C as a list that ends with a null, which is how destroy finds its length.
-pub(crate) fn list<T: Thing>(entries: impl Iterator<Item = T>) -> *mut *mut T::Opaque {
+pub(crate) fn list<T: Object>(entries: impl Iterator<Item = T>) -> *mut *mut T::Opaque {
     let list: Box<[*mut T::Opaque]> = entries.map(|entry| Handle::new(entry).to_c()).chain([ptr::null_mut()]).collect();
     Box::leak(list).as_mut_ptr()
 }
 
 /// A device list on its way back.
-pub(crate) struct List<T: Thing>(Vec<Handle<T>>, Box<[*mut T::Opaque]>);
+pub(crate) struct List<T: Object>(Vec<Handle<T>>, Box<[*mut T::Opaque]>);
 
-impl<T: Thing<Opaque = O>, O> Enter<*mut *mut O> for List<T> {
+impl<T: Object<Opaque = O>, O> Enter<*mut *mut O> for List<T> {
     unsafe fn enter(raw: *mut *mut O) -> Result<Self, Fault> {
         if raw.is_null() {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
@@ -281,7 +280,7 @@ impl<T: Thing<Opaque = O>, O> Enter<*mut *mut O> for List<T> {
     }
 }
 
-impl<T: Thing> List<T> {
+impl<T: Object> List<T> {
     pub(crate) fn destroy(self) {
         for entry in self.0 {
             // SAFETY: made by `Handle::new` in `list`, and the caller gives the list with its entries up.

@@ -1,5 +1,5 @@
 //! `doca_buf_inventory`: a fixed stock of bufs. All memory is taken at create and expand; getting and giving back a buf
-//! is a push or pop on a list threaded through the slabs.
+//! is a push or pop on a list threaded through all of them.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -8,13 +8,12 @@ use std::ptr::NonNull;
 use crate::core::buf::{Buf, list};
 use crate::core::mmap::Mmap;
 use crate::ffi::abi::{doca_buf, doca_buf_inventory, doca_data, doca_mmap};
-use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, exports};
 
 #[repr(C)]
 pub(crate) struct Inventory {
     stamp: Stamp,
-    slabs: RefCell<Vec<Slab>>,
+    stock: RefCell<Vec<Bufs>>,
     total: Cell<u32>,
     free: Cell<u32>,
     first_free: Cell<Option<Handle<Buf>>>,
@@ -23,18 +22,18 @@ pub(crate) struct Inventory {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Inventory {
+unsafe impl Object for Inventory {
     type Opaque = doca_buf_inventory;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-inv\0");
 }
 
 /// Bufs that never move: handles point into it.
-struct Slab(NonNull<[Buf]>);
+struct Bufs(NonNull<[Buf]>);
 
-impl Slab {
-    fn new(count: usize) -> Slab {
+impl Bufs {
+    fn new(count: usize) -> Bufs {
         let bufs: Box<[Buf]> = (0..count).map(|_| Buf::vacant()).collect();
-        Slab(NonNull::from(Box::leak(bufs)))
+        Bufs(NonNull::from(Box::leak(bufs)))
     }
 
     fn handles(&self) -> impl Iterator<Item = Handle<Buf>> {
@@ -44,7 +43,7 @@ impl Slab {
     }
 }
 
-impl Drop for Slab {
+impl Drop for Bufs {
     fn drop(&mut self) {
         // SAFETY: the box of `new`. An inventory is only destroyed with all its bufs home, so no handle is in use.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
@@ -55,7 +54,7 @@ impl Inventory {
     fn new() -> Inventory {
         Inventory {
             stamp: Stamp::new(Inventory::MAGIC),
-            slabs: RefCell::new(Vec::new()),
+            stock: RefCell::new(Vec::new()),
             total: Cell::new(0),
             free: Cell::new(0),
             first_free: Cell::new(None),
@@ -85,12 +84,12 @@ impl Inventory {
 fn stock(inventory: Handle<Inventory>, count: usize) -> Answer {
     let added = u32::try_from(count).ok().filter(|count| *count > 0).ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
     let total = inventory.total.get().checked_add(added).ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
-    let slab = Slab::new(count);
+    let slab = Bufs::new(count);
     for buf in slab.handles() {
         buf.inventory.set(Some(inventory));
         inventory.take_back(buf);
     }
-    inventory.slabs.borrow_mut().push(slab);
+    inventory.stock.borrow_mut().push(slab);
     inventory.total.set(total);
     Ok(())
 }

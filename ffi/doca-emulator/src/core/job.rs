@@ -7,11 +7,10 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::Arc;
 
-use crate::config::{IMM_BYTES_MAX, Kind, LIST_MAX};
+use crate::config::{IMM_BYTES_MAX, LIST_MAX, TaskKind};
 use crate::core::buf::{Buf, list};
 use crate::core::chance::Fate;
-use crate::ffi::door::Handle;
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Fault, Handle};
 use crate::memory::region::Region;
 
 /// One element of a snapshot.
@@ -167,12 +166,12 @@ impl Job {
         if self.sources.max(self.destinations) > list_max { Err(Fault::DOCA_ERROR_TOO_BIG) } else { Ok(()) }
     }
 
-    pub(crate) fn check_sizes(&self, kind: Kind, bytes_max: usize) -> Answer {
+    pub(crate) fn check_sizes(&self, kind: TaskKind, bytes_max: usize) -> Answer {
         let (sources, destinations) = self.lists();
         let sum = |list: &[Segment]| list.iter().map(|segment| segment.len).sum::<usize>();
         let (source, destination) = (sum(sources), sum(destinations));
         let fits = match kind {
-            Kind::Memcpy => destination >= source,
+            TaskKind::Memcpy => destination >= source,
             _ => destination > 0 && destination <= bytes_max,
         };
         if source == 0 || !fits {

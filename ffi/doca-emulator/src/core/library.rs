@@ -8,8 +8,7 @@ use crate::core::ctx::Ctx;
 use crate::core::pool::Fifo;
 use crate::core::task::Task;
 use crate::ffi::abi::doca_ctx_states;
-use crate::ffi::door::Handle;
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Fault, Handle};
 
 /// What a context is beside being one: the part of the library that made it.
 pub(crate) trait Library: Any {

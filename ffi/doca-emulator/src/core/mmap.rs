@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::core::dev::{Dev, DevInfo};
 use crate::ffi::abi::{doca_data, doca_dev, doca_devinfo, doca_mmap, doca_mmap_memrange_free_cb_t};
-use crate::ffi::door::{Handle, Maybe, Out, Stamp, Thing, exports};
-use crate::ffi::error::{Answer, Fault};
-use crate::memory::export::{self, Export, Ticket};
+use crate::ffi::{Answer, Fault, Handle, Maybe, Object, Out, Stamp, exports};
+use crate::memory::export::{self, Blob, Export};
 use crate::memory::import::Foreign;
 use crate::memory::region::{Gate, LOCAL_READ_WRITE, PCI_READ_ONLY, PCI_READ_WRITE, Reach, Region, is_access_mask};
 
@@ -26,7 +25,7 @@ pub(crate) struct Mmap {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Mmap {
+unsafe impl Object for Mmap {
     type Opaque = doca_mmap;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-mmap");
 }
@@ -79,7 +78,7 @@ impl Inner {
         }
     }
 
-    /// The door of `set_*`: an import is finished, a started mmap is fixed.
+    /// Whether `set_*` may change anything: an import is finished, a started mmap is fixed.
     fn settable(&self) -> Answer {
         match (self.is_import, &self.region) {
             (true, _) => Err(Fault::DOCA_ERROR_NOT_PERMITTED),
@@ -134,25 +133,25 @@ impl Inner {
     }
 }
 
-fn import(user_data: Option<doca_data>, ticket: &Ticket, dev: Handle<Dev>) -> Result<Mmap, Fault> {
-    let reach = match export::find(ticket.cookie) {
-        Some(region) if ticket.tells_truth_of(&region) => Reach::Neighbour(region),
+fn import(user_data: Option<doca_data>, blob: &Blob, dev: Handle<Dev>) -> Result<Mmap, Fault> {
+    let reach = match export::find(blob.cookie) {
+        Some(region) if blob.tells_truth_of(&region) => Reach::Neighbour(region),
         Some(_) => return Err(Fault::DOCA_ERROR_DRIVER),
-        None if ticket.courier == 0 => return Err(Fault::DOCA_ERROR_DRIVER),
+        None if blob.courier == 0 => return Err(Fault::DOCA_ERROR_DRIVER),
         None => {
-            let lane = || dev.engines.lane(ticket.courier, dev.config());
-            Reach::Foreign(Foreign::new(ticket, dev.config(), lane)?)
+            let lane = || dev.engines.lane(blob.courier, dev.config());
+            Reach::Foreign(Foreign::new(blob, dev.config(), lane)?)
         }
     };
     let mut inner = Inner::empty();
     inner.is_import = true;
-    inner.access = ticket.access;
-    inner.range = Some((ptr::without_provenance_mut(ticket.base as usize), ticket.len as usize));
+    inner.access = blob.access;
+    inner.range = Some((ptr::without_provenance_mut(blob.base as usize), blob.len as usize));
     inner.user_data = user_data.unwrap_or(inner.user_data);
     inner.region = Some(Arc::new(Region {
-        base: ticket.base,
-        len: ticket.len as usize,
-        access: ticket.access,
+        base: blob.base,
+        len: blob.len as usize,
+        access: blob.access,
         devices: vec![dev.id],
         reach,
         bufs: AtomicU32::new(0),
@@ -315,8 +314,8 @@ exports! {
         }
         // SAFETY: not null, and the caller's bytes for the length of the call.
         let blob = unsafe { slice::from_raw_parts(export_desc.cast::<u8>(), export_desc_len) };
-        let ticket = Ticket::decode(blob).ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
-        mmap.put(Handle::new(import(user_data.0, &ticket, dev)?).to_c());
+        let blob = Blob::decode(blob).ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
+        mmap.put(Handle::new(import(user_data.0, &blob, dev)?).to_c());
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::core::job::{Job, Segment};
-use crate::ffi::error::Fault;
+use crate::ffi::Fault;
 use crate::memory::copy::{self, Copier, Piece};
 use crate::memory::region::Reach;
 

@@ -12,8 +12,7 @@ use crate::core::ctx::{self, Ctx};
 use crate::core::pool::Fifo;
 use crate::core::task::{Task, land};
 use crate::ffi::abi::{doca_ctx, doca_notification_handle_t, doca_pe, doca_pe_event_mode};
-use crate::ffi::door::{Handle, Out, Stamp, Thing, exports};
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, exports};
 
 /// A context as the name of whom an event is for; threads other than its own do not look behind it.
 #[derive(Clone, Copy)]
@@ -27,17 +26,17 @@ unsafe impl Sync for Addressee {}
 /// Where engines leave finished tasks. Wake-ups cannot be lost: arming and posting take the same lock, so either the
 /// post sees the port armed or the arming sees the task.
 pub(crate) struct Port {
-    /// Tasks and news in `inner`, to look at without the lock.
+    /// Tasks and events in `inner`, to look at without the lock.
     count: AtomicUsize,
     inner: Mutex<Posted>,
     /// An eventfd.
-    event: File,
+    eventfd: File,
 }
 
 struct Posted {
     tasks: Fifo,
     /// For whom there are events, which their libraries keep.
-    news: VecDeque<Addressee>,
+    events: VecDeque<Addressee>,
     is_armed: bool,
 }
 
@@ -49,9 +48,9 @@ impl Port {
             return Err(Fault::DOCA_ERROR_OPERATING_SYSTEM);
         }
         // SAFETY: a new descriptor that nothing else owns.
-        let event = unsafe { File::from_raw_fd(fd) };
-        let inner = Mutex::new(Posted { tasks: Fifo::new(), news: VecDeque::new(), is_armed: false });
-        Ok(Port { count: AtomicUsize::new(0), inner, event })
+        let eventfd = unsafe { File::from_raw_fd(fd) };
+        let inner = Mutex::new(Posted { tasks: Fifo::new(), events: VecDeque::new(), is_armed: false });
+        Ok(Port { count: AtomicUsize::new(0), inner, eventfd })
     }
 
     fn lock(&self) -> MutexGuard<'_, Posted> {
@@ -60,7 +59,7 @@ impl Port {
 
     fn signal(&self) {
         // The only failure is a full counter, and then the descriptor is readable already.
-        let _ = (&self.event).write(&1u64.to_ne_bytes());
+        let _ = (&self.eventfd).write(&1u64.to_ne_bytes());
     }
 
     /// From an engine thread. The task is the application's from here on.
@@ -69,7 +68,7 @@ impl Port {
             let mut posted = self.lock();
             posted.tasks.push(task);
             // Release: pairs with the Acquire in `collect`, though the lock alone would do for the tasks.
-            self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Release);
+            self.count.store(posted.tasks.len() + posted.events.len(), Ordering::Release);
             std::mem::take(&mut posted.is_armed)
         };
         if wake {
@@ -81,8 +80,8 @@ impl Port {
     pub(crate) fn tell(&self, addressee: Addressee) {
         let wake = {
             let mut posted = self.lock();
-            posted.news.push_back(addressee);
-            self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Release);
+            posted.events.push_back(addressee);
+            self.count.store(posted.tasks.len() + posted.events.len(), Ordering::Release);
             std::mem::take(&mut posted.is_armed)
         };
         if wake {
@@ -93,18 +92,18 @@ impl Port {
     /// A context becomes idle: what was for it is for nobody.
     pub(crate) fn forget(&self, ctx: Handle<Ctx>) {
         let mut posted = self.lock();
-        posted.news.retain(|addressee| addressee.0 != ctx);
-        self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Relaxed);
+        posted.events.retain(|addressee| addressee.0 != ctx);
+        self.count.store(posted.tasks.len() + posted.events.len(), Ordering::Relaxed);
     }
 
-    fn next_news(&self) -> Option<Addressee> {
+    fn next_event(&self) -> Option<Addressee> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let mut posted = self.lock();
-        let news = posted.news.pop_front();
-        self.count.store(posted.tasks.len() + posted.news.len(), Ordering::Relaxed);
-        news
+        let events = posted.events.pop_front();
+        self.count.store(posted.tasks.len() + posted.events.len(), Ordering::Relaxed);
+        events
     }
 
     fn collect(&self) -> Option<Fifo> {
@@ -112,14 +111,14 @@ impl Port {
             return None;
         }
         let mut posted = self.lock();
-        self.count.store(posted.news.len(), Ordering::Relaxed);
+        self.count.store(posted.events.len(), Ordering::Relaxed);
         Some(std::mem::replace(&mut posted.tasks, Fifo::new()))
     }
 
     /// The next post signals; at once, if there is something `already`.
     fn arm(&self, already: bool) {
         let mut posted = self.lock();
-        posted.is_armed = !already && posted.tasks.len() == 0 && posted.news.is_empty();
+        posted.is_armed = !already && posted.tasks.len() == 0 && posted.events.is_empty();
         if !posted.is_armed {
             self.signal();
         }
@@ -134,7 +133,7 @@ impl Port {
 
     fn clear(&self) -> Answer {
         self.lock().is_armed = false;
-        match (&self.event).read(&mut [0; 8]) {
+        match (&self.eventfd).read(&mut [0; 8]) {
             Ok(_) => Ok(()),
             Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Fault::DOCA_ERROR_OPERATING_SYSTEM),
@@ -157,7 +156,7 @@ pub(crate) struct Pe {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Pe {
+unsafe impl Object for Pe {
     type Opaque = doca_pe;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-pe\0\0");
 }
@@ -190,7 +189,7 @@ fn progress(pe: Handle<Pe>) -> bool {
         deliver(task);
         return true;
     }
-    let Some(Addressee(ctx)) = pe.port.next_news() else { return false };
+    let Some(Addressee(ctx)) = pe.port.next_event() else { return false };
     ctx.library.hear(ctx);
     true
 }
@@ -271,7 +270,7 @@ exports! {
         pe: *const doca_pe => Handle<Pe>,
         handle: *mut doca_notification_handle_t => Out<doca_notification_handle_t>,
     ) {
-        handle.put(pe.port.event.as_raw_fd());
+        handle.put(pe.port.eventfd.as_raw_fd());
         Ok(())
     }
 

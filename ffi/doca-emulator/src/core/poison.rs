@@ -1,7 +1,7 @@
 //! Debug mode: what destinations hold until they are written, and who looks.
 
 use crate::core::job::{Job, Segment};
-use crate::ffi::error::{Fault, complain};
+use crate::ffi::{Fault, complain};
 use crate::tools::debug::{self, POISON};
 
 /// Debug mode: fills a destination of this process's memory, whose bytes nobody has a right to expect anything of.

@@ -5,12 +5,11 @@ use std::alloc::{self, Layout};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::config::{Kind, LIST_MAX};
+use crate::config::{LIST_MAX, TaskKind};
 use crate::core::ctx::Ctx;
 use crate::core::job::Segment;
-use crate::core::task::{Line, Task};
-use crate::ffi::door::Handle;
-use crate::ffi::error::Fault;
+use crate::core::task::{Run, Task};
+use crate::ffi::{Fault, Handle};
 
 /// All tasks of one type of a running context, and the room for their snapshots. Pages that no list ever reached are
 /// never touched, so a large pool of short lists is cheap.
@@ -21,7 +20,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(ctx: Handle<Ctx>, kind: Kind, count: u32, line: &Arc<Line>) -> Result<Pool, Fault> {
+    pub(crate) fn new(ctx: Handle<Ctx>, kind: TaskKind, count: u32, run: &Arc<Run>) -> Result<Pool, Fault> {
         let room = 2 * LIST_MAX as usize;
         let layout = Layout::array::<Segment>(room * count as usize).map_err(|_| Fault::DOCA_ERROR_NO_MEMORY)?;
         if layout.size() == 0 {
@@ -33,7 +32,7 @@ impl Pool {
         let tasks: Box<[Task]> = (0..count as usize)
             .map(|index| {
                 // SAFETY: the arena has `room` segments for each of `count` tasks.
-                Task::vacant(ctx, kind, Arc::clone(line), unsafe { arena.add(index * room) })
+                Task::vacant(ctx, kind, Arc::clone(run), unsafe { arena.add(index * room) })
             })
             .collect();
         Ok(Pool { tasks: NonNull::from(Box::leak(tasks)), arena, layout })

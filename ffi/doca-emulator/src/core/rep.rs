@@ -11,8 +11,7 @@ use crate::ffi::abi::{
     DOCA_DEVINFO_REP_PCI_ADDR_SIZE, doca_dev, doca_dev_rep, doca_devinfo, doca_devinfo_rep, doca_devinfo_rep_filter,
     doca_pci_func_type,
 };
-use crate::ffi::door::{Handle, Out, Room, Stamp, Text, Thing, exports};
-use crate::ffi::error::Fault;
+use crate::ffi::{Fault, Handle, Object, Out, Room, Stamp, Text, exports};
 
 /// One function of the host.
 #[repr(C)]
@@ -27,7 +26,7 @@ pub(crate) struct RepInfo {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for RepInfo {
+unsafe impl Object for RepInfo {
     type Opaque = doca_devinfo_rep;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-repi");
 }
@@ -53,7 +52,7 @@ pub(crate) struct DevRep {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for DevRep {
+unsafe impl Object for DevRep {
     type Opaque = doca_dev_rep;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-rep\0");
 }

@@ -9,7 +9,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::config::{DATA_BYTES_MAX, Kind, buf_bytes_max};
+use crate::config::{DATA_BYTES_MAX, TaskKind, buf_bytes_max};
 use crate::core::buf::{Buf, append};
 use crate::core::ctx::Ctx;
 use crate::core::job::{Job, Segment, Use};
@@ -17,15 +17,14 @@ use crate::core::library::Route;
 use crate::core::pe::Port;
 use crate::core::poison::poison;
 use crate::ffi::abi::{doca_buf, doca_ctx, doca_data, doca_task, doca_task_submit_flag};
-use crate::ffi::door::{Handle, Stamp, Thing, exports};
-use crate::ffi::error::{Answer, FLUSHED, Fault, complain};
+use crate::ffi::{Answer, FLUSHED, Fault, Handle, Object, Stamp, complain, exports};
 use crate::tools::debug;
 
 /// What a Comch task has beside its buffer.
-pub(crate) struct Letter {
+pub(crate) struct Message {
     pub(crate) route: Option<Arc<dyn Route>>,
     /// A control message, the application's.
-    pub(crate) message: *const u8,
+    pub(crate) bytes: *const u8,
     pub(crate) length: usize,
     pub(crate) consumer: u32,
     pub(crate) imm: Vec<u8>,
@@ -33,10 +32,10 @@ pub(crate) struct Letter {
     pub(crate) imm_place: *mut u8,
 }
 
-impl Letter {
-    const fn blank() -> Letter {
-        let (message, imm_place) = (ptr::null(), ptr::null_mut());
-        Letter { route: None, message, length: 0, consumer: 0, imm: Vec::new(), imm_place }
+impl Message {
+    const fn blank() -> Message {
+        let (bytes, imm_place) = (ptr::null(), ptr::null_mut());
+        Message { route: None, bytes, length: 0, consumer: 0, imm: Vec::new(), imm_place }
     }
 }
 
@@ -52,7 +51,7 @@ pub(crate) enum Stage {
 }
 
 /// What all tasks of one run of a context share with the engine.
-pub(crate) struct Line {
+pub(crate) struct Run {
     pub(crate) device: u64,
     /// A task failed, or the application stopped the context: whatever is still queued is flushed.
     pub(crate) broken: AtomicBool,
@@ -62,7 +61,7 @@ pub(crate) struct Line {
 #[repr(C)]
 pub(crate) struct Task {
     stamp: Stamp,
-    pub(crate) kind: Kind,
+    pub(crate) kind: TaskKind,
     pub(crate) ctx: Handle<Ctx>,
     pub(crate) stage: Cell<Stage>,
     pub(crate) user_data: Cell<doca_data>,
@@ -70,18 +69,18 @@ pub(crate) struct Task {
     dst: Cell<*mut doca_buf>,
     has_block_checksum: Cell<u8>,
     are_blocks_independent: Cell<u8>,
-    pub(crate) letter: RefCell<Letter>,
+    pub(crate) message: RefCell<Message>,
     status: Cell<Answer>,
     /// The buffer heads that a flight holds.
     heads: Cell<[Option<Handle<Buf>>; 2]>,
     /// Of whichever queue or free list the task is in.
     pub(crate) link: Cell<Option<Handle<Task>>>,
-    pub(crate) line: Arc<Line>,
+    pub(crate) run: Arc<Run>,
     job: UnsafeCell<Job>,
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Task {
+unsafe impl Object for Task {
     type Opaque = doca_task;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-task");
 }
@@ -115,8 +114,8 @@ fn load(task: Handle<Task>) -> Answer {
     let (src, dst) = unsafe { (Handle::from_c(task.src.get())?, Handle::from_c(task.dst.get().cast_const())?) };
     let config = task.ctx.dev.config();
     let bytes_max = buf_bytes_max(config, task.kind).ok_or(Fault::DOCA_ERROR_NOT_SUPPORTED)?;
-    job.load_list(src, task.line.device, Use::Source)?;
-    job.load_list(dst, task.line.device, Use::Destination)?;
+    job.load_list(src, task.run.device, Use::Source)?;
+    job.load_list(dst, task.run.device, Use::Destination)?;
     job.check_lengths(config.list_max as usize)?;
     job.check_sizes(task.kind, bytes_max as usize)?;
     src.hold();
@@ -128,12 +127,12 @@ fn load(task: Handle<Task>) -> Answer {
 /// The one buffer list of a producer's or consumer's task.
 fn load_end(task: Handle<Task>, job: &mut Job) -> Answer {
     let (raw, what) = match task.kind {
-        Kind::PostReceive => (task.dst.get().cast_const(), Use::Delivery),
+        TaskKind::PostReceive => (task.dst.get().cast_const(), Use::Delivery),
         _ => (task.src.get(), Use::Source),
     };
     // SAFETY: null, or a buf that the application keeps for the task's flight.
     let buf = unsafe { Handle::from_c(raw) }?;
-    job.load_list(buf, task.line.device, what)?;
+    job.load_list(buf, task.run.device, what)?;
     job.check_bytes(DATA_BYTES_MAX as usize)?;
     buf.hold();
     task.heads.set(if what == Use::Delivery { [None, Some(buf)] } else { [Some(buf), None] });
@@ -142,7 +141,7 @@ fn load_end(task: Handle<Task>, job: &mut Job) -> Answer {
 
 /// Hands a task that no engine runs to its library.
 fn dispatch(task: Handle<Task>) -> Answer {
-    if task.kind != Kind::MessageSend
+    if task.kind != TaskKind::MessageSend
         && let Err(fault) = load(task)
     {
         // SAFETY: the task is owned, and `load` has returned.
@@ -194,7 +193,7 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
         poison(job);
     }
     job.fate = dev.chance.fate(dev.config());
-    if task.kind == Kind::Memcpy && job.refusal.is_none() {
+    if task.kind == TaskKind::Memcpy && job.refusal.is_none() {
         job.fate.flip = dev.flips.of(&dev.chance, dev.config(), job);
     }
     job.has_block_checksum = task.has_block_checksum.get() != 0;
@@ -226,7 +225,7 @@ pub(crate) fn land(task: Handle<Task>, is_late: bool) -> Answer {
 
 impl Task {
     /// A task of a pool, with room for `2 * LIST_MAX` segments.
-    pub(crate) fn vacant(ctx: Handle<Ctx>, kind: Kind, line: Arc<Line>, segments: NonNull<Segment>) -> Task {
+    pub(crate) fn vacant(ctx: Handle<Ctx>, kind: TaskKind, run: Arc<Run>, segments: NonNull<Segment>) -> Task {
         Task {
             stamp: Stamp::new(Task::MAGIC),
             kind,
@@ -237,11 +236,11 @@ impl Task {
             dst: Cell::new(ptr::null_mut()),
             has_block_checksum: Cell::new(0),
             are_blocks_independent: Cell::new(0),
-            letter: RefCell::new(Letter::blank()),
+            message: RefCell::new(Message::blank()),
             status: Cell::new(Ok(())),
             heads: Cell::new([None; 2]),
             link: Cell::new(None),
-            line,
+            run,
             job: UnsafeCell::new(Job::vacant(segments)),
         }
     }
@@ -252,7 +251,7 @@ impl Task {
         self.dst.set(dst);
         self.user_data.set(user_data);
         self.status.set(Ok(()));
-        self.letter.replace(Letter::blank());
+        self.message.replace(Message::blank());
     }
 }
 
@@ -339,8 +338,8 @@ exports! {
         match task.stage.get() {
             Stage::Owned => {
                 task.stage.set(Stage::Free);
-                // A letter holds its connection.
-                task.letter.replace(Letter::blank());
+                // A message holds its connection.
+                task.message.replace(Message::blank());
                 task.ctx.reclaim(task);
             }
             Stage::Free => complain("doca_task_free: freed twice, ignored"),

@@ -3,17 +3,16 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-use crate::config::Kind;
+use crate::config::TaskKind;
 use crate::core::task::Task;
-use crate::ffi::door::{Enter, Handle};
-use crate::ffi::error::Fault;
+use crate::ffi::{Enter, Fault, Handle};
 
 /// A typed task pointer of one of the contexts, checked to be of its kind.
 pub(crate) struct Of<O>(pub(crate) Handle<Task>, PhantomData<O>);
 
 /// Says which kind a typed task of the headers is.
 pub(crate) trait Typed {
-    const KIND: Kind;
+    const KIND: TaskKind;
 }
 
 impl<O: Typed> Enter<*const O> for Of<O> {
@@ -49,33 +48,33 @@ macro_rules! task_functions {
         fn $as_task:ident; fn $set_src:ident; fn $get_src:ident; fn $set_dst:ident; fn $get_dst:ident;
     ) => {
         impl $crate::core::typed::Typed for $crate::ffi::abi::$task {
-            const KIND: $crate::config::Kind = $crate::config::Kind::$kind;
+            const KIND: $crate::config::TaskKind = $crate::config::TaskKind::$kind;
         }
 
-        impl $crate::ffi::door::Enter<$crate::ffi::abi::$callback> for $crate::ffi::abi::$callback {
+        impl $crate::ffi::Enter<$crate::ffi::abi::$callback> for $crate::ffi::abi::$callback {
             unsafe fn enter(raw: Self) -> Result<Self, $crate::ffi::error::Fault> {
                 Ok(raw)
             }
         }
 
-        $crate::ffi::door::exports! {
+        $crate::ffi::exports! {
             fn $is_supported(devinfo: *const $crate::ffi::abi::doca_devinfo => Handle<$crate::core::dev::DevInfo>) {
-                devinfo.buf_bytes_max($crate::config::Kind::$kind).map(drop)
+                devinfo.buf_bytes_max($crate::config::TaskKind::$kind).map(drop)
             }
 
             fn $max_buf_size(
                 devinfo: *const $crate::ffi::abi::doca_devinfo => Handle<$crate::core::dev::DevInfo>,
-                bytes: *mut u64 => $crate::ffi::door::Out<u64>,
+                bytes: *mut u64 => $crate::ffi::Out<u64>,
             ) {
-                bytes.put(devinfo.buf_bytes_max($crate::config::Kind::$kind)?);
+                bytes.put(devinfo.buf_bytes_max($crate::config::TaskKind::$kind)?);
                 Ok(())
             }
 
             fn $max_list_len(
                 devinfo: *const $crate::ffi::abi::doca_devinfo => Handle<$crate::core::dev::DevInfo>,
-                elements: *mut u32 => $crate::ffi::door::Out<u32>,
+                elements: *mut u32 => $crate::ffi::Out<u32>,
             ) {
-                devinfo.buf_bytes_max($crate::config::Kind::$kind)?;
+                devinfo.buf_bytes_max($crate::config::TaskKind::$kind)?;
                 elements.put(devinfo.config.list_max);
                 Ok(())
             }
@@ -95,7 +94,7 @@ macro_rules! task_functions {
                         std::mem::transmute::<Typed, Option<$crate::core::ctx::Callback>>(failed),
                     )
                 };
-                context.0.configure($crate::config::Kind::$kind, done, failed, count)
+                context.0.configure($crate::config::TaskKind::$kind, done, failed, count)
             }
 
             fn $alloc_init(
@@ -104,9 +103,9 @@ macro_rules! task_functions {
                 src: *const $crate::ffi::abi::doca_buf,
                 dst: *mut $crate::ffi::abi::doca_buf,
                 user_data: $crate::ffi::abi::doca_data,
-                task: *mut *mut $crate::ffi::abi::$task => $crate::ffi::door::Out<*mut $crate::ffi::abi::$task>,
+                task: *mut *mut $crate::ffi::abi::$task => $crate::ffi::Out<*mut $crate::ffi::abi::$task>,
             ) {
-                let allocated = context.0.allocate($crate::config::Kind::$kind)?;
+                let allocated = context.0.allocate($crate::config::TaskKind::$kind)?;
                 allocated.init(src, dst, user_data);
                 $($(allocated.$setter($option);)*)?
                 task.put(allocated.to_c().cast());

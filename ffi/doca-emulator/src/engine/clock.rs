@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::core::task::Task;
-use crate::ffi::door::Handle;
+use crate::ffi::Handle;
 
 /// Sleeping is about this coarse; the rest is spun.
 const GRAIN: Duration = Duration::from_micros(60);
@@ -140,7 +140,7 @@ fn run(shared: &Shared) {
                 let due = waiting.due.pop();
                 drop(waiting);
                 if let Some(Due { task, .. }) = due {
-                    let port = Arc::clone(&task.line.port);
+                    let port = Arc::clone(&task.run.port);
                     port.post(task);
                 }
                 shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)

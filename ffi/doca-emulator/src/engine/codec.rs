@@ -15,17 +15,17 @@ const LZ4_REACH: usize = 64 << 10;
 const STORED: u32 = 1 << 31;
 
 /// The state of one engine thread. What a profile cannot do is never built.
-pub(crate) struct Codec {
+pub(crate) struct DeflateState {
     /// Not under miri, which cannot run C: deflate tasks fail there.
     inflater: Option<Decompressor>,
     deflater: Option<Compressor>,
 }
 
-impl Codec {
-    pub(crate) fn new(deflates: bool) -> Codec {
+impl DeflateState {
+    pub(crate) fn new(deflates: bool) -> DeflateState {
         // Level 1: a card's engine is fast rather than thorough. (Level 0 would only store.)
         let deflater = deflates.then(|| Compressor::new(CompressionLvl::new(1).unwrap_or_default()));
-        Codec { inflater: (!cfg!(miri)).then(Decompressor::new), deflater }
+        DeflateState { inflater: (!cfg!(miri)).then(Decompressor::new), deflater }
     }
 
     pub(crate) fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<usize, Unusable> {

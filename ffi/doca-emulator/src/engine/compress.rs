@@ -8,8 +8,7 @@ use crate::core::library::Unit;
 use crate::core::typed::{Of, task_functions};
 use crate::engine::library::Queued;
 use crate::ffi::abi::*;
-use crate::ffi::door::{Enter, Handle, Out, exports};
-use crate::ffi::error::{Fault, complain};
+use crate::ffi::{Enter, Fault, Handle, Out, complain, exports};
 
 /// A context of this library.
 pub(crate) struct Compress(Handle<Ctx>);

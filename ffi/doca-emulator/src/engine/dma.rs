@@ -8,8 +8,7 @@ use crate::core::library::Unit;
 use crate::core::typed::task_functions;
 use crate::engine::library::Queued;
 use crate::ffi::abi::{doca_ctx, doca_dev, doca_dma};
-use crate::ffi::door::{Enter, Handle, Out, exports};
-use crate::ffi::error::Fault;
+use crate::ffi::{Enter, Fault, Handle, Out, exports};
 
 /// A context of this library.
 pub(crate) struct Dma(Handle<Ctx>);

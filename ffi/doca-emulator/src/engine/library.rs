@@ -4,8 +4,7 @@ use crate::core::ctx::Ctx;
 use crate::core::library::{Library, Unit};
 use crate::core::task::Task;
 use crate::ffi::abi::doca_ctx_states;
-use crate::ffi::door::Handle;
-use crate::ffi::error::{Answer, Fault};
+use crate::ffi::{Answer, Fault, Handle};
 
 /// `doca_compress` or `doca_dma`.
 pub(crate) struct Queued(pub(crate) Unit);

@@ -13,10 +13,9 @@ use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use crate::config::Kind;
+use crate::config::TaskKind;
 use crate::core::job::Sums;
-use crate::ffi::door::exports;
-use crate::ffi::error::complain;
+use crate::ffi::{complain, exports};
 
 /// Whether a device of this process remembers, or did.
 static REMEMBERS: AtomicBool = AtomicBool::new(false);
@@ -43,10 +42,10 @@ pub(crate) struct Key {
 
 impl Key {
     /// `flags`: what else the output depends on.
-    pub(crate) fn of(kind: Kind, flags: [bool; 2], source: &[u8]) -> Key {
+    pub(crate) fn of(kind: TaskKind, flags: [bool; 2], source: &[u8]) -> Key {
         let (first, second) = source.split_at(source.len() / 2);
         let halves = [crc32fast::hash(first), crc32fast::hash(second)];
-        Key { is_deflate: kind == Kind::Inflate, flags, bytes: source.len(), halves }
+        Key { is_deflate: kind == TaskKind::Inflate, flags, bytes: source.len(), halves }
     }
 }
 
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     fn key(source: &[u8]) -> Key {
-        Key::of(Kind::Inflate, [false; 2], source)
+        Key::of(TaskKind::Inflate, [false; 2], source)
     }
 
     fn sums(output: &[u8]) -> Sums {
@@ -151,7 +150,7 @@ mod tests {
             assert_ne!(key(&source), key(&other), "bit {bit}");
         }
         assert_ne!(key(&source), key(&source[..98]));
-        assert_ne!(key(&source), Key::of(Kind::Lz4Block, [false; 2], &source));
+        assert_ne!(key(&source), Key::of(TaskKind::Lz4Block, [false; 2], &source));
         assert_ne!(key(&[0; 4]), key(&[0; 6]), "zeros of another length");
     }
 

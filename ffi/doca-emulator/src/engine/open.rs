@@ -11,8 +11,7 @@ use crate::core::pool::Fifo;
 use crate::engine::lane::Lane;
 use crate::engine::threads::Engine;
 use crate::ffi::abi::{doca_dev, doca_devinfo};
-use crate::ffi::door::{Handle, Out, exports};
-use crate::ffi::error::Answer;
+use crate::ffi::{Answer, Handle, Out, exports};
 
 /// The engines of one device.
 struct Both {

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::core::chance::Chance;
 use crate::core::pool::Fifo;
 use crate::core::task::Task;
-use crate::ffi::door::Handle;
+use crate::ffi::Handle;
 
 /// With `reorder`: how far a task may be overtaken at once.
 const OVERTAKE_MAX: usize = 8;

@@ -16,20 +16,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, Kind, LIST_MAX, buf_bytes_max};
+use crate::config::{Config, LIST_MAX, TaskKind, buf_bytes_max};
 use crate::core::chance::Chance;
 use crate::core::job::{Job, Sums};
 use crate::core::passage::{Passage, pieces};
 use crate::core::poison::inspect;
 use crate::core::pool::Fifo;
-use crate::core::task::{Line, Task};
+use crate::core::task::{Run, Task};
 use crate::engine::clock::Clock;
-use crate::engine::codec::{self, Codec, Unusable};
+use crate::engine::codec::{self, DeflateState, Unusable};
 use crate::engine::lane;
 use crate::engine::memo::{Key, Memo};
 use crate::engine::queue::Queue;
-use crate::ffi::door::Handle;
-use crate::ffi::error::{Answer, FLUSHED, Fault};
+use crate::ffi::{Answer, FLUSHED, Fault, Handle};
 use crate::memory::copy::{self, Copier, Piece};
 use crate::tools::abort::AbortOnPanic;
 use crate::tools::debug;
@@ -146,20 +145,20 @@ pub(crate) fn work(queue: &Queue, mut worker: Worker, clock: Option<&Clock>) {
 fn run(worker: &mut Worker, task: Handle<Task>) -> Option<usize> {
     // SAFETY: the task came out of a queue, so the job is this thread's until `finish`.
     let job = unsafe { task.job() };
-    let done = worker.run(task.kind, job, &task.line);
+    let done = worker.run(task.kind, job, &task.run);
     job.unload();
     job.outcome = done.map(|made| made.bytes);
     job.sums = done.map_or(Sums::default(), |made| made.sums);
     if job.outcome.is_err() {
         // Read by tasks that start later; those already running finish.
-        task.line.broken.store(true, Ordering::Release);
+        task.run.broken.store(true, Ordering::Release);
     }
     job.outcome.ok()
 }
 
 /// After this the application may free the task and all that hangs on it.
 fn finish(task: Handle<Task>) {
-    let port = Arc::clone(&task.line.port);
+    let port = Arc::clone(&task.run.port);
     port.post(task);
 }
 
@@ -172,7 +171,7 @@ struct Made {
 
 /// One engine thread's tools.
 pub(crate) struct Worker {
-    codec: Option<Codec>,
+    codec: Option<DeflateState>,
     memo: Option<Arc<Memo>>,
     copier: Copier,
     sources: Vec<Piece>,
@@ -188,11 +187,11 @@ unsafe impl Send for Worker {}
 
 impl Worker {
     pub(crate) fn new(is_compress: bool, config: &Config, memo: Option<Arc<Memo>>) -> Worker {
-        let room = |kind: Kind| buf_bytes_max(config, kind).unwrap_or(0) as usize;
-        let deflates = room(Kind::Deflate) > 0;
-        let staging = if is_compress { room(Kind::Inflate) } else { room(Kind::Memcpy) };
+        let room = |kind: TaskKind| buf_bytes_max(config, kind).unwrap_or(0) as usize;
+        let deflates = room(TaskKind::Deflate) > 0;
+        let staging = if is_compress { room(TaskKind::Inflate) } else { room(TaskKind::Memcpy) };
         Worker {
-            codec: is_compress.then(|| Codec::new(deflates)),
+            codec: is_compress.then(|| DeflateState::new(deflates)),
             memo,
             copier: Copier::new(),
             sources: Vec::with_capacity(LIST_MAX as usize),
@@ -202,11 +201,11 @@ impl Worker {
         }
     }
 
-    fn run(&mut self, kind: Kind, job: &Job, line: &Line) -> Result<Made, Fault> {
+    fn run(&mut self, kind: TaskKind, job: &Job, run: &Run) -> Result<Made, Fault> {
         if let Some(refusal) = job.refusal {
             return Err(refusal);
         }
-        if line.broken.load(Ordering::Acquire) {
+        if run.broken.load(Ordering::Acquire) {
             return Err(FLUSHED);
         }
         if job.fate.delay_us > 0 {
@@ -230,7 +229,7 @@ impl Worker {
             pieces(&mut self.destinations, destinations);
         }
         let made = match kind {
-            Kind::Memcpy => self.copy(job.fate.flip),
+            TaskKind::Memcpy => self.copy(job.fate.flip),
             _ => self.transform(kind, job),
         };
         self.sources.clear();
@@ -258,7 +257,7 @@ impl Worker {
         Ok(Made { bytes, sums: Sums::default() })
     }
 
-    fn transform(&mut self, kind: Kind, job: &Job) -> Result<Made, Fault> {
+    fn transform(&mut self, kind: TaskKind, job: &Job) -> Result<Made, Fault> {
         let Worker { codec, memo, copier, sources, destinations, input, output } = self;
         let codec = codec.as_mut().ok_or(Fault::DOCA_ERROR_UNEXPECTED)?;
         let overlap = sources.iter().any(|s| destinations.iter().any(|d| s.overlaps(d)));
@@ -293,7 +292,7 @@ impl Worker {
 
         let key = memo
             .as_ref()
-            .filter(|_| kind != Kind::Deflate)
+            .filter(|_| kind != TaskKind::Deflate)
             .map(|memo| (memo, Key::of(kind, [job.has_block_checksum, job.are_blocks_independent], source)));
         let recalled = key.as_ref().and_then(|(memo, key)| memo.recall(key, made));
         let (produced, sums) = match recalled {
@@ -318,13 +317,19 @@ impl Worker {
 }
 
 /// Makes one output, with its checksums; chance may flip a bit of it first.
-fn decode(codec: &mut Codec, kind: Kind, job: &Job, source: &[u8], made: &mut [u8]) -> Result<(usize, Sums), Fault> {
+fn decode(
+    codec: &mut DeflateState,
+    kind: TaskKind,
+    job: &Job,
+    source: &[u8],
+    made: &mut [u8],
+) -> Result<(usize, Sums), Fault> {
     let produced = match kind {
-        Kind::Inflate => codec.inflate(source, made),
-        Kind::Deflate => codec.deflate(source, made),
-        Kind::Lz4Block => codec::lz4_block(source, made),
-        Kind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
-        Kind::Memcpy | Kind::MessageSend | Kind::DataSend | Kind::PostReceive => Err(Unusable),
+        TaskKind::Inflate => codec.inflate(source, made),
+        TaskKind::Deflate => codec.deflate(source, made),
+        TaskKind::Lz4Block => codec::lz4_block(source, made),
+        TaskKind::Lz4Stream => codec::lz4_stream(source, made, job.has_block_checksum, job.are_blocks_independent),
+        TaskKind::Memcpy | TaskKind::MessageSend | TaskKind::DataSend | TaskKind::PostReceive => Err(Unusable),
     };
     let produced = produced.map_err(|Unusable| Fault::DOCA_ERROR_IO_FAILED)?;
     let made = &mut made[..produced];
@@ -332,9 +337,9 @@ fn decode(codec: &mut Codec, kind: Kind, job: &Job, source: &[u8], made: &mut [u
         let bit = (bit % (made.len() as u64 * 8)) as usize;
         made[bit / 8] ^= 1 << (bit % 8);
     }
-    let plain: &[u8] = if kind == Kind::Deflate { source } else { made };
+    let plain: &[u8] = if kind == TaskKind::Deflate { source } else { made };
     let second = match kind {
-        Kind::Inflate | Kind::Deflate => codec::adler32(plain),
+        TaskKind::Inflate | TaskKind::Deflate => codec::adler32(plain),
         _ => codec::xxh32(plain).swap_bytes(),
     };
     Ok((produced, Sums { crc: crc32fast::hash(plain), second }))

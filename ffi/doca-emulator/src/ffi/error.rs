@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ffi::abi::{doca_error, doca_error_t};
-use crate::ffi::door::exports;
+use crate::ffi::exports;
 
 /// A `doca_error` other than success.
 pub(crate) type Fault = doca_error;

@@ -7,9 +7,9 @@ use std::ptr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::ffi::error::Fault;
-use crate::memory::courier::{CHUNK_BYTES, OK, REFUSED, Request, STATUS_BYTES, What, abstract_address};
-use crate::memory::export::{Cookie, Ticket};
+use crate::ffi::Fault;
+use crate::memory::courier::{CHUNK_BYTES, OK, REFUSED, Request, STATUS_BYTES, Verb, abstract_address};
+use crate::memory::export::{Blob, Cookie};
 use crate::tools::packet::{self, iovec, receive, receive_files, send, seqpacket, status};
 
 /// Longest wait for an exporter: for its listener, for room, for an answer.
@@ -50,10 +50,10 @@ impl Caller {
         Ok(Caller { socket, peer, cookie, turn: Mutex::new(()) })
     }
 
-    /// Asks whether the export is what the ticket says: `DRIVER` if not, or without an answer.
-    pub(crate) fn greet(&self, ticket: &Ticket) -> Result<Handed, Fault> {
+    /// Asks whether the export is what the blob says: `DRIVER` if not, or without an answer.
+    pub(crate) fn greet(&self, blob: &Blob) -> Result<Handed, Fault> {
         let gone = |_| Fault::DOCA_ERROR_DRIVER;
-        send(&self.socket, &[status(&Request::hello(ticket).encode())], &[]).map_err(gone)?;
+        send(&self.socket, &[status(&Request::hello(blob).encode())], &[]).map_err(gone)?;
         let (mut answer, mut offset) = (REFUSED, [0; 8]);
         let expected = STATUS_BYTES + offset.len();
         let (came, files) = receive_files(&self.socket, &[iovec(&mut answer), iovec(&mut offset)]).map_err(gone)?;
@@ -77,7 +77,7 @@ impl Caller {
     pub(crate) unsafe fn read(&self, local: &[libc::iovec], remote: &[libc::iovec]) -> Result<(), Fault> {
         chunks(local, remote, |local, addr, len| {
             let mut answer = REFUSED;
-            let request = Request { what: What::Read, cookie: self.cookie, addr, len, access: 0 }.encode();
+            let request = Request { verb: Verb::Read, cookie: self.cookie, addr, len, access: 0 }.encode();
             let room = libc::iovec { iov_base: local.cast(), iov_len: len };
             let came = self.exchange(&[status(&request)], &[iovec(&mut answer), room])?;
             if answer == OK && came == STATUS_BYTES + len { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
@@ -91,7 +91,7 @@ impl Caller {
     pub(crate) unsafe fn write(&self, local: &[libc::iovec], remote: &[libc::iovec]) -> Result<(), Fault> {
         chunks(local, remote, |local, addr, len| {
             let mut answer = REFUSED;
-            let request = Request { what: What::Write, cookie: self.cookie, addr, len, access: 0 }.encode();
+            let request = Request { verb: Verb::Write, cookie: self.cookie, addr, len, access: 0 }.encode();
             let bytes = libc::iovec { iov_base: local.cast(), iov_len: len };
             self.exchange(&[status(&request), bytes], &[iovec(&mut answer)])?;
             if answer == OK { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }

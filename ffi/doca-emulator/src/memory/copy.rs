@@ -7,7 +7,7 @@
 use std::ptr;
 use std::slice;
 
-use crate::ffi::error::Fault;
+use crate::ffi::Fault;
 use crate::memory::caller::Caller;
 use crate::memory::import::Road;
 use crate::memory::region::{Reach, Region};
@@ -15,7 +15,7 @@ use crate::memory::remote;
 
 /// Where the bytes of a piece are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     Here,
     /// In that process.
     There(libc::pid_t),
@@ -23,11 +23,11 @@ pub(crate) enum Place {
     Behind(*const Caller),
 }
 
-impl Place {
-    fn on(road: &Road) -> Place {
+impl Location {
+    fn on(road: &Road) -> Location {
         match road {
-            Road::Kernel { pid, .. } => Place::There(*pid),
-            Road::Exporter { caller, .. } => Place::Behind(caller),
+            Road::Kernel { pid, .. } => Location::There(*pid),
+            Road::Exporter { caller, .. } => Location::Behind(caller),
         }
     }
 }
@@ -37,14 +37,14 @@ impl Place {
 pub(crate) struct Piece {
     first: *mut u8,
     pub(crate) len: usize,
-    place: Place,
+    place: Location,
     /// Whether engines may work on the bytes themselves; see [`Region::is_in_place`].
     in_place: bool,
 }
 
 impl Piece {
     pub(crate) fn here(bytes: &mut [u8]) -> Piece {
-        Piece { first: bytes.as_mut_ptr(), len: bytes.len(), place: Place::Here, in_place: true }
+        Piece { first: bytes.as_mut_ptr(), len: bytes.len(), place: Location::Here, in_place: true }
     }
 
     /// The piece `[addr, addr + len]` of a region.
@@ -54,10 +54,10 @@ impl Piece {
     pub(crate) unsafe fn of(region: &Region, addr: u64, len: usize) -> Piece {
         debug_assert!(region.contains(addr, len));
         let (first, place) = match &region.reach {
-            Reach::Own | Reach::Neighbour(_) => (ptr::with_exposed_provenance_mut(addr as usize), Place::Here),
+            Reach::Own | Reach::Neighbour(_) => (ptr::with_exposed_provenance_mut(addr as usize), Location::Here),
             Reach::Foreign(foreign) => match foreign.view(addr - region.base) {
-                Some(view) => (view, Place::Here),
-                None => (ptr::without_provenance_mut(addr as usize), Place::on(&foreign.road)),
+                Some(view) => (view, Location::Here),
+                None => (ptr::without_provenance_mut(addr as usize), Location::on(&foreign.road)),
             },
         };
         Piece { first, len, place, in_place: region.is_in_place() }
@@ -160,7 +160,7 @@ impl Copier {
         let mut left = bytes;
         while left > 0 {
             let (Some(s), Some(d)) = (from.rest(), to.rest()) else { return Err(Fault::DOCA_ERROR_INVALID_VALUE) };
-            if (s.place, d.place) == (Place::Here, Place::Here) {
+            if (s.place, d.place) == (Location::Here, Location::Here) {
                 let length = s.len.min(d.len).min(left);
                 // SAFETY: both pieces are at least that long and in this process; the caller keeps them reachable.
                 // They may overlap, and may be written by another process meanwhile: memmove makes no assumption.
@@ -180,7 +180,13 @@ impl Copier {
     }
 
     /// The longest run from here on that stays in the same two places.
-    fn collect(&mut self, from: &mut Cursor<'_>, to: &mut Cursor<'_>, places: (Place, Place), left: usize) -> usize {
+    fn collect(
+        &mut self,
+        from: &mut Cursor<'_>,
+        to: &mut Cursor<'_>,
+        places: (Location, Location),
+        left: usize,
+    ) -> usize {
         self.source.clear();
         self.destination.clear();
         let mut length = 0;
@@ -201,13 +207,13 @@ impl Copier {
 
     /// # Safety
     /// `self.source` and `self.destination` hold `length` bytes each; local ones are readable and writable.
-    unsafe fn move_run(&self, from: Place, to: Place, length: usize, bounce: &mut [u8]) -> Result<(), Fault> {
+    unsafe fn move_run(&self, from: Location, to: Location, length: usize, bounce: &mut [u8]) -> Result<(), Fault> {
         match (from, to) {
-            (Place::Here, Place::Here) => Err(Fault::DOCA_ERROR_UNEXPECTED),
+            (Location::Here, Location::Here) => Err(Fault::DOCA_ERROR_UNEXPECTED),
             // SAFETY: local ranges are the caller's to vouch for, remote ones the kernel's to check.
-            (Place::Here, there) => unsafe { write(there, &self.source, &self.destination, length) },
+            (Location::Here, there) => unsafe { write(there, &self.source, &self.destination, length) },
             // SAFETY: as above.
-            (there, Place::Here) => unsafe { read(there, &self.destination, &self.source, length) },
+            (there, Location::Here) => unsafe { read(there, &self.destination, &self.source, length) },
             (source, destination) => {
                 let bounce = bounce.get_mut(..length).ok_or(Fault::DOCA_ERROR_TOO_BIG)?;
                 let middle = [libc::iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: length }];
@@ -230,31 +236,31 @@ fn extend(list: &mut Vec<libc::iovec>, first: *mut u8, bytes: usize) {
 
 /// # Safety
 /// The local ranges are writable; the region of the remote ones stays.
-unsafe fn read(from: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
+unsafe fn read(from: Location, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
     match from {
-        Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
-        Place::There(pid) => {
+        Location::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
+        Location::There(pid) => {
             // SAFETY: the local ranges are as the caller says; other processes' addresses are the kernel's to check.
             let moved = unsafe { remote::read(pid, local, remote, bytes) };
             moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
         // SAFETY: the region owns the caller; the local ranges are as the caller says.
-        Place::Behind(caller) => unsafe { (*caller).read(local, remote) },
+        Location::Behind(caller) => unsafe { (*caller).read(local, remote) },
     }
 }
 
 /// # Safety
 /// The local ranges are readable; the region of the remote ones stays.
-unsafe fn write(to: Place, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
+unsafe fn write(to: Location, local: &[libc::iovec], remote: &[libc::iovec], bytes: usize) -> Result<(), Fault> {
     match to {
-        Place::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
-        Place::There(pid) => {
+        Location::Here => Err(Fault::DOCA_ERROR_UNEXPECTED),
+        Location::There(pid) => {
             // SAFETY: as in `read`.
             let moved = unsafe { remote::write(pid, local, remote, bytes) };
             moved.map_err(|_| Fault::DOCA_ERROR_IO_FAILED)
         }
         // SAFETY: as in `read`.
-        Place::Behind(caller) => unsafe { (*caller).write(local, remote) },
+        Location::Behind(caller) => unsafe { (*caller).write(local, remote) },
     }
 }
 

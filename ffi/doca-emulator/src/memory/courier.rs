@@ -18,7 +18,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::thread;
 
-use crate::memory::export::{self, Cookie, PerProcess, Ticket};
+use crate::memory::export::{self, Blob, Cookie, PerProcess};
 use crate::memory::region::{PCI_READ_WRITE, Region};
 use crate::tools::packet::{self, accept, iovec, receive, send, seqpacket, status};
 
@@ -32,7 +32,7 @@ pub(crate) const OK: [u8; STATUS_BYTES] = [0; STATUS_BYTES];
 pub(crate) const REFUSED: [u8; STATUS_BYTES] = [1, 0, 0, 0];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum Verb {
     Hello = 1,
     Read = 2,
     Write = 3,
@@ -40,7 +40,7 @@ pub(crate) enum What {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    pub(crate) what: What,
+    pub(crate) verb: Verb,
     pub(crate) cookie: Cookie,
     pub(crate) addr: u64,
     pub(crate) len: usize,
@@ -49,14 +49,14 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn hello(ticket: &Ticket) -> Request {
-        let Ticket { cookie, base, len, access, .. } = *ticket;
-        Request { what: What::Hello, cookie, addr: base, len: len as usize, access }
+    pub(crate) fn hello(blob: &Blob) -> Request {
+        let Blob { cookie, base, len, access, .. } = *blob;
+        Request { verb: Verb::Hello, cookie, addr: base, len: len as usize, access }
     }
 
     pub(crate) fn encode(&self) -> [u8; REQUEST_BYTES] {
         let [low, high] = self.cookie.0;
-        let words = [self.what as u64, low, high, self.addr, self.len as u64, self.access.into()];
+        let words = [self.verb as u64, low, high, self.addr, self.len as u64, self.access.into()];
         let mut bytes = [0; REQUEST_BYTES];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
@@ -66,10 +66,10 @@ impl Request {
 
     fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<Request> {
         let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
-        let what = [What::Hello, What::Read, What::Write].into_iter().find(|what| *what as u64 == word(0))?;
-        let len = usize::try_from(word(32)).ok().filter(|len| what == What::Hello || *len <= CHUNK_BYTES)?;
+        let verb = [Verb::Hello, Verb::Read, Verb::Write].into_iter().find(|verb| *verb as u64 == word(0))?;
+        let len = usize::try_from(word(32)).ok().filter(|len| verb == Verb::Hello || *len <= CHUNK_BYTES)?;
         let access = u32::try_from(word(40)).ok()?;
-        Some(Request { what, cookie: Cookie([word(8), word(16)]), addr: word(24), len, access })
+        Some(Request { verb, cookie: Cookie([word(8), word(16)]), addr: word(24), len, access })
     }
 }
 
@@ -130,20 +130,20 @@ fn answer(caller: &OwnedFd) -> io::Result<()> {
     }
     let request = Request::decode(&bytes).ok_or_else(broken)?;
     let head = iovec(&mut bytes);
-    let passage = Passage::open(&request);
+    let permit = Permit::open(&request);
     let memory =
         libc::iovec { iov_base: ptr::with_exposed_provenance_mut(request.addr as usize), iov_len: request.len };
-    let sent = match (&passage, request.what) {
-        (Some(_), What::Write) => match receive(caller, &[head, memory], 0) {
+    let sent = match (&permit, request.verb) {
+        (Some(_), Verb::Write) => match receive(caller, &[head, memory], 0) {
             Ok(came) if came == REQUEST_BYTES + request.len => send(caller, &[status(&OK)], &[]),
             Ok(_) => Err(broken()),
             Err(err) => Err(err),
         },
-        (passage, what) => {
+        (permit, verb) => {
             receive(caller, &[head], 0)?;
-            match (passage, what) {
-                (Some(_), What::Read) => send(caller, &[status(&OK), memory], &[]),
-                (Some(Passage(region)), What::Hello) => {
+            match (permit, verb) {
+                (Some(_), Verb::Read) => send(caller, &[status(&OK), memory], &[]),
+                (Some(Permit(region)), Verb::Hello) => {
                     let (board, file) = export::descriptors(region).ok_or_else(broken)?;
                     let offset = file.as_ref().map_or(0, |(_, offset)| *offset).to_le_bytes();
                     let files = file.iter().map(|(file, _)| file);
@@ -166,23 +166,23 @@ fn broken() -> io::Error {
 }
 
 /// Leave to carry a request out: its export stands, and cannot stop before this is dropped.
-struct Passage(Arc<Region>);
+struct Permit(Arc<Region>);
 
-impl Passage {
-    fn open(request: &Request) -> Option<Passage> {
+impl Permit {
+    fn open(request: &Request) -> Option<Permit> {
         let region = export::find(request.cookie)?;
         let is_inside = || region.contains(request.addr, request.len);
-        let allowed = match request.what {
-            What::Hello => (request.addr, request.len, request.access) == (region.base, region.len, region.access),
-            What::Read => is_inside(),
-            What::Write => is_inside() && region.access & PCI_READ_WRITE != 0,
+        let allowed = match request.verb {
+            Verb::Hello => (request.addr, request.len, request.access) == (region.base, region.len, region.access),
+            Verb::Read => is_inside(),
+            Verb::Write => is_inside() && region.access & PCI_READ_WRITE != 0,
         };
-        // Not `then_some`: a passage that was made is left again when dropped.
-        if allowed && region.gate.enter().is_ok() { Some(Passage(region)) } else { None }
+        // Not `then_some`: a permit that was made is left again when dropped.
+        if allowed && region.gate.enter().is_ok() { Some(Permit(region)) } else { None }
     }
 }
 
-impl Drop for Passage {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.gate.leave();
     }
@@ -206,12 +206,12 @@ mod tests {
 
     #[test]
     fn requests_round_trip_and_nonsense_is_refused() {
-        for what in [What::Hello, What::Read, What::Write] {
+        for verb in [Verb::Hello, Verb::Read, Verb::Write] {
             let cookie = Cookie([u64::MAX - 5, 7]);
-            let request = Request { what, cookie, addr: 0x7fff_1234, len: CHUNK_BYTES, access: 3 };
+            let request = Request { verb, cookie, addr: 0x7fff_1234, len: CHUNK_BYTES, access: 3 };
             assert_eq!(Request::decode(&request.encode()), Some(request));
             let long = Request { len: CHUNK_BYTES + 1, ..request };
-            assert_eq!(Request::decode(&long.encode()).is_some(), what == What::Hello);
+            assert_eq!(Request::decode(&long.encode()).is_some(), verb == Verb::Hello);
         }
         assert_eq!(Request::decode(&[0; REQUEST_BYTES]), None);
     }

@@ -30,7 +30,7 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::ffi::error::Fault;
+use crate::ffi::Fault;
 use crate::memory::courier;
 use crate::memory::region::{PCI_READ_WRITE, Region};
 use crate::memory::window::Window;
@@ -41,10 +41,10 @@ const VERSION: u32 = 2;
 const CRC_AT: usize = BLOB_BYTES - 4;
 /// Exports that may be alive at once.
 pub(crate) const SLOTS: usize = 512;
-pub(crate) const BOARD_BYTES: usize = SLOTS * size_of::<Slot>();
+pub(crate) const BOARD_BYTES: usize = SLOTS * size_of::<BoardSlot>();
 
 /// A cookie's halves, or zeroes: the first is there from the taking of a slot to its giving back.
-pub(crate) type Slot = [AtomicU64; 2];
+pub(crate) type BoardSlot = [AtomicU64; 2];
 
 /// The right to one export: a number that nobody guesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ static ALIVE: Mutex<Vec<(Cookie, Arc<Region>)>> = Mutex::new(Vec::new());
 struct Board {
     /// Minus one in a process that nobody else can import from.
     fd: libc::c_int,
-    slots: &'static [Slot; SLOTS],
+    slots: &'static [BoardSlot; SLOTS],
 }
 
 impl Board {
@@ -134,7 +134,7 @@ impl Board {
         }
         let window = Window::map(&file, 0, BOARD_BYTES, true)?;
         // SAFETY: pages of our own mapping, zeroed, aligned, of just this size; they are never unmapped.
-        let slots = unsafe { &*ManuallyDrop::new(window).map.cast::<[Slot; SLOTS]>() };
+        let slots = unsafe { &*ManuallyDrop::new(window).map.cast::<[BoardSlot; SLOTS]>() };
         // Nobody whom the board is handed to writes it. A kernel before 5.1 does not know the seal.
         // SAFETY: asks for a seal on a descriptor that `file` keeps open; our mapping stays writable.
         unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) };
@@ -146,7 +146,7 @@ impl Board {
 pub(crate) struct Export {
     pub(crate) blob: Box<[u8; BLOB_BYTES]>,
     cookie: Cookie,
-    slot: &'static Slot,
+    slot: &'static BoardSlot,
     region: Arc<Region>,
 }
 
@@ -156,11 +156,11 @@ impl Export {
         let board = Board::own()?;
         let courier = courier::own();
         let vacant =
-            |slot: &Slot| slot[0].compare_exchange(0, cookie.0[0], Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            |slot: &BoardSlot| slot[0].compare_exchange(0, cookie.0[0], Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let slot = board.slots.iter().position(vacant).ok_or(Fault::DOCA_ERROR_NO_MEMORY)?;
         board.slots[slot][1].store(cookie.0[1], Ordering::Release);
         allow_tracing();
-        let ticket = Ticket {
+        let blob = Blob {
             pid: process::id(),
             cookie,
             slot: slot as u32,
@@ -171,7 +171,7 @@ impl Export {
             courier: courier.unwrap_or(0),
         };
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push((cookie, Arc::clone(region)));
-        Ok(Export { blob: Box::new(ticket.encode()), cookie, slot: &board.slots[slot], region: Arc::clone(region) })
+        Ok(Export { blob: Box::new(blob.encode()), cookie, slot: &board.slots[slot], region: Arc::clone(region) })
     }
 }
 
@@ -210,7 +210,7 @@ fn allow_tracing() {
 
 /// What a blob says. Whoever brought it may have written it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Ticket {
+pub(crate) struct Blob {
     pub(crate) pid: u32,
     pub(crate) cookie: Cookie,
     pub(crate) slot: u32,
@@ -220,7 +220,7 @@ pub(crate) struct Ticket {
     pub(crate) courier: u64,
 }
 
-impl Ticket {
+impl Blob {
     fn encode(&self) -> [u8; BLOB_BYTES] {
         let mut blob = [0; BLOB_BYTES];
         let mut put = |at: usize, bytes: &[u8]| blob[at..at + bytes.len()].copy_from_slice(bytes);
@@ -238,12 +238,12 @@ impl Ticket {
     }
 
     /// None for anything but an intact blob of our version.
-    pub(crate) fn decode(blob: &[u8]) -> Option<Ticket> {
+    pub(crate) fn decode(blob: &[u8]) -> Option<Blob> {
         let blob: &[u8; BLOB_BYTES] = blob.try_into().ok()?;
         let half = |at: usize| u32::from_le_bytes([blob[at], blob[at + 1], blob[at + 2], blob[at + 3]]);
         let word = |at: usize| u64::from(half(at)) | u64::from(half(at + 4)) << 32;
         let intact = blob[..8] == MAGIC && half(8) == VERSION && half(CRC_AT) == crc32fast::hash(&blob[..CRC_AT]);
-        let ticket = Ticket {
+        let blob = Blob {
             pid: half(12),
             cookie: Cookie([word(16), word(24)]),
             slot: half(32),
@@ -252,8 +252,8 @@ impl Ticket {
             len: word(48),
             courier: word(56),
         };
-        let range_fits = ticket.base.checked_add(ticket.len).is_some() && isize::try_from(ticket.len).is_ok();
-        (intact && range_fits && ticket.len != 0 && ticket.cookie.is_one()).then_some(ticket)
+        let range_fits = blob.base.checked_add(blob.len).is_some() && isize::try_from(blob.len).is_ok();
+        (intact && range_fits && blob.len != 0 && blob.cookie.is_one()).then_some(blob)
     }
 
     /// Whether it says of an export of this process what is so.
@@ -275,7 +275,7 @@ struct FileRange {
 }
 
 /// One line of `/proc/self/maps`.
-struct Mapping {
+struct MapsLine {
     start: u64,
     end: u64,
     is_shared: bool,
@@ -284,8 +284,8 @@ struct Mapping {
     inode: u64,
 }
 
-impl Mapping {
-    fn parse(line: &str) -> Option<Mapping> {
+impl MapsLine {
+    fn parse(line: &str) -> Option<MapsLine> {
         let hex = |text: &str| u64::from_str_radix(text, 16).ok();
         let mut fields = line.split_ascii_whitespace();
         let (start, end) = fields.next()?.split_once('-')?;
@@ -294,7 +294,7 @@ impl Mapping {
         let (major, minor) = fields.next()?.split_once(':')?;
         let device = libc::makedev(hex(major)? as u32, hex(minor)? as u32);
         let inode = fields.next()?.parse().ok()?;
-        Some(Mapping { start: hex(start)?, end: hex(end)?, is_shared, offset, device, inode })
+        Some(MapsLine { start: hex(start)?, end: hex(end)?, is_shared, offset, device, inode })
     }
 }
 
@@ -305,7 +305,7 @@ impl FileRange {
             return None;
         }
         let maps = fs::read_to_string("/proc/self/maps").ok()?;
-        let mapping = maps.lines().filter_map(Mapping::parse).find(|m| m.start <= base && base < m.end)?;
+        let mapping = maps.lines().filter_map(MapsLine::parse).find(|m| m.start <= base && base < m.end)?;
         let covers = base.checked_add(len as u64)? <= mapping.end;
         (covers && mapping.is_shared && mapping.inode != 0).then(|| FileRange {
             device: mapping.device,
@@ -338,27 +338,19 @@ impl FileRange {
 mod tests {
     use super::*;
 
-    fn ticket() -> Ticket {
-        Ticket {
-            pid: 7,
-            cookie: Cookie([8, 9]),
-            slot: 10,
-            base: 0x1000,
-            len: 4096,
-            access: PCI_READ_WRITE,
-            courier: 11,
-        }
+    fn blob() -> Blob {
+        Blob { pid: 7, cookie: Cookie([8, 9]), slot: 10, base: 0x1000, len: 4096, access: PCI_READ_WRITE, courier: 11 }
     }
 
     #[test]
     fn blob_round_trips() {
-        assert_eq!(Ticket::decode(&ticket().encode()), Some(ticket()));
+        assert_eq!(Blob::decode(&blob().encode()), Some(blob()));
     }
 
     #[test]
     fn a_cookie_of_zero_is_no_blob_and_stands_in_no_slot() {
         for halves in [[0, 0], [0, 9], [8, 0]] {
-            assert_eq!(Ticket::decode(&Ticket { cookie: Cookie(halves), ..ticket() }.encode()), None);
+            assert_eq!(Blob::decode(&Blob { cookie: Cookie(halves), ..blob() }.encode()), None);
             assert!(!Cookie(halves).stands_in(halves));
         }
         let [one, other] = [Cookie::fresh(), Cookie::fresh()];
@@ -368,26 +360,26 @@ mod tests {
     #[test]
     fn any_flipped_bit_is_refused() {
         for bit in (0..BLOB_BYTES * 8).step_by(if cfg!(miri) { 37 } else { 1 }) {
-            let mut blob = ticket().encode();
+            let mut blob = blob().encode();
             blob[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Ticket::decode(&blob), None, "bit {bit}");
+            assert_eq!(Blob::decode(&blob), None, "bit {bit}");
         }
-        assert_eq!(Ticket::decode(&ticket().encode()[..127]), None);
+        assert_eq!(Blob::decode(&blob().encode()[..127]), None);
     }
 
     #[test]
     fn a_range_that_wraps_is_refused() {
-        assert_eq!(Ticket::decode(&Ticket { base: u64::MAX, len: 2, ..ticket() }.encode()), None);
-        assert_eq!(Ticket::decode(&Ticket { len: 0, ..ticket() }.encode()), None);
+        assert_eq!(Blob::decode(&Blob { base: u64::MAX, len: 2, ..blob() }.encode()), None);
+        assert_eq!(Blob::decode(&Blob { len: 0, ..blob() }.encode()), None);
     }
 
     #[test]
     fn maps_lines_parse() {
         let line = "7f12a000-7f12b000 rw-s 00003000 00:01 1234                       /memfd:x (deleted)";
-        let mapping = Mapping::parse(line).expect("a shared mapping");
+        let mapping = MapsLine::parse(line).expect("a shared mapping");
         assert!(mapping.is_shared && mapping.start == 0x7f12_a000 && mapping.offset == 0x3000 && mapping.inode == 1234);
         assert_eq!(mapping.device, libc::makedev(0, 1));
-        assert!(!Mapping::parse("0-1 r-xp 0 00:00 0").expect("a line").is_shared);
-        assert!(Mapping::parse("nonsense").is_none());
+        assert!(!MapsLine::parse("0-1 r-xp 0 00:00 0").expect("a line").is_shared);
+        assert!(MapsLine::parse("nonsense").is_none());
     }
 }

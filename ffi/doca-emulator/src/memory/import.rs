@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::Config;
-use crate::ffi::error::Fault;
+use crate::ffi::Fault;
 use crate::memory::caller::{Caller, Handed};
-use crate::memory::export::{BOARD_BYTES, Cookie, SLOTS, Slot, Ticket};
+use crate::memory::export::{BOARD_BYTES, Blob, BoardSlot, Cookie, SLOTS};
 use crate::memory::region::PCI_READ_WRITE;
 use crate::memory::remote;
 use crate::memory::window::Window;
@@ -73,22 +73,22 @@ impl Road {
 impl Foreign {
     /// `lane` makes one, should it be needed. Refuses an exporter that is gone, does not answer or does not know this export (`DRIVER`), and one whose user is not
     /// ours (`NOT_PERMITTED`).
-    pub(crate) fn new(ticket: &Ticket, config: &Config, lane: impl FnOnce() -> Option<Lane>) -> Result<Foreign, Fault> {
-        if ticket.slot as usize >= SLOTS {
+    pub(crate) fn new(blob: &Blob, config: &Config, lane: impl FnOnce() -> Option<Lane>) -> Result<Foreign, Fault> {
+        if blob.slot as usize >= SLOTS {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
-        let caller = Caller::connect(ticket.courier, ticket.cookie)?;
+        let caller = Caller::connect(blob.courier, blob.cookie)?;
         let is_ours = caller.peer.uid == packet::user();
         // Before the exporter shows that it lives: what answers then is what the descriptor names.
         let pidfd = if is_ours { open_pidfd(caller.peer.pid) } else { None };
-        let Handed { board, file } = caller.greet(ticket)?;
+        let Handed { board, file } = caller.greet(blob)?;
         let board = Window::of_sealed(&board, 0, BOARD_BYTES, false, false).ok_or(Fault::DOCA_ERROR_DRIVER)?;
-        let writable = ticket.access & PCI_READ_WRITE != 0;
+        let writable = blob.access & PCI_READ_WRITE != 0;
         let window = file.filter(|_| config.window).and_then(|(file, offset)| {
-            Window::of_sealed(&file, offset, usize::try_from(ticket.len).ok()?, writable, is_ours)
+            Window::of_sealed(&file, offset, usize::try_from(blob.len).ok()?, writable, is_ours)
         });
         let pid = caller.peer.pid;
-        let road = match pidfd.filter(|_| window.is_some() || can_read(pid, ticket.base)) {
+        let road = match pidfd.filter(|_| window.is_some() || can_read(pid, blob.base)) {
             Some(pidfd) => Road::Kernel { pid, pidfd },
             None => {
                 let lane = match window {
@@ -98,14 +98,14 @@ impl Foreign {
                 Road::Exporter { caller, lane }
             }
         };
-        let guard = if debug::is_on() { Guard::over(ticket.base, ticket.len as usize, ticket.pid) } else { None };
-        let foreign = Foreign { road, board, slot: ticket.slot as usize, cookie: ticket.cookie, window, _guard: guard };
+        let guard = if debug::is_on() { Guard::over(blob.base, blob.len as usize, blob.pid) } else { None };
+        let foreign = Foreign { road, board, slot: blob.slot as usize, cookie: blob.cookie, window, _guard: guard };
         if foreign.is_alive() { Ok(foreign) } else { Err(Fault::DOCA_ERROR_DRIVER) }
     }
 
     /// Whether the export still stands.
     pub(crate) fn is_alive(&self) -> bool {
-        let slots = self.board.map.cast::<Slot>();
+        let slots = self.board.map.cast::<BoardSlot>();
         // SAFETY: the slot was checked to lie on the board, whose mapping `self` keeps; the exporter writes it
         // atomically.
         let halves: [u64; 2] =

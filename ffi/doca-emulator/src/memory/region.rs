@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 
+use crate::ffi::Fault;
 use crate::ffi::abi::doca_access_flag;
-use crate::ffi::error::Fault;
 use crate::memory::import::Foreign;
 
 pub(crate) const LOCAL_READ_WRITE: u32 = doca_access_flag::DOCA_ACCESS_FLAG_LOCAL_READ_WRITE.0;

@@ -16,8 +16,7 @@ use crate::ffi::abi::{
     doca_argp_param, doca_argp_param_cb_t, doca_argp_type, doca_argp_validation_cb_t, doca_error,
     doca_log_level_get_global_lower_limit, doca_log_level_get_global_sdk_limit, doca_version_runtime,
 };
-use crate::ffi::door::{Enter, Handle, Out, Stamp, Text, Thing, exports};
-use crate::ffi::error::{Answer, Fault, complain};
+use crate::ffi::{Answer, Enter, Fault, Handle, Object, Out, Stamp, Text, complain, exports};
 use crate::tools::log;
 
 #[repr(C)]
@@ -36,7 +35,7 @@ pub(crate) struct Param {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Param {
+unsafe impl Object for Param {
     type Opaque = doca_argp_param;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-argp");
 }

@@ -18,7 +18,8 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use crate::ffi::error::{self, complain};
+use crate::ffi::complain;
+use crate::ffi::error;
 
 /// What a destination holds until it is written.
 pub(crate) const POISON: u8 = 0xdb;

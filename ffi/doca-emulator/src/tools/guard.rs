@@ -106,7 +106,7 @@ unsafe extern "C" fn touched(signal: c_int, info: *mut libc::siginfo_t, _: *mut 
         let base = slot.base.load(Ordering::Acquire);
         let len = slot.len.load(Ordering::Relaxed);
         if base != 0 && addr >= base && addr - base < len {
-            let mut line = Line { text: [0; 256], len: 0 };
+            let mut line = LineBuffer { text: [0; 256], len: 0 };
             line.push(b"doca-emulator: debug: the CPU touched ");
             line.push_number(addr, 16);
             line.push(b", byte ");
@@ -135,12 +135,12 @@ unsafe extern "C" fn touched(signal: c_int, info: *mut libc::siginfo_t, _: *mut 
 }
 
 /// A line in the making, without the allocator.
-struct Line {
+struct LineBuffer {
     text: [u8; 256],
     len: usize,
 }
 
-impl Line {
+impl LineBuffer {
     fn push(&mut self, bytes: &[u8]) {
         for (to, from) in self.text[self.len..].iter_mut().zip(bytes) {
             *to = *from;
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn lines_are_put_together_and_cut_off_at_the_end_of_the_room() {
-        let mut line = Line { text: [0; 256], len: 0 };
+        let mut line = LineBuffer { text: [0; 256], len: 0 };
         line.push_number(u64::MAX, 16);
         line.push(b" ");
         line.push_number(u64::MAX, 10);

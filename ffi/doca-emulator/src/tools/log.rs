@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::ffi::abi::{FILE, doca_log_backend, doca_log_level, log_flush_callback};
-use crate::ffi::door::{Handle, Out, Stamp, Text, Thing, exports};
-use crate::ffi::error::{Answer, Fault, code};
+use crate::ffi::error::code;
+use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, Text, exports};
 
 const INFO: u32 = doca_log_level::DOCA_LOG_LEVEL_INFO.0;
 const WARNING: u32 = doca_log_level::DOCA_LOG_LEVEL_WARNING.0;
@@ -55,7 +55,7 @@ pub(crate) struct Backend {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Thing for Backend {
+unsafe impl Object for Backend {
     type Opaque = doca_log_backend;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-logb");
 }

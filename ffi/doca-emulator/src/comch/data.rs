@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::comch::control::Connection;
 use crate::comch::link::Link;
-use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX, Kind, LIST_MAX, TASKS_MAX};
+use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX, LIST_MAX, TASKS_MAX, TaskKind};
 use crate::core::ctx::{self, Callback, Ctx};
 use crate::core::dev::DevInfo;
 use crate::core::library::Library;
@@ -22,15 +22,14 @@ use crate::core::pe::Addressee;
 use crate::core::task::Task;
 use crate::core::typed::{Of, Typed};
 use crate::ffi::abi::*;
-use crate::ffi::door::{Enter, Handle, Out, exports};
-use crate::ffi::error::{Answer, Fault, complain};
+use crate::ffi::{Answer, Enter, Fault, Handle, Out, complain, exports};
 use crate::memory::copy::Copier;
 
 /// Producers, and consumers, of one process.
 const ENDS_MAX: u32 = 512;
 
-/// What a producer or a consumer is, beside being a context.
-pub(crate) struct End {
+/// FrameKind a producer or a consumer is, beside being a context.
+pub(crate) struct DataEnd {
     is_consumer: bool,
     pub(crate) id: u32,
     link: Arc<Link>,
@@ -39,22 +38,22 @@ pub(crate) struct End {
     imm_max: Cell<u32>,
 }
 
-impl End {
-    fn new(connection: Handle<Connection>, is_consumer: bool) -> End {
+impl DataEnd {
+    fn new(connection: Handle<Connection>, is_consumer: bool) -> DataEnd {
         static NEXT_ID: AtomicU32 = AtomicU32::new(1);
         let (link, siblings) = (Arc::clone(&connection.link), Arc::clone(&connection.ends));
         siblings.fetch_add(1, Ordering::Relaxed);
-        End { is_consumer, id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, siblings, imm_max: Cell::new(0) }
+        DataEnd { is_consumer, id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, siblings, imm_max: Cell::new(0) }
     }
 }
 
-impl Drop for End {
+impl Drop for DataEnd {
     fn drop(&mut self) {
         self.siblings.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Library for End {
+impl Library for DataEnd {
     fn start(&self, ctx: Handle<Ctx>) -> Result<doca_ctx_states, Fault> {
         let port = Arc::clone(&ctx.pe.get().ok_or(Fault::DOCA_ERROR_NOT_CONNECTED)?.port);
         if !self.link.is_open() {
@@ -73,12 +72,12 @@ impl Library for End {
             self.link.post(self.id, task);
             return Ok(());
         }
-        let letter = task.letter.borrow();
-        self.link.reserve(letter.consumer)?;
+        let message = task.message.borrow();
+        self.link.reserve(message.consumer)?;
         // SAFETY: called by submit on an owned task.
         let data = gather(&mut Copier::new(), unsafe { task.job() });
-        let data = data.inspect_err(|_| self.link.refund(letter.consumer))?;
-        self.link.send_data(letter.consumer, self.id, &letter.imm, &data, task);
+        let data = data.inspect_err(|_| self.link.refund(message.consumer))?;
+        self.link.send_data(message.consumer, self.id, &message.imm, &data, task);
         Ok(())
     }
 
@@ -101,7 +100,7 @@ macro_rules! end {
         pub(crate) struct $name(Handle<Ctx>);
 
         impl $name {
-            fn end(&self) -> &End {
+            fn end(&self) -> &DataEnd {
                 self.0.library_as().unwrap_or_else(|| unreachable!("a context of this library is an end"))
             }
         }
@@ -110,7 +109,7 @@ macro_rules! end {
             unsafe fn enter(raw: *const $opaque) -> Result<Self, Fault> {
                 // SAFETY: our contract is the callee's; a library's pointer is its context's.
                 let ctx = unsafe { Handle::<Ctx>::from_c(raw.cast()) }?;
-                let is_it = ctx.library_as::<End>().is_some_and(|end| end.is_consumer == $is_consumer);
+                let is_it = ctx.library_as::<DataEnd>().is_some_and(|end| end.is_consumer == $is_consumer);
                 if is_it { Ok($name(ctx)) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
             }
         }
@@ -128,11 +127,11 @@ end!(Producer, doca_comch_producer, false);
 end!(Consumer, doca_comch_consumer, true);
 
 impl Typed for doca_comch_producer_task_send {
-    const KIND: Kind = Kind::DataSend;
+    const KIND: TaskKind = TaskKind::DataSend;
 }
 
 impl Typed for doca_comch_consumer_task_post_recv {
-    const KIND: Kind = Kind::PostReceive;
+    const KIND: TaskKind = TaskKind::PostReceive;
 }
 
 /// Immediate data, copied; its length comes with it.
@@ -203,7 +202,7 @@ exports! {
         producer: *mut *mut doca_comch_producer => Out<*mut doca_comch_producer>,
     ) {
         connected(comch_connection)?;
-        let end = End::new(comch_connection, false);
+        let end = DataEnd::new(comch_connection, false);
         producer.put(Ctx::create(end, comch_connection.ctx.dev).to_c().cast());
         Ok(())
     }
@@ -235,7 +234,7 @@ exports! {
                 mem::transmute::<Plain, Option<Callback>>(task_error_cb),
             )
         };
-        producer.0.configure(Kind::DataSend, done, failed, num_send_tasks)
+        producer.0.configure(TaskKind::DataSend, done, failed, num_send_tasks)
     }
 
     fn doca_comch_producer_task_send_alloc_init(
@@ -247,12 +246,12 @@ exports! {
         task: *mut *mut Send => Out<*mut Send>,
     ) {
         let imm = immediate(imm_data, imm_data_len)?;
-        let allocated = producer.0.allocate(Kind::DataSend)?;
+        let allocated = producer.0.allocate(TaskKind::DataSend)?;
         allocated.init(buf, ptr::null_mut(), doca_data { u64_: 0 });
-        let mut letter = allocated.letter.borrow_mut();
-        letter.imm_place = imm_data;
-        letter.imm = imm;
-        letter.consumer = consumer_id;
+        let mut message = allocated.message.borrow_mut();
+        message.imm_place = imm_data;
+        message.imm = imm;
+        message.consumer = consumer_id;
         task.put(allocated.to_c().cast());
         Ok(())
     }
@@ -272,21 +271,21 @@ exports! {
     }
 
     fn doca_comch_producer_task_send_get_consumer_id(task: *const Send => Of<Send>) -> u32 = (0) {
-        task.letter.borrow().consumer
+        task.message.borrow().consumer
     }
 
     fn doca_comch_producer_task_send_set_consumer_id(task: *mut Send => Of<Send>, consumer_id: u32)
         -> () = (complain("doca_comch_producer_task_send_set_consumer_id: not such a task"))
     {
-        task.letter.borrow_mut().consumer = consumer_id;
+        task.message.borrow_mut().consumer = consumer_id;
     }
 
     fn doca_comch_producer_task_send_get_imm_data(task: *const Send => Of<Send>) -> *mut u8 = (ptr::null_mut()) {
-        task.letter.borrow().imm_place
+        task.message.borrow().imm_place
     }
 
     fn doca_comch_producer_task_send_get_imm_data_len(task: *const Send => Of<Send>) -> u32 = (0) {
-        task.letter.borrow().imm.len() as u32
+        task.message.borrow().imm.len() as u32
     }
 
     fn doca_comch_producer_task_send_set_imm_data(
@@ -296,9 +295,9 @@ exports! {
     ) -> () = (complain("doca_comch_producer_task_send_set_imm_data: not such a task")) {
         match immediate(imm_data, imm_data_len) {
             Ok(imm) => {
-                let mut letter = task.letter.borrow_mut();
-                letter.imm_place = imm_data;
-                letter.imm = imm;
+                let mut message = task.message.borrow_mut();
+                message.imm_place = imm_data;
+                message.imm = imm;
             }
             Err(_) => complain("doca_comch_producer_task_send_set_imm_data: too long, ignored"),
         }
@@ -358,7 +357,7 @@ exports! {
         if !buf_mmap.region()?.admits_delivery(comch_connection.ctx.dev.id) {
             return Err(Fault::DOCA_ERROR_NOT_PERMITTED);
         }
-        let end = End::new(comch_connection, true);
+        let end = DataEnd::new(comch_connection, true);
         consumer.put(Ctx::create(end, comch_connection.ctx.dev).to_c().cast());
         Ok(())
     }
@@ -406,7 +405,7 @@ exports! {
                 mem::transmute::<Plain, Option<Callback>>(task_error_cb),
             )
         };
-        consumer.0.configure(Kind::PostReceive, done, failed, num_post_recv_tasks)
+        consumer.0.configure(TaskKind::PostReceive, done, failed, num_post_recv_tasks)
     }
 
     fn doca_comch_consumer_task_post_recv_alloc_init(
@@ -414,7 +413,7 @@ exports! {
         buf: *mut doca_buf,
         task: *mut *mut Receive => Out<*mut Receive>,
     ) {
-        let allocated = consumer.0.allocate(Kind::PostReceive)?;
+        let allocated = consumer.0.allocate(TaskKind::PostReceive)?;
         allocated.init(ptr::null(), buf, doca_data { u64_: 0 });
         task.put(allocated.to_c().cast());
         Ok(())

@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::comch::inbox::{Inbox, Tidings};
-use crate::comch::link::{FRAME_BYTES_MAX, Link, Over, VERSION, What, parse};
+use crate::comch::inbox::{Event, Inbox};
+use crate::comch::link::{FRAME_BYTES_MAX, FrameKind, Link, Over, VERSION, parse};
 use crate::comch::meeting::{self, Meeting};
 use crate::config::Config;
-use crate::ffi::error::{Fault, complain};
+use crate::ffi::{Fault, complain};
 use crate::tools::packet::{self, seqpacket};
 
 /// Clients that one server serves.
@@ -29,7 +29,7 @@ const GREETING: Duration = Duration::from_secs(2);
 /// Between two attempts of a client.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Rouses a station's thread.
+/// Rouses a reactor's thread.
 pub(crate) struct Wake(File);
 
 impl Wake {
@@ -53,7 +53,7 @@ impl Wake {
     }
 }
 
-/// What a station needs to know, on whatever thread.
+/// FrameKind a reactor needs to know, on whatever thread.
 pub(crate) struct Terms {
     pub(crate) address: String,
     pub(crate) name: String,
@@ -62,8 +62,8 @@ pub(crate) struct Terms {
     pub(crate) inbox: Inbox,
 }
 
-/// A running station. Dropping it ends its thread and all its links.
-pub(crate) struct Station {
+/// A running reactor. Dropping it ends its thread and all its links.
+pub(crate) struct Reactor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     /// The files of a server, removed with it.
@@ -83,7 +83,7 @@ struct Entry {
     greeting_until: Option<Instant>,
 }
 
-impl Drop for Station {
+impl Drop for Reactor {
     fn drop(&mut self) {
         self.shared.is_closing.store(true, Ordering::Release);
         self.shared.wake.ring();
@@ -101,39 +101,39 @@ impl Drop for Station {
     }
 }
 
-impl Station {
+impl Reactor {
     /// All links that have introduced themselves.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
         let links = self.shared.lock();
         links.iter().filter(|entry| entry.greeting_until.is_none()).map(|entry| Arc::clone(&entry.link)).collect()
     }
 
-    pub(crate) fn serve(config: &Config, terms: Terms) -> Result<Station, Fault> {
+    pub(crate) fn serve(config: &Config, terms: Terms) -> Result<Reactor, Fault> {
         let path = place(&Meeting::of(config)?.path, &terms);
         let lock = meeting::lock_file(&path)?;
         let _ = fs::remove_file(&path);
         let listener = listen(&path)?;
-        Station::run(terms, Some((path, lock)), move |shared| {
+        Reactor::run(terms, Some((path, lock)), move |shared| {
             let mut reader = Reader::new();
             while reader.round(shared, Some(&listener), None) {}
         })
     }
 
-    pub(crate) fn visit(config: &Config, terms: Terms) -> Result<Station, Fault> {
+    pub(crate) fn visit(config: &Config, terms: Terms) -> Result<Reactor, Fault> {
         let meeting = Meeting::of(config)?;
         let path = place(&meeting.path, &terms);
         let patience = Duration::from_millis(config.comch_wait_ms.into());
-        Station::run(terms, None, move |shared| {
+        Reactor::run(terms, None, move |shared| {
             let Some(socket) = shared.connect(&path, &meeting, Instant::now() + patience) else {
                 complain(&format!("comch: there is no server `{}` for {}", shared.terms.name, shared.terms.address));
-                return shared.tell(Tidings::Refused);
+                return shared.tell(Event::Refused);
             };
             let link = Arc::new(Link::new(socket, Arc::clone(&shared.wake)));
             let terms = &shared.terms;
-            link.tell(What::Hello, [VERSION, terms.message_max, terms.window], terms.name.as_bytes());
+            link.tell(FrameKind::Hello, [VERSION, terms.message_max, terms.window], terms.name.as_bytes());
             shared.lock().push(Entry { link, greeting_until: Some(Instant::now() + GREETING + patience) });
             let mut reader = Reader::new();
-            while reader.round(shared, None, Some(Tidings::Refused)) {}
+            while reader.round(shared, None, Some(Event::Refused)) {}
         })
     }
 
@@ -141,7 +141,7 @@ impl Station {
         terms: Terms,
         files: Option<(PathBuf, File)>,
         work: impl FnOnce(&Shared) + Send + 'static,
-    ) -> Result<Station, Fault> {
+    ) -> Result<Reactor, Fault> {
         let wake = Arc::new(Wake::new()?);
         let shared = Shared { terms, wake, is_closing: AtomicBool::new(false), links: Mutex::new(Vec::new()) };
         let shared = Arc::new(shared);
@@ -151,7 +151,7 @@ impl Station {
             work(&theirs);
         });
         let thread = Some(thread.map_err(|_| Fault::DOCA_ERROR_INITIALIZATION)?);
-        Ok(Station { shared, thread, files })
+        Ok(Reactor { shared, thread, files })
     }
 }
 
@@ -164,8 +164,8 @@ impl Shared {
         self.is_closing.load(Ordering::Acquire)
     }
 
-    fn tell(&self, tidings: Tidings) {
-        self.terms.inbox.tell(tidings);
+    fn tell(&self, event: Event) {
+        self.terms.inbox.tell(event);
     }
 
     /// None without a server, or with one that a stranger has put there.
@@ -185,7 +185,7 @@ impl Shared {
     }
 }
 
-/// The buffers of a station's thread.
+/// The buffers of a reactor's thread.
 struct Reader {
     room: Vec<u8>,
     polls: Vec<libc::pollfd>,
@@ -198,8 +198,8 @@ impl Reader {
         Reader { room: vec![0; FRAME_BYTES_MAX], polls: Vec::new(), links: Vec::new() }
     }
 
-    /// Waits and works once; false when the station closes, or when a client's link, whose end is `last_words`, does.
-    fn round(&mut self, shared: &Shared, listener: Option<&OwnedFd>, last_words: Option<Tidings>) -> bool {
+    /// Waits and works once; false when the reactor closes, or when a client's link, whose end is `last_words`, does.
+    fn round(&mut self, shared: &Shared, listener: Option<&OwnedFd>, last_words: Option<Event>) -> bool {
         let mut links = std::mem::take(&mut self.links);
         links.extend(shared.lock().iter().map(|entry| (Arc::clone(&entry.link), entry.greeting_until)));
         let goes_on = self.look(shared, listener, last_words, &links);
@@ -212,7 +212,7 @@ impl Reader {
         &mut self,
         shared: &Shared,
         listener: Option<&OwnedFd>,
-        last_words: Option<Tidings>,
+        last_words: Option<Event>,
         links: &[(Arc<Link>, Option<Instant>)],
     ) -> bool {
         let is_client = listener.is_none();
@@ -247,12 +247,12 @@ impl Reader {
                 let was_open = link.close();
                 if is_client {
                     let greeted = until.is_none() || link.message_max.load(Ordering::Relaxed) > 0;
-                    let words = if greeted { Some(Tidings::Left(Arc::clone(link))) } else { last_words };
-                    words.into_iter().for_each(|tidings| shared.tell(tidings));
+                    let words = if greeted { Some(Event::Left(Arc::clone(link))) } else { last_words };
+                    words.into_iter().for_each(|event| shared.tell(event));
                     return false;
                 }
                 if was_open && link.message_max.load(Ordering::Relaxed) > 0 {
-                    shared.tell(Tidings::Left(Arc::clone(link)));
+                    shared.tell(Event::Left(Arc::clone(link)));
                 }
             }
         }
@@ -274,9 +274,9 @@ impl Reader {
                 for entry in shared.lock().iter_mut().filter(|entry| Arc::ptr_eq(&entry.link, link)) {
                     entry.greeting_until = None;
                 }
-                shared.tell(Tidings::Joined(Arc::clone(link)));
-            } else if let Some(tidings) = link.take_in(packet, shared.terms.window)? {
-                shared.tell(tidings);
+                shared.tell(Event::Joined(Arc::clone(link)));
+            } else if let Some(event) = link.take_in(packet, shared.terms.window)? {
+                shared.tell(event);
             }
         }
         Ok(())
@@ -288,15 +288,15 @@ fn greet(shared: &Shared, link: &Link, packet: &[u8]) -> Result<(), Over> {
     let terms = &shared.terms;
     let (what, [first, message_max, window], bytes) = parse(packet).ok_or(Over)?;
     match what {
-        What::Hello if first == VERSION && bytes == terms.name.as_bytes() => {
-            link.tell(What::Welcome, [VERSION, terms.message_max, terms.window], &[]);
+        FrameKind::Hello if first == VERSION && bytes == terms.name.as_bytes() => {
+            link.tell(FrameKind::Welcome, [VERSION, terms.message_max, terms.window], &[]);
         }
-        What::Hello => {
-            link.tell(What::Refused, [Fault::DOCA_ERROR_UNSUPPORTED_VERSION.0, 0, 0], &[]);
+        FrameKind::Hello => {
+            link.tell(FrameKind::Refused, [Fault::DOCA_ERROR_UNSUPPORTED_VERSION.0, 0, 0], &[]);
             return Err(Over);
         }
-        What::Welcome if first == VERSION => {}
-        What::Refused => {
+        FrameKind::Welcome if first == VERSION => {}
+        FrameKind::Refused => {
             complain(&format!("comch: server `{}` refused the connection: code {first}", terms.name));
             return Err(Over);
         }
@@ -311,7 +311,7 @@ fn accept(shared: &Shared, listener: &OwnedFd) {
     let link = Arc::new(Link::new(socket, Arc::clone(&shared.wake)));
     let mut links = shared.lock();
     if links.len() >= CLIENTS_MAX as usize {
-        link.tell(What::Refused, [Fault::DOCA_ERROR_FULL.0, 0, 0], &[]);
+        link.tell(FrameKind::Refused, [Fault::DOCA_ERROR_FULL.0, 0, 0], &[]);
         return;
     }
     links.push(Entry { link, greeting_until: Some(Instant::now() + GREETING) });
