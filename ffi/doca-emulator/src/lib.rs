@@ -55,6 +55,7 @@ mod rooms;
 mod tools;
 
 pub use config::{
-    Config, ConfigError, FlipWay, PciAddress, Profile, Representors, Role, Without, configure, configure_thread,
+    Config, ConfigError, FaultEffect, FlipWay, PciAddress, PlannedFault, Profile, Representors, Role, TaskKind,
+    Without, configure, configure_thread,
 };
 pub use ffi::abi;

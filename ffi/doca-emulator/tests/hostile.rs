@@ -97,6 +97,45 @@ fn corruption_flips_one_bit_and_its_checksum_tells() {
     give_back(dst);
 }
 
+#[test]
+fn a_planned_fault_hits_its_task_and_no_other() {
+    let all_but = |number: usize| {
+        let mut fates = vec!["done"; ROUNDS as usize];
+        fates[number - 1] = "failed";
+        fates
+    };
+    assert_eq!(fates("faults=fail:memcpy:3"), all_but(3));
+    assert_eq!(fates("faults=fail:inflate:3"), vec!["done"; ROUNDS as usize], "another kind");
+    let start = Instant::now();
+    assert_eq!(fates("faults=delay:memcpy:2:50000+fail:memcpy:400"), all_but(400));
+    assert!(start.elapsed() >= Duration::from_millis(50), "{:?}", start.elapsed());
+    assert_eq!(flips("faults=corrupt:memcpy:7", [false, false]), (1, 1));
+}
+
+#[test]
+fn the_third_inflate_fails_and_the_fourth_is_corrupt() {
+    let device = Device::open("faults=fail:inflate:3+corrupt:inflate:4");
+    let engine = Engine::new();
+    let context = Context::compress(&device, &engine);
+    let inventory = Inventory::new(2);
+    let plain = sample(10_000, 3);
+    let source = Memory::new(&device, &deflated(&plain));
+    let into = Memory::zeroed(&device, plain.len());
+    let mut outcomes = Vec::new();
+    for id in 1..=5 {
+        let (src, dst) = (inventory.source(&source, 0, source.len), inventory.destination(&into, 0, into.len));
+        let status = context.run(&engine, context.inflate(id, src, dst).expect("a task"));
+        if status != E::DOCA_SUCCESS {
+            context.stop(&engine);
+            ok(unsafe { doca_ctx_start(context.ctx) });
+        }
+        outcomes.push((status == E::DOCA_SUCCESS, into.bytes() == plain));
+        into.fill(0, &vec![0; plain.len()]);
+        [src, dst].into_iter().for_each(give_back);
+    }
+    assert_eq!(outcomes, [(true, true), (true, true), (false, false), (true, false), (true, true)]);
+}
+
 /// What 40 copies of 1000 bytes between two memories flipped, in bits, and how many of them.
 fn flips(config: &str, imports: [bool; 2]) -> (usize, u32) {
     let device = Device::open(config);

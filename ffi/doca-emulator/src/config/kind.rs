@@ -2,7 +2,7 @@
 
 /// The task types of all contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TaskKind {
+pub enum TaskKind {
     Memcpy,
     Deflate,
     Inflate,
@@ -10,7 +10,9 @@ pub(crate) enum TaskKind {
     Lz4Block,
     /// A Comch control message.
     MessageSend,
+    /// Data of a Comch producer.
     DataSend,
+    /// A buffer for data, of a Comch consumer.
     PostReceive,
 }
 

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{Config, FlipWay};
+use crate::config::{Config, FaultEffect, FlipWay, KINDS, TaskKind};
 use crate::core::job::{Job, Segment};
 
 /// What chance has in store for one task.
@@ -52,6 +52,30 @@ impl Chance {
             corrupt: self.hits(config.corrupt).then(|| self.draw()),
             flip: None,
             exporter_gone: self.hits(config.exporter_gone),
+        }
+    }
+}
+
+/// Counts a device's tasks by kind, for the faults that are planned.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    counts: [AtomicU64; KINDS],
+}
+
+impl Plan {
+    /// Counts a task, and adds what is planned for it to its fate. Draws nothing but the bit of a planned corruption.
+    pub(crate) fn add_to(&self, fate: &mut Fate, chance: &Chance, config: &Config, kind: TaskKind) {
+        if config.faults.is_empty() {
+            return;
+        }
+        let number = self.counts[kind as usize].fetch_add(1, Ordering::Relaxed) + 1;
+        for fault in config.faults.iter().filter(|fault| fault.kind == kind && fault.number == number) {
+            match fault.effect {
+                FaultEffect::Fail => fate.fail = true,
+                FaultEffect::Corrupt if kind == TaskKind::Memcpy => fate.flip = Some(chance.draw()),
+                FaultEffect::Corrupt => fate.corrupt = Some(chance.draw()),
+                FaultEffect::Delay { us } => fate.delay_us = fate.delay_us.max(us),
+            }
         }
     }
 }

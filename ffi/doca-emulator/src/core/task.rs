@@ -196,6 +196,7 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
     if task.kind == TaskKind::Memcpy && job.refusal.is_none() {
         job.fate.flip = dev.flips.of(&dev.chance, dev.config(), job);
     }
+    dev.plan.add_to(&mut job.fate, &dev.chance, dev.config(), task.kind);
     job.has_block_checksum = task.has_block_checksum.get() != 0;
     job.are_blocks_independent = task.are_blocks_independent.get() != 0;
     task.stage.set(Stage::Flying);
