@@ -35,8 +35,9 @@ cargo +nightly miri test --locked -p mailbox --lib -- --skip attach:: --skip wor
 # threads or holds memory. Addresses that C hands back have exposed provenance.
 export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance"
 cargo +nightly miri test --locked -p doca-emulator --lib -- copy:: export:: region:: link:: courier::
-cargo +nightly miri test --locked -p doca-emulator --test memory
-cargo +nightly miri test --locked -p doca-emulator --test contexts -- \
-    callbacks_run a_failed_task stop_with a_context_may each_thread submitted_again
+cargo +nightly miri test --locked -p doca-emulator --test it -- memory::
+cargo +nightly miri test --locked -p doca-emulator --test it -- \
+    contexts::callbacks_run contexts::a_failed_task contexts::stop_with contexts::a_context_may \
+    contexts::each_thread submitted_again
 cargo +nightly miri test --locked -p doca --lib slab::
-cargo +nightly miri test --locked -p doca --test wrapper -- runs_scatter read_only a_run_past threads_that_copy
+cargo +nightly miri test --locked -p doca --test it -- runs_scatter read_only a_run_past threads_that_copy

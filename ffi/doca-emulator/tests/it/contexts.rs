@@ -1,15 +1,11 @@
 //! Claims about progress engines, contexts and the life of tasks.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
-mod rig;
-
 use std::ptr;
 use std::thread;
 use std::time::Duration;
 
-use rig::c::*;
-use rig::*;
+use crate::rig::c::*;
+use crate::rig::*;
 
 /// Device, engine, context, inventory, 4 KiB of source, 4 KiB of destination.
 struct Bench {

@@ -1,15 +1,11 @@
 //! Claims about devices, memory maps, inventories and bufs.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
-mod rig;
-
 use std::ffi::{CStr, c_void};
 use std::ptr;
 
+use crate::rig::c::*;
+use crate::rig::*;
 use doca_emulator::{Config, configure_thread};
-use rig::c::*;
-use rig::*;
 
 #[test]
 fn the_default_card_is_a_bluefield_3_at_03_00_0() {

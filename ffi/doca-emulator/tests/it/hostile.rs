@@ -1,14 +1,11 @@
 //! Claims about chance: what `fail`, `again`, `corrupt`, `delay_us` and `reorder` do, and that a seed repeats it.
 
 #![cfg(not(miri))]
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
-mod rig;
 
 use std::time::{Duration, Instant};
 
-use rig::c::*;
-use rig::*;
+use crate::rig::c::*;
+use crate::rig::*;
 
 const ROUNDS: u64 = 400;
 
@@ -209,7 +206,7 @@ fn a_bad_configuration_gives_no_device_list() {
         return;
     }
     let child = std::process::Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "a_bad_configuration_gives_no_device_list", "--nocapture"])
+        .args(["--exact", "hostile::a_bad_configuration_gives_no_device_list", "--nocapture"])
         .env("KVLANE_TEST_CHILD", "1")
         .env("DOCA_EMULATOR", "sead=42")
         .output()

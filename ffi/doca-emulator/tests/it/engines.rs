@@ -1,11 +1,7 @@
 //! Claims about what the engines do with bytes.
 
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
-mod rig;
-
-use rig::c::*;
-use rig::*;
+use crate::rig::c::*;
+use crate::rig::*;
 
 const BLOCK: usize = if cfg!(miri) { 8 << 10 } else { 256 << 10 };
 

@@ -2,16 +2,13 @@
 //! thread of this test, with another user's rights where the test runs as root.
 
 #![cfg(not(miri))]
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
-mod rig;
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rig::*;
+use crate::rig::*;
 
 const BYTES: usize = 64 << 10;
 const BOARD_BYTES: usize = 512 * 16;

@@ -1,16 +1,13 @@
 //! Claims about DOCA Comch: a server and its clients, in one process, over real sockets.
 
 #![cfg(not(miri))]
-#![allow(clippy::undocumented_unsafe_blocks, reason = "calls of C functions with what their headers ask for")]
-
-mod rig;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::rc::Rc;
 
-use rig::c::*;
-use rig::*;
+use crate::rig::c::*;
+use crate::rig::*;
 
 const STARTING: doca_ctx_states = doca_ctx_states::DOCA_CTX_STATE_STARTING;
 

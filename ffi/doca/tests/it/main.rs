@@ -1,0 +1,4 @@
+//! Claims about the wrapper, over the emulator.
+
+mod comch;
+mod wrapper;
