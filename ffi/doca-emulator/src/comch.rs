@@ -2,6 +2,7 @@
 
 mod control;
 mod data;
+mod frame;
 mod inbox;
 mod link;
 mod meeting;

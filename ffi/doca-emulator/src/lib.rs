@@ -51,7 +51,7 @@ mod engine;
 mod ffi;
 mod memory;
 #[cfg(test)]
-mod rooms;
+mod sources;
 mod tools;
 
 pub use config::{

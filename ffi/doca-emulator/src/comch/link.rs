@@ -1,17 +1,6 @@
-//! One connection of DOCA Comch: a Unix seqpacket socket, what is written to it and what is read from it.
+//! One connection of DOCA Comch: a Unix seqpacket socket, what is written to it and what is read from it, by frames
+//! (see [`crate::comch::frame`]).
 //!
-//! A frame is one packet: four little-endian words, then bytes.
-//! ```text
-//!   HELLO     version, longest message, window   name of the server     client -> server, first
-//!   WELCOME   version, longest message, window                          server -> client, first
-//!   REFUSED   a doca_error                                              server -> client, last
-//!   MESSAGE                                      the message
-//!   WINDOW    messages that the reader took
-//!   CONSUMER  id                                                        answered by KNOWN; GONE when it stops
-//!   POSTED    id of a consumer, buffers
-//!   DATA      consumer, producer, bytes in all   immediate data behind its length, first bytes
-//!   MORE                                         further bytes
-//! ```
 //! Nobody sends what the reader has no room for: a message needs room in the window, data a posted buffer. A peer that
 //! does so anyway, or sends what is no frame, is cut off. So a link never stops reading, and control messages that
 //! nobody takes do not hold data up.
@@ -25,6 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::comch::frame::{FRAGMENT_BYTES, FrameKind, frame, frame_in, parse};
 use crate::comch::inbox::Event;
 use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX};
 use crate::core::ctx::Ctx;
@@ -35,9 +25,6 @@ use crate::core::task::Task;
 use crate::ffi::{FLUSHED, Fault, Handle};
 use crate::memory::copy::Copier;
 
-pub(crate) const VERSION: u32 = 1;
-const HEAD_BYTES: usize = 16;
-const FRAGMENT_BYTES: usize = 32 << 10;
 /// Buffers that a link keeps for its next messages, so that a steady exchange allocates nothing.
 const SPARE_MAX: usize = 64;
 /// What they hold from the beginning: a doorbell and its head.
@@ -46,54 +33,6 @@ const SPARE_BYTES: usize = 64;
 const REMOTE_MAX: usize = 1024;
 /// Frames of the link's own that a peer may leave unread. One that sends and does not read is cut off there.
 const UNREAD_FRAMES_MAX: usize = 16 << 10;
-/// More than any frame.
-pub(crate) const FRAME_BYTES_MAX: usize = HEAD_BYTES + 1 + IMM_BYTES_MAX + FRAGMENT_BYTES;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum FrameKind {
-    Hello = 1,
-    Welcome = 2,
-    Refused = 3,
-    Message = 4,
-    Window = 5,
-    Consumer = 6,
-    Known = 7,
-    Gone = 8,
-    Posted = 9,
-    Data = 10,
-    More = 11,
-}
-
-impl FrameKind {
-    fn from_word(word: u32) -> Option<FrameKind> {
-        use FrameKind::*;
-        [Hello, Welcome, Refused, Message, Window, Consumer, Known, Gone, Posted, Data, More]
-            .into_iter()
-            .find(|what| *what as u32 == word)
-    }
-}
-
-pub(crate) fn frame(what: FrameKind, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
-    frame_in(Vec::with_capacity(HEAD_BYTES + bytes.len()), what, words, bytes)
-}
-
-/// A frame in a buffer that is empty.
-fn frame_in(mut frame: Vec<u8>, what: FrameKind, words: [u32; 3], bytes: &[u8]) -> Vec<u8> {
-    frame.extend((what as u32).to_le_bytes());
-    words.iter().for_each(|word| frame.extend(word.to_le_bytes()));
-    frame.extend(bytes);
-    frame
-}
-
-/// A frame taken apart.
-pub(crate) fn parse(frame: &[u8]) -> Option<(FrameKind, [u32; 3], &[u8])> {
-    let (head, bytes) = frame.split_at_checked(HEAD_BYTES)?;
-    let (words, _) = head.as_chunks::<4>();
-    let word = |index: usize| words.get(index).map(|word| u32::from_le_bytes(*word));
-    Some((FrameKind::from_word(word(0)?)?, [word(1)?, word(2)?, word(3)?], bytes))
-}
-
 /// A task in flight on its way through a queue.
 struct Flight(Handle<Task>);
 
@@ -535,24 +474,4 @@ fn add_data(inner: &mut Inner, data: &[u8]) -> Result<(), Over> {
         finish(&task, scatter(&mut inner.copier, job, &bytes));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_round_trip() {
-        let packet = frame(FrameKind::Data, [1, 2, 3], b"bytes");
-        assert!(parse(&packet).is_some_and(|parsed| parsed == (FrameKind::Data, [1, 2, 3], b"bytes".as_slice())));
-    }
-
-    #[test]
-    fn what_is_no_frame_is_refused() {
-        assert!(
-            parse(&[0; 16]).is_none()
-                && parse(&[1; 16]).is_none()
-                && parse(&frame(FrameKind::Hello, [0; 3], &[])[..15]).is_none()
-        );
-    }
 }

@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::comch::frame::{FRAME_BYTES_MAX, FrameKind, VERSION, parse};
 use crate::comch::inbox::{Event, Inbox};
-use crate::comch::link::{FRAME_BYTES_MAX, FrameKind, Link, Over, VERSION, parse};
+use crate::comch::link::{Link, Over};
 use crate::comch::meeting::{self, Meeting};
 use crate::config::Config;
 use crate::ffi::{Fault, complain};
