@@ -18,10 +18,10 @@
 
 mod client;
 mod desk;
+mod endpoint;
 mod events;
 mod outbox;
 mod server;
-mod station;
 
 use std::fmt;
 use std::time::Duration;

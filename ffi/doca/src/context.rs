@@ -76,7 +76,7 @@ struct InFlight {
 }
 
 /// A place of the task table. The generation makes a stale user data word harmless.
-struct Place {
+struct TaskEntry {
     generation: u32,
     in_flight: Option<InFlight>,
 }
@@ -93,7 +93,7 @@ pub struct Context {
     caps: Caps,
     sink: usize,
     fired: Vec<Fired>,
-    places: Vec<Place>,
+    places: Vec<TaskEntry>,
     places_free: Vec<usize>,
     operations: Vec<Option<Operation>>,
     operations_free: Vec<usize>,
@@ -188,7 +188,7 @@ impl Context {
             caps,
             sink: task::open_sink(depth.tasks),
             fired: Vec::with_capacity(depth.tasks),
-            places: (0..depth.tasks).map(|_| Place { generation: 0, in_flight: None }).collect(),
+            places: (0..depth.tasks).map(|_| TaskEntry { generation: 0, in_flight: None }).collect(),
             places_free: (0..depth.tasks).rev().collect(),
             operations: (0..depth.operations).map(|_| None).collect(),
             operations_free: (0..depth.operations).rev().collect(),

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::desk::{Handle, Ticket};
-use super::station::Station;
+use super::desk::{RawConnection, Ticket};
+use super::endpoint::Endpoint;
 use super::{Error, Limits, ReceiveError, SendError};
 use crate::context::ContextState;
 use crate::device::Device;
@@ -25,17 +25,17 @@ const TRIES: usize = 100;
 
 /// A connection, on a progress engine of its own.
 pub struct Client {
-    station: Station,
+    endpoint: Endpoint,
 }
 
 // SAFETY: DOCA locks nothing and has no thread affinity: what is used by one thread at a time may move between threads. The
-// engine was made here and no clone of it (an Rc) leaves the station, so whoever has the client has all of it; desks are
+// engine was made here and no clone of it (an Rc) leaves the endpoint, so whoever has the client has all of it; desks are
 // behind a lock.
 unsafe impl Send for Client {}
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("device", self.station.device()).field("state", &self.station.state()).finish()
+        f.debug_struct("Client").field("device", self.endpoint.device()).field("state", &self.endpoint.state()).finish()
     }
 }
 
@@ -48,19 +48,19 @@ impl Client {
         let until = Instant::now() + timeout;
         let engine = ProgressEngine::new()?;
         let limits = Limits { connections: 1, message_bytes };
-        let client = Self { station: Station::client(&engine, device, name, limits)? };
+        let client = Self { endpoint: Endpoint::client(&engine, device, name, limits)? };
         drop(engine);
         // Messages may come before we know how DOCA calls the connection.
-        let place = client.station.at_desk(|desk| desk.join(Handle(std::ptr::null_mut())));
+        let place = client.endpoint.at_desk(|desk| desk.join(RawConnection(std::ptr::null_mut())));
         debug_assert_eq!(place, Some(PLACE), "a fresh desk");
-        match client.station.start().map_err(|error| (error.code, error)) {
+        match client.endpoint.start().map_err(|error| (error.code, error)) {
             Ok(()) | Err((Code::IN_PROGRESS, _)) => {}
             Err((_, error)) => return Err(error.into()),
         }
         let nobody = || Error::NobodyThere { name: name.to_owned(), function: device.info().pci_address.clone() };
         loop {
-            while client.station.engine().progress() {}
-            match client.station.state() {
+            while client.endpoint.engine().progress() {}
+            match client.endpoint.state() {
                 ContextState::Running => break,
                 ContextState::Starting => {}
                 ContextState::Stopping | ContextState::Idle => return Err(nobody()),
@@ -71,30 +71,30 @@ impl Client {
             }
             client.sleep(left)?;
         }
-        let connection = client.station.connection()?;
-        client.station.at_desk(|desk| desk.rename(PLACE, connection));
+        let connection = client.endpoint.connection()?;
+        client.endpoint.at_desk(|desk| desk.rename(PLACE, connection));
         Ok(client)
     }
 
     /// # Errors
     /// See [`SendError`]; nothing was sent.
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        let sent = match self.station.send(PLACE, message) {
+        let sent = match self.endpoint.send(PLACE, message) {
             // Completions that nobody has looked for may have made room.
             Err(SendError::Full) => {
-                while self.station.engine().progress() {}
-                self.station.send(PLACE, message)
+                while self.endpoint.engine().progress() {}
+                self.endpoint.send(PLACE, message)
             }
             sent => sent,
         };
         // A device without room is asked again by the next call of anything; who calls nothing meanwhile may wait for the
         // answer to this very message.
         for _ in 0..TRIES {
-            if !self.station.at_desk(|desk| desk.is_waiting()) {
+            if !self.endpoint.at_desk(|desk| desk.is_waiting()) {
                 break;
             }
-            while self.station.engine().progress() {}
-            self.station.flush();
+            while self.endpoint.engine().progress() {}
+            self.endpoint.flush();
         }
         sent
     }
@@ -105,11 +105,11 @@ impl Client {
     /// There will be no more.
     pub fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
         // The inbox is as long as the receive queue: one call brings no more than it holds, so look between two.
-        self.station.flush();
+        self.endpoint.flush();
         loop {
-            match self.station.at_desk(|desk| desk.receive(PLACE, out)) {
-                Ok(None) if self.station.engine().progress() => {}
-                Ok(None) if self.station.state() != ContextState::Running => return Err(ReceiveError::Closed),
+            match self.endpoint.at_desk(|desk| desk.receive(PLACE, out)) {
+                Ok(None) if self.endpoint.engine().progress() => {}
+                Ok(None) if self.endpoint.state() != ContextState::Running => return Err(ReceiveError::Closed),
                 received => return received,
             }
         }
@@ -120,7 +120,7 @@ impl Client {
     /// # Errors
     /// What the DOCA calls or the system answered.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, crate::Error> {
-        self.wait_for(timeout, |station| station.at_desk(|desk| desk.has_message(PLACE)))
+        self.wait_for(timeout, |endpoint| endpoint.at_desk(|desk| desk.has_message(PLACE)))
     }
 
     /// As [`Self::wait`], for room for a message, too.
@@ -128,15 +128,15 @@ impl Client {
     /// # Errors
     /// As [`Self::wait`].
     pub fn wait_for_room(&mut self, timeout: Duration) -> Result<bool, crate::Error> {
-        self.wait_for(timeout, |station| station.at_desk(|desk| desk.has_room(PLACE)))
+        self.wait_for(timeout, |endpoint| endpoint.at_desk(|desk| desk.has_room(PLACE)))
     }
 
-    fn wait_for(&mut self, timeout: Duration, is_there: impl Fn(&Station) -> bool) -> Result<bool, crate::Error> {
+    fn wait_for(&mut self, timeout: Duration, is_there: impl Fn(&Endpoint) -> bool) -> Result<bool, crate::Error> {
         let until = Instant::now() + timeout;
         loop {
-            while !is_there(&self.station) && self.station.engine().progress() {}
-            self.station.flush();
-            if is_there(&self.station) || self.station.state() != ContextState::Running {
+            while !is_there(&self.endpoint) && self.endpoint.engine().progress() {}
+            self.endpoint.flush();
+            if is_there(&self.endpoint) || self.endpoint.state() != ContextState::Running {
                 return Ok(true);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -144,7 +144,7 @@ impl Client {
                 return Ok(false);
             }
             // No completion has to come before the device takes what waits.
-            let waits = self.station.at_desk(|desk| desk.is_waiting());
+            let waits = self.endpoint.at_desk(|desk| desk.is_waiting());
             self.sleep(if waits { left.min(Duration::from_millis(1)) } else { left })?;
         }
     }
@@ -152,7 +152,7 @@ impl Client {
     /// Sleeps until there is something to progress. It was progressed until nothing happened: what has come since then
     /// makes the descriptor readable once it is armed (DOCA Core guide, notification-driven waiting).
     fn sleep(&self, timeout: Duration) -> Result<(), crate::Error> {
-        let engine = self.station.engine();
+        let engine = self.endpoint.engine();
         engine.arm()?;
         // Rounded up: a wait of 0 ms in a loop is a spin.
         let ms = timeout.as_nanos().div_ceil(1_000_000).min(60_000) as u16;
@@ -168,6 +168,6 @@ impl Client {
 impl Drop for Client {
     /// Last words first: stopping flushes what is not out yet.
     fn drop(&mut self) {
-        self.station.finish(LAST_WORDS);
+        self.endpoint.finish(LAST_WORDS);
     }
 }

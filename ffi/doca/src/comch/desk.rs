@@ -41,10 +41,10 @@ impl Ticket {
 
 /// DOCA's name of a connection: passed back to DOCA by its own thread, never looked behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Handle(pub *mut sys::doca_comch_connection);
+pub(super) struct RawConnection(pub *mut sys::doca_comch_connection);
 
 // SAFETY: a name here; only the thread that drives its engine passes it on.
-unsafe impl Send for Handle {}
+unsafe impl Send for RawConnection {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -102,10 +102,10 @@ impl Inbox {
 
 /// One connection.
 #[derive(Debug)]
-struct Place {
+struct PeerState {
     generation: u32,
     state: State,
-    connection: Handle,
+    connection: RawConnection,
     inbox: Inbox,
     /// The peer does not take what it must, or sends what it must not.
     has_babbled: bool,
@@ -118,7 +118,7 @@ struct Place {
 /// All connections of one server, or the one of a client.
 #[derive(Debug)]
 pub(super) struct Desk {
-    places: Box<[Place]>,
+    places: Box<[PeerState]>,
     outbox: Outbox,
     message_bytes: usize,
     /// Places whose peers nobody has accepted.
@@ -126,7 +126,7 @@ pub(super) struct Desk {
     /// Packed, and not with DOCA yet: it had no room. In order.
     waiting: VecDeque<(Ticket, Parcel, usize)>,
     /// Connections that found no place, to be hung up on.
-    surplus: Vec<Handle>,
+    surplus: Vec<RawConnection>,
     /// Something changed since it was last asked.
     has_news: bool,
     /// Messages that wait, of all connections.
@@ -137,17 +137,17 @@ pub(super) struct Desk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chore {
     /// It has a channel no more: hang up, then say [`Desk::hung_up`].
-    HangUp(Ticket, Handle),
-    HangUpSurplus(Handle),
+    HangUp(Ticket, RawConnection),
+    HangUpSurplus(RawConnection),
 }
 
 impl Desk {
     /// `connections_max`: what the device admits, however few places there are.
     pub(super) fn new(limits: Limits, connections_max: usize) -> Self {
-        let place = || Place {
+        let place = || PeerState {
             generation: 1,
             state: State::Free,
-            connection: Handle(std::ptr::null_mut()),
+            connection: RawConnection(std::ptr::null_mut()),
             inbox: Inbox::new(limits.message_bytes),
             has_babbled: false,
             is_broken: false,
@@ -165,7 +165,7 @@ impl Desk {
         }
     }
 
-    fn place(&mut self, ticket: Ticket) -> Option<&mut Place> {
+    fn place(&mut self, ticket: Ticket) -> Option<&mut PeerState> {
         let place = self.places.get_mut(ticket.index as usize)?;
         (place.generation == ticket.generation && place.state != State::Free).then_some(place)
     }
@@ -176,10 +176,10 @@ impl Desk {
     }
 
     /// A peer has connected: its ticket, or `None` if all places are taken.
-    pub(super) fn join(&mut self, connection: Handle) -> Option<Ticket> {
+    pub(super) fn join(&mut self, connection: RawConnection) -> Option<Ticket> {
         self.has_news = true;
         let outbox = &self.outbox;
-        let is_free = |(index, place): &(usize, &mut Place)| {
+        let is_free = |(index, place): &(usize, &mut PeerState)| {
             place.state == State::Free && outbox.sending(Self::parcels(*index as u32)) == 0
         };
         let Some((index, place)) = self.places.iter_mut().enumerate().find(is_free) else {
@@ -197,14 +197,14 @@ impl Desk {
     }
 
     /// A client learns its connection's handle only once it is connected, and may have heard messages by then.
-    pub(super) fn rename(&mut self, ticket: Ticket, connection: Handle) {
+    pub(super) fn rename(&mut self, ticket: Ticket, connection: RawConnection) {
         if let Some(place) = self.place(ticket) {
             place.connection = connection;
         }
     }
 
     /// The peer is gone.
-    pub(super) fn leave(&mut self, ticket: Ticket, connection: Handle) {
+    pub(super) fn leave(&mut self, ticket: Ticket, connection: RawConnection) {
         self.has_news = true;
         self.surplus.retain(|other| *other != connection);
         if let Some(place) = self.place(ticket) {
@@ -268,7 +268,7 @@ impl Desk {
     }
 
     /// The message to give to DOCA next: its connection, and its bytes. Those for peers that are gone are dropped.
-    pub(super) fn next_parcel(&mut self) -> Option<(Handle, Parcel, NonNull<u8>, usize)> {
+    pub(super) fn next_parcel(&mut self) -> Option<(RawConnection, Parcel, NonNull<u8>, usize)> {
         while let Some(&(ticket, parcel, bytes)) = self.waiting.front() {
             if self.is_up(ticket) {
                 let connection = self.place(ticket)?.connection;
@@ -389,7 +389,7 @@ impl Desk {
     }
 }
 
-impl Place {
+impl PeerState {
     fn free(&mut self) {
         self.state = State::Free;
         self.dropped = None;

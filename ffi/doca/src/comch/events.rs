@@ -7,7 +7,7 @@ use std::slice;
 
 use doca_sys as sys;
 
-use super::desk::{self, Handle, Ticket};
+use super::desk::{self, RawConnection, Ticket};
 
 /// The desk of the server that a connection belongs to.
 ///
@@ -45,7 +45,7 @@ pub(super) unsafe extern "C" fn joined(
     }
     // SAFETY: the connection is live during its callback.
     let at = unsafe { desk_of_server(connection) };
-    let place = desk::at(at, |desk| desk.join(Handle(connection))).flatten();
+    let place = desk::at(at, |desk| desk.join(RawConnection(connection))).flatten();
     let user = sys::doca_data { u64_: place.unwrap_or(Ticket::NONE).word() };
     // SAFETY: as above. It cannot fail on a live connection, and one without a ticket is heard by nobody.
     let _ = unsafe { call!(doca_comch_connection_set_user_data(connection, user)) };
@@ -60,7 +60,7 @@ pub(super) unsafe extern "C" fn left(
 ) {
     // SAFETY: the connection's handle is known during its callback.
     let (at, place) = unsafe { (desk_of_server(connection), place_of(connection)) };
-    desk::at(at, |desk| desk.leave(place, Handle(connection)));
+    desk::at(at, |desk| desk.leave(place, RawConnection(connection)));
 }
 
 /// # Safety

@@ -11,11 +11,11 @@ pub(super) struct Outbox {
     first: NonNull<u8>,
     bytes: usize,
     message_bytes: usize,
-    places: Box<[Place]>,
+    places: Box<[ParcelState]>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
+struct ParcelState {
     generation: u32,
     is_sending: bool,
 }
@@ -35,7 +35,7 @@ impl Outbox {
         let memory: &'static mut [u8] = Box::leak(vec![0; places * message_bytes].into_boxed_slice());
         let bytes = memory.len();
         let first = NonNull::from(memory).cast();
-        Self { first, bytes, message_bytes, places: vec![Place::default(); places].into_boxed_slice() }
+        Self { first, bytes, message_bytes, places: vec![ParcelState::default(); places].into_boxed_slice() }
     }
 
     /// Copies a message to a free one of the places `among`. `None`: all are sending.
@@ -62,7 +62,7 @@ impl Outbox {
     pub(super) fn release(&mut self, index: usize, generation: u32) -> bool {
         match self.places.get_mut(index).filter(|place| place.is_sending && place.generation == generation) {
             Some(place) => {
-                *place = Place { generation: generation.wrapping_add(1), is_sending: false };
+                *place = ParcelState { generation: generation.wrapping_add(1), is_sending: false };
                 true
             }
             None => false,

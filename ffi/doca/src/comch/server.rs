@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::desk::{Chore, Ticket};
-use super::station::Station;
+use super::endpoint::Endpoint;
 use super::{Error, Limits, ReceiveError, SendError};
 use crate::context::ContextState;
 use crate::engine::ProgressEngine;
@@ -15,12 +15,15 @@ use crate::representor::{Representor, RepresentorInfo};
 /// Serves one name to one function of the host. Peers and their messages come in the progress of the engine that it was
 /// started on.
 pub struct Server {
-    station: Rc<Station>,
+    endpoint: Rc<Endpoint>,
 }
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("representor", self.representor()).field("state", &self.station.state()).finish()
+        f.debug_struct("Server")
+            .field("representor", self.representor())
+            .field("state", &self.endpoint.state())
+            .finish()
     }
 }
 
@@ -29,68 +32,68 @@ impl Server {
     /// See [`Error`]: the device is no card's, takes less than `limits`, or the name is taken.
     pub fn start(engine: &ProgressEngine, representor: Representor, name: &str, limits: Limits) -> Result<Self, Error> {
         let function = representor.info().pci_address.clone();
-        let station = Station::server(engine, representor, name, limits)?;
-        station.start().map_err(|error| match error.code {
+        let endpoint = Endpoint::server(engine, representor, name, limits)?;
+        endpoint.start().map_err(|error| match error.code {
             Code::ALREADY_EXIST | Code::IN_USE => Error::NameTaken { name: name.to_owned(), function },
             _ => Error::Device(error),
         })?;
-        Ok(Self { station: Rc::new(station) })
+        Ok(Self { endpoint: Rc::new(endpoint) })
     }
 
     /// Whom it serves.
     #[must_use]
     pub fn representor(&self) -> &RepresentorInfo {
-        self.station.representor().expect("a server has one").info()
+        self.endpoint.representor().expect("a server has one").info()
     }
 
     /// Whether peers or messages came since this was last asked, or messages still wait: then look at all channels.
     #[must_use]
     pub fn take_news(&self) -> bool {
-        self.station.at_desk(super::desk::Desk::take_news)
+        self.endpoint.at_desk(super::desk::Desk::take_news)
     }
 
     /// As [`Self::take_news`], without taking it.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.station.at_desk(|desk| desk.has_news())
+        self.endpoint.at_desk(|desk| desk.has_news())
     }
 
     /// The next peer. Also hangs up on peers whose channel was dropped, after its last words.
     pub fn accept(&mut self) -> Option<Connection> {
         self.revive();
-        self.station.flush();
+        self.endpoint.flush();
         self.tidy();
-        let place = self.station.at_desk(super::desk::Desk::accept)?;
-        Some(Connection { station: Rc::clone(&self.station), place })
+        let place = self.endpoint.at_desk(super::desk::Desk::accept)?;
+        Some(Connection { endpoint: Rc::clone(&self.endpoint), place })
     }
 
     fn tidy(&self) {
         let now = Instant::now();
-        while let Some(chore) = self.station.at_desk(|desk| desk.chore(now)) {
+        while let Some(chore) = self.endpoint.at_desk(|desk| desk.chore(now)) {
             let connection = match chore {
                 Chore::HangUp(_, connection) | Chore::HangUpSurplus(connection) => connection,
             };
-            match self.station.hang_up(connection).map_err(|error| error.code) {
+            match self.endpoint.hang_up(connection).map_err(|error| error.code) {
                 // Left already: the event is on its way and finds nobody.
                 Ok(()) | Err(Code::NOT_CONNECTED) => {}
                 Err(code) => log::warn!("comch: doca_comch_server_disconnect answered {code}"),
             }
             if let Chore::HangUp(place, _) = chore {
-                self.station.at_desk(|desk| desk.hung_up(place));
+                self.endpoint.at_desk(|desk| desk.hung_up(place));
             }
         }
     }
 
     /// A failed task stops its context, and with it all connections: that ends those sessions, not the service.
     fn revive(&self) {
-        let state = self.station.state();
+        let state = self.endpoint.state();
         if state == ContextState::Running {
             return;
         }
-        self.station.at_desk(super::desk::Desk::leave_all);
+        self.endpoint.at_desk(super::desk::Desk::leave_all);
         if state == ContextState::Idle {
             log::warn!("comch: the server for {} had stopped and starts again", self.representor());
-            if let Err(error) = self.station.start() {
+            if let Err(error) = self.endpoint.start() {
                 log::error!("comch: {error}");
             }
         }
@@ -99,13 +102,13 @@ impl Server {
     /// Stops the context as a failed task would.
     #[cfg(test)]
     pub(super) fn break_down(&self) {
-        self.station.stop();
+        self.endpoint.stop();
     }
 }
 
 /// One peer. Dropped, the server hangs up once its last words are out.
 pub struct Connection {
-    station: Rc<Station>,
+    endpoint: Rc<Endpoint>,
     place: Ticket,
 }
 
@@ -119,7 +122,7 @@ impl Connection {
     /// # Errors
     /// See [`SendError`]; nothing was sent.
     pub fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
-        self.station.send(self.place, message)
+        self.endpoint.send(self.place, message)
     }
 
     /// The next message to the front of `out`, which holds any; `None` if there is none yet.
@@ -127,20 +130,20 @@ impl Connection {
     /// # Errors
     /// There will be no more.
     pub fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
-        self.station.at_desk(|desk| desk.receive(self.place, out))
+        self.endpoint.at_desk(|desk| desk.receive(self.place, out))
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.station.at_desk(|desk| desk.drop_channel(self.place, Instant::now()));
+        self.endpoint.at_desk(|desk| desk.drop_channel(self.place, Instant::now()));
     }
 }
 
 impl Drop for Server {
     /// Gives last words a moment: a good-bye is worth it.
     fn drop(&mut self) {
-        self.station.finish(super::LAST_WORDS);
+        self.endpoint.finish(super::LAST_WORDS);
     }
 }
 

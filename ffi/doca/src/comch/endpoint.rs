@@ -26,7 +26,7 @@ enum Raw {
 
 impl Raw {
     fn base(self) -> *mut sys::doca_ctx {
-        // SAFETY: live until `Station` is dropped.
+        // SAFETY: live until `Endpoint` is dropped.
         unsafe {
             match self {
                 Self::Server(server) => sys::doca_comch_server_as_ctx(server.as_ptr()),
@@ -66,7 +66,7 @@ impl Raw {
     }
 
     fn destroy(self) -> Result<(), crate::Error> {
-        // SAFETY: created in `Station`, idle, and destroyed in its drop only, once.
+        // SAFETY: created in `Endpoint`, idle, and destroyed in its drop only, once.
         unsafe {
             match self {
                 Self::Server(server) => call!(doca_comch_server_destroy(server.as_ptr())),
@@ -77,7 +77,7 @@ impl Raw {
 }
 
 /// A context with its desk. Dropped, it stops, and leaks what does not stop.
-pub(super) struct Station {
+pub(super) struct Endpoint {
     raw: Raw,
     pub desk: Ticket,
     engine: ProgressEngine,
@@ -86,7 +86,7 @@ pub(super) struct Station {
     device: Device,
 }
 
-impl Station {
+impl Endpoint {
     /// A server, not started yet.
     pub(super) fn server(
         engine: &ProgressEngine,
@@ -135,14 +135,14 @@ impl Station {
         caps: Caps,
     ) -> Result<Self, Error> {
         let desk = desk::put_up(Desk::new(limits, caps.connections_max as usize));
-        let station = Self { raw, desk, engine: engine.clone(), representor, device };
+        let endpoint = Self { raw, desk, engine: engine.clone(), representor, device };
         let (base, user) = (raw.base(), sys::doca_data { u64_: desk.word() });
         // SAFETY: context and engine are live, the context idle.
         unsafe { call!(doca_pe_connect_ctx(engine.raw(), base))? };
         raw.configure(limits)?;
         // SAFETY: idle and connected.
         unsafe { call!(doca_ctx_set_user_data(base, user))? };
-        Ok(station)
+        Ok(endpoint)
     }
 
     /// `IN_PROGRESS` for a client.
@@ -167,22 +167,22 @@ impl Station {
         self.representor.as_ref()
     }
 
-    /// Works at this station's desk.
+    /// Works at this endpoint's desk.
     pub(super) fn at_desk<R>(&self, work: impl FnOnce(&mut Desk) -> R) -> R {
-        desk::at(self.desk, work).expect("a desk is taken down with its station")
+        desk::at(self.desk, work).expect("a desk is taken down with its endpoint")
     }
 
     /// What a client is connected by.
-    pub(super) fn connection(&self) -> Result<desk::Handle, crate::Error> {
+    pub(super) fn connection(&self) -> Result<desk::RawConnection, crate::Error> {
         let mut connection = ptr::null_mut();
         let Raw::Client(client) = self.raw else { unreachable!("a server has many connections") };
         // SAFETY: the client is live, `connection` a valid place.
         unsafe { call!(doca_comch_client_get_connection(client.as_ptr(), &raw mut connection))? };
-        Ok(desk::Handle(connection))
+        Ok(desk::RawConnection(connection))
     }
 
     /// Hangs up on a peer.
-    pub(super) fn hang_up(&self, connection: desk::Handle) -> Result<(), crate::Error> {
+    pub(super) fn hang_up(&self, connection: desk::RawConnection) -> Result<(), crate::Error> {
         let Raw::Server(server) = self.raw else { unreachable!("a client hangs up by stopping") };
         let nobody = sys::doca_data { u64_: Ticket::NONE.word() };
         // SAFETY: the desk knows the connection, so it is live: DOCA has not said that it left. It is nobody's from here
@@ -193,7 +193,7 @@ impl Station {
         }
     }
 
-    /// Sends a message on a connection of this station.
+    /// Sends a message on a connection of this endpoint.
     pub(super) fn send(&self, place: Ticket, message: &[u8]) -> Result<(), SendError> {
         self.look();
         self.at_desk(|desk| desk.pack(place, message))?;
@@ -228,7 +228,7 @@ impl Station {
 
     fn submit(
         &self,
-        connection: desk::Handle,
+        connection: desk::RawConnection,
         parcel: Parcel,
         first: NonNull<u8>,
         length: usize,
@@ -296,7 +296,7 @@ impl Station {
     }
 }
 
-impl Drop for Station {
+impl Drop for Endpoint {
     fn drop(&mut self) {
         match self.come_to_idle().and_then(|()| self.raw.destroy()) {
             Ok(()) => desk::take_down(self.desk),
