@@ -1,8 +1,9 @@
-//! Finds the installed DOCA SDK; a part of `build.rs`, in a file of its own so that `tests/sdk.rs` can hold its answers.
+//! Finds the installed DOCA SDK; a part of `build.rs`, in a file of its own so that `tests/sdk.rs` can hold its
+//! answers.
 //!
-//! `DOCA_DIR` names the SDK's directory (`/opt/mellanox/doca`, or a copy of the card's for a cross build) and wins. Without it
-//! pkg-config knows the SDK or there is none. All modules have to be there and of one version, with the headers and libraries
-//! that they promise. Whatever is missing is one line that says what to do; nothing is guessed.
+//! `DOCA_DIR` names the SDK's directory (`/opt/mellanox/doca`, or a copy of the card's for a cross build) and wins.
+//! Without it pkg-config knows the SDK or there is none. All modules have to be there and of one version, with the
+//! headers and libraries that they promise. Whatever is missing is one line that says what to do; nothing is guessed.
 
 use std::env;
 use std::ffi::OsString;

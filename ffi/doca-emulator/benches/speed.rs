@@ -50,8 +50,8 @@ fn cpu_seconds() -> f64 {
 
 /// Keeps all tasks in flight for a while and prints the rate.
 fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_task, *mut doca_buf)], bytes: usize) {
-    // SAFETY: tasks and bufs are of the caller's context and inventory, which outlive this function; a task is submitted
-    // again only after it has completed, so nobody else has it.
+    // SAFETY: tasks and bufs are of the caller's context and inventory, which outlive this function; a task is
+    // submitted again only after it has completed, so nobody else has it.
     let submit = |task: usize| unsafe {
         let mut buf = tasks[task].1;
         while !buf.is_null() {
@@ -67,8 +67,8 @@ fn measure(name: &str, engine: &Engine, context: &Context, tasks: &[(*mut doca_t
     let (start, cpu) = (Instant::now(), cpu_seconds());
     while start.elapsed() < TIME {
         if !engine.progress() {
-            // asleep, so that the engines have the cores
-            // SAFETY: the engine is open and used by this thread only; poll reads and writes the one pollfd of this line.
+            // asleep, so that the engines have the cores SAFETY: the engine is open and used by this thread only; poll
+            // reads and writes the one pollfd of this line.
             ok(unsafe { doca_pe_request_notification(engine.0) });
             // SAFETY: as above.
             unsafe { libc::poll(&mut libc::pollfd { fd, events: libc::POLLIN, revents: 0 }, 1, 1000) };

@@ -21,7 +21,7 @@ pub use pci::PciAddress;
 /// The environment variable that is read at each device list.
 const VARIABLE: &str = "DOCA_EMULATOR";
 
-/// Which card to be.
+/// Model of the card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// Decompresses deflate and LZ4, compresses nothing.
@@ -38,7 +38,7 @@ pub struct Without {
     pub dma: bool,
 }
 
-/// Which side of the card the process believes to be on.
+/// Side of the card on which the process believes to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Both: representors are there, and Comch servers as well as clients.
@@ -49,7 +49,7 @@ pub enum Role {
     Card,
 }
 
-/// Which copies of the DMA engine may flip a bit.
+/// Copies of the DMA engine that may flip a bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlipWay {
     Any,
@@ -59,12 +59,12 @@ pub enum FlipWay {
     FromHost,
 }
 
-/// Which functions of the host a device of the card has representors of.
+/// Functions of the host of which a device of the card has representors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Representors {
-    /// So many, from the device's own address on.
+    /// This many, from the device's own address on.
     Count(u32),
-    /// At these places.
+    /// The functions at these addresses.
     At(Vec<PciAddress>),
 }
 
@@ -92,14 +92,14 @@ pub struct Config {
     /// Functions of the card, 0 to 8.
     pub devices: u32,
     pub role: Role,
-    /// Where this process sees the first of them; the others follow it.
+    /// Address at which this process sees the first of them; the others follow it.
     pub pci: PciAddress,
-    /// Whom Comch servers of the first one may serve: the host's functions, where the host sees them. The next device
+    /// Functions that Comch servers of the first one may serve, at the addresses that the host sees. The next device
     /// has those that follow.
     pub rep: Representors,
-    /// Where Comch servers and clients meet. None: a directory of the user's.
+    /// Directory in which Comch servers and clients meet. None: one of the user's own.
     pub comch_dir: Option<PathBuf>,
-    /// How long a starting Comch client waits for its server.
+    /// Longest wait of a starting Comch client for its server, in milliseconds.
     pub comch_wait_ms: u32,
     pub decompress_threads: u32,
     pub dma_threads: u32,
@@ -139,7 +139,8 @@ pub struct Config {
     pub gigabytes_per_s: f64,
     /// Tasks that an engine has under way at once.
     pub depth: u32,
-    /// Measurement only: bytes of decompressed blocks that the engines of a device keep, to copy them the next time. 0: none.
+    /// Measurement only: bytes of decompressed blocks that the engines of a device keep, to copy them the next time. 0:
+    /// none.
     pub remember: u64,
     /// Copies of up to so many bytes are made by submit itself.
     pub inline_bytes: u32,
@@ -193,12 +194,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Where this process sees a device.
+    /// Address at which this process sees a device.
     pub(crate) fn device_address(&self, device: u32) -> Option<PciAddress> {
         self.pci.further(device)
     }
 
-    /// Where the host sees the function of a device's representor.
+    /// Address at which the host sees the function of a device's representor.
     pub(crate) fn host_address(&self, device: u32, representor: u32) -> Option<PciAddress> {
         let per_device = self.rep.count();
         match &self.rep {
@@ -240,7 +241,8 @@ pub fn configure(config: impl Into<Option<Config>>) {
     *PROCESS.lock().unwrap_or_else(PoisonError::into_inner) = config.into().map(Arc::new);
 }
 
-/// As [`configure`], for device lists that this thread creates, and stronger: tests of one process can differ.
+/// Replaces the configuration for device lists that this thread creates; takes precedence over [`configure`], so that
+/// tests of one process can differ.
 pub fn configure_thread(config: impl Into<Option<Config>>) {
     let config = config.into().map(Arc::new);
     THREAD.with(|slot| *slot.borrow_mut() = config);

@@ -92,8 +92,8 @@ struct Ctx {
 /// # Safety
 /// `data` is the user data of a context of this test.
 unsafe fn of(data: doca_data) -> &'static Ctx {
-    // SAFETY: that is a boxed `Ctx`, whose box lives in `World::contexts` until its context is destroyed: 'static for callbacks,
-    // which come before. Only cells of it change.
+    // SAFETY: that is a boxed `Ctx`, whose box lives in `World::contexts` until its context is destroyed: 'static for
+    // callbacks, which come before. Only cells of it change.
     unsafe { &*data.ptr.cast::<Ctx>() }
 }
 
@@ -285,8 +285,8 @@ impl World {
 
     fn export_or_import(&mut self) {
         let (Some(map), Some(device)) = (pick(&self.maps), pick(&self.devices)) else { return };
-        // SAFETY: map and device are alive. A blob that was exported has `len` bytes, which are copied at once; one that is imported, right
-        // or not, is as long as is said.
+        // SAFETY: map and device are alive. A blob that was exported has `len` bytes, which are copied at once; one
+        // that is imported, right or not, is as long as is said.
         unsafe {
             let mut len = 0;
             if let Ok(blob) = out(|blob| doca_mmap_export_pci(map.raw, device, blob, &mut len)) {
@@ -417,7 +417,8 @@ impl World {
     fn set_up(&self, ctx: &Ctx) {
         let count = 1 + draw(12) as u32;
         let raw = ctx.ctx;
-        // SAFETY: the context is alive and of the kind that each call is for; callbacks have the signatures of their kinds.
+        // SAFETY: the context is alive and of the kind that each call is for; callbacks have the signatures of their
+        // kinds.
         unsafe {
             match ctx.kind {
                 Kind::Dma => {
@@ -465,8 +466,9 @@ impl World {
         let (src, dst) = (any(&self.bufs).cast_const(), any(&self.bufs));
         let raw = ctx.ctx;
         static BYTES: [u8; 4080] = [9; 4080];
-        // SAFETY: the context is alive and of the kind that each call is for; bufs and connections are null or ones that were given
-        // out, whose inventories and contexts live to the end; `BYTES` is as long as a message may be, and longer ones are refused.
+        // SAFETY: the context is alive and of the kind that each call is for; bufs and connections are null or ones
+        // that were given out, whose inventories and contexts live to the end; `BYTES` is as long as a message may be,
+        // and longer ones are refused.
         let task: Result<*mut doca_task, doca_error> = unsafe {
             let id = number(draw(1 << 20) as u64);
             let length = draw(4090) as u32;
@@ -525,7 +527,8 @@ impl World {
         let (buf, other) = (pick(&self.bufs), pick(&self.bufs));
         // SAFETY: a context that is alive.
         let is_running = out(|state| unsafe { doca_ctx_get_state(ctx.ctx, state) }) == Ok(RUNNING);
-        // SAFETY: the task is one of this context's list; one that flies or was freed is known by its stamp and refused; bufs as in `play_with_bufs`.
+        // SAFETY: the task is one of this context's list; one that flies or was freed is known by its stamp and
+        // refused; bufs as in `play_with_bufs`.
         unsafe {
             match if is_running || chance(3) { draw(9) } else { 5 } {
                 0..=4 => ctx.submit(task),

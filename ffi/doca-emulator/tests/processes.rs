@@ -165,8 +165,8 @@ impl Drop for Exporter {
     }
 }
 
-/// Makes system calls fail for this thread and those that it starts, for good. False in qemu's user mode, which knows no
-/// filters.
+/// Makes system calls fail for this thread and those that it starts, for good. False in qemu's user mode, which knows
+/// no filters.
 fn forbid(calls: &[libc::c_long]) -> bool {
     const EPERM: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -195,7 +195,8 @@ fn forbid(calls: &[libc::c_long]) -> bool {
 fn wherever(claim: fn()) {
     const COPIES: [libc::c_long; 2] = [libc::SYS_process_vm_readv, libc::SYS_process_vm_writev];
     const PROCESSES: [libc::c_long; 4] = [COPIES[0], COPIES[1], libc::SYS_pidfd_open, libc::SYS_pidfd_getfd];
-    // One test at a time: under qemu-user a child that is forked beside a busy thread now and then never gets to its exec.
+    // One test at a time: under qemu-user a child that is forked beside a busy thread now and then never gets to its
+    // exec.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     claim();

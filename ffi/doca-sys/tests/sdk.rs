@@ -1,4 +1,5 @@
-//! What the build says of an SDK that is whole, of one that is not, and of none: `sdk.rs` over pkg-config files of our making.
+//! What the build says of an SDK that is whole, of one that is not, and of none: `sdk.rs` over pkg-config files of our
+//! making.
 
 use std::fs;
 use std::path::{Path, PathBuf};

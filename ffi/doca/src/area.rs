@@ -1,7 +1,7 @@
 //! Registered memory of this side: one [`Region`] is allocated and registered in Init and carved into [`Area`]s.
 //!
-//! An `Area` is the exclusive owner of its bytes. Whoever holds it may read and write them; an engine that works on them
-//! holds it instead. That is the whole aliasing rule, and the type system keeps it.
+//! An `Area` is the exclusive owner of its bytes. Whoever holds it may read and write them; an engine that works on
+//! them holds it instead. That is the whole aliasing rule, and the type system keeps it.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -29,8 +29,9 @@ pub(crate) struct Memory {
     _device: Device,
 }
 
-// SAFETY: the mapping is plain memory; its bytes are reached through `Area`s, which are disjoint and exclusive, or through a
-// `Slab`, which counts who reads and writes. The mmap handle is used read-only after start (buffers are made from it by the engine's thread) and destroyed once.
+// SAFETY: the mapping is plain memory; its bytes are reached through `Area`s, which are disjoint and exclusive, or
+// through a `Slab`, which counts who reads and writes. The mmap handle is used read-only after start (buffers are made
+// from it by the engine's thread) and destroyed once.
 unsafe impl Send for Memory {}
 // SAFETY: as above; nothing in `Memory` itself is written through a shared reference.
 unsafe impl Sync for Memory {}
@@ -68,7 +69,7 @@ impl Memory {
         Ok(Self { base, bytes, mmap, _device: device.clone() })
     }
 
-    /// Where byte `offset` lies, which is inside.
+    /// Address of byte `offset`, which is inside.
     pub(crate) fn address(&self, offset: usize) -> *mut u8 {
         assert!(offset <= self.bytes, "byte {offset} of {}", self.bytes);
         // SAFETY: just checked against the mapping.
@@ -107,7 +108,8 @@ impl fmt::Debug for Region {
 }
 
 impl Region {
-    /// Maps `bytes` of zeroed, populated memory (huge pages if the system has them reserved) and registers it with `device`.
+    /// Maps `bytes` of zeroed, populated memory (huge pages if the system has them reserved) and registers it with
+    /// `device`.
     ///
     /// # Errors
     /// `NO_MEMORY` if the system refuses the mapping, else what the DOCA call answered.
@@ -175,7 +177,8 @@ impl Deref for Area {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: offset + bytes lie in the live mapping; areas are carved disjoint and this one is exclusive to its holder.
+        // SAFETY: offset + bytes lie in the live mapping; areas are carved disjoint and this one is exclusive to its
+        // holder.
         unsafe { std::slice::from_raw_parts(self.address(), self.bytes) }
     }
 }
@@ -187,7 +190,7 @@ impl DerefMut for Area {
     }
 }
 
-/// How memory is named to DOCA, with its address and length.
+/// The name of memory to DOCA, with its address and length.
 #[derive(Clone, Copy)]
 pub(crate) enum Range<'a> {
     Address(NonNull<u8>, usize),

@@ -38,7 +38,7 @@ pub use server::{Connection, Server};
 pub const RECEIVED_MAX: usize = 32;
 /// Messages of one connection on their way.
 pub const SENDING_MAX: usize = 4;
-/// How long a connection that was dropped is given to send its last words.
+/// Longest time that a dropped connection may take to send its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Sizes of a server or client, fixed at its start.
@@ -141,7 +141,7 @@ pub enum Error {
         name: String,
         function: String,
     },
-    /// Nobody serves this name to this function.
+    /// There is no server of this name for this function.
     NobodyThere {
         name: String,
         function: String,

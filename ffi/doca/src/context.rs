@@ -7,10 +7,10 @@
 //!                       +------------------------- restart -------------------------+
 //! ```
 //!
-//! An **operation** is what the caller asks for: inflate an area, or move bytes between an area and a list of host runs.
-//! It is one DOCA task, or several where a list or a length exceeds what the device takes, and has one completion.
-//! A failed task stops the whole context (DOCA Core guide), so neighbours fail with it: the caller finds out who was to
-//! blame by submitting suspects alone after [`Context::restart`].
+//! An **operation** is what the caller asks for: inflate an area, or move bytes between an area and a list of host
+//! runs. It is one DOCA task, or several where a list or a length exceeds what the device takes, and has one
+//! completion. A failed task stops the whole context (DOCA Core guide), so neighbours fail with it: the caller finds
+//! out who was to blame by submitting suspects alone after [`Context::restart`].
 
 mod operation;
 mod transfer;
@@ -31,7 +31,7 @@ use crate::task::{self, Fired, Task};
 
 pub use operation::{Codec, Completion, Depth, Kind, Outcome, Refused, Source};
 
-/// How long a stopping context may take to give its tasks back; engines need microseconds.
+/// Longest time that a stopping context may take to return its tasks; engines need microseconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `doca_ctx_states`.
@@ -225,7 +225,7 @@ impl Context {
         ContextState::of(self.base)
     }
 
-    /// Operations accepted and not yet returned by [`Self::poll`].
+    /// Number of operations accepted and not yet returned by [`Self::poll`].
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.operations.len() - self.operations_free.len()
@@ -237,10 +237,12 @@ impl Context {
         !self.operations_free.is_empty() && !self.places_free.is_empty()
     }
 
-    /// Tasks that a transfer of this many runs and bytes may take; it has to be at most [`Self::tasks_max`], or it never fits.
+    /// Tasks that a transfer of this many runs and bytes may take; it has to be at most [`Self::tasks_max`], or it
+    /// never fits.
     #[must_use]
     pub fn tasks_for(&self, runs: usize, bytes: usize) -> usize {
-        // A task ends where its list is full or its bytes are; of the latter any two neighbours are more than one's worth.
+        // A task ends where its list is full or its bytes are; of the latter any two neighbours are more than one's
+        // worth.
         runs.div_ceil(self.caps.list_max as usize) + 2 * (bytes as u64 / self.caps.bytes_max) as usize
     }
 
@@ -316,7 +318,7 @@ impl Context {
         }
     }
 
-    /// After the launches of an operation: with no task in flight it is refused, with some it will fail when they end.
+    /// Ends the launch of an operation: with no task in flight it is refused, with some it will fail when they end.
     fn settle(&mut self, index: usize, launched: Result<(), Error>) -> Result<(), Refused> {
         let Err(error) = launched else { return Ok(()) };
         let slot = &mut self.operations[index];

@@ -11,11 +11,11 @@ use crate::comch;
 use crate::context::Kind;
 use crate::error::{Code, Error};
 
-/// How an operator names a device (`--device`).
+/// The operator's name for a device (`--device`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Selector {
-    /// The first device that can inflate and do DMA, else one that can do DMA, else one that can export memory, which is all
-    /// that a host needs: the usual card has one that fits.
+    /// The first device that can inflate and do DMA, else one that can do DMA, else one that can export memory, which
+    /// is all that a host needs: the usual card has one that fits.
     #[default]
     First,
     /// PCI address (`03:00.0`, `0000:03:00.0`) or IB device name (`mlx5_0`).
@@ -82,15 +82,16 @@ struct Inner {
     info: DeviceInfo,
 }
 
-// SAFETY: a `doca_dev` has no thread affinity; after open it is only passed to create calls, which this crate makes from
-// the thread that owns the child, and closed once, in `Drop`, when no child is left.
+// SAFETY: a `doca_dev` has no thread affinity; after open it is only passed to create calls, which this crate makes
+// from the thread that owns the child, and closed once, in `Drop`, when no child is left.
 unsafe impl Send for Inner {}
 // SAFETY: as above; nothing behind a shared reference is written after `open`.
 unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: `raw` came from `doca_dev_open`, every child holds a clone of the Arc, so none is left, and this runs once.
+        // SAFETY: `raw` came from `doca_dev_open`, every child holds a clone of the Arc, so none is left, and this runs
+        // once.
         if let Err(error) = unsafe { call!(doca_dev_close(self.raw.as_ptr())) } {
             log::warn!("device {} leaked: {error}", self.info.pci_address);
         }
@@ -145,7 +146,8 @@ impl Device {
     /// What the DOCA call answered: `NOT_SUPPORTED` where the device has no such engine.
     pub fn tasks_max(&self, kind: Kind) -> Result<u32, Error> {
         let mut tasks = 0;
-        // SAFETY: the device is open; each context is made, asked and destroyed here, idle all the time; the places are valid.
+        // SAFETY: the device is open; each context is made, asked and destroyed here, idle all the time; the places are
+        // valid.
         unsafe {
             match kind {
                 Kind::Decompress => {

@@ -53,14 +53,16 @@ impl ProgressEngine {
     /// Runs what has completed; `true` if anything happened, so call until it is `false`.
     #[must_use]
     pub fn progress(&self) -> bool {
-        // SAFETY: the engine is live and used by its own thread only (not Send); the callbacks of this crate do not call back into it.
+        // SAFETY: the engine is live and used by its own thread only (not Send); the callbacks of this crate do not
+        // call back into it.
         unsafe { sys::doca_pe_progress(self.0.raw.as_ptr()) != 0 }
     }
 
     /// Readable once something completes after [`Self::arm`].
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: checked non-negative in `new`; DOCA keeps the descriptor open for the engine's life, which the borrow is bound to.
+        // SAFETY: checked non-negative in `new`; DOCA keeps the descriptor open for the engine's life, which the borrow
+        // is bound to.
         unsafe { BorrowedFd::borrow_raw(self.0.fd) }
     }
 

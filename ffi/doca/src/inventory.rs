@@ -15,7 +15,7 @@ pub(crate) struct Inventory(NonNull<sys::doca_buf_inventory>);
 #[derive(Clone, Copy)]
 pub(crate) struct Chain(NonNull<sys::doca_buf>);
 
-/// Which side of a task a chain is for: a source is full, a destination is empty.
+/// Side of a task that a chain is for: a source is full, a destination is empty.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Source,

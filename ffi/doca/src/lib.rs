@@ -4,7 +4,8 @@
 //! What it guarantees: no use of memory that an engine owns (an [`Area`] moves into its task and comes back with the
 //! [`Completion`]; a [`Loan`] keeps its part of a [`Slab`] from being written), no pointer as DOCA user data (a task
 //! carries its place in a table and that place's generation), no unwinding through C (callbacks record one word and
-//! return), parents that outlive their children, and a stopped context restarted as one operation ([`Context::restart`]).
+//! return), parents that outlive their children, and a stopped context restarted as one operation
+//! ([`Context::restart`]).
 //!
 //! What it refuses: threads. A [`ProgressEngine`] and its contexts belong to the thread that made them; areas, regions,
 //! devices and Comch clients may move between threads.

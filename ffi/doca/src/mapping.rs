@@ -28,27 +28,28 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Dmabuf {
     pub fd: OwnedFd,
-    /// Where in it the memory begins, bytes.
+    /// Offset of the memory in it, bytes.
     pub offset: usize,
 }
 
 /// A shared mapping of a file, anonymous memory, or memory that somebody else allocated, made to be exported.
 ///
 /// No Rust reference to its bytes is ever made but as atomics: another process and a device may write them at any time.
-/// Copies go through [`Mapping::read`] and [`Mapping::write`], byte by byte: any number of threads may copy at once, and what
-/// one reads while another writes is some of the old bytes and some of the new.
+/// Copies go through [`Mapping::read`] and [`Mapping::write`], byte by byte: any number of threads may copy at once,
+/// and what one reads while another writes is some of the old bytes and some of the new.
 pub struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
-    /// Who keeps lent memory alive; `None` where the memory is our own to unmap.
+    /// Owner of lent memory, kept alive; `None` where the memory is our own to unmap.
     lender: Option<Box<dyn Any + Send + Sync>>,
-    /// Of a GPU's memory, which no copy here can reach.
+    /// The dma-buf of a GPU's memory, which no copy here can reach.
     dmabuf: Option<Dmabuf>,
 }
 
 // SAFETY: plain memory with no thread affinity; every access is through an atomic.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; `read` and `write` of two threads on the same bytes are atomic loads and stores of one size, and no race.
+// SAFETY: as above; `read` and `write` of two threads on the same bytes are atomic loads and stores of one size, and no
+// race.
 unsafe impl Sync for Mapping {}
 
 /// Mappings from here on are worth huge pages.
@@ -77,8 +78,8 @@ impl Mapping {
         Ok(Self { base, bytes, lender: None, dmabuf: None })
     }
 
-    /// Zeroed anonymous memory, as a serving engine's allocator would give it: in huge pages where it is large, since whoever
-    /// writes it from outside, the emulator's kernel or a card, has to look up every page.
+    /// Zeroed anonymous memory, as a serving engine's allocator would give it: in huge pages where it is large, since
+    /// whoever writes it from outside, the emulator's kernel or a card, has to look up every page.
     ///
     /// # Errors
     /// `INVALID_VALUE` for zero bytes, `NO_MEMORY` if the system refuses.
@@ -100,8 +101,8 @@ impl Mapping {
     /// unmapped, when no export needs it any more. Where an export has to be leaked, the lender is leaked with it.
     ///
     /// # Safety
-    /// `bytes` bytes from `base` stay mapped, readable and (if it is exported so) writable until `lender` is dropped, and
-    /// no Rust reference to them exists meanwhile: the card and this mapping's copies write them at any time.
+    /// `bytes` bytes from `base` stay mapped, readable and (if it is exported so) writable until `lender` is dropped,
+    /// and no Rust reference to them exists meanwhile: the card and this mapping's copies write them at any time.
     ///
     /// # Errors
     /// `INVALID_VALUE` for zero bytes, or a range that wraps.
@@ -113,15 +114,15 @@ impl Mapping {
         Ok(Self { base, bytes, lender: Some(lender), dmabuf: None })
     }
 
-    /// A GPU's memory, lent: registered by its dma-buf, or by its address where that is refused (which a card allows if the
-    /// kernel module `nvidia_peermem` is there). Untried with a real GPU: none stood beside a card.
+    /// A GPU's memory, lent: registered by its dma-buf, or by its address where that is refused (which a card allows if
+    /// the kernel module `nvidia_peermem` is there). Untried with a real GPU: none stood beside a card.
     ///
     /// # Safety
-    /// As for [`Mapping::lent`], but for reading and writing: the bytes stay the GPU's until `lender` is dropped, and
-    /// they are those of the dma-buf from its offset on.
+    /// The contract of [`Mapping::lent`], but for reading and writing: the bytes stay the GPU's until `lender` is
+    /// dropped, and they are those of the dma-buf from its offset on.
     ///
     /// # Errors
-    /// As for [`Mapping::lent`].
+    /// Those of [`Mapping::lent`].
     pub unsafe fn lent_dmabuf(
         base: NonNull<u8>,
         bytes: usize,
@@ -169,8 +170,8 @@ impl Mapping {
     fn bytes_at(&self, offset: usize, bytes: usize) -> &[AtomicU8] {
         assert!(self.dmabuf.is_none(), "memory of a GPU: not for this processor");
         assert!(offset <= self.bytes && bytes <= self.bytes - offset, "{bytes} bytes at {offset} of {}", self.bytes);
-        // SAFETY: range-checked above, mapped while `self` lives, and any byte is a valid AtomicU8. Rust code has these bytes
-        // as AtomicU8 only: a lender promises that no reference to them exists.
+        // SAFETY: range-checked above, mapped while `self` lives, and any byte is a valid AtomicU8. Rust code has these
+        // bytes as AtomicU8 only: a lender promises that no reference to them exists.
         unsafe { slice::from_raw_parts(self.base.as_ptr().add(offset).cast::<AtomicU8>(), bytes) }
     }
 }
@@ -194,7 +195,8 @@ impl Drop for Mapping {
         if self.lender.is_some() {
             return;
         }
-        // SAFETY: not lent, so mapped in a constructor with this base and length; exports hold the Arc, so none is left.
+        // SAFETY: not lent, so mapped in a constructor with this base and length; exports hold the Arc, so none is
+        // left.
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
             log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
         }
@@ -289,9 +291,9 @@ impl fmt::Debug for Remote {
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteRun<'a> {
     pub remote: &'a Remote,
-    /// From the start of the exported range, bytes.
+    /// Offset from the start of the exported range, bytes.
     pub offset: u64,
-    /// From the start of the local area, bytes.
+    /// Offset from the start of the local area, bytes.
     pub local: usize,
     pub bytes: usize,
 }
@@ -327,7 +329,7 @@ impl Remote {
         self.bytes
     }
 
-    /// Where the exported range begins, in the exporter's addresses.
+    /// Start of the exported range, in the exporter's addresses.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.address
@@ -346,7 +348,8 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        // SAFETY: created in `import`, destroyed once; with buffers still in flight DOCA refuses (NOT_PERMITTED) and we leak it.
+        // SAFETY: created in `import`, destroyed once; with buffers still in flight DOCA refuses (NOT_PERMITTED) and we
+        // leak it.
         if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
             log::warn!("imported range of {} bytes leaked: {error}", self.bytes);
         }

@@ -12,9 +12,9 @@ use crate::error::{Code, Error};
 /// One function of the host that a device of the card stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepresentorInfo {
-    /// As the host sees it.
+    /// PCI address as the host sees it.
     pub pci_address: String,
-    /// Of the representor, on the card: `pf0hpf`, `pf0vf0`.
+    /// Interface name of the representor on the card: `pf0hpf`, `pf0vf0`.
     pub interface: String,
     /// A physical function: the host's own, never a guest's.
     pub is_physical: bool,
@@ -90,8 +90,8 @@ impl Representor {
 
 impl Drop for Representor {
     fn drop(&mut self) {
-        // SAFETY: `raw` came from `doca_dev_rep_open`; a server owns its representor and is destroyed before it, and this
-        // runs once.
+        // SAFETY: `raw` came from `doca_dev_rep_open`; a server owns its representor and is destroyed before it, and
+        // this runs once.
         if let Err(error) = unsafe { call!(doca_dev_rep_close(self.raw.as_ptr())) } {
             log::warn!("representor {} leaked: {error}", self.info);
         }

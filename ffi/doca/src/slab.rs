@@ -1,13 +1,13 @@
-//! Registered memory that is written once and then read by many, engines among them: a [`Slab`] of pages of one size, and
-//! [`Loan`]s of runs of it.
+//! Registered memory that is written once and then read by many, engines among them: a [`Slab`] of pages of one size,
+//! and [`Loan`]s of runs of it.
 //!
 //! ```text
 //!   page:  idle (0) --write--> writing --+--> idle        idle or lent (n) --lend--> lent (n + 1) --drop--> lent (n)
 //! ```
 //!
-//! A run may cross pages: they lie one behind the other. Who may use a page when is for the owner of the slab to know; a
-//! write to a page that is lent, or a loan of one that is being written, is its bug and panics, so that neither Rust nor
-//! an engine ever reads bytes that change.
+//! A run may cross pages: they lie one behind the other. Who may use a page when is for the owner of the slab to know;
+//! a write to a page that is lent, or a loan of one that is being written, is its bug and panics, so that neither Rust
+//! nor an engine ever reads bytes that change.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -29,7 +29,7 @@ struct Pages {
     states: Box<[AtomicU32]>,
 }
 
-/// See the module's head. Clones are the same slab.
+/// Memory of fixed size that many may read; see the module's head. Clones are the same slab.
 #[derive(Clone)]
 pub struct Slab(Arc<Pages>);
 
@@ -137,8 +137,8 @@ impl Deref for Loan {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the range was checked against the live mapping when it was lent; every page of it counts this loan, so
-        // that nobody writes it, and engines are given loans to read from only.
+        // SAFETY: the range was checked against the live mapping when it was lent; every page of it counts this loan,
+        // so that nobody writes it, and engines are given loans to read from only.
         unsafe { std::slice::from_raw_parts(self.address(), self.bytes) }
     }
 }

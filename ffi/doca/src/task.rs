@@ -116,7 +116,8 @@ impl Task {
     ) -> Result<Self, Error> {
         let mut raw = ptr::null_mut();
         let user = sys::doca_data { u64_: user };
-        // SAFETY: context running, buffers live and owned by the caller until the task is freed; `raw` is a valid place.
+        // SAFETY: context running, buffers live and owned by the caller until the task is freed; `raw` is a valid
+        // place.
         unsafe { call!(doca_dma_task_memcpy_alloc_init(dma, source, destination, user, &raw mut raw)) }?;
         Ok(Self::Memcpy(raw))
     }

@@ -1,4 +1,4 @@
-//! Which DOCA this is: the one that the build was made against, and the one that it runs with.
+//! The version of DOCA: the one that the build was made against, and the one that it runs with.
 
 use std::ffi::CStr;
 

@@ -38,11 +38,11 @@ pub(crate) struct ControlEnd {
     on_disconnect: Cell<doca_comch_event_connection_status_changed_cb_t>,
     on_consumer: Cell<doca_comch_event_consumer_cb_t>,
     on_expired: Cell<doca_comch_event_consumer_cb_t>,
-    /// From start to idle.
+    /// The thread and its links; there from start to idle.
     reactor: RefCell<Option<Reactor>>,
     inbox: RefCell<Option<Inbox>>,
     connections: RefCell<Vec<Handle<Connection>>>,
-    /// Over, oldest first.
+    /// Connections that are over, oldest first.
     ghosts: RefCell<Vec<Handle<Connection>>>,
 }
 

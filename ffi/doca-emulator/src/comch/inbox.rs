@@ -22,8 +22,8 @@ pub(crate) enum Event {
     Expired(Arc<Link>, u32),
 }
 
-/// Where the reactor's thread leaves events for its context. The port of the progress engine keeps their order among all
-/// contexts.
+/// Where the reactor's thread leaves events for its context. The port of the progress engine keeps their order among
+/// all contexts.
 #[derive(Clone)]
 pub(crate) struct Inbox {
     addressee: Addressee,

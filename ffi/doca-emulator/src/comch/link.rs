@@ -33,6 +33,7 @@ const SPARE_BYTES: usize = 64;
 const REMOTE_MAX: usize = 1024;
 /// Frames of the link's own that a peer may leave unread. One that sends and does not read is cut off there.
 const UNREAD_FRAMES_MAX: usize = 16 << 10;
+
 /// A task in flight on its way through a queue.
 struct Flight(Handle<Task>);
 
@@ -73,7 +74,7 @@ struct Partial {
 }
 
 struct Inner {
-    /// In order; the first may be what the socket did not take.
+    /// Packets to send, in order; the first may be one that the socket did not take.
     out: VecDeque<Packet>,
     /// Messages that wait for the window.
     waiting: VecDeque<Packet>,
@@ -173,7 +174,7 @@ impl Link {
         self.counters[which as usize].fetch_add(more as u64, Ordering::Relaxed);
     }
 
-    /// After the handshake: what both sides agreed on.
+    /// Sets what both sides agreed on in the handshake.
     pub(crate) fn agree(&self, message_max: u32, window: u32) {
         self.message_max.store(message_max, Ordering::Relaxed);
         let mut inner = self.lock();
@@ -235,7 +236,7 @@ impl Link {
         self.write(&mut inner);
     }
 
-    /// From the reactor's thread, when the socket takes more.
+    /// Sends more when the socket takes more. Called by the reactor's thread.
     pub(crate) fn write_more(&self) {
         self.write(&mut self.lock());
     }

@@ -1,8 +1,9 @@
 //! The directory where Comch's servers and clients meet, and whom it is safe to meet there.
 //!
-//! Whoever may put files there may stand in for a server. So the directory is its own user's or root's, and nobody else may
-//! write to it, or may add files and not replace others' (the sticky bit, as in /tmp). A server in it is believed if it is
-//! run by us, by root, or by the directory's owner. Nothing is opened through a symbolic link, and no open waits.
+//! Whoever may put files there may stand in for a server. So the directory is its own user's or root's, and nobody else
+//! may write to it, or may add files and not replace others' (the sticky bit, as in /tmp). A server in it is believed
+//! if it is run by us, by root, or by the directory's owner. Nothing is opened through a symbolic link, and no open
+//! waits.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -2,8 +2,9 @@
 //! server or client reads for all of its links.
 //!
 //! The file's name says which function of the host and which server: `<address of the function>-<checksum of name>`, in
-//! the directory `comch_dir`, whose owner is looked at first ([`crate::comch::meeting`]). The server keeps a lock on a file beside
-//! it, so that a file left behind by a process that died is recognised, and a second server of the same name is refused.
+//! the directory `comch_dir`, whose owner is looked at first ([`crate::comch::meeting`]). The server keeps a lock on a
+//! file beside it, so that a file left behind by a process that died is recognised, and a second server of the same
+//! name is refused.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -25,9 +26,9 @@ use crate::tools::packet::{self, seqpacket};
 
 /// Clients that one server serves.
 pub(crate) const CLIENTS_MAX: u32 = 512;
-/// How long a new connection may take to introduce itself.
+/// Longest time that a new connection may take to introduce itself.
 const GREETING: Duration = Duration::from_secs(2);
-/// Between two attempts of a client.
+/// Pause between two attempts of a client.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Rouses a reactor's thread.
@@ -190,7 +191,7 @@ impl Shared {
 struct Reader {
     room: Vec<u8>,
     polls: Vec<libc::pollfd>,
-    /// Of this round; kept for its capacity.
+    /// Links of the current round; kept for its capacity.
     links: Vec<(Arc<Link>, Option<Instant>)>,
 }
 

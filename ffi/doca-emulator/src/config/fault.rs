@@ -24,7 +24,7 @@ pub struct PlannedFault {
     pub effect: FaultEffect,
     /// A kind that an engine runs.
     pub kind: TaskKind,
-    /// Which of the device's tasks of that kind, in the order of their submits, from 1.
+    /// Number of the task among the device's tasks of that kind, in the order of their submits, from 1.
     pub number: u64,
 }
 

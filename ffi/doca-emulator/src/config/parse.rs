@@ -149,7 +149,7 @@ impl Config {
         Ok(())
     }
 
-    /// All functions are on their bus, and no two representors stand for the same one.
+    /// Checks that all functions are on their bus and that no two representors stand for the same one.
     fn check_addresses(&self) -> Result<(), ConfigError> {
         if self.rep.count() > REPRESENTORS_MAX {
             return Err(bad("rep", &self.rep.count().to_string(), "at most 64 addresses"));

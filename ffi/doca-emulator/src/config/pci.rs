@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Where a function of a card is seen. Functions count on into the next device of the bus, as virtual functions do.
+/// PCI address of a function of a card. Functions count on into the next device of the bus, as virtual functions do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciAddress {
     pub domain: u16,
@@ -13,7 +13,7 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// Where a card's Arm side sees its first port.
+    /// The address at which a card's Arm side sees its first port.
     pub const FIRST: PciAddress = PciAddress { domain: 0, bus: 3, devfn: 0 };
 
     /// The function `count` further; None beyond the end of the bus.

@@ -1,8 +1,8 @@
 //! `doca_buf`: a window into a region, possibly the head of a list.
 //!
-//! Bufs belong to one thread at a time; only their slab (see [`crate::core::inventory`]) is theirs. The reference count of a
-//! list is its head's; the others keep 1. A task in flight holds its two heads, so that giving them back fails with
-//! `IN_USE` instead of pulling the memory away from under an engine.
+//! Bufs belong to one thread at a time; only their slab (see [`crate::core::inventory`]) is theirs. The reference count
+//! of a list is its head's; the others keep 1. A task in flight holds its two heads, so that giving them back fails
+//! with `IN_USE` instead of pulling the memory away from under an engine.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -24,7 +24,7 @@ type Span = (*mut c_void, usize);
 pub(crate) struct Buf {
     stamp: Stamp,
     pub(crate) inventory: Cell<Option<Handle<Inventory>>>,
-    /// There while the buf is out of its inventory.
+    /// Its region, while the buf is out of its inventory.
     pub(crate) region: RefCell<Option<Arc<Region>>>,
     head: Cell<*mut c_void>,
     len: Cell<usize>,

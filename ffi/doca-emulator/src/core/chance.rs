@@ -7,14 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::config::{Config, FaultEffect, FlipWay, KINDS, TaskKind};
 use crate::core::job::{Job, Segment};
 
-/// What chance has in store for one task.
+/// Faults of one task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Fate {
     pub(crate) fail: bool,
     pub(crate) delay_us: u32,
-    /// Which bit of the output to flip, modulo its length.
+    /// Bit of the output to flip, modulo its length.
     pub(crate) corrupt: Option<u64>,
-    /// Which bit of what a copy writes to flip, modulo its length.
+    /// Bit of what a copy writes to flip, modulo its length.
     pub(crate) flip: Option<u64>,
     /// An import that the task uses turns out dead.
     pub(crate) exporter_gone: bool,
@@ -80,7 +80,7 @@ impl Plan {
     }
 }
 
-/// Which of a device's copies flip a bit.
+/// Counts the copies of a device, to find those that flip a bit.
 #[derive(Debug, Default)]
 pub(crate) struct Flips {
     /// Copies that might have.
@@ -88,7 +88,7 @@ pub(crate) struct Flips {
 }
 
 impl Flips {
-    /// Which bit this copy flips, if it does. Draws nothing for one that may not.
+    /// Chooses the bit that this copy flips, if any. Draws nothing for one that may not.
     pub(crate) fn of(&self, chance: &Chance, config: &Config, job: &Job) -> Option<u64> {
         let (sources, destinations) = job.lists();
         let reaches = |segments: &[Segment]| segments.iter().any(|segment| !segment.region().is_own());
@@ -107,7 +107,7 @@ impl Flips {
     }
 }
 
-/// A seed for who did not give one.
+/// Makes a seed for a device that was not given one.
 pub(crate) fn any_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_nanos() as u64)
 }

@@ -7,8 +7,8 @@
 //!    '----------------------------------------------------------'
 //!      all tasks completed and freed, and one more pe_progress
 //! ```
-//! Engines, Comch servers and producers start at once. A Comch client and a consumer are `STARTING` until the other side
-//! answered, and go to `STOPPING` if it does not. The state callback runs inside whatever caused the change:
+//! Engines, Comch servers and producers start at once. A Comch client and a consumer are `STARTING` until the other
+//! side answered, and go to `STOPPING` if it does not. The state callback runs inside whatever caused the change:
 //! `doca_ctx_start`, `doca_ctx_stop` or `doca_pe_progress`.
 
 use std::any::Any;
@@ -46,15 +46,15 @@ pub(crate) struct Ctx {
     state: Cell<doca_ctx_states>,
     user_data: Cell<doca_data>,
     state_cb: Cell<doca_ctx_state_changed_callback_t>,
-    /// By kind.
+    /// Configuration of each kind of task.
     confs: [Cell<Option<Conf>>; KINDS],
-    /// From start to idle:
+    /// What its tasks share, from start to idle; then the pools of those tasks, and the free ones by kind.
     run: RefCell<Option<Arc<Run>>>,
     pools: RefCell<Vec<Pool>>,
     free: [Cell<Option<Handle<Task>>>; KINDS],
     allocated: Cell<usize>,
     inflight: Cell<usize>,
-    /// Submitted without the flush flag.
+    /// Tasks that were submitted without the flush flag.
     held_back: Cell<Fifo>,
 }
 
@@ -105,7 +105,7 @@ impl Ctx {
         if self.is_idle() { Ok(()) } else { Err(Fault::DOCA_ERROR_BAD_STATE) }
     }
 
-    /// Stopping, and nothing stands in the way of idle any more.
+    /// Whether the context is stopping and nothing keeps it from becoming idle any more.
     pub(crate) fn is_settled(&self) -> bool {
         self.is_stopping() && self.allocated.get() == 0
     }
@@ -222,7 +222,7 @@ pub(crate) fn become_running(ctx: Handle<Ctx>) {
     }
 }
 
-/// Something other than a task failed for good.
+/// Stops a context because something other than a task failed for good.
 pub(crate) fn fail(ctx: Handle<Ctx>) {
     if ctx.is_starting() || ctx.is_running() {
         begin_stop(ctx);

@@ -16,7 +16,7 @@ use crate::tools::debug;
 #[repr(C)]
 pub(crate) struct DevInfo {
     stamp: Stamp,
-    /// In the list.
+    /// Index in the list.
     index: u32,
     pub(crate) config: Arc<Config>,
 }

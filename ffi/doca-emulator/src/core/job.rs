@@ -47,7 +47,7 @@ pub(crate) struct Job {
     /// Bytes written.
     pub(crate) outcome: Result<usize, Fault>,
     pub(crate) sums: Sums,
-    /// With a received message: who sent it, and its immediate data.
+    /// Producer of a received message; with it, its immediate data.
     pub(crate) producer: u32,
     pub(crate) imm: [u8; IMM_BYTES_MAX],
     pub(crate) imm_len: usize,
@@ -155,13 +155,13 @@ impl Job {
         self.destinations = 0;
     }
 
-    /// Of the one list of a Comch task.
+    /// Checks the one list of a Comch task.
     pub(crate) fn check_bytes(&self, bytes_max: usize) -> Answer {
         let bytes = self.all().iter().map(|segment| segment.len).sum::<usize>();
         if bytes == 0 || bytes > bytes_max { Err(Fault::DOCA_ERROR_INVALID_VALUE) } else { Ok(()) }
     }
 
-    /// Of both lists of an engine's task; `load_list` has counted up to what any card takes.
+    /// Checks both lists of an engine's task; `load_list` has counted up to what any card takes.
     pub(crate) fn check_lengths(&self, list_max: usize) -> Answer {
         if self.sources.max(self.destinations) > list_max { Err(Fault::DOCA_ERROR_TOO_BIG) } else { Ok(()) }
     }

@@ -57,7 +57,7 @@ pub(crate) trait Engines {
     fn lane(&self, courier: u64, config: &Config) -> Option<Arc<dyn Any + Send + Sync>>;
 }
 
-/// Where a message goes.
+/// The way of a message to its peer.
 pub(crate) trait Route {
     /// Sends a control message. `task` is in flight from here on.
     fn send_message(&self, message: &[u8], task: Handle<Task>);

@@ -38,7 +38,7 @@ struct Inner {
     user_data: doca_data,
     free_cb: doca_mmap_memrange_free_cb_t,
     free_cookie: *mut c_void,
-    /// There while started.
+    /// What bufs point into; there while started.
     region: Option<Arc<Region>>,
     was_started: bool,
     is_import: bool,

@@ -23,8 +23,8 @@ unsafe impl Send for Addressee {}
 // SAFETY: as above.
 unsafe impl Sync for Addressee {}
 
-/// Where engines leave finished tasks. Wake-ups cannot be lost: arming and posting take the same lock, so either the
-/// post sees the port armed or the arming sees the task.
+/// The place where engines leave finished tasks. Wake-ups cannot be lost: arming and posting take the same lock, so
+/// either the post sees the port armed or the arming sees the task.
 pub(crate) struct Port {
     /// Tasks and events in `inner`, to look at without the lock.
     count: AtomicUsize,
@@ -35,7 +35,7 @@ pub(crate) struct Port {
 
 struct Posted {
     tasks: Fifo,
-    /// For whom there are events, which their libraries keep.
+    /// Contexts for which there are events, which their libraries keep.
     events: VecDeque<Addressee>,
     is_armed: bool,
 }
@@ -62,7 +62,7 @@ impl Port {
         let _ = (&self.eventfd).write(&1u64.to_ne_bytes());
     }
 
-    /// From an engine thread. The task is the application's from here on.
+    /// Posts a finished task, which is the application's from here on. Called by engine threads.
     pub(crate) fn post(&self, task: Handle<Task>) {
         let wake = {
             let mut posted = self.lock();
@@ -146,7 +146,7 @@ pub(crate) struct Pe {
     stamp: Stamp,
     pub(crate) port: Arc<Port>,
     pub(crate) contexts: RefCell<Vec<Handle<Ctx>>>,
-    /// How many of them are stopping.
+    /// Number of contexts that are stopping.
     pub(crate) stopping: Cell<usize>,
     /// Inside `doca_pe_progress`.
     pub(crate) is_busy: Cell<bool>,

@@ -1,4 +1,4 @@
-//! Where tasks are when nobody holds them: the pool of their type, or a queue. Neither allocates once it is made; lists
+//! The places of tasks that nobody holds: the pool of their type, or a queue. Neither allocates once it is made; lists
 //! run through the tasks themselves.
 
 use std::alloc::{self, Layout};

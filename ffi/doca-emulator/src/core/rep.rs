@@ -18,9 +18,9 @@ use crate::ffi::{Fault, Handle, Object, Out, Room, Stamp, Text, exports};
 pub(crate) struct RepInfo {
     stamp: Stamp,
     dev: Handle<Dev>,
-    /// Of its device.
+    /// Index of its device.
     device: u32,
-    /// Among the representors of that device: 0 is the host's physical function, the others are virtual ones.
+    /// Index among the representors of that device: 0 is the host's physical function, the others are virtual ones.
     index: u32,
     config: Arc<Config>,
 }
@@ -37,7 +37,7 @@ impl RepInfo {
         RepInfo { stamp: Stamp::new(RepInfo::MAGIC), dev, device, index, config }
     }
 
-    /// As the host sees it.
+    /// Address of the function as the host sees it.
     pub(crate) fn pci_address(&self) -> String {
         self.config.host_address(self.device, self.index).unwrap_or(self.config.pci).to_string()
     }

@@ -28,7 +28,7 @@ pub(crate) struct Message {
     pub(crate) length: usize,
     pub(crate) consumer: u32,
     pub(crate) imm: Vec<u8>,
-    /// Where the application said it from.
+    /// The application's copy of it, which its getter returns.
     pub(crate) imm_place: *mut u8,
 }
 
@@ -39,7 +39,7 @@ impl Message {
     }
 }
 
-/// Whose the task is.
+/// Owner of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// The pool's.
@@ -73,7 +73,7 @@ pub(crate) struct Task {
     status: Cell<Answer>,
     /// The buffer heads that a flight holds.
     heads: Cell<[Option<Handle<Buf>>; 2]>,
-    /// Of whichever queue or free list the task is in.
+    /// Next task of the queue or free list that the task is in.
     pub(crate) link: Cell<Option<Handle<Task>>>,
     pub(crate) run: Arc<Run>,
     job: UnsafeCell<Job>,

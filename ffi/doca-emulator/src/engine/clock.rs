@@ -4,9 +4,9 @@
 //!   occupancy = task_ns + bytes made / bandwidth        the engine takes the next task after this
 //!   latency   = depth * occupancy                       the task completes after this
 //! ```
-//! So a deep queue runs at one task per occupancy and a queue of one at one per latency. The defaults reproduce what was
-//! measured on a BlueField-3's inflate within a tenth: 0.8 GB/s for 4 KiB blocks, 9.4 for 64 KiB, 17.7 for 256 KiB, 22.5
-//! for 1 MiB, 23.5 for 2 MiB, and an eighth of that with one task at a time.
+//! So a deep queue runs at one task per occupancy and a queue of one at one per latency. The defaults reproduce what
+//! was measured on a BlueField-3's inflate within a tenth: 0.8 GB/s for 4 KiB blocks, 9.4 for 64 KiB, 17.7 for 256 KiB,
+//! 22.5 for 1 MiB, 23.5 for 2 MiB, and an eighth of that with one task at a time.
 //!
 //! The work itself is done in software first. A task whose time has not come waits here; one that software was too slow
 //! for completes at once. The model only ever delays.
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::core::task::Task;
 use crate::ffi::Handle;
 
-/// Sleeping is about this coarse; the rest is spun.
+/// Precision of sleep on a common kernel; the rest of a wait is spent yielding.
 const GRAIN: Duration = Duration::from_micros(60);
 
 /// The figures of the model.

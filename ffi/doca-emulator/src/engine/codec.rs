@@ -10,7 +10,7 @@ use libdeflater::{CompressionLvl, Compressor, Decompressor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unusable;
 
-/// How far back LZ4 reaches.
+/// Bytes of history that LZ4 may refer to.
 const LZ4_REACH: usize = 64 << 10;
 const STORED: u32 = 1 << 31;
 

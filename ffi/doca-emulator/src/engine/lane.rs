@@ -1,5 +1,5 @@
-//! A thread for each exporter whose bytes it carries itself ([`crate::memory::courier`]): it may be slow, or answer never, and then
-//! only the tasks that reach into its own memory wait, up to the courier's patience, and fail.
+//! A thread for each exporter whose bytes it carries itself ([`crate::memory::courier`]): it may be slow, or answer
+//! never, and then only the tasks that reach into its own memory wait, up to the courier's patience, and fail.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};

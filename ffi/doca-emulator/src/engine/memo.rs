@@ -1,9 +1,10 @@
-//! The measurement mode `remember=BYTES`: what a source came to, so that the same source is copied the next time instead of
-//! decompressed again. It makes an engine about as fast as a card's, so that what lies around it can be measured.
+//! The measurement mode `remember=BYTES`: what a source came to, so that the same source is copied the next time
+//! instead of decompressed again. It makes an engine about as fast as a card's, so that what lies around it can be
+//! measured.
 //!
-//! A source is known by its kind, its length and the CRC-32 of each of its halves: 64 bits of checksum at the cost of one pass.
-//! What is remembered has its checksums, computed when it was made; the first copy of each entry is checked against them.
-//! A full memory forgets nothing and takes nothing more: those sources are decompressed each time.
+//! A source is known by its kind, its length and the CRC-32 of each of its halves: 64 bits of checksum at the cost of
+//! one pass. What is remembered has its checksums, computed when it was made; the first copy of each entry is checked
+//! against them. A full memory forgets nothing and takes nothing more: those sources are decompressed each time.
 //!
 //! It refuses to be silent: a line on standard error when the engines of such a device start, and
 //! [`version`] says `remembering` to every program that asks.
@@ -56,7 +57,7 @@ struct Entry {
     is_checked: AtomicBool,
 }
 
-/// What the engine threads of one device remember together.
+/// Outputs that the engine threads of one device remember together.
 pub(crate) struct Memo {
     bytes_max: u64,
     inner: Mutex<Inner>,

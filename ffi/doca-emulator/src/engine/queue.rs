@@ -7,13 +7,13 @@ use crate::core::pool::Fifo;
 use crate::core::task::Task;
 use crate::ffi::Handle;
 
-/// With `reorder`: how far a task may be overtaken at once.
+/// Tasks that may overtake another at once, with `reorder`.
 const OVERTAKE_MAX: usize = 8;
 
 pub(crate) struct Queue {
     inner: Mutex<Waiting>,
     ready: Condvar,
-    /// There if tasks may overtake each other.
+    /// Random draws; None unless tasks may overtake each other.
     shuffle: Option<Chance>,
 }
 

@@ -8,8 +8,8 @@
 //!
 //! An idle engine sleeps. A submit wakes one thread, and none if all are busy: they look at the queue before sleeping.
 //!
-//! Copies of a few bytes are made by submit itself (`inline_bytes`): a card is done with them before a thread could have
-//! been woken. Their callbacks run in progress like all others.
+//! Copies of a few bytes are made by submit itself (`inline_bytes`): a card is done with them before a thread could
+//! have been woken. Their callbacks run in progress like all others.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,8 +88,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes small copies at once and queues the other tasks, in order. What an exporter has to carry goes to that one's own
-    /// lane: whoever does not answer holds up nobody else.
+    /// Makes small copies at once and queues the other tasks, in order. What an exporter has to carry goes to that
+    /// one's own lane: whoever does not answer holds up nobody else.
     pub(crate) fn take_in(&self, tasks: Fifo) {
         let tasks = if self.name == "dma" && lane::are_any() { lane::divert(tasks) } else { tasks };
         let tasks = self.run_inline(tasks);
@@ -156,7 +156,7 @@ fn run(worker: &mut Worker, task: Handle<Task>) -> Option<usize> {
     job.outcome.ok()
 }
 
-/// After this the application may free the task and all that hangs on it.
+/// Posts the task. From then on the application may free it and everything that depends on it.
 fn finish(task: Handle<Task>) {
     let port = Arc::clone(&task.run.port);
     port.post(task);

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use crate::ffi::abi;
 use crate::ffi::{Fault, Handle, Object};
 
-/// From a raw argument to a checked one.
+/// The check of one raw argument.
 pub(crate) trait Enter<Raw>: Sized {
     /// # Safety
     /// A pointer argument is null or points to what the header says it does, for the length of the call.

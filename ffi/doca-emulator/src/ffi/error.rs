@@ -28,7 +28,7 @@ pub(crate) fn complain(what: &str) {
 /// Debug mode is on.
 static ARE_REFUSALS_SAID: AtomicBool = AtomicBool::new(false);
 
-/// From now on every call that refuses something says so.
+/// Makes every call that refuses something say so from now on.
 pub(crate) fn say_refusals() {
     ARE_REFUSALS_SAID.store(true, Ordering::Relaxed);
 }

@@ -1,5 +1,5 @@
-//! The definition of exported functions: null pointers, foreign handles and freed handles are answered in one place, with
-//! `DOCA_ERROR_INVALID_VALUE`.
+//! The definition of exported functions: null pointers, foreign handles and freed handles are answered in one place,
+//! with `DOCA_ERROR_INVALID_VALUE`.
 
 /// Defines exported functions. `arg: raw => checked` runs the argument through [`Enter`]; a body without a written
 /// return type answers an `Answer`; with one, the value in parentheses is what bad arguments get.

@@ -65,7 +65,7 @@ impl<T: Object> Handle<T> {
         Handle(NonNull::from(Box::leak(Box::new(object))))
     }
 
-    /// For objects that live in a slab.
+    /// Wraps a pointer to an object that lives in a slab.
     pub(crate) fn of(object: NonNull<T>) -> Handle<T> {
         Handle(object)
     }

@@ -1,5 +1,5 @@
-//! An importer's connection to its exporter ([`crate::memory::courier`]). No wait is longer than its patience: an exporter that
-//! does not answer is one that is not there.
+//! An importer's connection to its exporter ([`crate::memory::courier`]). No wait is longer than its patience: an
+//! exporter that does not answer is one that is not there.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,10 +15,10 @@ use crate::tools::packet::{self, iovec, receive, receive_files, send, seqpacket,
 /// Longest wait for an exporter: for its listener, for room, for an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The importer's end of a connection; see the module.
 pub(crate) struct Caller {
     socket: OwnedFd,
-    /// Who listened there, as the kernel says.
+    /// Process that listened there, according to the kernel.
     pub(crate) peer: libc::ucred,
     cookie: Cookie,
     /// One request at a time.
@@ -33,7 +33,8 @@ pub(crate) struct Handed {
 }
 
 impl Caller {
-    /// Meets the process behind the name: `NOT_PERMITTED` if its user's exports are not for us, `DRIVER` if there is none.
+    /// Meets the process behind the name: `NOT_PERMITTED` if its user's exports are not for us, `DRIVER` if there is
+    /// none.
     pub(crate) fn connect(name: u64, cookie: Cookie) -> Result<Caller, Fault> {
         let gone = |_| Fault::DOCA_ERROR_DRIVER;
         let socket = seqpacket().map_err(|_| Fault::DOCA_ERROR_OPERATING_SYSTEM)?;

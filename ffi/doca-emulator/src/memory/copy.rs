@@ -1,8 +1,9 @@
 //! Moving bytes between two lists of pieces that are cut where each side likes, across processes.
 //!
 //! Pieces of this process (own memory, and windows into an exporter's) are copied with `memmove`. Pieces that only the
-//! kernel reaches are collected into as long a run as possible and moved at once (see `remote`), so a tile scattered over
-//! a hundred pages of the host is one system call. Where the kernel refuses that, the exporter's courier carries them.
+//! kernel reaches are collected into as long a run as possible and moved at once (see `remote`), so a tile scattered
+//! over a hundred pages of the host is one system call. Where the kernel refuses that, the exporter's courier carries
+//! them.
 
 use std::ptr;
 use std::slice;
@@ -13,13 +14,13 @@ use crate::memory::import::Road;
 use crate::memory::region::{Reach, Region};
 use crate::memory::remote;
 
-/// Where the bytes of a piece are.
+/// Location of the bytes of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Location {
     Here,
-    /// In that process.
+    /// The memory of that process.
     There(libc::pid_t),
-    /// Behind that connection to the exporter, which the piece's region keeps.
+    /// The exporter's memory behind that connection, which the piece's region keeps.
     Behind(*const Caller),
 }
 
@@ -72,10 +73,10 @@ impl Piece {
         self.in_place.then(|| unsafe { slice::from_raw_parts(self.first, self.len) })
     }
 
-    /// As [`Piece::bytes`], to write.
+    /// The bytes themselves, to write, where an engine may look at them.
     ///
     /// # Safety
-    /// As there, and nobody else reads either: they are the destination of a task.
+    /// The contract of [`Piece::bytes`], and nobody else reads either: they are the destination of a task.
     pub(crate) unsafe fn bytes_mut<'a>(self) -> Option<&'a mut [u8]> {
         // SAFETY: as in `bytes`; the task owns its destination alone until it completes.
         self.in_place.then(|| unsafe { slice::from_raw_parts_mut(self.first, self.len) })

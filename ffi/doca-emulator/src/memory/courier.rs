@@ -1,16 +1,18 @@
-//! An exporter's end of its imports. With its first export a process starts one thread, which listens on an abstract Unix
-//! socket that the blob names. Each import calls it once, and where the kernel refuses the direct way to the memory (a
-//! container's seccomp filter, Yama's scope 2, another pid namespace, another user), the exporter itself carries the bytes:
+//! An exporter's end of its imports. With its first export a process starts one thread, which listens on an abstract
+//! Unix socket that the blob names. Each import calls it once, and where the kernel refuses the direct way to the
+//! memory (a container's seccomp filter, Yama's scope 2, another pid namespace, another user), the exporter itself
+//! carries the bytes:
 //! ```text
 //!   HELLO  cookie, address, length, access     ->  status and offset, and descriptors: the board to read; the file behind
 //!                                                  the range, which begins at the offset, if any
 //!   READ   cookie, address, length             ->  status, the bytes
 //!   WRITE  cookie, address, length, the bytes  ->  status
 //! ```
-//! Callers are processes of the same user, or root's: the kernel says who they are. Every request shows the cookie of a live
-//! export, stays inside its range and access, and is done inside its gate. The thread never touches the memory: the kernel
-//! moves it to and from the socket, so a hole in it is an error answer and no signal in the exporter. Whoever breaks the
-//! protocol is cut off. Both processes must live in one network namespace. The importer's end: [`crate::memory::caller`].
+//! Callers are processes of the same user, or root's: the kernel says who they are. Every request shows the cookie of a
+//! live export, stays inside its range and access, and is done inside its gate. The thread never touches the memory:
+//! the kernel moves it to and from the socket, so a hole in it is an error answer and no signal in the exporter.
+//! Whoever breaks the protocol is cut off. Both processes must live in one network namespace. The importer's end:
+//! [`crate::memory::caller`].
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +24,7 @@ use crate::memory::export::{self, Blob, Cookie, PerProcess};
 use crate::memory::region::{PCI_READ_WRITE, Region};
 use crate::tools::packet::{self, accept, iovec, receive, send, seqpacket, status};
 
-/// Most that one request moves; less than any socket's default buffer.
+/// Most bytes that one request moves; less than any socket's default buffer.
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
 /// Imports that one exporter serves at once.
 const CALLERS_MAX: usize = 512;
@@ -44,7 +46,7 @@ pub(crate) struct Request {
     pub(crate) cookie: Cookie,
     pub(crate) addr: u64,
     pub(crate) len: usize,
-    /// With a hello: what the blob says that the export allows.
+    /// Access flags that the blob claims; only in a hello.
     pub(crate) access: u32,
 }
 

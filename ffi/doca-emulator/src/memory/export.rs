@@ -1,16 +1,17 @@
 //! Export blobs: how a memory map of one process becomes reachable from another.
 //!
-//! The blob says where the exporter's **courier** listens ([`crate::memory::courier`]), the range, what is allowed, and a **cookie**:
-//! 128 random bits that stand in a slot of the exporter's **board**, a page of shared memory that the importer maps to read,
-//! for as long as the export does. An import begins with a question to the courier, which knows the cookie or does not, and
-//! compares the range and what is allowed with what was exported. Before each task the importer looks at the slot, and
-//! whether the exporter is still there: one that exited or who stopped its mmap fails the task with `IO_FAILED`.
+//! The blob says where the exporter's **courier** listens ([`crate::memory::courier`]), the range, what is allowed, and
+//! a **cookie**: 128 random bits that stand in a slot of the exporter's **board**, a page of shared memory that the
+//! importer maps to read, for as long as the export does. An import begins with a question to the courier, which knows
+//! the cookie or does not, and compares the range and what is allowed with what was exported. Before each task the
+//! importer looks at the slot, and whether the exporter is still there: one that exited or who stopped its mmap fails
+//! the task with `IO_FAILED`.
 //!
-//! How bytes move: [`crate::memory::import`]. If the range lies in one shared file mapping **and the file is sealed against
-//! shrinking** (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system call per
-//! byte and no `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached through
-//! the kernel (`remote`), where a hole is an error and not a signal. A check of the file's size before each direct copy
-//! would leave a gap between check and copy, so it is not used.
+//! How bytes move: [`crate::memory::import`]. If the range lies in one shared file mapping **and the file is sealed
+//! against shrinking** (a memfd with `F_SEAL_SHRINK`), the importer maps the same pages and copies directly: no system
+//! call per byte and no `SIGBUS` either, since the kernel promises that no page goes away. Any other memory is reached
+//! through the kernel (`remote`), where a hole is an error and not a signal. A check of the file's size before each
+//! direct copy would leave a gap between check and copy, so it is not used.
 //!
 //! The kernel lets one process reach another's memory if it may trace it: same user, in one pid namespace. The exporter
 //! declares itself traceable (`PR_SET_PTRACER_ANY`) for kernels with Yama.
@@ -71,7 +72,7 @@ impl Cookie {
     }
 }
 
-/// From the kernel's generator.
+/// Draws a number from the kernel's generator.
 pub(crate) fn random() -> Result<u64, Fault> {
     let mut bytes = [0u8; 8];
     // SAFETY: room of our own with its length.
@@ -79,7 +80,7 @@ pub(crate) fn random() -> Result<u64, Fault> {
     if got == bytes.len() as isize { Ok(u64::from_ne_bytes(bytes)) } else { Err(Fault::DOCA_ERROR_OPERATING_SYSTEM) }
 }
 
-/// Something that a process has once, and a forked child not: it makes its own.
+/// Something that each process has once; a forked child makes its own.
 pub(crate) struct PerProcess<T>(Mutex<Option<(u32, T)>>);
 
 impl<T: Copy> PerProcess<T> {
@@ -99,9 +100,9 @@ impl<T: Copy> PerProcess<T> {
 /// Exports of this process, for importers in it and for the courier.
 static ALIVE: Mutex<Vec<(Cookie, Arc<Region>)>> = Mutex::new(Vec::new());
 
-/// Where importers look: a slot holds its export's cookie while that is alive, else zeroes.
+/// What importers look at: a slot holds its export's cookie while that is alive, else zeroes.
 struct Board {
-    /// Minus one in a process that nobody else can import from.
+    /// Descriptor of its pages; -1 in a process that nobody else can import from.
     fd: libc::c_int,
     slots: &'static [BoardSlot; SLOTS],
 }
@@ -191,8 +192,8 @@ pub(crate) fn find(cookie: Cookie) -> Option<Arc<Region>> {
     alive.iter().find(|(other, _)| *other == cookie).map(|(_, region)| Arc::clone(region))
 }
 
-/// What an importer maps: this process's board, and the file behind the region, if there is one, with where in it the region
-/// begins; no further opened than the export allows.
+/// What an importer maps: this process's board, and the file behind the region, if there is one, with where in it the
+/// region begins; no further opened than the export allows.
 pub(crate) fn descriptors(region: &Region) -> Option<(File, Option<(File, u64)>)> {
     let board = File::open(format!("/proc/self/fd/{}", Board::own().ok()?.fd)).ok()?;
     let range = FileRange::behind(region.base, region.len);
@@ -268,7 +269,7 @@ struct FileRange {
     /// `st_dev`
     device: u64,
     inode: u64,
-    /// Of the first byte of the memory range.
+    /// Offset of the first byte of the memory range, bytes.
     offset: u64,
     /// The mapping, whose ends name it in `/proc/self/map_files`.
     mapping: (u64, u64),

@@ -1,10 +1,10 @@
 //! Imports: another process's export, reached from here.
 //!
-//! The blob is whoever's who brings it, and proves nothing by itself: the process behind the name of its courier is asked
-//! first ([`crate::memory::caller`]), and who that is, user and pid, is the kernel's word (`SO_PEERCRED`). No pid, descriptor or
-//! path out of a blob is ever opened. An importer takes exports of its own user's processes; root's takes anybody's, and
-//! then uses what the exporter hands over and never root's right to trace: the exporter may be another program by the next
-//! copy (`exec` of one with more rights keeps the pid).
+//! The blob is whoever's who brings it, and proves nothing by itself: the process behind the name of its courier is
+//! asked first ([`crate::memory::caller`]), and who that is, user and pid, is the kernel's word (`SO_PEERCRED`). No
+//! pid, descriptor or path out of a blob is ever opened. An importer takes exports of its own user's processes; root's
+//! takes anybody's, and then uses what the exporter hands over and never root's right to trace: the exporter may be
+//! another program by the next copy (`exec` of one with more rights keeps the pid).
 //!
 //! ```text
 //!   file behind the range is sealed     a window: the same pages, mapped here
@@ -29,7 +29,7 @@ use crate::tools::debug;
 use crate::tools::guard::Guard;
 use crate::tools::packet;
 
-/// Where tasks wait for an exporter that carries its bytes itself. What that is, the engines know.
+/// The queue of tasks that wait for an exporter which carries its bytes itself; only the engines know its type.
 pub(crate) type Lane = Arc<dyn Any + Send + Sync>;
 
 /// Another process's export.
@@ -43,7 +43,7 @@ pub(crate) struct Foreign {
     _guard: Option<Guard>,
 }
 
-/// How bytes move that no window shows, and how the exporter's end is noticed.
+/// The way of bytes that no window shows, and the means to notice that the exporter has ended.
 pub(crate) enum Road {
     Kernel {
         pid: libc::pid_t,
@@ -52,7 +52,7 @@ pub(crate) enum Road {
     },
     Exporter {
         caller: Caller,
-        /// Whose thread waits for the exporter; None where a window shows the bytes.
+        /// Queue of the thread that waits for the exporter; None where a window shows the bytes.
         lane: Option<Lane>,
     },
 }
@@ -71,8 +71,8 @@ impl Road {
 }
 
 impl Foreign {
-    /// `lane` makes one, should it be needed. Refuses an exporter that is gone, does not answer or does not know this export (`DRIVER`), and one whose user is not
-    /// ours (`NOT_PERMITTED`).
+    /// `lane` makes one, should it be needed. Refuses an exporter that is gone, does not answer or does not know this
+    /// export (`DRIVER`), and one whose user is not ours (`NOT_PERMITTED`).
     pub(crate) fn new(blob: &Blob, config: &Config, lane: impl FnOnce() -> Option<Lane>) -> Result<Foreign, Fault> {
         if blob.slot as usize >= SLOTS {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
@@ -118,7 +118,7 @@ impl Foreign {
         self.window.as_ref().map(|window| window.first.wrapping_add(offset as usize))
     }
 
-    /// Where tasks wait for the exporter to carry their bytes.
+    /// The queue of tasks that wait for the exporter to carry their bytes.
     pub(crate) fn lane(&self) -> Option<Lane> {
         match &self.road {
             Road::Exporter { lane, .. } => lane.clone(),

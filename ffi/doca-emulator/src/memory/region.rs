@@ -34,10 +34,10 @@ pub(crate) enum Reach {
 }
 
 pub(crate) struct Region {
-    /// In the exporter's addresses, for an import.
+    /// First address; for an import, in the exporter's addresses.
     pub(crate) base: u64,
     pub(crate) len: usize,
-    /// For an import: what the exporter allows.
+    /// Access flags; for an import, what the exporter allows.
     pub(crate) access: u32,
     /// Ids of the devices that it is registered with.
     pub(crate) devices: Vec<u64>,

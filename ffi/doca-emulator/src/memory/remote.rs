@@ -1,8 +1,8 @@
 //! Another process's memory, through the kernel: `process_vm_readv` and `process_vm_writev`.
 //!
-//! Where these are not to be had (qemu-user has neither, a container's seccomp filter may refuse them), reads and writes
-//! of `/proc/PID/mem` do the same, one system call per piece and two around them. The kernel asks for the same right in
-//! both ways, and both answer a hole with an error and not with a signal.
+//! Where these are not to be had (qemu-user has neither, a container's seccomp filter may refuse them), reads and
+//! writes of `/proc/PID/mem` do the same, one system call per piece and two around them. The kernel asks for the same
+//! right in both ways, and both answer a hole with an error and not with a signal.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::{File, OpenOptions};
@@ -105,7 +105,7 @@ fn open_memory(way: Way, pid: libc::pid_t) -> io::Result<File> {
     OpenOptions::new().read(way == Way::In).write(way == Way::Out).open(path)
 }
 
-/// At least one byte, or an error.
+/// Moves at least one byte, or fails.
 ///
 /// # Safety
 /// `here` is `bytes` long, and writable or readable as the way asks.
@@ -117,7 +117,8 @@ unsafe fn step_through_file(
     bytes: usize,
 ) -> io::Result<usize> {
     let at = libc::off_t::try_from(there).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: a descriptor that `memory` keeps open; the caller vouches for the range here, the kernel checks the other.
+    // SAFETY: a descriptor that `memory` keeps open; the caller vouches for the range here, the kernel checks the
+    // other.
     let moved = unsafe {
         match way {
             Way::In => libc::pread(memory.as_raw_fd(), here, bytes, at),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-/// See the module.
+/// A mapping of pages of a file; see the module.
 pub(crate) struct Window {
     pub(crate) map: *mut libc::c_void,
     map_bytes: usize,
@@ -17,8 +17,8 @@ unsafe impl Send for Window {}
 unsafe impl Sync for Window {}
 
 impl Window {
-    /// Maps a file that cannot lose the range. Its pages are plain ones: a huge page may be missing at the first touch, which
-    /// is a signal, so a file of those is only mapped if its owner is to be trusted.
+    /// Maps a file that cannot lose the range. Its pages are plain ones: a huge page may be missing at the first touch,
+    /// which is a signal, so a file of those is only mapped if its owner is to be trusted.
     pub(crate) fn of_sealed(
         file: &File,
         offset: u64,
@@ -26,7 +26,8 @@ impl Window {
         writable: bool,
         is_trusted: bool,
     ) -> Option<Window> {
-        // SAFETY: asks about a descriptor that `file` keeps open. Anything but a memfd has no seals, and is not asked further.
+        // SAFETY: asks about a descriptor that `file` keeps open. Anything but a memfd has no seals, and is not asked
+        // further.
         let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
         let is_sealed = seals >= 0 && seals & libc::F_SEAL_SHRINK != 0;
         if !is_sealed || !(is_trusted || has_plain_pages(file)) {

@@ -61,7 +61,7 @@ impl Param {
         self.kind.get() == doca_argp_type::DOCA_ARGP_TYPE_BOOLEAN
     }
 
-    /// How people call it.
+    /// Name by which messages call the parameter.
     fn name(&self) -> String {
         let (short, long) = (self.short.borrow(), self.long.borrow());
         if long.is_empty() { format!("-{short}") } else { format!("--{long}") }

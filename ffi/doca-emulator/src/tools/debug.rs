@@ -2,14 +2,14 @@
 //!
 //! - Every call that refuses something says so, with its name and the code. (`AGAIN`, `IN_PROGRESS` and what capability
 //!   questions answer are no refusals.)
-//! - Memory of a task that is not mapped any more when an engine comes to it fails that task; without debug mode it ends
-//!   the process.
+//! - Memory of a task that is not mapped any more when an engine comes to it fails that task; without debug mode it
+//!   ends the process.
 //! - A destination is overwritten with [`POISON`] when it is submitted. Who reads it before the completion reads that;
 //!   who writes to it before the completion is told.
 //! - At exit: bufs that never went home.
 //! - An import that the CPU touches, in [`crate::tools::guard`].
 //!
-//! On for the whole process once a device list with `debug=1` was made. Costs a copy of every destination.
+//! It is on for the whole process once a device list with `debug=1` was made. Costs a copy of every destination.
 
 use std::fs::File;
 use std::io::Read;
@@ -48,8 +48,8 @@ extern "C" fn report() {
     }
 }
 
-/// Whether all pages of a range of this process can be read. The kernel is asked to send a byte of each through a pipe, for
-/// which a hole is an error and no signal.
+/// Whether all pages of a range of this process can be read. The kernel is asked to send a byte of each through a pipe,
+/// for which a hole is an error and no signal.
 pub(crate) fn is_mapped(addr: u64, len: usize) -> bool {
     /// The shortest of any machine.
     const PAGE: u64 = 4096;

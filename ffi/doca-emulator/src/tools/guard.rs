@@ -2,8 +2,9 @@
 //!
 //! An import has the exporter's addresses, which mean nothing to the importer's CPU: on a card the program reads
 //! whatever else of its own lies there, or dies without a word. Where nothing else lies there, the range is reserved
-//! without access, and a handler of `SIGSEGV` says which import was touched. Then it puts back what was there before it,
-//! and the signal takes its course: an older handler gets it, else the process ends. So only the first one is explained.
+//! without access, and a handler of `SIGSEGV` says which import was touched. Then it puts back what was there before
+//! it, and the signal takes its course: an older handler gets it, else the process ends. So only the first one is
+//! explained.
 //!
 //! Ranges that are taken already (the two programs have the same layout, as without address randomisation) stay
 //! unguarded, and so do imports of the process's own exports, which are its own memory after all.
@@ -25,7 +26,7 @@ struct Slot {
 
 static SLOTS: [Slot; GUARDS_MAX] =
     [const { Slot { base: AtomicU64::new(0), len: AtomicU64::new(0), pid: AtomicU32::new(0) } }; GUARDS_MAX];
-/// Held while slots are taken; the handler does not wait for it.
+/// Lock of those who take slots; the handler does not wait for it.
 static TAKING: Mutex<()> = Mutex::new(());
 /// What `SIGSEGV` did before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
@@ -148,7 +149,7 @@ impl LineBuffer {
         self.len = (self.len + bytes.len()).min(self.text.len());
     }
 
-    /// With `0x` before it if the base is 16.
+    /// Appends a number, with `0x` before it if the base is 16.
     fn push_number(&mut self, mut number: u64, base: u64) {
         let mut digits = [0u8; 20];
         let mut at = digits.len();

@@ -30,7 +30,7 @@ struct Listed(Handle<Backend>);
 // SAFETY: a backend is used under the lock of `BACKENDS` only, apart from its levels, which are atomic.
 unsafe impl Send for Listed {}
 
-/// Where lines go.
+/// Destination of the lines of a backend.
 enum Sink {
     File(*mut libc::FILE),
     /// Warnings and worse to standard error, the rest to standard output.

@@ -17,7 +17,7 @@ pub(crate) fn iovec(bytes: &mut [u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
 }
 
-/// Of what is only sent.
+/// Describes bytes that are only sent.
 pub(crate) fn status(bytes: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
@@ -70,7 +70,8 @@ fn uninterrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
 /// Takes one packet; its length, at most that of the parts.
 pub(crate) fn receive(socket: &OwnedFd, parts: &[libc::iovec], flags: libc::c_int) -> io::Result<usize> {
     let mut message = message(parts);
-    // SAFETY: as in `send`; nobody else looks at the parts meanwhile, or is the exporter's application, as with any DMA.
+    // SAFETY: as in `send`; nobody else looks at the parts meanwhile, or is the exporter's application, as with any
+    // DMA.
     uninterrupted(|| unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })
 }
 
@@ -81,8 +82,8 @@ pub(crate) fn receive_files(socket: &OwnedFd, parts: &[libc::iovec]) -> io::Resu
     message.msg_control = enclosure.as_mut_ptr().cast();
     message.msg_controllen = size_of::<Enclosure>() as _;
     let mut files = Vec::new();
-    // SAFETY: room of our own with its lengths, and the caller's parts as in `receive`; what is enclosed is read within the
-    // length that the kernel gives it, and each descriptor is new and owned by nobody else.
+    // SAFETY: room of our own with its lengths, and the caller's parts as in `receive`; what is enclosed is read within
+    // the length that the kernel gives it, and each descriptor is new and owned by nobody else.
     let came = unsafe {
         let came = uninterrupted(|| libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC))?;
         let heading = libc::CMSG_FIRSTHDR(&raw const message);
@@ -122,7 +123,7 @@ pub(crate) fn set_patience(socket: &OwnedFd, patience: Duration) -> io::Result<(
     Ok(())
 }
 
-/// Who made the connection, or who listened for it: the kernel's word.
+/// Asks the kernel which process made the connection, or listened for it.
 pub(crate) fn peer(socket: &OwnedFd) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;

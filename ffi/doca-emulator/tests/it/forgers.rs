@@ -1,5 +1,5 @@
-//! Claims about an exporter that is none of ours: it listens like a courier, and answers as it likes or not at all. It is a
-//! thread of this test, with another user's rights where the test runs as root.
+//! Claims about an exporter that is none of ours: it listens like a courier, and answers as it likes or not at all. It
+//! is a thread of this test, with another user's rights where the test runs as root.
 
 #![cfg(not(miri))]
 
@@ -259,7 +259,8 @@ fn a_silent_exporter_holds_up_nobody_elses_tasks() {
     let device = Device::open("dma_threads=1");
     let engine = Engine::new();
     let (slow, fast) = (bench(&device, &engine), bench(&device, &engine));
-    // A fast one, while the slow one waits out its second. Where all wait in one queue none ever is, however often it is tried.
+    // A fast one, while the slow one waits out its second. Where all wait in one queue none ever is, however often it
+    // is tried.
     let is_passed = |bytes: usize| {
         // A new one each time: an exporter that was given up once is not asked again.
         let (imported, _) = import(&device, &forge(Manner::Forgetful, NOBODY));

@@ -17,10 +17,10 @@ use crate::error::Code;
 /// A client's one connection.
 pub(super) const PLACE: Ticket = Ticket { index: 0, generation: 1 };
 
-/// How long last words may take.
+/// Longest time that last words may take.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How often a device that has no room for a message is asked again at once.
+/// Times that a device without room for a message is asked again at once.
 const TRIES: usize = 100;
 
 /// A connection, on a progress engine of its own.
@@ -28,9 +28,9 @@ pub struct Client {
     endpoint: Endpoint,
 }
 
-// SAFETY: DOCA locks nothing and has no thread affinity: what is used by one thread at a time may move between threads. The
-// engine was made here and no clone of it (an Rc) leaves the endpoint, so whoever has the client has all of it; desks are
-// behind a lock.
+// SAFETY: DOCA locks nothing and has no thread affinity: what is used by one thread at a time may move between threads.
+// The engine was made here and no clone of it (an Rc) leaves the endpoint, so whoever has the client has all of it;
+// desks are behind a lock.
 unsafe impl Send for Client {}
 
 impl fmt::Debug for Client {
@@ -87,8 +87,8 @@ impl Client {
             }
             sent => sent,
         };
-        // A device without room is asked again by the next call of anything; who calls nothing meanwhile may wait for the
-        // answer to this very message.
+        // A device without room is asked again by the next call of anything; who calls nothing meanwhile may wait for
+        // the answer to this very message.
         for _ in 0..TRIES {
             if !self.endpoint.at_desk(|desk| desk.is_waiting()) {
                 break;
@@ -102,7 +102,7 @@ impl Client {
     /// The next message to the front of `out`, which holds any; `None` if there is none yet.
     ///
     /// # Errors
-    /// There will be no more.
+    /// Returned when no more messages will come.
     pub fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
         // The inbox is as long as the receive queue: one call brings no more than it holds, so look between two.
         self.endpoint.flush();
@@ -123,10 +123,10 @@ impl Client {
         self.wait_for(timeout, |endpoint| endpoint.at_desk(|desk| desk.has_message(PLACE)))
     }
 
-    /// As [`Self::wait`], for room for a message, too.
+    /// Waits as [`Self::wait`] does, and for room for a message, too.
     ///
     /// # Errors
-    /// As [`Self::wait`].
+    /// Those of [`Self::wait`].
     pub fn wait_for_room(&mut self, timeout: Duration) -> Result<bool, crate::Error> {
         self.wait_for(timeout, |endpoint| endpoint.at_desk(|desk| desk.has_room(PLACE)))
     }

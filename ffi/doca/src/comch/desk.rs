@@ -1,4 +1,5 @@
-//! What callbacks leave for the channels of one server or client, and the table of the process through which they find it.
+//! What callbacks leave for the channels of one server or client, and the table of the process through which they find
+//! it.
 //!
 //! ```text
 //!            peer connects          the peer leaves            the channel is dropped
@@ -27,7 +28,7 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// Of nothing: generations of desks and places begin with 1.
+    /// The name of nothing: generations of desks and places begin with 1.
     pub(super) const NONE: Self = Self { index: 0, generation: 0 };
 
     pub(super) fn word(self) -> u64 {
@@ -65,13 +66,13 @@ struct Inbox {
 }
 
 impl Inbox {
-    /// Without room, which its first connection takes.
+    /// Makes an inbox without memory, which its first connection takes.
     fn new(message_bytes: usize) -> Self {
         let bytes = Box::default();
         Self { bytes, lengths: [0; RECEIVED_MAX], message_bytes, first: 0, count: 0 }
     }
 
-    /// For a connection that begins.
+    /// Empties the inbox for a connection that begins.
     fn clear(&mut self) {
         if self.bytes.is_empty() {
             self.bytes = vec![0; self.message_bytes * RECEIVED_MAX].into_boxed_slice();
@@ -212,7 +213,7 @@ impl Desk {
         }
     }
 
-    /// All peers are gone: the context has stopped.
+    /// Marks all peers as gone, because the context has stopped.
     pub(super) fn leave_all(&mut self) {
         self.has_news = true;
         self.surplus.clear();

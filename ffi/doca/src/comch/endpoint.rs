@@ -39,7 +39,8 @@ impl Raw {
     fn configure(self, limits: Limits) -> Result<(), crate::Error> {
         let (tasks, length) = ((limits.connections * SENDING_MAX) as u32, limits.message_bytes as u32);
         let (done, failed) = (events::sent::<true>, events::sent::<false>);
-        // SAFETY: the context is idle and connected to its engine; all callbacks are static functions of the right type.
+        // SAFETY: the context is idle and connected to its engine; all callbacks are static functions of the right
+        // type.
         unsafe {
             match self {
                 Self::Server(server) => {
@@ -185,8 +186,8 @@ impl Endpoint {
     pub(super) fn hang_up(&self, connection: desk::RawConnection) -> Result<(), crate::Error> {
         let Raw::Server(server) = self.raw else { unreachable!("a client hangs up by stopping") };
         let nobody = sys::doca_data { u64_: Ticket::NONE.word() };
-        // SAFETY: the desk knows the connection, so it is live: DOCA has not said that it left. It is nobody's from here
-        // on, so events that may still come for it find no place.
+        // SAFETY: the desk knows the connection, so it is live: DOCA has not said that it left. It is nobody's from
+        // here on, so events that may still come for it find no place.
         unsafe {
             call!(doca_comch_connection_set_user_data(connection.0, nobody))?;
             call!(doca_comch_server_disconnect(server.as_ptr(), connection.0))
@@ -236,8 +237,9 @@ impl Endpoint {
         let (first, length) = (first.as_ptr().cast_const().cast(), length as u32);
         let ticket = Ticket { index: parcel.index as u32, generation: parcel.generation };
         let mut task = ptr::null_mut();
-        // SAFETY: the connection is live (the desk said so, and only progress, on this thread, changes that); the parcel
-        // is not written again before the task has completed; `task` is a valid place, and the task ours until submitted.
+        // SAFETY: the connection is live (the desk said so, and only progress, on this thread, changes that); the
+        // parcel is not written again before the task has completed; `task` is a valid place, and the task ours until
+        // submitted.
         unsafe {
             match self.raw {
                 Raw::Server(server) => call!(doca_comch_server_task_send_alloc_init(

@@ -1,7 +1,7 @@
 //! The callbacks: each finds its desk by DOCA's user data, records, and returns.
 //!
-//! They run inside `doca_pe_progress`, on the thread that drives the engine. None unwinds: the only code that could panic
-//! is a lock's, and a poisoned one is entered all the same.
+//! They run inside `doca_pe_progress`, on the thread that drives the engine. None unwinds: the only code that could
+//! panic is a lock's, and a poisoned one is entered all the same.
 
 use std::slice;
 
@@ -27,7 +27,7 @@ unsafe fn desk_of(ctx: *mut sys::doca_ctx) -> Ticket {
 }
 
 /// # Safety
-/// As [`desk_of_server`].
+/// The contract of [`desk_of_server`].
 unsafe fn place_of(connection: *mut sys::doca_comch_connection) -> Ticket {
     // SAFETY: the connection is live; `joined` gave it a ticket.
     Ticket::of(unsafe { sys::doca_comch_connection_get_user_data(connection).u64_ })

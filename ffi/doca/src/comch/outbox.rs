@@ -43,15 +43,15 @@ impl Outbox {
         assert!(message.len() <= self.message_bytes, "the caller checked");
         let index = among.into_iter().find(|index| !self.places[*index].is_sending)?;
         let first = self.first_of(index);
-        // SAFETY: the place is ours (not sending), its bytes are initialised, and no other reference to them exists; the
-        // message is somebody else's memory.
+        // SAFETY: the place is ours (not sending), its bytes are initialised, and no other reference to them exists;
+        // the message is somebody else's memory.
         unsafe { first.copy_from_nonoverlapping(NonNull::from(message).cast(), message.len()) };
         let place = &mut self.places[index];
         place.is_sending = true;
         Some(Parcel { index, generation: place.generation })
     }
 
-    /// Where a place begins: valid for reads of its message until the place is released.
+    /// Start of a place: valid for reads of its message until the place is released.
     pub(super) fn first_of(&self, index: usize) -> NonNull<u8> {
         assert!(index < self.places.len());
         // SAFETY: inside the allocation, since `index` is below the number of places.

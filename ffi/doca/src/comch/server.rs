@@ -40,7 +40,7 @@ impl Server {
         Ok(Self { endpoint: Rc::new(endpoint) })
     }
 
-    /// Whom it serves.
+    /// The function of the host that it serves.
     #[must_use]
     pub fn representor(&self) -> &RepresentorInfo {
         self.endpoint.representor().expect("a server has one").info()
@@ -52,7 +52,7 @@ impl Server {
         self.endpoint.at_desk(super::desk::Desk::take_news)
     }
 
-    /// As [`Self::take_news`], without taking it.
+    /// Whether [`Self::take_news`] would answer true; takes nothing.
     #[must_use]
     pub fn has_news(&self) -> bool {
         self.endpoint.at_desk(|desk| desk.has_news())
@@ -128,7 +128,7 @@ impl Connection {
     /// The next message to the front of `out`, which holds any; `None` if there is none yet.
     ///
     /// # Errors
-    /// There will be no more.
+    /// Returned when no more messages will come.
     pub fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
         self.endpoint.at_desk(|desk| desk.receive(self.place, out))
     }
