@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod counters;
+pub mod facts;
 pub mod histogram;
 pub mod json;
 pub mod trace;

@@ -2,10 +2,8 @@
 
 use std::fmt::{self, Write};
 
-use mailbox::Status;
-
 use crate::count::answers::Asked;
-use crate::count::counters::{get, total};
+use crate::count::facts::{self, Sources};
 use crate::count::json::{Comma, Quoted, Text};
 use crate::count::trace::{Late, Span};
 use crate::hub::Hub;
@@ -86,29 +84,14 @@ fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::R
         count += 1;
         if count <= NODES_SHOWN && result.is_ok() {
             result = comma.put(text).and_then(|()| {
+                let (address, role, state) = (Quoted(node.address), node.role.name(), node.state.name());
+                write!(text, "{{\"address\":{address},\"role\":\"{role}\",\"state\":\"{state}\"")?;
+                for (name, number) in facts::of_status(facts::NODES, |value| value(node)) {
+                    write!(text, ",\"{name}\":{number}")?;
+                }
                 let latency = &node.latency;
-                write!(
-                    text,
-                    "{{\"address\":{},\"role\":\"{}\",\"state\":\"{}\",\"connections\":{},\"in_flight\":{},\
-                     \"requests\":{},\"bytes_read\":{},\"bytes_put\":{},\"errors\":{},\"retries\":{},\
-                     \"reconnects\":{},\"redirects\":{},\"p50_us\":{},\"p90_us\":{},\"p99_us\":{},\"max_us\":{}}}",
-                    Quoted(node.address),
-                    node.role.name(),
-                    node.state.name(),
-                    node.connections,
-                    node.in_flight,
-                    node.requests,
-                    node.bytes_read,
-                    node.bytes_put,
-                    node.errors,
-                    node.retries,
-                    node.reconnects,
-                    node.redirects,
-                    latency.p50_us,
-                    latency.p90_us,
-                    latency.p99_us,
-                    latency.max_us,
-                )
+                let (p50, p90, p99, max) = (latency.p50_us, latency.p90_us, latency.p99_us, latency.max_us);
+                write!(text, ",\"p50_us\":{p50},\"p90_us\":{p90},\"p99_us\":{p99},\"max_us\":{max}}}")
             });
         }
     });
@@ -128,25 +111,11 @@ fn tiers(store: &dyn store::Readable<doca::Area>, namespaces: &store::Namespaces
 }
 
 fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
-    write!(
-        text,
-        "{{\"tier\":\"{}\",\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"bytes_read\":{},\"promoted\":{},\
-         \"refused\":{},\"failed\":{},\"bytes_promoted\":{},\"evicted\":{},\"bytes_evicted\":{},\"slow\":{},\"out\":{},\"scores\":[",
-        tier.name,
-        tier.chunks,
-        tier.bytes,
-        tier.bytes_max,
-        tier.hits,
-        tier.bytes_read,
-        tier.promoted,
-        tier.refused,
-        tier.failed,
-        tier.bytes_promoted,
-        tier.evicted,
-        tier.bytes_evicted,
-        tier.slow,
-        tier.out,
-    )?;
+    write!(text, "{{\"tier\":\"{}\"", tier.name)?;
+    for (name, number) in facts::of_status(facts::TIERS, |value| value(tier)) {
+        write!(text, ",\"{name}\":{number}")?;
+    }
+    write!(text, ",\"out\":{},\"scores\":[", tier.out)?;
     let mut comma = Comma::new();
     for count in tier.scores {
         comma.put(text)?;
@@ -220,35 +189,10 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         )?;
     }
     text.write_str("},\"counters\":{")?;
-    let numbers = [
-        ("requests", &counters.requests),
-        ("chunks_fetched", &counters.chunks_fetched),
-        ("chunks_missed", &counters.chunks_missed),
-        ("chunks_stored", &counters.chunks_stored),
-        ("chunks_known", &counters.chunks_known),
-        ("chunks_failed", &counters.chunks_failed),
-        ("chunks_foreign", &counters.chunks_foreign),
-        ("chunks_reread", &counters.chunks_reread),
-        ("blocks_corrupt", &counters.blocks_corrupt),
-        ("blocks_in_software", &counters.blocks_in_software),
-        ("blocks_resubmitted", &counters.blocks_resubmitted),
-        ("blocks_compared", &counters.blocks_compared),
-        ("blocks_differed", &counters.blocks_differed),
-        ("sessions_opened", &counters.sessions_opened),
-        ("sessions_lost", &counters.sessions_lost),
-        ("doorbells_rung", &counters.doorbells_rung),
-        ("doorbells_heard", &counters.doorbells_heard),
-        ("sleeps", &counters.sleeps),
-    ];
-    let sums = [
-        ("engine_restarts", total(&counters.engine_restarts)),
-        ("restored_bytes", total(&counters.restored_bytes)),
-        ("wire_bytes", total(&counters.wire_bytes)),
-        ("deadlines_missed", counters.answers.total(Status::DeadlineExceeded)),
-        ("sessions_refused", hub.events.refused()),
-    ];
+    let stats = shared.store.stats();
+    let of = Sources { counters, refused: hub.events.refused(), store: &stats };
     let mut comma = Comma::new();
-    for (name, number) in numbers.map(|(name, counter)| (name, get(counter))).into_iter().chain(sums) {
+    for (name, number) in facts::of_status(facts::COUNTERS, |value| value(&of)) {
         comma.put(text)?;
         write!(text, "\"{name}\":{number}")?;
     }
@@ -260,29 +204,11 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
         let [p50, p99] = [0.5, 0.99].map(|quantile| took.quantile_us(quantile));
         write!(text, "\"{}\":{{\"requests\":{},\"p50\":{p50},\"p99\":{p99}}}", asked.name(), took.count())?;
     }
-    let stats = shared.store.stats();
-    write!(
-        text,
-        "}},\"store\":{{\"chunks\":{},\"bytes\":{},\"bytes_max\":{},\"hits\":{},\"misses\":{},\"bytes_read\":{},\
-         \"bytes_put\":{},\"puts\":{},\"puts_failed\":{},\"evicted\":{},\"bytes_evicted\":{},\"corrupt\":{},\
-         \"withheld\":{},\"io_errors\":{},\"bytes_copied\":{},\"read_only\":{}}},",
-        stats.chunks,
-        stats.bytes,
-        stats.bytes_max,
-        stats.hits,
-        stats.misses,
-        stats.bytes_read,
-        stats.bytes_put,
-        stats.puts,
-        stats.puts_failed,
-        stats.evicted,
-        stats.bytes_evicted,
-        stats.corrupt,
-        stats.withheld,
-        stats.io_errors,
-        stats.bytes_copied,
-        stats.read_only,
-    )?;
+    text.write_str("},\"store\":{")?;
+    for (name, number) in facts::of_status(facts::STORE, |value| value(&of)) {
+        write!(text, "\"{name}\":{number},")?;
+    }
+    write!(text, "\"read_only\":{}}},", stats.read_only)?;
     nodes(shared.store, text)?;
     tiers(shared.store, &config.namespaces, text)?;
     write!(text, "\"sessions_attached\":{},\"sessions\":[", hub.sessions.iter().flatten().count())?;

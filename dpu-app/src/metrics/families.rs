@@ -12,9 +12,9 @@ use super::nodes::NODE_FAMILIES;
 use super::tiers::TIER_FAMILIES;
 use crate::count::answers::Asked;
 use crate::count::counters::get;
+use crate::count::facts::{self, Sources};
 use crate::count::histogram::{BOUNDS_US, Reading};
 use crate::count::json::Text;
-use crate::pipeline::chunk::Direction;
 use crate::pipeline::slots::SlotState;
 use crate::workers::board::HubState;
 
@@ -94,9 +94,7 @@ const FAMILIES: &[Family] = &[
         out.put(&[], Seconds(view.process.cpu))
     }),
     // Requests.
-    counter("kvlane_commands_total", &[], "Commands taken from mailboxes", |view, out| {
-        out.put(&[], get(&view.shared.counters.requests))
-    }),
+    counter("kvlane_commands_total", &[], "Commands taken from mailboxes", of_card),
     counter(
         "kvlane_requests_total",
         &["operation", "status"],
@@ -147,27 +145,15 @@ const FAMILIES: &[Family] = &[
         "kvlane_chunks_total",
         &["result"],
         "Chunks by how they ended: fetched, missed, stored, known (stored already) or failed",
-        |view, out| {
-            let counters = &view.shared.counters;
-            let results = [
-                ("fetched", &counters.chunks_fetched),
-                ("missed", &counters.chunks_missed),
-                ("stored", &counters.chunks_stored),
-                ("known", &counters.chunks_known),
-                ("failed", &counters.chunks_failed),
-            ];
-            results.iter().try_for_each(|(result, count)| out.put(&[result], get(count)))
-        },
+        of_card,
     ),
     counter(
         "kvlane_restored_bytes_total",
         &["operation"],
         "Bytes of elements of whole chunks, as they lie in host memory",
-        |view, out| by_direction(out, &view.shared.counters.restored_bytes),
+        of_card,
     ),
-    counter("kvlane_wire_bytes_total", &["operation"], "The same chunks in their stored form", |view, out| {
-        by_direction(out, &view.shared.counters.wire_bytes)
-    }),
+    counter("kvlane_wire_bytes_total", &["operation"], "The same chunks in their stored form", of_card),
     // The pipeline.
     counter("kvlane_stage_operations_total", &["stage"], "Blocks that went through a stage", |view, out| {
         stages(view, out, |(jobs, ..)| jobs)
@@ -184,58 +170,44 @@ const FAMILIES: &[Family] = &[
     counter("kvlane_stage_output_bytes_total", &["stage"], "Bytes that a stage made", |view, out| {
         stages(view, out, |(.., bytes)| bytes)
     }),
-    counter(
-        "kvlane_corrupt_blocks_total",
-        &[],
-        "Blocks that failed a check, each time that one was read",
-        |view, out| out.put(&[], get(&view.shared.counters.blocks_corrupt)),
-    ),
+    counter("kvlane_corrupt_blocks_total", &[], "Blocks that failed a check, each time that one was read", of_card),
     counter(
         "kvlane_foreign_chunks_total",
         &[],
         "Good chunks of the store that this card cannot read: kept, and misses",
-        |view, out| out.put(&[], get(&view.shared.counters.chunks_foreign)),
+        of_card,
     ),
     counter(
         "kvlane_reread_chunks_total",
         &[],
         "Chunks fetched anew, by another way, after what came was bad or gone",
-        |view, out| out.put(&[], get(&view.shared.counters.chunks_reread)),
+        of_card,
     ),
     counter(
         "kvlane_software_inflated_blocks_total",
         &[],
         "Blocks that software inflated because the engine could not, or had to be judged",
-        |view, out| out.put(&[], get(&view.shared.counters.blocks_in_software)),
+        of_card,
     ),
     counter(
         "kvlane_resubmitted_blocks_total",
         &[],
         "Operations given to an engine again after a failure, theirs or a neighbour's",
-        |view, out| out.put(&[], get(&view.shared.counters.blocks_resubmitted)),
+        of_card,
     ),
     counter(
         "kvlane_compared_blocks_total",
         &[],
         "Blocks whose pages were read again and compared (--verify-dma)",
-        |view, out| out.put(&[], get(&view.shared.counters.blocks_compared)),
+        of_card,
     ),
     counter(
         "kvlane_differing_blocks_total",
         &[],
         "Comparisons that found other bytes in the host's pages than the DMA engine was given",
-        |view, out| out.put(&[], get(&view.shared.counters.blocks_differed)),
+        of_card,
     ),
-    counter(
-        "kvlane_engine_restarts_total",
-        &["engine"],
-        "Restarts of an engine's context after a failure",
-        |view, out| {
-            let [inflate, dma] = &view.shared.counters.engine_restarts;
-            out.put(&["inflate"], get(inflate))?;
-            out.put(&["dma"], get(dma))
-        },
-    ),
+    counter("kvlane_engine_restarts_total", &["engine"], "Restarts of an engine's context after a failure", of_card),
     gauge("kvlane_engine_in_flight", &["engine"], "Operations that an engine has now", |view, out| {
         let engines = ["inflate", "dma", "mailbox"].into_iter().zip(view.face.shown.in_flight);
         engines.into_iter().try_for_each(|(engine, count)| out.put(&[engine], count))
@@ -255,74 +227,43 @@ const FAMILIES: &[Family] = &[
     gauge("kvlane_sessions_limit", &[], "Hosts that may be attached at the same time", |view, out| {
         out.put(&[], view.shared.config.sessions)
     }),
-    counter("kvlane_sessions_attached_total", &[], "Attaches that succeeded", |view, out| {
-        out.put(&[], get(&view.shared.counters.sessions_opened))
-    }),
-    counter("kvlane_sessions_refused_total", &[], "Attaches that were refused", |view, out| {
-        out.put(&[], view.face.shown.refused)
-    }),
+    counter("kvlane_sessions_attached_total", &[], "Attaches that succeeded", of_card),
+    counter("kvlane_sessions_refused_total", &[], "Attaches that were refused", of_card),
     counter(
         "kvlane_sessions_lost_total",
         &[],
         "Sessions that ended because of what their host did or because its memory was gone",
-        |view, out| out.put(&[], get(&view.shared.counters.sessions_lost)),
+        of_card,
     ),
     counter(
         "kvlane_doorbells_total",
         &["direction"],
         "Doorbells: rung for hosts that slept, heard from hosts while this side slept",
-        |view, out| {
-            out.put(&["rung"], get(&view.shared.counters.doorbells_rung))?;
-            out.put(&["heard"], get(&view.shared.counters.doorbells_heard))
-        },
+        of_card,
     ),
-    counter("kvlane_sleeps_total", &[], "Times that the engine thread went to sleep", |view, out| {
-        out.put(&[], get(&view.shared.counters.sleeps))
-    }),
+    counter("kvlane_sleeps_total", &[], "Times that the engine thread went to sleep", of_card),
     // The store, as it counts itself.
-    gauge("kvlane_store_chunks", &[], "Chunks in the store", |view, out| out.put(&[], view.face.shown.store.chunks)),
-    gauge("kvlane_store_bytes", &[], "Their bytes", |view, out| out.put(&[], view.face.shown.store.bytes)),
-    gauge("kvlane_store_limit_bytes", &[], "What these never exceed; 0: the store sets no limit", |view, out| {
-        out.put(&[], view.face.shown.store.bytes_max)
-    }),
+    gauge("kvlane_store_chunks", &[], "Chunks in the store", of_card),
+    gauge("kvlane_store_bytes", &[], "Their bytes", of_card),
+    gauge("kvlane_store_limit_bytes", &[], "What these never exceed; 0: the store sets no limit", of_card),
     gauge("kvlane_store_read_only", &[], "1 if the last attempt to write found the store read-only", |view, out| {
         out.put(&[], u8::from(view.face.shown.store.read_only))
     }),
-    counter("kvlane_store_hits_total", &[], "Chunks opened", |view, out| out.put(&[], view.face.shown.store.hits)),
-    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", |view, out| {
-        out.put(&[], view.face.shown.store.misses)
-    }),
-    counter("kvlane_store_read_bytes_total", &[], "Bytes of blocks read", |view, out| {
-        out.put(&[], view.face.shown.store.bytes_read)
-    }),
-    counter("kvlane_store_put_bytes_total", &[], "Bytes of blocks put", |view, out| {
-        out.put(&[], view.face.shown.store.bytes_put)
-    }),
-    counter("kvlane_store_puts_total", &["result"], "Chunks that were to be put, by how that ended", |view, out| {
-        out.put(&["committed"], view.face.shown.store.puts)?;
-        out.put(&["failed"], view.face.shown.store.puts_failed)
-    }),
-    counter("kvlane_store_evicted_chunks_total", &[], "Chunks that made room for others", |view, out| {
-        out.put(&[], view.face.shown.store.evicted)
-    }),
-    counter("kvlane_store_evicted_bytes_total", &[], "Their bytes", |view, out| {
-        out.put(&[], view.face.shown.store.bytes_evicted)
-    }),
-    counter("kvlane_store_corrupt_chunks_total", &[], "Chunks taken out because they were proven bad", |view, out| {
-        out.put(&[], view.face.shown.store.corrupt)
-    }),
+    counter("kvlane_store_hits_total", &[], "Chunks opened", of_card),
+    counter("kvlane_store_misses_total", &[], "Opens that found no chunk", of_card),
+    counter("kvlane_store_read_bytes_total", &[], "Bytes of blocks read", of_card),
+    counter("kvlane_store_put_bytes_total", &[], "Bytes of blocks put", of_card),
+    counter("kvlane_store_puts_total", &["result"], "Chunks that were to be put, by how that ended", of_card),
+    counter("kvlane_store_evicted_chunks_total", &[], "Chunks that made room for others", of_card),
+    counter("kvlane_store_evicted_bytes_total", &[], "Their bytes", of_card),
+    counter("kvlane_store_corrupt_chunks_total", &[], "Chunks taken out because they were proven bad", of_card),
     counter(
         "kvlane_store_withheld_chunks_total",
         &[],
         "Bad chunks that stayed in the store: it is shared, or too many were bad at once",
-        |view, out| out.put(&[], view.face.shown.store.withheld),
+        of_card,
     ),
-    counter(
-        "kvlane_store_errors_total",
-        &[],
-        "Calls that failed for a reason that is not in the bytes",
-        |view, out| out.put(&[], view.face.shown.store.io_errors),
-    ),
+    counter("kvlane_store_errors_total", &[], "Calls that failed for a reason that is not in the bytes", of_card),
 ];
 
 /// Writes all families.
@@ -342,9 +283,14 @@ fn prefixes(
     Asked::PREFIX.iter().try_for_each(|&asked| out.put(&[asked.name()], get(of(answers.prefixes(asked)))))
 }
 
-fn by_direction(out: &mut Series<'_, '_>, counters: &[AtomicU64; 2]) -> fmt::Result {
-    out.put(&["fetch"], get(&counters[Direction::Fetch as usize]))?;
-    out.put(&["store"], get(&counters[Direction::Store as usize]))
+/// The series of a family whose numbers are in the table of facts.
+fn of_card(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
+    let shown = &view.face.shown;
+    let of = Sources { counters: &view.shared.counters, refused: shown.refused, store: &shown.store };
+    let mut rows = [facts::COUNTERS, facts::STORE]
+        .into_iter()
+        .flat_map(|facts| facts::of_family(facts, out.family.name, |value| value(&of)));
+    rows.try_for_each(|(label, value)| out.put(label.as_slice(), value))
 }
 
 /// Jobs, busy nanoseconds, bytes in, bytes out of a stage.
@@ -367,7 +313,7 @@ impl Display for Seconds {
 #[derive(Debug)]
 pub(super) struct Series<'a, 'b> {
     text: &'a mut Text<'b>,
-    family: &'a Family,
+    pub(super) family: &'static Family,
 }
 
 impl Series<'_, '_> {
@@ -447,6 +393,19 @@ mod tests {
     }
 
     #[test]
+    fn every_fact_that_names_a_family_is_a_series_of_it() {
+        let card = [facts::COUNTERS, facts::STORE].concat();
+        let card = card.iter().map(|fact| (fact.family, fact.label.is_some(), 0));
+        let nodes = facts::NODES.iter().map(|fact| (fact.family, fact.label.is_some(), 1));
+        let tiers = facts::TIERS.iter().map(|fact| (fact.family, fact.label.is_some(), 1));
+        for (name, has_label, shared) in card.chain(nodes).chain(tiers) {
+            let Some(name) = name else { continue };
+            let family = all().find(|family| family.name == name).expect(name);
+            assert_eq!(family.labels.len(), shared + usize::from(has_label), "{name}");
+        }
+    }
+
+    #[test]
     fn names_keep_to_the_conventions() {
         let units = ["_seconds", "_bytes"];
         for family in all() {
@@ -464,10 +423,10 @@ mod tests {
 
     #[test]
     fn labels_are_escaped_and_histograms_add_up() {
-        let family = Family { labels: &["node"], ..FAMILIES[0] };
+        static FAMILY: Family = Family { labels: &["node"], ..FAMILIES[0] };
         let mut bytes = [0; 4096];
         let mut text = Text::new(&mut bytes);
-        let mut series = Series { text: &mut text, family: &family };
+        let mut series = Series { text: &mut text, family: &FAMILY };
         series.put(&["a\"b\\c\nd"], 7).unwrap();
         let histogram = crate::count::histogram::Histogram::default();
         [5, 15, 20_000_000].into_iter().for_each(|us| histogram.record(us));

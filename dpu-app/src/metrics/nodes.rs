@@ -8,10 +8,14 @@ use store::{NodeFacts, NodeState};
 
 use super::clerk::View;
 use super::families::{Family, Seconds, Series, counter, gauge};
+use crate::count::facts;
 
-/// One value for each server.
-fn each(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: impl Fn(&NodeFacts<'_>) -> u64) -> fmt::Result {
-    rows(view, out, |node, out| out.put(&[node.address], value(node)))
+/// The series of a family whose numbers are in the table of facts.
+fn of_node(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
+    rows(view, out, |node, out| {
+        let mut facts = facts::of_family(facts::NODES, out.family.name, |value| value(node));
+        facts.try_for_each(|(_, value)| out.put(&[node.address], value))
+    })
 }
 
 fn rows(
@@ -35,39 +39,25 @@ pub(super) const NODE_FAMILIES: &[Family] = &[
             })
         },
     ),
-    gauge("kvlane_store_node_connections", &["node"], "Connections that are up", |view, out| {
-        each(view, out, |node| node.connections)
-    }),
-    gauge("kvlane_store_node_in_flight", &["node"], "Requests sent and not yet answered", |view, out| {
-        each(view, out, |node| node.in_flight)
-    }),
-    counter("kvlane_store_node_requests_total", &["node"], "Requests", |view, out| {
-        each(view, out, |node| node.requests)
-    }),
-    counter("kvlane_store_node_read_bytes_total", &["node"], "Bytes of blocks received", |view, out| {
-        each(view, out, |node| node.bytes_read)
-    }),
-    counter("kvlane_store_node_put_bytes_total", &["node"], "Bytes of blocks sent", |view, out| {
-        each(view, out, |node| node.bytes_put)
-    }),
+    gauge("kvlane_store_node_connections", &["node"], "Connections that are up", of_node),
+    gauge("kvlane_store_node_in_flight", &["node"], "Requests sent and not yet answered", of_node),
+    counter("kvlane_store_node_requests_total", &["node"], "Requests", of_node),
+    counter("kvlane_store_node_read_bytes_total", &["node"], "Bytes of blocks received", of_node),
+    counter("kvlane_store_node_put_bytes_total", &["node"], "Bytes of blocks sent", of_node),
     counter(
         "kvlane_store_node_errors_total",
         &["node"],
         "Connections that failed or were given up, and replies that were errors",
-        |view, out| each(view, out, |node| node.errors),
+        of_node,
     ),
-    counter("kvlane_store_node_retries_total", &["node"], "Requests that were sent again", |view, out| {
-        each(view, out, |node| node.retries)
-    }),
+    counter("kvlane_store_node_retries_total", &["node"], "Requests that were sent again", of_node),
     counter(
         "kvlane_store_node_reconnects_total",
         &["node"],
         "Connections made after the first of their place",
-        |view, out| each(view, out, |node| node.reconnects),
+        of_node,
     ),
-    counter("kvlane_store_node_redirects_total", &["node"], "MOVED and ASK", |view, out| {
-        each(view, out, |node| node.redirects)
-    }),
+    counter("kvlane_store_node_redirects_total", &["node"], "MOVED and ASK", of_node),
     gauge(
         "kvlane_store_node_latency_seconds",
         &["node", "quantile"],

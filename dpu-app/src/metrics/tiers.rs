@@ -7,10 +7,17 @@ use store::TierFacts;
 
 use super::clerk::View;
 use super::families::{Family, Series, counter, gauge};
+use crate::count::facts;
 
-/// One value for each tier.
-fn each(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: impl Fn(&TierFacts) -> u64) -> fmt::Result {
-    rows(view, out, |tier, out| out.put(&[tier.name], value(tier)))
+/// The series of a family whose numbers are in the table of facts.
+fn of_tier(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
+    rows(view, out, |tier, out| {
+        let mut facts = facts::of_family(facts::TIERS, out.family.name, |value| value(tier));
+        facts.try_for_each(|(label, value)| match label {
+            Some(label) => out.put(&[tier.name, label], value),
+            None => out.put(&[tier.name], value),
+        })
+    })
 }
 
 fn rows(
@@ -24,11 +31,9 @@ fn rows(
 }
 
 pub(super) const TIER_FAMILIES: &[Family] = &[
-    gauge("kvlane_tier_chunks", &["tier"], "Chunks in a tier", |view, out| each(view, out, |tier| tier.chunks)),
-    gauge("kvlane_tier_bytes", &["tier"], "Their bytes", |view, out| each(view, out, |tier| tier.bytes)),
-    gauge("kvlane_tier_limit_bytes", &["tier"], "What these never exceed", |view, out| {
-        each(view, out, |tier| tier.bytes_max)
-    }),
+    gauge("kvlane_tier_chunks", &["tier"], "Chunks in a tier", of_tier),
+    gauge("kvlane_tier_bytes", &["tier"], "Their bytes", of_tier),
+    gauge("kvlane_tier_limit_bytes", &["tier"], "What these never exceed", of_tier),
     gauge(
         "kvlane_tier_namespace_bytes",
         &["tier", "namespace"],
@@ -41,39 +46,19 @@ pub(super) const TIER_FAMILIES: &[Family] = &[
             })
         },
     ),
-    counter("kvlane_tier_hits_total", &["tier"], "Chunks opened in a tier", |view, out| {
-        each(view, out, |tier| tier.hits)
-    }),
-    counter("kvlane_tier_read_bytes_total", &["tier"], "Bytes of blocks read from a tier", |view, out| {
-        each(view, out, |tier| tier.bytes_read)
-    }),
+    counter("kvlane_tier_hits_total", &["tier"], "Chunks opened in a tier", of_tier),
+    counter("kvlane_tier_read_bytes_total", &["tier"], "Bytes of blocks read from a tier", of_tier),
     counter(
         "kvlane_tier_promotions_total",
         &["tier", "result"],
         "Chunks that were used and missing in a tier, by what came of it: promoted, refused (not worth it) or failed",
-        |view, out| {
-            rows(view, out, |tier, out| {
-                let results = [("promoted", tier.promoted), ("refused", tier.refused), ("failed", tier.failed)];
-                results.iter().try_for_each(|(result, count)| out.put(&[tier.name, result], count))
-            })
-        },
+        of_tier,
     ),
-    counter("kvlane_tier_promoted_bytes_total", &["tier"], "Bytes of blocks that were promoted", |view, out| {
-        each(view, out, |tier| tier.bytes_promoted)
-    }),
-    counter("kvlane_tier_evicted_chunks_total", &["tier"], "Chunks that left a tier for others", |view, out| {
-        each(view, out, |tier| tier.evicted)
-    }),
-    counter("kvlane_tier_evicted_bytes_total", &["tier"], "Their bytes", |view, out| {
-        each(view, out, |tier| tier.bytes_evicted)
-    }),
-    counter(
-        "kvlane_tier_slow_calls_total",
-        &["tier"],
-        "Calls of a tier's disk that took 250 ms or more",
-        |view, out| each(view, out, |tier| tier.slow),
-    ),
+    counter("kvlane_tier_promoted_bytes_total", &["tier"], "Bytes of blocks that were promoted", of_tier),
+    counter("kvlane_tier_evicted_chunks_total", &["tier"], "Chunks that left a tier for others", of_tier),
+    counter("kvlane_tier_evicted_bytes_total", &["tier"], "Their bytes", of_tier),
+    counter("kvlane_tier_slow_calls_total", &["tier"], "Calls of a tier's disk that took 250 ms or more", of_tier),
     gauge("kvlane_tier_out", &["tier"], "Whether a tier is passed over because it is slow or fails", |view, out| {
-        each(view, out, |tier| tier.out.into())
+        rows(view, out, |tier, out| out.put(&[tier.name], u8::from(tier.out)))
     }),
 ];
