@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use crate::config::ConfigError;
 use crate::hub::HubError;
 use crate::hub::fit::Unfit;
+use crate::workers::threads::StartError;
 
 /// Why the data plane did not start, or did not go on.
 #[derive(Debug)]
@@ -83,6 +84,16 @@ impl fmt::Display for RunError {
 }
 
 impl std::error::Error for RunError {}
+
+impl From<StartError> for RunError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::System(error) => Self::System(error),
+            StartError::Device(error) => Self::Device(error),
+            StartError::Encoder(error) => Self::Encoder(error),
+        }
+    }
+}
 
 impl RunError {
     /// The flag whose value is to blame, with its dashes.

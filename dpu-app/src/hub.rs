@@ -33,6 +33,7 @@ pub mod selftest;
 pub mod session;
 mod show;
 pub(crate) mod status;
+mod world;
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -60,7 +61,7 @@ use crate::hub::session::{Desk, Session};
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflater, Pipeline};
 use crate::workers::board::HubState;
-use crate::workers::crew::{Crew, PASSED_OVER};
+use crate::workers::crew::{Crew, Crews, PASSED_OVER};
 use crate::workers::shared::Shared;
 
 /// How often sockets are looked at while there is other work.
@@ -172,15 +173,6 @@ pub(crate) mod tag {
     pub(crate) const SESSION: u64 = 5 << 32;
     pub(crate) const VISITOR: u64 = 6 << 32;
     pub(crate) const PLACE: u64 = (1 << 32) - 1;
-}
-
-/// The crews, handed over by whoever started the threads.
-#[derive(Debug)]
-pub struct Crews<'a> {
-    pub askers: Crew<'a>,
-    pub fetchers: Crew<'a>,
-    pub dequantizers: Crew<'a>,
-    pub encoders: Crew<'a>,
 }
 
 impl<'a, 's> Hub<'a, 's> {
@@ -331,6 +323,11 @@ impl<'a, 's> Hub<'a, 's> {
         busy |= self.bury();
         self.show();
         Ok(busy)
+    }
+
+    /// The session in a place that a copy, a job or a command of it names.
+    pub(crate) fn session(&mut self, index: usize) -> &mut Session {
+        self.sessions[index].as_mut().expect("a session stays while a copy, a job or a command of it is in progress")
     }
 
     fn crews(&self) -> [&Crew<'a>; 4] {

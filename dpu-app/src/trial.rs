@@ -25,18 +25,19 @@ use std::os::fd::AsFd;
 use crate::config::Config;
 use crate::count::counters::Counters;
 use crate::error::RunError;
+use crate::hub::MODERATED_DEPTH;
 use crate::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
 use crate::hub::fit::Fit;
 use crate::hub::session::Memory;
-use crate::hub::{Crews, MODERATED_DEPTH};
 use crate::pipeline::chunk::{Direction, Flow, Pages};
 use crate::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::slots::Ticket;
 use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::run::{Leaving, Lines, share};
 use crate::slots::lender::open_store;
+use crate::workers::crew::Crews;
 use crate::workers::shared::Shared;
+use crate::workers::threads::{Leaving, Lines};
 
 /// Longer than any fetch of a trial.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -126,7 +127,7 @@ pub fn run<R>(config: &Config, order: &Order, work: impl FnOnce(&mut Trial<'_, '
     let device = Device::open(&config.device).map_err(RunError::Device)?;
     let (store, slab) = open_store(config, &device).map_err(RunError::Store)?;
     let stop = EventFd::new().map_err(|errno: Errno| RunError::System(errno.into()))?;
-    let shared = share(config, &device, store.as_ref(), slab, &stop)?;
+    let shared = Shared::allocate(config, &device, store.as_ref(), slab, &stop)?;
     let mut lines = Lines::new(config)?;
     thread::scope(|scope| {
         let mut leaving = Leaving::of(&shared);

@@ -9,4 +9,5 @@ pub mod crew;
 pub mod fetch;
 pub mod line;
 pub mod shared;
+pub mod threads;
 pub mod unreadable;

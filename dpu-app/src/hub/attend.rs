@@ -455,7 +455,7 @@ impl Hub<'_, '_> {
 
     /// The page is the host's: the session begins.
     pub(crate) fn welcome(&mut self, index: usize) {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
         session.welcomed = true;
         session.stir(self.now);
         let elements = session

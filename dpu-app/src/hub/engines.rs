@@ -4,19 +4,17 @@
 
 use block::Codec;
 use doca::{Completion, Context, Outcome, RemoteRun, Source};
-use mailbox::attach::Farewell;
 
-use crate::count::counters::{Counters, add, get};
+use crate::count::counters::add;
 use crate::count::trace::Stage;
-use crate::hub::engine::Engine;
 use crate::hub::events::Event;
 use crate::hub::session::Memory;
 use crate::hub::{Hub, HubError};
 use crate::pipeline::chunk::{Direction, Flow};
-use crate::pipeline::job::{BlockFacts, CrewKind, Failure, Job, Restored, Seat};
+use crate::pipeline::job::{BlockFacts, Failure, Restored};
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::slots::{SlotState, SlotWork, Ticket};
-use crate::pipeline::{Inflated, Launch, Pipeline, Unreached, World};
+use crate::pipeline::{Inflated, Launch, Unreached};
 use crate::slots::ring::Ring;
 
 /// Runs of one operation at most: what its list is sized for. A layout whose blocks need more is refused at attach; a
@@ -44,7 +42,7 @@ fn refusal(error: doca::Error) -> Launch {
 pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &BlockFacts) -> Launch {
     let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
     let mut memory = ring.memory(slot);
-    let held = "no one holds a slot that waits for the engine";
+    let held = "nothing holds a slot that waits for the engine";
     let (wire, codes) = (memory.wire.take().expect(held), memory.codes.take().expect(held));
     let payload = facts.payload_start..facts.payload_start + facts.payload_bytes;
     match context.inflate(word(slot), codec, wire, payload, codes) {
@@ -105,7 +103,7 @@ pub(crate) fn start_transfer(
     work.moves.now = runs.len();
     work.moves.more = seen > work.moves.before + runs.len();
     let mut areas = ring.memory(slot);
-    let held = "no one holds a slot that waits for the engine";
+    let held = "nothing holds a slot that waits for the engine";
     let submitted = match flow.direction {
         _ if comes_back => context.read(word(slot), areas.codes.take().expect(held), &runs),
         Direction::Fetch => {
@@ -183,7 +181,7 @@ impl Hub<'_, '_> {
         self.events.add(Event::EngineRestarted(kind), 0);
     }
 
-    fn launch_inflate(&mut self, slot: Ticket) -> Launch {
+    pub(super) fn launch_inflate(&mut self, slot: Ticket) -> Launch {
         let facts = self.pipeline.slots.at(slot).facts;
         let engine = self.inflate.as_mut().expect("asked only where there is one");
         let launch = start_inflate(&mut engine.context, &self.shared.ring, slot, &facts);
@@ -220,7 +218,7 @@ impl Hub<'_, '_> {
         self.inflated(ticket, outcome);
     }
 
-    fn launch_transfer(&mut self, slot: Ticket) -> Launch {
+    pub(super) fn launch_transfer(&mut self, slot: Ticket) -> Launch {
         let mut work = *self.pipeline.slots.at(slot);
         let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
         let memory = self.sessions[flow.session].as_ref().and_then(|session| session.memory.as_ref());
@@ -260,90 +258,5 @@ impl Hub<'_, '_> {
         };
         self.stage_ended(ticket, stage, None);
         self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));
-    }
-}
-
-impl World for Hub<'_, '_> {
-    fn pipeline(&mut self) -> &mut Pipeline {
-        &mut self.pipeline
-    }
-
-    fn counters(&self) -> &Counters {
-        &self.shared.counters
-    }
-
-    fn give(&mut self, job: Job) {
-        match job.crew() {
-            CrewKind::Ask => self.askers.give(job),
-            CrewKind::Fetch => {
-                self.fetchers.give(job);
-                self.fetch_off_disk();
-            }
-            CrewKind::Dequantize => self.dequantizers.give(job),
-            CrewKind::Encode => self.encoders.give(job),
-        }
-    }
-
-    fn slot_taken(&mut self, slot: Ticket) {
-        self.waited_for_slot(slot);
-    }
-
-    fn inflate_has_room(&self) -> bool {
-        self.inflate.as_ref().is_some_and(Engine::admits)
-    }
-
-    fn inflate(&mut self, slot: Ticket) -> Launch {
-        self.launch_inflate(slot)
-    }
-
-    fn transfer_has_room(&self) -> bool {
-        self.bulk.admits()
-    }
-
-    fn transfer(&mut self, slot: Ticket) -> Launch {
-        self.launch_transfer(slot)
-    }
-
-    fn let_go(&mut self, slot: Ticket) {
-        self.shared.ring.memory(slot).wire.settle();
-    }
-
-    fn start_chunks(&mut self, session: usize) -> bool {
-        self.start_oldest(session)
-    }
-
-    fn concluded(&mut self, seat: Seat, result: Result<(), Failure>) {
-        self.tell_request(seat, result);
-    }
-
-    fn differed(&mut self, slot: Ticket, goes_again: bool) {
-        let count = get(&self.shared.counters.blocks_differed);
-        // The first, and then ever more rarely: a bad bus says it once for each block.
-        if !count.is_power_of_two() {
-            return;
-        }
-        let work = *self.pipeline.slots.at(slot);
-        let flow = self.pipeline.flow(work.seat);
-        let (session, direction, block) = (flow.session, flow.direction, work.block);
-        let Some(session) = self.sessions[session].as_ref() else { return };
-        let way = match direction {
-            Direction::Fetch => "was written to the pages of",
-            Direction::Store => "was read from the pages of",
-        };
-        log::error!(
-            "DMA: what {way} {} (session {}, pid {}), block {block} of a chunk, differs from what they hold when read again \
-             ({count} so far): {}. Look for PCIe and memory errors (AER, EDAC), or for a host that changes pages of a \
-             request; all blocks are compared from now on",
-            session.client,
-            session.id,
-            session.pid,
-            if goes_again { "moved again" } else { "its chunk fails" },
-        );
-    }
-
-    fn unreachable(&mut self, session: usize, error: doca::Error) {
-        let id = self.sessions[session].as_ref().map_or(0, |session| session.id);
-        log::warn!("session {id}: host memory cannot be reached ({error}): the session ends");
-        self.lose(session, Farewell::DeviceError);
     }
 }

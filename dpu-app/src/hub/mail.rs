@@ -9,6 +9,8 @@
 //! Sleep: a session without commands for `awake` says so in its line, looks at the commands once more after that write
 //! has completed, and is left alone until a doorbell.
 
+use std::sync::Mutex;
+
 use doca::{Completion, RemoteRun};
 use heapless::Vec;
 use mailbox::attach::{Farewell, Message};
@@ -22,6 +24,7 @@ use crate::hub::status;
 use crate::pipeline::job::Failure;
 use crate::pipeline::probation::UNREACHABLE_MIN;
 use crate::workers::board::HubState;
+use crate::workers::shared::Question;
 
 /// DOCA user data of a lane's copy.
 fn word(session: usize, lane: Lane) -> u64 {
@@ -69,57 +72,32 @@ impl Hub<'_, '_> {
     fn due(&mut self, index: usize, lane: Lane) -> Option<Span> {
         let session = self.sessions[index].as_mut().filter(|session| session.is_live())?;
         session.desk.area(lane).as_ref()?;
-        match lane {
-            Lane::Commands if session.commands_due => {
-                session.commands_due = false;
-                let identity = !session.welcomed;
-                Some(if identity { session.ring.identity_span() } else { session.ring.command_window() })
-            }
-            Lane::Records => session.records_due.map(|reading| reading.span),
-            Lane::HostLine if session.host_line_due => {
-                session.host_line_due = false;
-                Some(session.ring.host_line_span())
-            }
-            Lane::Out => self.outgoing(index),
-            _ => None,
+        if lane == Lane::Out
+            && session.out.is_none()
+            && let Some(command) = session.texts.pop_front()
+        {
+            self.write_text(index, &command);
         }
+        self.session(index).due(lane)
     }
 
-    /// Prepares the next write in the out lane's area, or finds the one that has to be made again.
-    fn outgoing(&mut self, index: usize) -> Option<Span> {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
-        if let Some((_, span)) = session.out {
-            return Some(span);
-        }
-        let out = if let Some(command) = session.texts.pop_front() {
-            let mut area = session.desk.area(Lane::Out).take().expect("the caller looked");
-            let bytes = match command.operation {
-                Operation::Trace => status::write_trace(self, &mut area),
-                _ => status::write(self, &mut area),
-            };
-            let answer_crc = CardRing::answer_crc(&area[..bytes]);
-            let session = self.sessions[index].as_mut().expect("still there");
-            *session.desk.area(Lane::Out) = Some(area);
-            let answer = Answer { answer_bytes: bytes as u32, answer_crc, ..Answer::new(command.request, Status::Ok) };
-            (Outgoing::Text(answer), session.ring.answer_span(&command, bytes))
-        } else if let Some(answer) = session.answers.pop_front() {
-            let (span, line) = session.ring.complete(&answer);
-            session.write_out(&line);
-            (Outgoing::Completion, span)
-        } else if session.wake == Wake::Saying {
-            let (span, line) = session.ring.line(true);
-            session.write_out(&line);
-            (Outgoing::Line, span)
-        } else {
-            return None;
+    /// Writes the text that a command asked for into the out lane's area, which is free.
+    fn write_text(&mut self, index: usize, command: &Command) {
+        let mut area = self.session(index).desk.area(Lane::Out).take().expect("the lane is free");
+        let bytes = match command.operation {
+            Operation::Trace => status::write_trace(self, &mut area),
+            _ => status::write(self, &mut area),
         };
-        self.sessions[index].as_mut().expect("still there").out = Some(out);
-        Some(out.1)
+        let answer_crc = CardRing::answer_crc(&area[..bytes]);
+        let answer = Answer { answer_bytes: bytes as u32, answer_crc, ..Answer::new(command.request, Status::Ok) };
+        let session = self.session(index);
+        *session.desk.area(Lane::Out) = Some(area);
+        session.out = Some((Outgoing::Text(answer), session.ring.answer_span(command, bytes)));
     }
 
     fn post(&mut self, index: usize, lane: Lane, span: Span) {
-        let session = self.sessions[index].as_mut().expect("due looked");
-        let area = session.desk.area(lane).take().expect("due looked");
+        let session = self.sessions[index].as_mut().expect("a session is there while a copy of it is due");
+        let area = session.desk.area(lane).take().expect("a lane whose copy is due is free");
         let runs = [RemoteRun { remote: &session.page, offset: span.offset as u64, local: 0, bytes: span.bytes }];
         let posted = match lane {
             Lane::Out => self.mail.context.write(word(index, lane), area, &runs),
@@ -160,10 +138,17 @@ impl Hub<'_, '_> {
         session.blames = 0;
         let handled = match lane {
             Lane::Commands => self.commands(index),
-            Lane::Records => self.records(index),
-            Lane::HostLine => self.host_line(index),
+            Lane::Records => session.take_records(self.shared.lookups.get(index)),
+            Lane::HostLine => session.read_host_line().map(|ring| {
+                if ring {
+                    add(&self.shared.counters.doorbells_rung, 1);
+                    self.tell(index, &Message::Doorbell);
+                }
+            }),
             Lane::Out => {
-                self.written(index);
+                if let Some(text) = session.written() {
+                    self.shared.counters.answers.count(Operation::Status, text.status);
+                }
                 Ok(())
             }
         };
@@ -175,7 +160,7 @@ impl Hub<'_, '_> {
     }
 
     fn commands(&mut self, index: usize) -> Result<(), PeerError> {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
         let area = session.desk.area(Lane::Commands).as_ref().expect("it just came back");
         if !session.welcomed {
             match session.ring.check_identity(&area[..LINE_BYTES]) {
@@ -210,7 +195,7 @@ impl Hub<'_, '_> {
 
     fn take_command(&mut self, index: usize, command: Command) {
         add(&self.shared.counters.requests, 1);
-        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let session = self.session(index);
         let verdict = match command.operation {
             _ if !command.is_known() => Some(Status::Unsupported),
             Operation::Ping => Some(Status::Ok),
@@ -233,15 +218,16 @@ impl Hub<'_, '_> {
         };
         if let Some(status) = verdict {
             self.shared.counters.answers.count(command.operation, status);
-            let session = self.sessions[index].as_mut().expect("the caller looked");
-            session.answers.push_back(Answer::new(command.request, status)).expect("a place per command");
+            let answer = Answer::new(command.request, status);
+            self.session(index).answers.push_back(answer).expect("a place per command");
         }
     }
 
     /// What concerns all hosts is the operator's to say: who can open the card's own socket, or a host where that was allowed.
     fn obey(&mut self, index: usize, operation: Operation) -> Status {
-        let session = self.sessions[index].as_ref().expect("the caller looked");
-        if !session.is_local && !self.shared.config.allow_host_stop {
+        let may_stop = self.shared.config.allow_host_stop;
+        let session = self.session(index);
+        if !session.is_local && !may_stop {
             log::warn!(
                 "session {} of {} (pid {}) by Comch asked to {}: refused (--allow-host-stop)",
                 session.id,
@@ -269,7 +255,7 @@ impl Hub<'_, '_> {
         if self.state != HubState::Steady {
             return Some(Status::Draining);
         }
-        let session = self.sessions[index].as_mut().expect("the caller looked");
+        let session = self.sessions[index].as_mut().expect("a session lives as long as its commands");
         if command.operation.takes_pages() {
             let Some(memory) = &session.memory else { return Some(Status::NoLayout) };
             let whole = command.tokens == mailbox::Tokens::ALL;
@@ -293,12 +279,47 @@ impl Hub<'_, '_> {
         }
         None
     }
+}
+
+impl Session {
+    /// What a free lane has to copy now: a read, or the write that was prepared in the out lane's area.
+    fn due(&mut self, lane: Lane) -> Option<Span> {
+        match lane {
+            Lane::Commands if self.commands_due => {
+                self.commands_due = false;
+                Some(if self.welcomed { self.ring.command_window() } else { self.ring.identity_span() })
+            }
+            Lane::Records => self.records_due.map(|reading| reading.span),
+            Lane::HostLine if self.host_line_due => {
+                self.host_line_due = false;
+                Some(self.ring.host_line_span())
+            }
+            Lane::Out => {
+                self.out = self.out.or_else(|| self.next_line());
+                self.out.map(|(_, span)| span)
+            }
+            _ => None,
+        }
+    }
+
+    /// Prepares the next completion, or the card's own line.
+    fn next_line(&mut self) -> Option<(Outgoing, Span)> {
+        let (outgoing, (span, line)) = if let Some(answer) = self.answers.pop_front() {
+            (Outgoing::Completion, self.ring.complete(&answer))
+        } else if self.wake == Wake::Saying {
+            (Outgoing::Line, self.ring.line(true))
+        } else {
+            return None;
+        };
+        let area = self.desk.area(Lane::Out).as_mut().expect("the lane is free");
+        area[..LINE_BYTES].copy_from_slice(&line);
+        Some((outgoing, span))
+    }
 
     /// Checks a window of chunk records, and keeps chunks until they have seats, keys of a question until all are there.
-    fn records(&mut self, index: usize) -> Result<(), PeerError> {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
-        let Reading { whose, span } = session.records_due.take().expect("they were being read");
-        let Session { requests, ring, desk, staged, .. } = session;
+    fn take_records(&mut self, question: Option<&Mutex<Question>>) -> Result<(), PeerError> {
+        let Reading { whose, span } = self.records_due.take().expect("they were being read");
+        let Self { requests, ring, desk, staged, .. } = self;
         // It may have been answered meanwhile.
         let request = requests[whose.place].as_mut().filter(|request| request.serial == whose.serial);
         let Some(request) = request.filter(|request| request.wants_more()) else { return Ok(()) };
@@ -310,57 +331,45 @@ impl Hub<'_, '_> {
             }
             return Ok(());
         }
-        let mut asked = self.shared.lookups[index].lock().expect("panic is abort");
+        let mut question = question.expect("the operator's session names no chunks").lock().expect("panic is abort");
         if request.next == 0 {
-            asked.keys.clear();
-            asked.importances.clear();
+            question.keys.clear();
+            question.importances.clear();
         }
         for record in records {
             let record = record?;
-            asked.keys.push(record.key);
-            asked.importances.push(record.importance);
+            question.keys.push(record.key);
+            question.importances.push(record.importance);
             request.next += 1;
         }
-        asked.until = request.until;
+        question.until = request.until;
         Ok(())
     }
 
-    fn host_line(&mut self, index: usize) -> Result<(), PeerError> {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
-        let area = session.desk.area(Lane::HostLine).as_ref().expect("it just came back");
-        let bytes = session.ring.host_line_span().bytes;
-        match session.ring.read_host_line(&area[..bytes])? {
-            None => session.host_line_due = true,
-            Some(line) if line.ring => {
-                add(&self.shared.counters.doorbells_rung, 1);
-                self.tell(index, &Message::Doorbell);
-            }
-            Some(_) => {}
-        }
-        Ok(())
+    /// Takes the host's line; `true`: it sleeps, and is to be woken.
+    fn read_host_line(&mut self) -> Result<bool, PeerError> {
+        let area = self.desk.area(Lane::HostLine).as_ref().expect("it just came back");
+        let bytes = self.ring.host_line_span().bytes;
+        let line = self.ring.read_host_line(&area[..bytes])?;
+        self.host_line_due |= line.is_none();
+        Ok(line.is_some_and(|line| line.ring))
     }
 
-    fn written(&mut self, index: usize) {
-        let session = self.sessions[index].as_mut().expect("the caller looked");
-        match session.out.take().expect("something was being written").0 {
+    /// Goes on after a write of the out lane; the answer to count, if it was a text.
+    fn written(&mut self) -> Option<Answer> {
+        match self.out.take().expect("something was being written").0 {
             Outgoing::Text(answer) => {
-                self.shared.counters.answers.count(Operation::Status, answer.status);
-                session.answers.push_front(answer).expect("a place per command");
+                self.answers.push_front(answer).expect("a place per command");
+                return Some(answer);
             }
-            Outgoing::Completion => session.host_line_due = true,
-            Outgoing::Line if session.wake == Wake::Saying => {
-                session.wake = Wake::Checking;
-                session.commands_due = true;
+            Outgoing::Completion => self.host_line_due = true,
+            Outgoing::Line if self.wake == Wake::Saying => {
+                self.wake = Wake::Checking;
+                self.commands_due = true;
             }
             Outgoing::Line => {}
         }
-    }
-}
-
-impl Session {
-    fn write_out(&mut self, line: &mailbox::Line) {
-        let area = self.desk.area(Lane::Out).as_mut().expect("the lane is free");
-        area[..LINE_BYTES].copy_from_slice(line);
+        None
     }
 
     /// The copy of a lane has to be made again. Records and writes remember themselves.

@@ -93,7 +93,7 @@ impl Hub<'_, '_> {
             Done::Touched { session } => {
                 let index = usize::from(session);
                 self.shared.prefixes[index].lock().expect("panic is abort").clear();
-                self.sessions[index].as_mut().expect("a session lives as long as its jobs").touching = false;
+                self.session(index).touching = false;
             }
             done => {
                 if let (Done::Inflated { result: Err(Failure::Corrupt(_)), .. }, Some(engine)) =
@@ -222,9 +222,8 @@ impl Hub<'_, '_> {
                 Operation::Fetch => Direction::Fetch,
                 _ => Direction::Store,
             };
-            if !self.start_chunk(index, front, direction) {
-                return busy;
-            }
+            let Some(seat) = self.pipeline.free_seat(index, direction) else { return busy };
+            self.start_chunk(index, front, seat, direction);
             busy = true;
         }
     }
@@ -251,7 +250,7 @@ impl Hub<'_, '_> {
     }
 
     fn looked(&mut self, index: usize, found: Result<usize, Failure>) {
-        let session = self.sessions[index].as_mut().expect("a session lives as long as its look-up");
+        let session = self.session(index);
         let whose = session.looking.take().expect("one look-up or rating at a time");
         // It may have been answered meanwhile, at its deadline.
         let Some(request) = session.request_of(whose).filter(|request| request.asked) else { return };
@@ -269,14 +268,14 @@ impl Hub<'_, '_> {
         self.settle(index, whose.place);
     }
 
-    fn start_chunk(&mut self, index: usize, place: usize, direction: Direction) -> bool {
-        let Some(seat) = self.pipeline.free_seat(index, direction) else { return false };
-        let session = self.sessions[index].as_mut().expect("the caller looked");
+    /// Seats the next chunk of a request whose records were read.
+    fn start_chunk(&mut self, index: usize, place: usize, seat: Seat, direction: Direction) {
+        let session = self.sessions[index].as_mut().expect("it has a request with chunks to start");
         let Session { requests, staged, memory, recipe, namespace, .. } = session;
-        let request = requests[place].as_mut().expect("the caller looked");
+        let request = requests[place].as_mut().expect("queued requests are live");
         let memory = memory.as_ref().expect("fetch and store need memory: checked when they were taken");
         let pages_per_chunk = request.command.pages_per_chunk as usize;
-        let (key, importance, pages) = staged.take(pages_per_chunk).expect("the caller looked");
+        let (key, importance, pages) = staged.take(pages_per_chunk).expect("its record was read");
         let chunk_tokens = u32::from(memory.geometry.chunk_tokens);
         let first = request.next * chunk_tokens;
         let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
@@ -325,7 +324,6 @@ impl Hub<'_, '_> {
             Direction::Fetch => Job::Open { seat, anew: false },
             Direction::Store => Job::Begin { seat },
         });
-        true
     }
 
     /// Requests whose time is over get what is in place; `true` if there were any.

@@ -37,7 +37,8 @@ impl CrewKind {
 pub enum Job {
     /// Counts the leading keys that the store has. For the worker that asks.
     Lookup { session: u16 },
-    /// Tells the store that the chunks of a prefix were used together. For the worker that asks.
+    /// Tells the store that the chunks of a prefix were used together, and first what their host says that they are worth,
+    /// if it says so: what [`Self::Rate`] does for a rating. For the worker that asks.
     Touch { session: u16 },
     /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For the worker that
     /// asks.

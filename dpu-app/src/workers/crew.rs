@@ -96,6 +96,15 @@ pub struct Sight {
     pub passed_on: usize,
 }
 
+/// All workers, by what they do.
+#[derive(Debug)]
+pub struct Crews<'a> {
+    pub askers: Crew<'a>,
+    pub fetchers: Crew<'a>,
+    pub dequantizers: Crew<'a>,
+    pub encoders: Crew<'a>,
+}
+
 /// The workers of one kind.
 pub struct Crew<'a> {
     hands: Vec<Hand<'a>>,

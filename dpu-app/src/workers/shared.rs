@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use block::{ChunkKey, Importance};
-use doca::{Area, Slab};
+use doca::{Area, Device, Slab};
 use nix::sys::eventfd::EventFd;
 use store::Readable;
 
@@ -15,6 +15,7 @@ use crate::slots::ring::Ring;
 use crate::workers::bell::EventBell;
 use crate::workers::board::Board;
 use crate::workers::chunks::Chunks;
+use crate::workers::threads::StartError;
 use crate::workers::unreadable::Unreadable;
 
 /// What a session's look-up or rating asks for.
@@ -126,4 +127,34 @@ pub struct Shared<'a> {
     pub stop: &'a EventFd,
     /// Workers leave when this is up and their queue is empty.
     pub leave: AtomicBool,
+}
+
+impl<'a> Shared<'a> {
+    /// Init: allocates all of it.
+    ///
+    /// # Errors
+    /// The device or the system has no memory or no descriptors.
+    pub fn allocate(
+        config: &'a Config,
+        device: &Device,
+        store: &'a dyn Readable<Area>,
+        slab: Option<Slab>,
+        stop: &'a EventFd,
+    ) -> Result<Self, StartError> {
+        Ok(Self {
+            config,
+            store,
+            slab,
+            ring: Ring::allocate(device, config.slots, config.slot_bytes()).map_err(StartError::Device)?,
+            chunks: Chunks::new(config.chunks),
+            lookups: (0..config.sessions).map(|_| Mutex::new(Question::new())).collect(),
+            prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
+            counters: Counters::default(),
+            unreadable: Unreadable::new(),
+            board: Board::default(),
+            engine_bell: EventBell::new().map_err(StartError::System)?,
+            stop,
+            leave: AtomicBool::new(false),
+        })
+    }
 }
