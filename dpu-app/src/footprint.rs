@@ -3,7 +3,7 @@
 //!
 //! What sessions take is counted as if all of them were there; each takes its part at its attach, and the next session of
 //! its place has it. Not in it: the program and the stacks of its threads, and what DOCA keeps for itself (tasks, buffers;
-//! the emulator's engines). `tests/footprint.rs` measures all of it together.
+//! the emulator's engines). `tests/it/footprint.rs` measures all of it together.
 
 use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
 use mailbox::layout::Base;

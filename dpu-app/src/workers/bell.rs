@@ -4,7 +4,7 @@
 //! With a sequentially consistent fence between the two steps on both sides, at least one of them sees the other, so no
 //! wake-up is lost (the store-buffer argument).
 //!
-//! `tests/bell_model.rs` walks every interleaving of [`EventBell`] with its queues, and shows what each step is for.
+//! `tests/it/bell_model.rs` walks every interleaving of [`EventBell`] with its queues, and shows what each step is for.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,13 +1,11 @@
 //! Chunks move between any two layouts: the tokens that were asked for arrive bit for bit, and nothing else is touched.
 
-mod rig;
-
 use std::ops::Range;
 
+use crate::rig::*;
 use block::{ElementType, Geometry};
 use host_ctl::{Arrangement, Memory, PageOrder, Transfer};
 use mailbox::{Status, Tokens};
-use rig::*;
 
 const CHUNKS: usize = 3;
 /// Pages of each memory that no request names.
@@ -193,12 +191,17 @@ fn a_block_that_was_cut_for_another_layout_goes_in_several_operations() {
     let emulator = doca_emulator::Config { list_max: 1, tasks_max: 88, ..doca_emulator::Config::default() };
     let card = Card::start_with(emulator, |config| config.sessions = 4);
     for (salt, recipe) in ["lossless", "lossless+raw"].into_iter().enumerate() {
-        let source = memory(Arrangement::Contiguous, rig::geometry(), CHUNK_TOKENS, 5);
+        let source = memory(Arrangement::Contiguous, crate::rig::geometry(), CHUNK_TOKENS, 5);
         let trip = Trip::store(&card, recipe, salt as u8, source, 5);
         let all = CHUNKS as u32 * u32::from(CHUNK_TOKENS);
         for to in Arrangement::ALL {
             for tokens in [Tokens::ALL, Tokens { start: 3, end: all - 5 }] {
-                trip.fetch(&memory(to, rig::geometry(), 1, 9), 11, tokens, &format!("{recipe} {to:?} {tokens:?}"));
+                trip.fetch(
+                    &memory(to, crate::rig::geometry(), 1, 9),
+                    11,
+                    tokens,
+                    &format!("{recipe} {to:?} {tokens:?}"),
+                );
             }
         }
     }

@@ -1,19 +1,15 @@
 //! A card over real Redis servers that fail: status words, deadlines, other sessions, and nothing wrong reported as loaded.
 
-mod rig;
-#[path = "../../crates/store/tests/servers/mod.rs"]
-mod servers;
-
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
+use crate::servers::cluster::Cluster;
+use crate::servers::proxy::Proxy;
+use crate::servers::{Server, program};
 use block::ChunkKey;
 use host_ctl::{Arrangement, Completion, Memory, Transfer};
 use mailbox::Status;
-use rig::*;
-use servers::cluster::Cluster;
-use servers::proxy::Proxy;
-use servers::{Server, program};
 
 const CHUNKS: usize = 6;
 
@@ -281,7 +277,7 @@ fn stores_to_a_full_server_and_to_one_that_forbids_it_say_so() {
     let (keys, content) = stored(&full, "lossless", 1, CHUNKS);
     let store_more = |card: &Card| {
         let mut host = card.attach("lossless", filled(Arrangement::Contiguous, geometry(), CHUNKS, 9));
-        rig::store(&mut host, &rig::keys(geometry(), "lossless", 9, CHUNKS), &linear(CHUNKS)).status
+        crate::rig::store(&mut host, &crate::rig::keys(geometry(), "lossless", 9, CHUNKS), &linear(CHUNKS)).status
     };
     server.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
     assert_eq!(store_more(&full), Status::NoSpace);

@@ -1,16 +1,14 @@
 //! Blocks of the tier T0 that slots borrow where they lie: right bytes whatever leaves the tier, wrong ones never
 //! reported, and nothing borrowed for longer than a slot is in use.
 
-mod rig;
-
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
 use block::ChunkKey;
 use host_ctl::{Arrangement, Transfer};
 use mailbox::Status;
-use rig::*;
 
 const CHUNKS: usize = 6;
 

@@ -1,19 +1,17 @@
 //! How hosts come: by Comch from each function that is served, by the socket, or not at all, and then with a reason.
 
-mod rig;
-
 use std::io::{BufRead, BufReader, Lines};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use crate::rig::process::{Dpu, Home, refused_as};
+use crate::rig::*;
 use host_ctl::{Arrangement, Client, Error, Options, Route};
 use mailbox::Status;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Commit, Hello, Message, PAGE_REGION, Reason, Region, layout_parts};
 use mailbox::channel::ChannelError;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home, refused_as};
-use rig::*;
 
 const CHUNKS: usize = 4;
 /// The variable that makes a copy of this test binary a host on another function.
@@ -51,7 +49,7 @@ struct Host {
 
 fn host_on(function: &str, name: &str) -> Host {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_host_on_its_function", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "ways::a_host_on_its_function", "--nocapture", "--test-threads=1"])
         .env(HOST, name)
         .env("DOCA_EMULATOR", format!("role=host,pci={function}"))
         .stdin(Stdio::piped())

@@ -1,20 +1,18 @@
 //! Hosts that do the card harm: memory that goes away under requests, descriptors that run out. It costs them their own
 //! session. The card lives, and an honest host beside them is served.
 
-mod rig;
-
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::process::{Dpu, Home};
+use crate::rig::*;
 use doca::Mapping;
 use host_ctl::{Arrangement, Client, Memory, Options, Route};
 use mailbox::Status;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home};
-use rig::*;
 
 const CHUNKS: usize = 4;
 /// How long the bad host is at it.

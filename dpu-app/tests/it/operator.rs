@@ -1,13 +1,11 @@
 //! Sessions: how many there are, the one that is always the operator's, and what only the operator may say.
 
-mod rig;
-
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
 use host_ctl::{Arrangement, Client, Error, Gone, Options};
 use mailbox::Status;
 use mailbox::attach::{Farewell, Reason};
-use rig::*;
 
 /// Sessions of an engine with tensor parallelism 8: eight workers and a scheduler.
 const TP_8: usize = 9;

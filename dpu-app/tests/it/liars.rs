@@ -1,7 +1,5 @@
 //! Hosts that break the rules or die: each loses its own session, is told why, and nobody else notices.
 
-mod rig;
-
 use std::io::{BufRead, BufReader};
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
@@ -9,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
 use doca::{Access, Device, Export, Mapping, Selector};
 use host_ctl::{Arrangement, Client, Memory, Options, Route};
 use mailbox::attach::{
@@ -19,7 +18,6 @@ use mailbox::{
     ARGUMENTS_AT, COMMANDS_AT, Chunk as Named, HOST_LINE_AT, HostRing, LINE_BYTES, Operation, PAGE_BYTES, Page,
     Request, Status, VERSION,
 };
-use rig::*;
 
 const CHUNKS: usize = 4;
 
@@ -522,7 +520,7 @@ fn words_out_of_turn_after_the_attach_end_the_session() {
 
 /// The variable that makes a copy of this test binary the host that dies.
 const ROUTE: &str = "KVLANE_TEST_DYING_HOST";
-const DYING: &str = "the_dying_host_itself";
+const DYING: &str = "liars::the_dying_host_itself";
 
 /// Not a claim of its own: what `a_host_that_is_killed_...` runs in another process.
 #[test]

@@ -2,19 +2,15 @@
 //! miss for and replaces when it is stored; what a look-up promises a fetch gives. No older or newer program is at hand, so the
 //! other version's chunks are made here: real ones, with other numbers in them, under checksums that hold.
 
-mod rig;
-#[path = "../../crates/store/tests/servers/mod.rs"]
-mod servers;
-
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::rig::*;
+use crate::servers::{Server, program};
 use block::{ChunkKey, Manifest};
 use host_ctl::{Arrangement, Completion, Transfer};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
-use rig::*;
-use servers::{Server, program};
 use store::scrub::{Event, Mode};
 use store::{Caller, Limits, Readable};
 

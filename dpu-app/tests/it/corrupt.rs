@@ -1,14 +1,12 @@
 //! A damaged block is never reported as loaded, whatever bit it is that changed, and costs nobody else anything.
 
-mod rig;
-
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::rig::*;
 use block::{ChunkKey, ElementType, Geometry, Header, Manifest};
 use host_ctl::{Arrangement, Client, Memory};
 use mailbox::Status;
-use rig::*;
 
 /// Damaged chunks that are fetched at the same time, each behind a good one.
 const BATCH: usize = 24;

@@ -1,22 +1,20 @@
 //! A card with tiers that is killed in mid-promotion, or whose remote store goes: what it reports as loaded is right, and what
 //! its own memory and disk have it serves.
 
-mod rig;
-#[path = "../../crates/store/tests/servers/mod.rs"]
-mod servers;
-
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::process::{Dpu, Home};
+use crate::rig::{
+    CHUNK_TOKENS, Random, WAIT, chunk_of, empty, fetch, filled, keys, linear, logical, status, store, transfer,
+};
+use crate::servers::{Server, program};
 use block::{ChunkKey, ElementType, Geometry};
 use host_ctl::{Arrangement, Client};
 use mailbox::Status;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home};
-use rig::{CHUNK_TOKENS, Random, WAIT, chunk_of, empty, fetch, filled, keys, linear, logical, status, store, transfer};
-use servers::{Server, program};
 
 const CHUNKS: usize = 6;
 

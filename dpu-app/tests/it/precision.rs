@@ -1,15 +1,13 @@
 //! Chunks of one prefix in different precision, through the whole data plane, on real KV data.
 
-mod rig;
-
 use std::path::Path;
 
+use crate::rig::{Card, WAIT};
 use block::Header;
 use host_ctl::{
     Budget, Client, Error, FetchOrder, Identity, KvFile, MixedReport, Mixture, Prefix, StoreOrder, Target, compare,
     fetch, store_mixed,
 };
-use rig::{Card, WAIT};
 
 const CHUNK: usize = 256;
 const CHUNKS: usize = 8;

@@ -192,7 +192,7 @@ fn a_failure_is_a_json_object_where_json_was_asked_for() {
 fn the_file_that_packages_bring_is_taken_whole_also_its_examples() {
     let dir = tempfile::tempdir().unwrap();
     let (path, store) = (dir.path().join("conf"), format!("dir:{}/store", dir.path().display()));
-    let shipped = include_str!("../../scripts/systemd/dpu-app.conf");
+    let shipped = include_str!("../../../scripts/systemd/dpu-app.conf");
     // `#name = value` is an example, `# words` a comment.
     let is_example = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.contains('=');
     assert!(shipped.lines().filter(is_example).count() >= 6, "{shipped}");

@@ -1,14 +1,12 @@
 //! The memory of a real dpu-app in a process of its own, as the kernel counts it: no more than it says at its start, beside a
 //! fixed part that is DOCA's (the emulator's) and the program's own, and the same after one request and after many, after small ones and after large ones.
 
-mod rig;
-
+use crate::rig::process::{Dpu, Home};
+use crate::rig::*;
 use block::{ElementType, Geometry};
 use dpu_app::Config;
 use dpu_app::footprint;
 use host_ctl::Arrangement;
-use rig::process::{Dpu, Home};
-use rig::*;
 
 /// A process's stacks, allocator, and the emulator: its tasks (of 27 sessions' mailboxes, too), buffers and staging, and what
 /// engine thread and crews remember of their jobs. Measured: 8 MiB.

@@ -4,7 +4,6 @@
 //! The model follows `EventBell` and the loops around it line by line. A store buffer stands before each thread (the flag and
 //! the queues are Relaxed or Release stores); a fence and a swap empty it. Rules can be dropped one by one: the model must
 //! then find what they are for, or it proves nothing.
-#![forbid(unsafe_code)]
 
 use std::collections::{HashSet, VecDeque};
 

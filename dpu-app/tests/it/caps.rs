@@ -1,13 +1,11 @@
 //! What `dpu-app` makes of what a device can do: it says it, refuses what does not work with the way out, and takes over in
 //! software only where that was allowed. The devices are the emulator's, without some of a card's engines.
 
-mod rig;
-
 use std::process::{Command, Output, Stdio};
 
+use crate::rig::*;
 use doca_emulator::Without;
 use mailbox::Status;
-use rig::*;
 
 const LACKS_INFLATE: Without = Without { inflate: true, lz4: false, dma: false };
 

@@ -1,17 +1,15 @@
 //! Store down, slow, full or read-only; deadlines, cancels, drains; visitors that never finish. Each has its answer.
 
-mod rig;
-
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
 use host_ctl::{Arrangement, Client, Error, Gone, Route, Transfer};
 use mailbox::Status;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message, Reason, Refuse};
 use mailbox::channel::{ChannelError, Line};
-use rig::*;
 use store::StoreError;
 
 const CHUNKS: usize = 6;
@@ -139,7 +137,7 @@ fn a_deadline_holds_after_a_miss_further_on() {
 fn a_full_or_read_only_store_says_so_and_keeps_serving() {
     let card = Card::start();
     let (keys, content) = stored(&card, "lossless", 1, CHUNKS);
-    let more = rig::keys(geometry(), "lossless", 2, CHUNKS);
+    let more = crate::rig::keys(geometry(), "lossless", 2, CHUNKS);
     for (error, status) in [
         (StoreError::Full { bytes: 1 << 20 }, Status::NoSpace),
         (StoreError::ReadOnly, Status::ReadOnly),

@@ -1,17 +1,15 @@
 //! The real binary and a host in another process: the whole path, and every way for either to go.
 
-mod rig;
-
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::process::{Dpu, Home, refused};
+use crate::rig::*;
 use block::ElementType;
 use host_ctl::{Arrangement, Client, Error, Gone};
 use mailbox::Status;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home, refused};
-use rig::*;
 
 const CHUNKS: usize = 8;
 

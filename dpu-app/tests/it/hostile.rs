@@ -1,16 +1,14 @@
 //! The pipeline on a hostile card: late, out of order, full, failing, lying. What is reported is right, nothing hangs,
 //! and no good chunk is blamed for what an engine did.
 
-mod rig;
-
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
+use crate::rig::*;
 use block::ChunkKey;
 use doca_emulator::Config as Emulator;
 use host_ctl::{Arrangement, Client, Memory};
 use mailbox::Status;
-use rig::*;
 
 const CHUNKS: usize = 4;
 const HOSTS: u8 = 3;

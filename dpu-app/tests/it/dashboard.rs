@@ -1,10 +1,5 @@
 //! The Grafana dashboard against a real Prometheus that scrapes a real `dpu-app`: every expression has to give numbers.
 
-mod rig;
-mod scrape;
-#[path = "../../crates/store/tests/servers/mod.rs"]
-mod servers;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
@@ -12,10 +7,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
+use crate::scrape::{Process, dpu_app_on, free_address, say, start, until};
 use dpu_app::metrics::families;
 use host_ctl::{Arrangement, Client, Options, Route};
-use rig::*;
-use scrape::{Process, dpu_app_on, free_address, say, start, until};
 use serde_json::Value;
 
 const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/grafana/kvlane.json");
@@ -123,7 +118,7 @@ fn every_expression_gives_numbers_in_a_real_prometheus() {
     let home = tempfile::tempdir().unwrap();
     let address = free_address();
     // A store with servers, where there is one to be had: `dir:` has no series for them.
-    let server = servers::program().map(|program| servers::Server::start(program, &[]));
+    let server = crate::servers::program().map(|program| crate::servers::Server::start(program, &[]));
     let store = match &server {
         Some(server) => format!("redis://{}", server.address()),
         None => format!("dir:{}", home.path().join("store").display()),

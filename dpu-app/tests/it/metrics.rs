@@ -1,8 +1,5 @@
 //! What monitoring sees: valid, true, never going back, whatever clients do, and at nobody's expense.
 
-mod rig;
-mod scrape;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
@@ -10,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
+use crate::scrape::{Samples, connect, dpu_app, free_address, get, say, scrape, start, until};
 use block::Header;
 use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, Kind, REPLY_BYTES, REQUEST_BYTES, families};
 use host_ctl::{Arrangement, CardStatus, Client, Transfer};
 use mailbox::Status;
-use rig::*;
-use scrape::{Samples, connect, dpu_app, free_address, get, say, scrape, start, until};
 
 const CHUNKS: usize = 6;
 

@@ -1,10 +1,8 @@
 //! Store and fetch through the whole data plane: every transform, every layout, to the bit or to the quantizer's bound.
 
-mod rig;
-
+use crate::rig::*;
 use host_ctl::{Arrangement, PageOrder};
 use mailbox::Status;
-use rig::*;
 
 const CHUNKS: usize = 5;
 

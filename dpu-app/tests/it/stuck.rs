@@ -1,20 +1,17 @@
 //! A store whose reads hang, and requests that are in each other's way: look-ups and other sessions do not wait, deadlines
 //! hold, and the card says what hangs.
 
-mod rig;
-mod scrape;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
+use crate::scrape::{free_address, get, until};
 use host_ctl::{Arrangement, Client, Completion, Memory, RequestId, Transfer};
 use mailbox::Status;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use rig::*;
-use scrape::{free_address, get, until};
 
 const CHUNKS: usize = 4;
 /// What a deadline may be passed by here; the machine has two cores, and other tests.

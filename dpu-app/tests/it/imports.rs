@@ -1,16 +1,14 @@
 //! A host whose exports lead to somebody who never answers costs itself an attach, and nobody else anything.
 
-mod rig;
-
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use crate::rig::*;
 use host_ctl::Arrangement;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Commit, Hello, Message, PAGE_REGION, Reason, Region};
 use mailbox::channel::Line;
 use mailbox::{PAGE_BYTES, Status};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use rig::*;
 
 /// Attaches that are tried: a loaded machine may not get to the others' requests in the second that one waits.
 const TRIES: usize = 10;

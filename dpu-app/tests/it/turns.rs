@@ -1,9 +1,7 @@
 //! Sessions take turns: a short fetch passes a long one.
 
-mod rig;
-
+use crate::rig::*;
 use host_ctl::Arrangement;
-use rig::*;
 
 const LONG: usize = 48;
 const TRIES: usize = 5;

@@ -1,11 +1,9 @@
 //! A miss is an answer: how many leading chunks are in place, and nothing past them is called so.
 
-mod rig;
-
+use crate::rig::*;
 use block::ChunkKey;
 use host_ctl::Arrangement;
 use mailbox::Status;
-use rig::*;
 
 const CHUNKS: usize = 6;
 

@@ -1,22 +1,18 @@
 //! A card comes back by itself: it starts without its store, says so everywhere, finds it, and SIGHUP changes what can be
 //! changed. What only the operator can mend ends it, with the code that the unit does not start again.
 
-mod rig;
-#[path = "../../crates/store/tests/servers/mod.rs"]
-mod servers;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::rig::process::{Dpu, Home, command, refused};
+use crate::rig::*;
+use crate::servers::{Server, free_port, program};
 use host_ctl::{Arrangement, CardStatus, Transfer};
 use mailbox::Status;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home, command, refused};
-use rig::*;
-use servers::{Server, free_port, program};
 
 const CHUNKS: usize = 2;
 
@@ -114,7 +110,7 @@ fn a_card_whose_store_is_late_answers_misses_says_so_and_finds_it() {
 
 /// What the unit does not start again.
 fn given_up() -> Vec<i32> {
-    let unit = include_str!("../../scripts/systemd/dpu-app.service");
+    let unit = include_str!("../../../scripts/systemd/dpu-app.service");
     let line =
         unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus=")).expect("a line of the unit");
     line.split_whitespace().map(|code| code.parse().expect("a number")).collect()

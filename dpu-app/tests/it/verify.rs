@@ -1,14 +1,12 @@
 //! With `--verify-dma` nothing that the DMA engine changed is reported as loaded or stored; without it, it is.
 
-mod rig;
-
 use std::sync::Arc;
 
+use crate::rig::*;
 use doca_emulator::FlipWay;
 use dpu_app::config::{SAMPLE_BLOCKS, Verify};
 use host_ctl::{Arrangement, Memory, Transfer};
 use mailbox::{Status, Tokens};
-use rig::*;
 
 const CHUNKS: usize = 24;
 /// Blocks of [`small`]'s card; what the mailbox moves is smaller.

@@ -1,19 +1,15 @@
 //! What sessions say reaches the tiers: whose chunks are, and what they are worth. A deadline cuts tails, not heads, and who
 //! waits for a slow store keeps nobody from what memory has.
 
-mod rig;
-#[path = "../../crates/store/tests/servers/mod.rs"]
-mod servers;
-
 use std::time::{Duration, Instant};
 
+use crate::rig::*;
+use crate::servers::proxy::Proxy;
+use crate::servers::{Server, program};
 use block::{ChunkKey, Importance};
 use host_ctl::{Arrangement, Client, Completion, Memory, Options, Transfer};
 use mailbox::Status;
-use rig::*;
 use serde_json::Value;
-use servers::proxy::Proxy;
-use servers::{Server, program};
 
 const CHUNKS: usize = 12;
 

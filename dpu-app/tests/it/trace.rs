@@ -1,16 +1,14 @@
 //! Why was this fetch late? The card says it, in the log and to `host-ctl trace`, by the ids that people know.
 
-mod rig;
-
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use crate::rig::process::{Dpu, Home};
+use crate::rig::*;
 use host_ctl::{Arrangement, CardStatus, Client, Transfer};
 use mailbox::Status;
 use nix::sys::signal::Signal;
-use rig::process::{Dpu, Home};
-use rig::*;
 use serde_json::Value;
 
 const CHUNKS: usize = 4;
