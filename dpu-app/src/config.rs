@@ -16,9 +16,9 @@ mod reload;
 mod verify;
 mod watchdog;
 
-/// Of [`Config::sessions`], unless somebody says otherwise: three engines with tensor parallelism 8.
+/// Default of [`Config::sessions`]: three engines with tensor parallelism 8.
 const SESSIONS: usize = 27;
-/// Cores from which the defaults are those of a BlueField-3 (16 Cortex-A78) instead of a laptop.
+/// Cores from which on the defaults suit a BlueField-3 (16 Cortex-A78) instead of a laptop.
 const CARD_CORES: usize = 12;
 
 /// How hosts may come.
@@ -47,21 +47,21 @@ impl Attach {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub attach: Attach,
-    /// Name that Comch servers have.
+    /// Name of the Comch servers.
     pub comch_name: String,
-    /// Functions of the host that are served, by PCI address or interface of their representors; none: all physical ones.
+    /// Functions of the host to serve, by PCI address or interface of their representors; empty: all physical ones.
     pub representors: Vec<String>,
     /// Unix socket that hosts of this machine attach to.
     pub socket: PathBuf,
     /// Store URL, e.g. `dir:/var/lib/kvlane?bytes=200G`.
     pub store: store::Url,
-    /// Do not start without a store that answers.
+    /// Refusal to start without a store that answers.
     pub require_store: bool,
-    /// Who has which part of the store's tiers.
+    /// Shares of the store's tiers, by namespace.
     pub namespaces: store::Namespaces,
     /// Device to open.
     pub device: doca::Selector,
-    /// How chunks are encoded when a host stores without saying how.
+    /// Recipe for chunks whose host names none.
     pub recipe: Recipe,
     /// Deflate level of the encoder, 1 (fast) to 12 (small).
     pub deflate_level: i32,
@@ -84,36 +84,36 @@ pub struct Config {
     pub dma_depth: usize,
     /// Hosts attached at the same time, the operator's session beside them.
     pub sessions: usize,
-    /// Hosts that come by Comch may drain, resume and stop the card, as the operator may by its socket.
+    /// Whether hosts that come by Comch may drain, resume and stop the card, as the operator may by its socket.
     pub allow_host_stop: bool,
     /// Chunks in progress.
     pub chunks: usize,
     /// Deadline of a request that names none.
     pub deadline: Live,
-    /// From when on a request is said to be slow; `None`: if its deadline has passed.
+    /// Age from which on a request counts as slow; with `None`, only its deadline counts.
     pub slow: Option<Duration>,
-    /// How long an attached host may take to finish its attach.
+    /// Time for a host to finish its attach.
     pub attach_timeout: Live,
-    /// Where metrics are served; `None`: nowhere.
+    /// Address of the metrics server; `None`: there is none.
     pub metrics: Option<SocketAddr>,
-    /// How long a session's mailbox is polled after its last command before it goes to sleep.
+    /// Time for which a session's mailbox is polled after its last command, before it goes to sleep.
     pub awake: Duration,
-    /// How long the engine thread sleeps, undisturbed by completions, while an engine has several operations queued: fewer
-    /// wake-ups where cores are few. 0 wakes for each.
+    /// How long the engine thread sleeps, undisturbed by completions, while an engine has several operations queued:
+    /// fewer wake-ups where cores are few. 0 wakes for each.
     pub moderation: Duration,
-    /// Never sleep: poll mailboxes all the time.
+    /// Whether mailboxes are polled all the time, without sleep.
     pub busy_poll: bool,
-    /// Check codes in software even if the engine's CRC is trusted.
+    /// Whether codes are checked in software even if the engine's CRC is trusted.
     pub software_crc: bool,
-    /// Inflate in software where the device cannot.
+    /// Whether software inflates where the device cannot.
     pub allow_software: bool,
-    /// Which blocks are read back from the host's pages and compared.
+    /// Blocks to read back from the host's pages and compare.
     pub verify_dma: Verify,
     /// Watchdog to notify (systemd).
     pub supervisor: Option<Watchdog>,
-    /// What is logged; `None`: what RUST_LOG says.
+    /// Level of the log; `None`: as RUST_LOG says.
     pub log_level: Option<log::LevelFilter>,
-    /// Through which a changed configuration comes.
+    /// Channel by which a changed configuration comes.
     pub reload: Reload,
 }
 
@@ -164,27 +164,28 @@ impl Config {
         .with_slots(if card { 32 } else { 16 })
     }
 
-    /// With so many slots, and what follows from them unless somebody says otherwise: stores hold half of them, the decompress
-    /// engine and chunks have one each. The DMA engine, in whose queue the mailbox stands too, has enough with a quarter.
+    /// Sets the slots, and what follows from their number by default: stores hold half of them, the decompress
+    /// engine and chunks have one each. The DMA engine, in whose queue the mailbox stands too, has enough with a
+    /// quarter.
     #[must_use]
     pub fn with_slots(self, slots: usize) -> Self {
         let (store_slots, chunks) = ((slots / 2).max(1), slots.min(CHUNKS_ACTIVE_MAX));
         Self { slots, store_slots, inflate_depth: slots, dma_depth: (slots / 4).max(slots.min(4)), chunks, ..self }
     }
 
-    /// Places for sessions: those of hosts, then the operator's.
+    /// Counts the places for sessions: those of hosts, then the operator's.
     #[must_use]
     pub fn places(&self) -> usize {
         self.sessions + SESSIONS_OF_OPERATOR
     }
 
-    /// Sizes of the areas of one slot.
+    /// Computes the sizes of one slot's areas.
     #[must_use]
     pub fn slot_bytes(&self) -> SlotBytes {
         SlotBytes::for_blocks(self.block_bytes)
     }
 
-    /// Checks every range.
+    /// Checks that every value is in its range.
     ///
     /// # Errors
     /// The first value that is out of its range, and the range.

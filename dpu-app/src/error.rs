@@ -14,7 +14,7 @@ use crate::hub::HubError;
 use crate::hub::fit::Unfit;
 use crate::workers::threads::StartError;
 
-/// Why the data plane did not start, or did not go on.
+/// Reason for which the data plane did not start, or did not go on.
 #[derive(Debug)]
 pub enum RunError {
     Config(ConfigError),
@@ -96,7 +96,7 @@ impl From<StartError> for RunError {
 }
 
 impl RunError {
-    /// The flag whose value is to blame, with its dashes.
+    /// Names the flag whose value is to blame, with its dashes.
     #[must_use]
     pub fn flag(&self) -> Option<&'static str> {
         match self {
@@ -112,8 +112,8 @@ impl RunError {
         }
     }
 
-    /// 2: only the operator can mend it, so that starting again is of no use (the unit's RestartPreventExitStatus); 3: the
-    /// device; 1: anything else, which may pass by itself.
+    /// 2: only the operator can mend it, so that starting again is of no use (the unit's RestartPreventExitStatus); 3:
+    /// the device; 1: anything else, which may pass by itself.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -136,13 +136,14 @@ impl RunError {
     }
 }
 
-/// The system lacks something at present: descriptors, memory, or an address that a network brings that comes up late.
+/// Tells whether the system only lacks something at present: descriptors, memory, or an address of a network that comes
+/// up late.
 fn may_pass(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EADDRNOTAVAIL | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS))
 }
 
-/// What to do where descriptors are lacking, which says nothing of what they were for.
+/// Says what to do where descriptors are lacking.
 fn lacking(error: &io::Error) -> Option<&'static str> {
     let errno = error.raw_os_error().map(Errno::from_raw)?;
     store::advice(errno).filter(|_| matches!(errno, Errno::EMFILE | Errno::ENFILE))

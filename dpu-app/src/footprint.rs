@@ -1,9 +1,10 @@
-//! All memory that the data plane takes in Init, one line for each consumer. It is a sum of limits: it does not grow with
-//! the size of a request or with the number of requests, and before hosts come the defaults stay within [`BYTES_MAX`].
+//! All memory that the data plane takes in Init, one line for each consumer. It is a sum of limits: it does not grow
+//! with the size of a request or with the number of requests, and before hosts come the defaults stay within
+//! [`BYTES_MAX`].
 //!
-//! What sessions take is counted as if all of them were there; each takes its part at its attach, and the next session of
-//! its place has it. Not in it: the program and the stacks of its threads, and what DOCA keeps for itself (tasks, buffers;
-//! the emulator's engines). `tests/it/footprint.rs` measures all of it together.
+//! What sessions take is counted as if all of them were there; each takes its part at its attach, and the next session
+//! of its place has it. Not in it: the program and the stacks of its threads, and what DOCA keeps for itself (tasks,
+//! buffers; the emulator's engines). `tests/it/footprint.rs` measures all of it together.
 
 use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
 use mailbox::layout::Base;
@@ -24,18 +25,18 @@ use crate::workers::line::{BLOCK_QUEUE, Numbered, QUEUE, Worked};
 use crate::workers::shared::{Prefix, Question};
 use crate::workers::unreadable::Unreadable;
 
-/// What the defaults of any machine take before hosts come.
+/// Most that the defaults of any machine take before hosts come, bytes.
 pub const BYTES_MAX: usize = 64 << 20;
 
 /// libdeflate's state of an encoder, rounded up: up to level 9, and from level 10 on, where it looks for an optimum.
 const ENCODER_BYTES: usize = 1 << 20;
 const ENCODER_BYTES_OPTIMUM: usize = 10 << 20;
-/// And of a decoder.
+/// State of a decoder.
 const DECODER_BYTES: usize = 16 << 10;
 /// K and V of each layer.
 const BASES_MAX: usize = 2 * block::LAYERS_MAX;
 
-/// Memory that is registered with the device, and so pinned: `(consumer, bytes)`, each in whole huge pages.
+/// Lists the memory that is registered with the device, and so pinned: `(consumer, bytes)`, each in whole huge pages.
 #[must_use]
 pub fn pinned(config: &Config) -> Vec<(&'static str, usize)> {
     let whole = |bytes: usize| bytes.next_multiple_of(doca::HUGE_PAGE_BYTES);
@@ -46,7 +47,7 @@ pub fn pinned(config: &Config) -> Vec<(&'static str, usize)> {
     ]
 }
 
-/// The store that the config names, as far as that can be known; without one, a directory.
+/// Outlines the store that the configuration names; a directory where it names none that can be known.
 fn outline(config: &Config) -> Outline {
     let limits = store_limits(config);
     store::outline(config.store.reveal(), &limits, &config.namespaces).unwrap_or_else(|_| {
@@ -57,7 +58,7 @@ fn outline(config: &Config) -> Outline {
     })
 }
 
-/// What is taken in Init, before hosts come: `(consumer, bytes)`.
+/// Lists what Init takes, before hosts come: `(consumer, bytes)`.
 fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
     let workers = 1 + config.fetch_workers + config.dequantize_workers + config.encode_workers;
     let encoder = if config.deflate_level > 9 { ENCODER_BYTES_OPTIMUM } else { ENCODER_BYTES };
@@ -79,7 +80,7 @@ fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
     ]
 }
 
-/// What sessions take when they attach, all of them there: `(consumer, bytes)`.
+/// Lists what all sessions take when they attach: `(consumer, bytes)`.
 fn of_sessions(config: &Config) -> Vec<(&'static str, usize)> {
     let places = config.places();
     let visitors = places + OPERATORS_MAX + REFUSED_MAX;
@@ -91,41 +92,41 @@ fn of_sessions(config: &Config) -> Vec<(&'static str, usize)> {
     ]
 }
 
-/// A server for each function of the host; one where nobody names any.
+/// Counts the Comch servers: one for each function of the host that is named, or one.
 fn servers(config: &Config) -> usize {
     if config.attach.has_comch() { config.representors.len().max(1) } else { 0 }
 }
 
-/// Bytes that one more session takes.
+/// Counts the bytes that one more session takes.
 #[must_use]
 pub fn of_session(config: &Config) -> usize {
     let channel = if config.attach.has_comch() { comch::memory_of_host() } else { 0 };
     Desk::bytes() + memory_of_session() + ATTACH_MESSAGE_MAX + channel
 }
 
-/// Beside its staging memory and its channel.
+/// Counts the bytes of a session beside its staging memory and its channel.
 fn memory_of_session() -> usize {
     REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Question::BYTES + Prefix::BYTES
 }
 
-/// Memory of the whole, with all sessions: `(consumer, bytes)`.
+/// Lists the memory of the whole, with all sessions: `(consumer, bytes)`.
 #[must_use]
 pub fn lines(config: &Config) -> Vec<(&'static str, usize)> {
     [fixed(config), of_sessions(config)].concat()
 }
 
-/// Of what lies between the engine thread and a worker.
+/// Counts the bytes of the queues between the engine thread and a worker.
 fn queue_bytes(places: usize) -> usize {
     places * (size_of::<Numbered>() + size_of::<Worked>()) + places.next_power_of_two() * size_of::<Option<Job>>()
 }
 
-/// Of all lines.
+/// Adds up the bytes of all consumers, with all sessions.
 #[must_use]
 pub fn total(config: &Config) -> usize {
     lines(config).iter().map(|(_, bytes)| bytes).sum()
 }
 
-/// Before hosts come.
+/// Adds up the bytes that are taken before hosts come.
 #[must_use]
 pub fn at_start(config: &Config) -> usize {
     fixed(config).iter().map(|(_, bytes)| bytes).sum()

@@ -1,5 +1,5 @@
-//! The commands that look ahead: `calibrate` measures this machine and proposes a config file, `simulate` asks the model of
-//! a card. Both print text, or one JSON object.
+//! The commands that look ahead: `calibrate` measures this machine and proposes a config file, `simulate` asks the
+//! model of a card. Both print text, or one JSON object.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,7 +20,8 @@ const FIGURES: usize = 6;
 
 #[derive(Debug, Args)]
 pub(crate) struct Calibrate {
-    /// Where blocks are read from: dir:PATH [default: the temporary directory]. What a network does is told by --link-gbps
+    /// Where blocks are read from: dir:PATH [default: the temporary directory]. What a network does is told by
+    /// --link-gbps
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// Write the proposal here, for `dpu-app run --config FILE` [default: print it]

@@ -1,8 +1,9 @@
 //! The engine thread: the one thread that decides anything in the data plane.
 //!
 //! It owns the progress engine and its three contexts (inflate, bulk DMA, mailbox DMA), the sessions, and the pipeline:
-//! the chunks in progress and the states of the slots, whose decisions (scheduler.rs) the simulator runs too. Each turn it takes what has completed, gives out what can start, and sleeps
-//! when there was nothing to do. Bytes are touched by workers and engines only.
+//! the chunks in progress and the states of the slots, whose decisions (scheduler.rs) the simulator runs too. Each turn
+//! it takes what has completed, gives out what can start, and sleeps when there was nothing to do. Bytes are touched by
+//! workers and engines only.
 //!
 //! ```text
 //!             +------------------------- Hub::turn -------------------------+
@@ -64,16 +65,16 @@ use crate::workers::board::HubState;
 use crate::workers::crew::{Crew, Crews, PASSED_OVER};
 use crate::workers::shared::Shared;
 
-/// How often sockets are looked at while there is other work.
+/// Interval of looks at the sockets while there is other work.
 const ATTEND_EVERY: Duration = Duration::from_micros(500);
-/// How often deadlines are looked at.
+/// Interval of looks at the deadlines.
 const DEADLINE_EVERY: Duration = Duration::from_millis(5);
 /// Operations on one engine from which a sleep may be a fixed time instead of until the next completion.
 pub(crate) const MODERATED_DEPTH: usize = 5;
-/// How long an engine may sit on work without completing any before the device is given up.
+/// Time without a completion, with work in flight, after which the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why the data plane stops by itself.
+/// Reason for which the data plane stops by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HubError {
     /// The device failed for good.
@@ -113,7 +114,7 @@ fn system(call: &'static str) -> impl FnOnce(Errno) -> HubError {
     move |errno| HubError::System { call, errno }
 }
 
-/// The engine thread's state. See the module's head.
+/// The engine thread's state.
 pub struct Hub<'a, 's> {
     pub(crate) shared: &'a Shared<'s>,
     pub(crate) device: Device,
@@ -126,18 +127,18 @@ pub struct Hub<'a, 's> {
     pub(crate) inflate: Option<Engine>,
     pub(crate) bulk: Engine,
     pub(crate) mail: Engine,
-    /// What is in progress.
+    /// Chunks, slots and queues in progress.
     pub(crate) pipeline: Pipeline,
     pub(crate) sessions: Vec<Option<Session>>,
-    /// Staging memory that no session has, and how many there are of it in all.
+    /// Desks that no session has, and the number of all desks.
     pub(crate) desks: Vec<Desk>,
     pub(crate) desks_made: usize,
     pub(crate) visitors: Vec<Visitor>,
     pub(crate) listeners: Vec<Box<dyn Listener>>,
-    /// By listener: until when it rests, because it was out of descriptors.
+    /// End of each listener's rest, which it takes when it is out of descriptors.
     pub(crate) rests: Vec<Option<Instant>>,
     pub(crate) epoll: Epoll,
-    /// A wake-up was asked of the progress engine and has not come.
+    /// Whether a wake-up was asked of the progress engine and has not come.
     pub(crate) armed: bool,
     pub(crate) state: HubState,
     pub(crate) started: Instant,
@@ -151,7 +152,7 @@ pub struct Hub<'a, 's> {
     pub(crate) marks: Marks,
     pub(crate) notices: Notices,
     pub(crate) store_watch: StoreWatch,
-    /// What the last look at the workers found.
+    /// Findings of the last look at the workers.
     pub(crate) stuck: StuckWorkers,
     complaints: Complaints,
     pub(crate) attach_buffer: Vec<u8>,
@@ -164,7 +165,7 @@ impl std::fmt::Debug for Hub<'_, '_> {
     }
 }
 
-/// What epoll says woke us: these, or a session or visitor by its place.
+/// Reasons for a wake-up in epoll's user data: these, or a session or visitor by its place.
 pub(crate) mod tag {
     pub(crate) const ENGINE: u64 = 1 << 32;
     pub(crate) const BELL: u64 = 2 << 32;
@@ -176,10 +177,10 @@ pub(crate) mod tag {
 }
 
 impl<'a, 's> Hub<'a, 's> {
-    /// Init: creates the contexts, checks the engine against a known block, allocates every table.
+    /// Creates the contexts, checks the engine against a known block, allocates every table. Init only.
     ///
     /// # Errors
-    /// What the device or the system refused.
+    /// Says what the device or the system refused.
     pub fn new(
         shared: &'a Shared<'s>,
         device: Device,
@@ -255,7 +256,7 @@ impl<'a, 's> Hub<'a, 's> {
         })
     }
 
-    /// The inflate engine, if it is to be used, and whether its CRC-32 can stand for ours.
+    /// Opens the inflate engine, if it is to be used, and tests whether its CRC-32 can stand for ours.
     fn inflate_engine(
         engine: &ProgressEngine,
         device: &Device,
@@ -272,7 +273,7 @@ impl<'a, 's> Hub<'a, 's> {
         Ok((Some(Engine::new(context)), trusted && !config.software_crc))
     }
 
-    /// The engine's CRC-32 is what we think it is.
+    /// Tells whether the engine's CRC-32 can stand for ours.
     pub(crate) fn crc_trusted(&self) -> bool {
         self.pipeline.inflater.is_some_and(|inflater| inflater.crc_trusted)
     }
@@ -283,7 +284,7 @@ impl<'a, 's> Hub<'a, 's> {
         self.state = next;
     }
 
-    /// Steady until somebody asks to stop and everything has drained.
+    /// Runs until somebody asks to stop and everything has drained.
     ///
     /// # Errors
     /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed.
@@ -300,7 +301,7 @@ impl<'a, 's> Hub<'a, 's> {
         Ok(())
     }
 
-    /// One turn; `true` if anything happened.
+    /// Runs one turn; `true` if anything happened.
     fn turn(&mut self) -> Result<bool, HubError> {
         self.now = Instant::now();
         self.supervisor.alive(self.now);
@@ -325,7 +326,7 @@ impl<'a, 's> Hub<'a, 's> {
         Ok(busy)
     }
 
-    /// The session in a place that a copy, a job or a command of it names.
+    /// Borrows the session in a place that a copy, a job or a command of it names.
     pub(crate) fn session(&mut self, index: usize) -> &mut Session {
         self.sessions[index].as_mut().expect("a session stays while a copy, a job or a command of it is in progress")
     }
@@ -334,7 +335,7 @@ impl<'a, 's> Hub<'a, 's> {
         [&self.askers, &self.fetchers, &self.dequantizers, &self.encoders]
     }
 
-    /// Whether the engines have so much to do that nobody misses us for the time of a moderated sleep.
+    /// Tells whether the engines have enough to do for the time of a moderated sleep.
     fn is_deep(&self) -> bool {
         let inflating = self.inflate.as_ref().map_or(0, |engine| engine.context.in_flight());
         let deep = inflating.max(self.bulk.context.in_flight()) >= MODERATED_DEPTH;
@@ -366,7 +367,7 @@ impl<'a, 's> Hub<'a, 's> {
         attended.map(|_| ())
     }
 
-    /// How long nobody will miss us.
+    /// Computes the longest permitted sleep.
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
         let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
@@ -393,7 +394,7 @@ impl<'a, 's> Hub<'a, 's> {
         }
     }
 
-    /// An engine that sits on its work for too long will not come back by itself.
+    /// Gives the device up if an engine sits on its work for too long: it will not come back by itself.
     fn check_engines(&self) -> Result<(), HubError> {
         for engine in self.inflate.iter().chain([&self.bulk, &self.mail]) {
             if engine.context.in_flight() > 0 && self.now - engine.last_progress > ENGINE_TIMEOUT {
@@ -416,7 +417,7 @@ impl<'a, 's> Hub<'a, 's> {
             && !self.sessions.iter().flatten().any(waiting)
     }
 
-    /// From now on nothing new is taken; hosts see it in the card's line.
+    /// Stops taking anything new; hosts see it in the card's line.
     pub(crate) fn drain(&mut self, leave: bool) {
         let next = HubState::Draining { leave };
         if !self.state.may_become(next) {
@@ -433,7 +434,7 @@ impl<'a, 's> Hub<'a, 's> {
         }
     }
 
-    /// A drain is over: new requests are taken again, and hosts see it in the card's line.
+    /// Ends a drain: new requests are taken again, and hosts see it in the card's line.
     pub(crate) fn resume(&mut self) -> Status {
         match self.state {
             HubState::Steady => return Status::Ok,

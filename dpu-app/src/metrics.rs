@@ -1,4 +1,5 @@
-//! `--metrics ADDR:PORT`: a small HTTP server for the operator's monitoring, in a thread of its own that asks for little.
+//! `--metrics ADDR:PORT`: a small HTTP server for the operator's monitoring, in a thread of its own that asks for
+//! little.
 //!
 //! ```text
 //!   /metrics      Prometheus text, version 0.0.4                    families.rs, docs/metrics.md
@@ -6,14 +7,14 @@
 //!   /status       the JSON of `host-ctl status --json`              status.rs
 //!   /config       what start-up prints, as JSON
 //! ```
-//! It reads counters, takes no lock that a worker may want, and asks the engine thread to show itself (board.rs) at most every 100 ms; an engine thread that
-//! does not answer costs it a quarter of a second, once. All memory is taken at start: a fixed table of connections with
-//! fixed buffers, none of which may stay longer than two seconds, whatever its client does. When the table is full the
-//! oldest makes room for the newest.
+//! It reads counters, takes no lock that a worker may want, and asks the engine thread to show itself (board.rs) at
+//! most every 100 ms; an engine thread that does not answer costs it a quarter of a second, once. All memory is taken
+//! at start: a fixed table of connections with fixed buffers, none of which may stay longer than two seconds, whatever
+//! its client does. When the table is full the oldest makes room for the newest.
 //!
-//! It refuses: methods other than GET and HEAD, request heads over 4 KiB, and to keep a connection open after its answer.
-//! Nothing can be changed through it. It knows no passwords and no TLS: on another address than loopback whoever can
-//! reach it can read it.
+//! It refuses: methods other than GET and HEAD, request heads over 4 KiB, and to keep a connection open after its
+//! answer. Nothing can be changed through it. It knows no passwords and no TLS: on another address than loopback
+//! whoever can reach it can read it.
 
 use std::fmt::Write as _;
 use std::io;
@@ -46,20 +47,20 @@ pub const CONNECTIONS_MAX: usize = 8;
 pub const REQUEST_BYTES: usize = 4 << 10;
 /// Bytes of the longest answer: 18 KiB now, and room for families with a `node` label.
 pub const REPLY_BYTES: usize = 64 << 10;
-/// From being accepted to being closed.
+/// Longest life of a connection, from being accepted to being closed.
 pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Rest after `accept` failed: it is out of descriptors, and would fail again at once.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// `nice` of the thread: everything else goes first, and on a card that is busy it still gets a tenth of a core.
 const NICE: i32 = 10;
 
-/// Bytes of all its connections.
+/// Counts the bytes of all connections.
 #[must_use]
 pub(crate) fn memory_bytes() -> usize {
     CONNECTIONS_MAX * (REQUEST_BYTES + connection::HEAD_BYTES + REPLY_BYTES)
 }
 
-/// `ADDR:PORT`, or a port alone, which means loopback.
+/// Parses `ADDR:PORT`, or a port alone, which means loopback.
 ///
 /// # Errors
 /// It is neither.
@@ -117,7 +118,7 @@ impl Server {
     }
 }
 
-/// Sends the metrics thread home.
+/// Ends the metrics thread when it is dropped.
 #[derive(Debug)]
 pub struct Leave<'a>(&'a EventFd);
 
@@ -128,7 +129,7 @@ impl Drop for Leave<'_> {
     }
 }
 
-/// What `/config` answers: every value that start-up prints.
+/// Writes the answer of `/config`: every value that start-up prints.
 fn config_text(shared: &Shared<'_>, device: &str, settings: &[(&str, String)], address: SocketAddr) -> String {
     let mut text = String::new();
     let (version, flavour) = (Quoted(env!("CARGO_PKG_VERSION")), Quoted(doca::FLAVOUR));
@@ -223,7 +224,7 @@ impl Desk<'_, '_> {
 struct Ready {
     leave: bool,
     listener: bool,
-    /// By place.
+    /// Connections that are ready, a bit for each place.
     connections: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Named figures for the simulator: shapes of models, ratios that were measured, and a BlueField-3 as far as it is known.
-//! What nobody measured on a card is an assumption and says so.
+//! Named figures for the simulator: shapes of models, ratios that were measured, and a BlueField-3 as far as it is
+//! known. What nobody measured on a card is an assumption and says so.
 
 use block::{ElementType, Geometry, Recipe, Transform};
 
@@ -16,8 +16,8 @@ pub struct Preset {
     pub note: &'static str,
 }
 
-/// `Geometry` has K and V of one shape. A latent cache (MLA: 61 layers x 576 elements, no V) is cut in halves here, 288 as
-/// K and 288 as V: the bytes, blocks and rows are right, the names are not.
+/// `Geometry` has K and V of one shape. A latent cache (MLA: 61 layers x 576 elements, no V) is cut in halves here, 288
+/// as K and 288 as V: the bytes, blocks and rows are right, the names are not.
 pub const PRESETS: [Preset; 4] = [
     Preset { name: "llama-3.1-8b", layers: 32, heads: 8, head_size: 128, note: "" },
     Preset { name: "mistral-7b", layers: 32, heads: 8, head_size: 128, note: "the same KV shape as llama-3.1-8b" },
@@ -97,8 +97,8 @@ pub const CARD_COPY_GB_S: f64 = 10.0;
 pub const CARD_FETCH_GB_S: f64 = 2.0;
 /// Assumed: the engine thread's time for an event.
 pub const CARD_EVENT_NS: f64 = 1_000.0;
-/// The emulator's default timing, which reproduces the inflate engine of a BlueField-3 within a tenth (docs/emulator.md).
-/// For the DMA engine no measurement is known: the same figures stand for it.
+/// The emulator's default timing, which reproduces the inflate engine of a BlueField-3 within a tenth
+/// (docs/emulator.md). For the DMA engine no measurement is known: the same figures stand for it.
 pub const CARD_ENGINE: EngineModel =
     EngineModel { task_ns: 5_000.0, ns_per_byte: 0.04, depth: 8.0, software_ns_per_byte: 0.0, threads: 0 };
 

@@ -29,11 +29,11 @@ use crate::pipeline::slots::{SlotState, SlotTable, Ticket};
 use crate::pipeline::turns::Turns;
 use crate::pipeline::verify::Verifier;
 
-/// What the engine that inflates can do.
+/// Abilities of the engine that inflates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Inflater {
     pub lz4: bool,
-    /// Its CRC-32 stands for ours.
+    /// Whether its CRC-32 stands for ours.
     pub crc_trusted: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct Pipeline {
     pub(crate) inflater: Option<Inflater>,
     store_slots: usize,
     sessions: usize,
-    /// Where the next turn begins to look for requests, so that sessions take turns.
+    /// Session at which the next turn begins to look for requests, so that sessions take turns.
     first_session: usize,
 }
 
@@ -81,12 +81,12 @@ impl Pipeline {
         }
     }
 
-    /// The chunk in a seat that a slot or a job names.
+    /// Borrows the chunk in a seat that a slot or a job names.
     pub(crate) fn flow(&mut self, seat: Seat) -> &mut Flow {
         self.flows[usize::from(seat.0)].as_mut().expect("a seat stays taken while anything of it is in flight")
     }
 
-    /// Seats that chunks of this direction may take: the store path leaves most of them to fetches.
+    /// Counts the seats that chunks of this direction may take: the store path leaves most of them to fetches.
     fn seats(&self, direction: Direction) -> usize {
         match direction {
             Direction::Fetch => self.flows.len(),
@@ -94,18 +94,18 @@ impl Pipeline {
         }
     }
 
-    /// Seats that are kept for sessions which have none.
+    /// Counts the seats that are kept for sessions which have none.
     fn seats_kept(&self) -> usize {
         (self.sessions - 1).min(self.flows.len() / 4)
     }
 
-    /// Slots that are kept for sessions which hold fewer than these: what waits for the network, in all the slots that one
-    /// session can have, is not what a hit in memory waits for.
+    /// Counts the slots that are kept for sessions which hold fewer than these: what waits for the network, in all the
+    /// slots that one session can have, is not what a hit in memory waits for.
     fn slots_kept(&self) -> usize {
         (self.sessions - 1).min(self.slots.size() / 8)
     }
 
-    /// A seat for one more chunk of this session and direction.
+    /// Finds a seat for one more chunk of this session and direction.
     pub(crate) fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
         let taken = |wanted: &dyn Fn(&Flow) -> bool| self.flows.iter().flatten().filter(|flow| wanted(flow)).count();
         let free = self.flows.iter().position(Option::is_none)?;
@@ -115,7 +115,7 @@ impl Pipeline {
         may.then_some(Seat(free as u16))
     }
 
-    /// A chunk takes a seat that was free.
+    /// Puts a chunk into a seat that was free.
     pub(crate) fn sit(&mut self, seat: Seat, flow: Flow) {
         let place = &mut self.flows[usize::from(seat.0)];
         assert!(place.is_none(), "{seat:?} is taken");
@@ -130,8 +130,8 @@ impl Pipeline {
         self.order.retain(|other| *other != seat);
     }
 
-    /// Whose block of this direction gets the next free slot, if anybody's does: fetches by the turns of their sessions, the oldest chunk of
-    /// a session first; stores by age.
+    /// Finds the chunk whose block of this direction gets the next free slot, if any does: fetches by the turns of
+    /// their sessions, the oldest chunk of a session first; stores by age.
     pub(crate) fn next_in_line(&mut self, direction: Direction) -> Option<Seat> {
         let (kept, free) = (self.slots_kept(), self.slots.free());
         let may = |session: usize| free > kept || free > 0 && self.held[session] < kept;
@@ -169,7 +169,7 @@ impl Pipeline {
         self.to_transfer.push((self.slots.at(slot).turn, slot)).expect("a place per slot");
     }
 
-    /// A slot is free again.
+    /// Frees a slot.
     pub(crate) fn free_slot(&mut self, slot: Ticket) {
         let work = *self.slots.at(slot);
         let session = self.flow(work.seat).session;
@@ -180,12 +180,12 @@ impl Pipeline {
         self.slots.set(slot, SlotState::Free);
     }
 
-    /// Whether the store path holds as many slots as it may.
+    /// Tells whether the store path holds as many slots as it may.
     pub(crate) fn stores_are_full(&self) -> bool {
         self.slots.storing() >= self.store_slots
     }
 
-    /// The sessions, each once; another one comes first at each call.
+    /// Lists the sessions, each once; another one comes first at each call.
     pub(crate) fn sessions_in_turn(&mut self) -> impl Iterator<Item = usize> + use<> {
         let (first, sessions) = (self.first_session, self.sessions);
         self.first_session = (first + 1) % sessions;
@@ -193,7 +193,7 @@ impl Pipeline {
     }
 }
 
-/// How an engine answered a submission.
+/// Answer of an engine to a submission.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Launch {
     Started,
@@ -204,7 +204,7 @@ pub enum Launch {
     Failed(Failure),
 }
 
-/// What an inflate operation came to.
+/// Result of an inflate operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Inflated {
     Right,
@@ -216,7 +216,7 @@ pub enum Inflated {
     },
 }
 
-/// What came of a transfer that failed.
+/// Result of a transfer that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unreached {
     pub error: doca::Error,
@@ -232,34 +232,34 @@ pub trait World {
     /// Gives a job to a worker of its crew; exactly one [`crate::pipeline::job::Done`] comes back later.
     fn give(&mut self, job: Job);
 
-    /// A block has been given its slot. For those who take the time.
+    /// Takes note that a block has been given its slot. For worlds that take the time.
     fn slot_taken(&mut self, _slot: Ticket) {}
 
-    /// Whether the inflate engine takes one more operation now. Asked only where there is an engine.
+    /// Tells whether the inflate engine takes one more operation now. Asked only where there is an engine.
     fn inflate_has_room(&self) -> bool;
 
     /// Submits wire -> codes of a slot.
     fn inflate(&mut self, slot: Ticket) -> Launch;
 
-    /// Whether the DMA engine takes one more operation now.
+    /// Tells whether the DMA engine takes one more operation now.
     fn transfer_has_room(&self) -> bool;
 
     /// Submits the slot's bytes to or from the host's pages, as its state says.
     fn transfer(&mut self, slot: Ticket) -> Launch;
 
-    /// A slot's block is over, however it ended: what was borrowed for it goes back.
+    /// Gives back what was borrowed for a slot's block, which is over, however it ended.
     fn let_go(&mut self, slot: Ticket);
 
-    /// Moves the oldest unfinished request of a session on, by `free_seat` and `sit`; `true` if
+    /// Advances the oldest unfinished request of a session, by `free_seat` and `sit`; `true` if
     /// anything happened.
     fn start_chunks(&mut self, session: usize) -> bool;
 
-    /// A chunk has ended, the first time that this is known of it: its request is to hear.
+    /// Tells a chunk's request, once, how the chunk has ended.
     fn concluded(&mut self, seat: Seat, result: Result<(), Failure>);
 
-    /// A block's comparison found a difference: it goes again, or its chunk fails.
+    /// Takes note that a block's comparison found a difference: it goes again, or its chunk fails.
     fn differed(&mut self, slot: Ticket, goes_again: bool);
 
-    /// A session's memory cannot be reached: it ends.
+    /// Ends a session whose memory cannot be reached.
     fn unreachable(&mut self, session: usize, error: doca::Error);
 }

@@ -1,6 +1,6 @@
-//! The best configuration that the simulator finds for a machine: every block size that was profiled, every split of the
-//! cores, slots and depths. Among those within a hundredth of the best the one nearest to the defaults: what the model cannot
-//! tell apart it does not change.
+//! The best configuration that the simulator finds for a machine: every block size that was profiled, every split of
+//! the cores, slots and depths. Among those within a hundredth of the best the one nearest to the defaults: what the
+//! model cannot tell apart it does not change.
 
 use crate::config::Config;
 use crate::profile::{BlockProfile, Profile, engine_model};

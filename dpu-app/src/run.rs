@@ -18,7 +18,8 @@ use crate::workers::affinity;
 use crate::workers::shared::Shared;
 use crate::workers::threads::{Leaving, Lines};
 
-/// Runs until `stop` is rung or a host says `Stop`, and everything has drained. `ready` is called when hosts can attach.
+/// Runs until `stop` is rung or a host says `Stop`, and everything has drained. `ready` is called when hosts can
+/// attach.
 ///
 /// # Errors
 /// See [`RunError`]: the operator's mistakes come before anything is allocated.
@@ -28,7 +29,7 @@ pub fn run(config: &Config, stop: &EventFd, ready: impl FnOnce()) -> Result<(), 
     serve(config, device, store.as_ref(), slab, stop, ready)
 }
 
-/// What was found before anything is made.
+/// What [`check`] found, before anything is made.
 #[derive(Debug)]
 pub struct Checked {
     pub device: Device,
@@ -36,7 +37,8 @@ pub struct Checked {
     pub store: store::Outline,
 }
 
-/// All that can be refused in advance: `run` begins with it, and `dpu-app limits` is it. Opens the device and nothing else.
+/// Checks all that can be refused in advance: `run` begins with it, and `dpu-app limits` is it. Opens the device and
+/// nothing else.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -50,7 +52,7 @@ pub fn check(config: &Config) -> Result<Checked, RunError> {
     Ok(Checked { device, fit, store })
 }
 
-/// The device that was named, or an error that says which there are.
+/// Opens the device that was named, or says which there are.
 fn open(wanted: &Selector) -> Result<Device, RunError> {
     Device::open(wanted).map_err(|error| match error.code {
         Code::NOT_FOUND => match Device::list() {
@@ -61,7 +63,7 @@ fn open(wanted: &Selector) -> Result<Device, RunError> {
     })
 }
 
-/// The same with a device and a store that the caller opened, and the slab that it lends from.
+/// Runs with a device and a store that the caller opened, and the slab that the store lends from.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -109,7 +111,7 @@ pub fn serve(
     })
 }
 
-/// Says what is about to run, once everything was allocated.
+/// Logs what is about to run, once everything was allocated.
 fn announce(device: &str, shared: &Shared<'_>, settings: &[(&str, String)]) {
     log::info!("device {device}");
     log::info!("store {}", shared.store.describe());

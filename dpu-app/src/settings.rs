@@ -6,7 +6,7 @@ use crate::config::{Config, SAMPLE_BLOCKS, SESSIONS_OF_OPERATOR, VERIFY_TRIES, V
 use crate::count::trace;
 use crate::footprint;
 
-/// Every limit, one line each, as start-up prints them.
+/// Lists every limit as `(name, value)`, in the order in which start-up prints them.
 #[must_use]
 pub fn lines(config: &Config) -> Vec<(&'static str, String)> {
     let slot = config.slot_bytes();
@@ -51,7 +51,7 @@ pub fn lines(config: &Config) -> Vec<(&'static str, String)> {
     .collect()
 }
 
-/// What all of it takes, consumer by consumer.
+/// Lists the memory that all of it takes, consumer by consumer.
 fn memory(config: &Config) -> Vec<(&'static str, String)> {
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let line = |(name, bytes): &(&str, usize)| format!("{name} {:.2}", mib(*bytes));

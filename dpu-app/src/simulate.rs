@@ -1,11 +1,11 @@
-//! The pipeline in virtual time: the real [`Scheduler`] over the real tables, in a [`World`] of queues instead of threads
-//! and engines. Discrete events; the same parameters give the same answer. It allocates: it is no data plane.
+//! The pipeline in virtual time: the real [`Scheduler`] over the real tables, in a [`World`] of queues instead of
+//! threads and engines. Discrete events; the same parameters give the same answer. It allocates: it is no data plane.
 //!
-//! What is modelled: a link (rate, latency, cost of a request), workers (each a queue, chosen by the crew's own rule) that
-//! need one of the machine's cores and a share of its memory, the inflate and DMA engines (the emulator's timing model:
-//! occupancy and depth, docs/emulator.md; and the threads of an engine made of software), and the engine thread: its time
-//! for each event, its moderated sleep. Not modelled: the store path, failures, the mailbox, caches. Memory serves in the
-//! order in which it is asked, cores too; every block has the average ratio.
+//! What is modelled: a link (rate, latency, cost of a request), workers (each a queue, chosen by the crew's own rule)
+//! that need one of the machine's cores and a share of its memory, the inflate and DMA engines (the emulator's timing
+//! model: occupancy and depth, docs/emulator.md; and the threads of an engine made of software), and the engine thread:
+//! its time for each event, its moderated sleep. Not modelled: the store path, failures, the mailbox, caches. Memory
+//! serves in the order in which it is asked, cores too; every block has the average ratio.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -60,9 +60,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Bytes that fetch, inflate, dequantize and DMA read and write of the shared memory for each restored byte: the network
-    /// writes what comes and the kernel's copy reads and writes it; each stage then reads what the one before made. What the
-    /// DMA engine writes is the host's memory.
+    /// Bytes that fetch, inflate, dequantize and DMA read and write of the shared memory for each restored byte: the
+    /// network writes what comes and the kernel's copy reads and writes it; each stage then reads what the one before
+    /// made. What the DMA engine writes is the host's memory.
     #[must_use]
     pub fn traffic(&self) -> [f64; 4] {
         let (wire, codes) = (1.0 / self.ratio, 1.0 / self.tile_per_codes);

@@ -1,5 +1,5 @@
-//! Stages of a fetch alone, one after the other, or together: the real scheduler over the real tables, workers, engines and
-//! ring of a config, without mailbox and sessions. For benchmarks; it allocates, and is no data plane.
+//! Stages of a fetch alone, one after the other, or together: the real scheduler over the real tables, workers, engines
+//! and ring of a config, without mailbox and sessions. For benchmarks; it allocates, and is no data plane.
 //!
 //! ```text
 //!   Together   as the hub runs them

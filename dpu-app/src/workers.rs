@@ -1,4 +1,5 @@
-//! The worker threads: what they do to bytes, the queues that lie between them and the engine thread, and what all threads share.
+//! The worker threads: what they do to bytes, the queues that lie between them and the engine thread, and what all
+//! threads share.
 
 pub mod affinity;
 pub mod bell;

@@ -46,8 +46,8 @@ impl Watched {
     }
 }
 
-// SAFETY: every call is passed on unchanged to the system's allocator, which upholds the contract; what is done beside it
-// touches atomics and a plain cell of the calling thread, and allocates only with that cell saying so.
+// SAFETY: every call is passed on unchanged to the system's allocator, which upholds the contract; what is done beside
+// it touches atomics and a plain cell of the calling thread, and allocates only with that cell saying so.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.asked(layout.size());
@@ -57,7 +57,8 @@ unsafe impl GlobalAlloc for Watched {
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         self.asked(bytes);
-        // SAFETY: `ptr` came from `alloc` above, hence from `System`, with this `layout`; the rest is the caller's promise.
+        // SAFETY: `ptr` came from `alloc` above, hence from `System`, with this `layout`; the rest is the caller's
+        // promise.
         unsafe { System.realloc(ptr, layout, bytes) }
     }
 

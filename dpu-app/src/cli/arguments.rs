@@ -24,8 +24,8 @@ use crate::cli::limits_report;
 use crate::cli::scrubbing::{Scrub, scrub_store};
 use crate::forecast::{Calibrate, Simulate};
 
-/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
-/// or `0.1.0 (emulator)`.
+/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK
+/// 2.10.0087)`, or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let build = option_env!("KVLANE_BUILD").unwrap_or_default();
     format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
@@ -48,10 +48,11 @@ pub(crate) struct Arguments {
 enum Command {
     /// Run the data plane until SIGTERM, SIGINT or `host-ctl stop`
     Run(Box<Run>),
-    /// Print every limit, and the memory, that `run` with these flags would have, or refuse what it would refuse; nothing is opened
-    /// but the device
+    /// Print every limit and the memory that `run` would have with these flags, or the error with which it would refuse
+    /// them; only the device is opened
     Limits(Box<Limits>),
-    /// List the devices that DOCA sees, what their engines can do, and the functions of the host that they stand for
+    /// List the devices that DOCA sees, the abilities of their engines, and the functions of the host that they
+    /// represent
     Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
@@ -79,41 +80,46 @@ enum Way {
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// File of `flag = value` lines, flags as below without the dashes; a # at the start of a line or behind a space starts a comment
+    /// File of `flag = value` lines, with the flags below without their dashes; a # at the start of a line or after a
+    /// space begins a comment
     #[arg(long, env = "KVLANE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where chunks live: dir:PATH[?bytes=200G&...] or redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...] or tiers:...; docs/stores.md and docs/tiers.md have all options
+    /// Store of the chunks: dir:PATH[?bytes=200G&...] or
+    /// redis[s]://[USER:PASSWORD@]HOST[:PORT][,...][/DB][?ttl-s=N&...] or tiers:...; docs/stores.md and docs/tiers.md
+    /// have all options
     #[arg(long, env = "KVLANE_STORE", value_name = "URL", hide_env_values = true)]
     store: store::Url,
-    /// End with code 1 if the store is not there or does not take us at start. Without this dpu-app starts without it, answers
-    /// misses, and tries again
+    /// Exit with code 1 if the store is absent or refuses the login at start. Without this flag dpu-app starts all the
+    /// same, answers with misses, and tries again
     #[arg(long, env = "KVLANE_REQUIRE_STORE")]
     require_store: bool,
-    /// What sessions of a namespace may hold of each tier, once or more: LEAST is never taken from them, MOST never
-    /// exceeded [default: 100%], both bytes (8G) or parts of a tier (25%). Sessions that name no namespace of these are of `default`
+    /// Share of each tier for the sessions of a namespace; may be repeated: LEAST is never taken from them, MOST never
+    /// exceeded [default: 100%], both in bytes (8G) or as a part of the tier (25%). Sessions that name none of these
+    /// namespaces belong to `default`
     #[arg(long, env = "KVLANE_TIER_QUOTA", value_name = "NAME=LEAST[..MOST]", value_delimiter = ',')]
     tier_quota: Vec<String>,
-    /// Namespace from which others take nothing that it holds, up to the MOST of its quota; once or more
+    /// Namespace whose chunks others never displace, up to the MOST of its quota; may be repeated
     #[arg(long, env = "KVLANE_TIER_PIN", value_name = "NAME", value_delimiter = ',')]
     tier_pin: Vec<String>,
-    /// How hosts may attach
+    /// Ways by which hosts may attach
     #[arg(long, env = "KVLANE_ATTACH", value_name = "WAY", value_enum, default_value_t = Way::Both)]
     attach: Way,
     /// Name that hosts ask for by DOCA Comch
     #[arg(long, env = "KVLANE_COMCH_NAME", value_name = "NAME", default_value = mailbox::attach::SERVICE_NAME)]
     comch_name: String,
-    /// Function of the host to serve by Comch: PCI address or interface of its representor, once or more [default: every
-    /// physical function]
+    /// Function of the host to serve by Comch: PCI address or interface of its representor; may be repeated [default:
+    /// every physical function]
     #[arg(long, env = "KVLANE_REPRESENTOR", value_name = "NAME", value_delimiter = ',')]
     representor: Vec<String>,
     /// Unix socket that hosts on this machine attach to
     #[arg(long, env = "KVLANE_SOCKET", value_name = "PATH", default_value = "/run/kvlane/dpu-app.sock")]
     socket: PathBuf,
-    /// Device by PCI address or IB name; without it the first that can inflate and do DMA, else that can do DMA
+    /// Device, by PCI address or IB name [default: the first with inflate and DMA engines, or else the first with a DMA
+    /// engine]
     #[arg(long, short, env = "KVLANE_DEVICE", value_name = "NAME")]
     device: Option<String>,
-    /// How chunks are stored when a host does not say: lossless keeps every bit; q8, q6, q5, q4, q3, q4p and cachegen are lossy
-    /// and smaller; each with +deflate, +lz4 or +raw
+    /// Recipe for chunks whose host names none: lossless keeps every bit; q8, q6, q5, q4, q3, q4p and cachegen are
+    /// lossy and smaller; each with +deflate, +lz4 or +raw
     #[arg(long, env = "KVLANE_RECIPE", value_name = "RECIPE", default_value = "lossless")]
     recipe: Recipe,
     /// Deflate level of the encoder, 1 (fast) to 12 (small)
@@ -152,8 +158,8 @@ pub(crate) struct Run {
     /// Transfers in flight on the DMA engine [default: a quarter of the slots, at least 4]
     #[arg(long, env = "KVLANE_DMA_DEPTH", value_name = "N")]
     dma_depth: Option<usize>,
-    /// Hosts attached at the same time; one more is for the card's operator, by the socket. An engine has one for each
-    /// tensor-parallel rank and one for its scheduler
+    /// Hosts attached at the same time; one more place is for the card's operator, by the socket. A serving engine
+    /// takes one for each tensor-parallel rank and one for its scheduler
     #[arg(long, env = "KVLANE_SESSIONS", value_name = "N", default_value_t = defaults().sessions)]
     sessions: usize,
     /// Let hosts that come by Comch drain, resume and stop this card, as its own operator may by the socket
@@ -165,18 +171,18 @@ pub(crate) struct Run {
     /// Deadline of a request that names none
     #[arg(long, env = "KVLANE_DEADLINE_MS", value_name = "MS", default_value_t = 30_000)]
     deadline_ms: u64,
-    /// A request that takes longer is said in the log, with the stage that it waited for longest (one that is cut by its
-    /// deadline always is); 0: none
+    /// Time after which a request is logged as slow, with the stage that it waited for longest (one that its deadline
+    /// cuts always is); 0: never
     #[arg(long, env = "KVLANE_SLOW_MS", value_name = "MS", default_value_t = 2_000)]
     slow_ms: u64,
-    /// Time that a host has for its attach
+    /// Time for a host to finish its attach
     #[arg(long, env = "KVLANE_ATTACH_TIMEOUT_MS", value_name = "MS", default_value_t = 5_000)]
     attach_timeout_ms: u64,
-    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for loopback.
-    /// Off by default. There is no password: other addresses than loopback are for trusted networks
+    /// Serve /metrics (Prometheus), /healthcheck, /status and /config over HTTP: ADDR:PORT, or a port alone for
+    /// loopback. Off by default. There is no password: other addresses than loopback are for trusted networks
     #[arg(long, env = "KVLANE_METRICS", value_name = "ADDR:PORT", value_parser = crate::metrics::address)]
     metrics: Option<SocketAddr>,
-    /// How long a mailbox is polled after its last command before it sleeps
+    /// Time for which a mailbox is polled after its last command, before it sleeps
     #[arg(long, env = "KVLANE_AWAKE_US", value_name = "US", default_value_t = 200)]
     awake_us: u64,
     /// Sleep of the engine thread while an engine has several operations queued; 0: wake for each completion
@@ -191,11 +197,12 @@ pub(crate) struct Run {
     /// Inflate in software where the device cannot
     #[arg(long, env = "KVLANE_ALLOW_SOFTWARE")]
     allow_software: bool,
-    /// What is logged: off, error, warn, info, debug or trace; RUST_LOG wins
+    /// Level of the log: off, error, warn, info, debug or trace; RUST_LOG wins
     #[arg(long, env = "KVLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: log::LevelFilter,
-    /// Read blocks back from the host's pages (and pages to be stored twice) and compare: off, sample (one of 64), all. PCIe has
-    /// checksums of its own; docs/architecture.md, "From tile to pages", says what they leave open and what this costs
+    /// Read blocks back from the host's pages (and pages to be stored twice) and compare: off, sample (one of 64), all.
+    /// PCIe has checksums of its own; docs/architecture.md, "From tile to pages", says what they leave open and what
+    /// this costs
     #[arg(long, env = "KVLANE_VERIFY_DMA", value_name = "WHICH", default_value_t = Verify::Off)]
     verify_dma: Verify,
 }
@@ -384,7 +391,7 @@ fn say_json(code: u8, text: &str) {
     }
 }
 
-/// As [`fail`]; where a file or a variable set the flag that is to blame, it says where.
+/// Fails as [`fail`] does, and names the file or variable that set the flag to blame.
 pub(crate) fn fail_by(error: &RunError, origins: &HashMap<String, Origin>) -> ExitCode {
     match error.flag().and_then(|flag| origins.get(flag)) {
         Some(origin) => fail(error.exit_code(), format_args!("{origin}: {error}")),
@@ -423,7 +430,7 @@ fn run_data_plane(run: &Run, origins: &HashMap<String, Origin>) -> ExitCode {
     }
 }
 
-/// Who runs here, and loudly if it is not a card.
+/// Logs the version, and warns if this is not a card.
 fn announce_version() {
     let running = doca::version::running_with();
     log::info!("dpu-app {}, running with DOCA {running}", *VERSION);

@@ -1,5 +1,6 @@
-//! What `run` and `limits` are told beside their flags: a file of `flag = value` lines, and KVLANE_* variables. Nothing that
-//! is said there is passed over: what no flag has, what says nothing and what is said twice is an error with its place.
+//! What `run` and `limits` are told beside their flags: a file of `flag = value` lines, and KVLANE_* variables. Nothing
+//! that is said there is passed over: what no flag has, what says nothing and what is said twice is an error with its
+//! place.
 //!
 //! ```text
 //!   # a comment: at the start of a line, or behind a space      store = redis://:pa#ss@host   no comment in it
@@ -66,7 +67,7 @@ impl fmt::Display for Wrong {
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) arguments: Vec<OsString>,
-    /// By flag, with its dashes.
+    /// Origins by flag, with its dashes.
     pub(crate) origins: HashMap<String, Origin>,
     /// Variables that no flag has, for the log.
     pub(crate) warnings: Vec<String>,
@@ -109,7 +110,7 @@ pub(crate) fn told(command: &Command, arguments: Vec<OsString>, environment: &[O
     Ok(told)
 }
 
-/// Who set the flag, as far as the command line and the environment say.
+/// Finds who set the flag, as far as the command line and the environment say.
 fn source(matches: &ArgMatches, arg: &Arg) -> Option<ValueSource> {
     matches.value_source(arg.get_id().as_str())
 }
@@ -157,7 +158,8 @@ struct Line<'a> {
     value: &'a str,
 }
 
-/// All lines, each a flag's of `command` with a value that it takes. What a line says is never shown: it may hold a password.
+/// All lines, each a flag's of `command` with a value that it takes. What a line says is never shown: it may hold a
+/// password.
 fn parse<'a>(path: &Path, text: &'a str, command: &Command) -> Result<Vec<Line<'a>>, Wrong> {
     let mut lines: Vec<Line<'a>> = Vec::new();
     for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
@@ -245,8 +247,8 @@ fn nearest(command: &Command, name: &str) -> Option<String> {
     }
 }
 
-/// Variables that look like ours and are no flag's. Not an error: an orchestrator makes some up (KVLANE_PORT, for a service
-/// of our name), and other programs of ours have their own.
+/// Variables that look like ours and are no flag's. Not an error: an orchestrator makes some up (KVLANE_PORT, for a
+/// service of our name), and other programs of ours have their own.
 fn strangers(command: &Command, environment: &[OsString]) -> Vec<String> {
     let is_ours = |name: &OsStr| command.get_arguments().any(|arg| arg.get_env() == Some(name));
     let mut warnings = Vec::new();

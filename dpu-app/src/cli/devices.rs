@@ -1,7 +1,7 @@
 //! `dpu-app devices`: every device that DOCA sees and what it says of its engines, for people and for scripts.
 //!
-//! Nothing here is known beforehand: sizes and list lengths are asked of the device, task counts of a context on it, for
-//! which it is opened. A device that this user may not open is listed without them.
+//! Nothing here is known beforehand: sizes and list lengths are asked of the device, task counts of a context on it,
+//! for which it is opened. A device that this user may not open is listed without them.
 
 use std::fmt::{self, Write};
 

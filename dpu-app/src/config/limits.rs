@@ -2,19 +2,20 @@
 
 use crate::config::Config;
 
-/// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for tools.
+/// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for
+/// tools.
 pub const SESSIONS_MAX: usize = 160;
-/// Sessions beside those: for the card's own operator, by the socket, when all others are taken.
+/// Sessions kept for the card's own operator, who comes by the socket when all others are taken.
 pub const SESSIONS_OF_OPERATOR: usize = 1;
-/// Places for sessions.
+/// All sessions, the operator's among them.
 pub const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
 /// Worker threads of one kind.
 pub const WORKERS_MAX: usize = 16;
 /// Chunks in progress at the same time, over all sessions.
 pub const CHUNKS_ACTIVE_MAX: usize = 64;
-/// Largest ring that a config may ask for: tickets and queues are sized for it.
+/// Slots of the largest ring that a configuration may ask for: tickets and queues are sized for it.
 pub const SLOTS_MAX: usize = 64;
-/// Bytes of the longest answer text (status).
+/// Longest answer text (status), bytes.
 pub const ANSWER_BYTES: usize = 24 << 10;
 /// Store calls that failed in a row, each after its retries, from which the store counts as down.
 pub const STORE_FAILURES_MIN: u32 = 3;
@@ -31,8 +32,8 @@ pub struct SlotBytes {
 }
 
 impl SlotBytes {
-    /// Areas for blocks of at most `block_bytes` bytes of elements. Codes are never longer than the elements, a payload
-    /// never longer than the codes; an eighth on top of that is for header and scales.
+    /// Sizes the areas for blocks of at most `block_bytes` bytes of elements. Codes are never longer than the elements,
+    /// a payload never longer than the codes; an eighth on top of that is for header and scales.
     #[must_use]
     pub fn for_blocks(block_bytes: usize) -> Self {
         Self { wire: block_bytes + block_bytes / 8, codes: block_bytes, tile: block_bytes }
@@ -44,13 +45,13 @@ impl SlotBytes {
     }
 }
 
-/// Questions to the store that one fetch worker can have: a block for each slot, an open or a close for each seat, a look-up
-/// for each session.
+/// Questions that one fetch worker can have at the store: a block for each slot, an open or a close for each seat, a
+/// look-up for each session.
 pub(crate) fn asks_max(config: &Config) -> usize {
     config.slots + config.chunks + config.sessions
 }
 
-/// What the store allocates for.
+/// Limits that the store allocates for.
 #[must_use]
 pub fn store_limits(config: &Config) -> store::Limits {
     store::Limits {

@@ -1,5 +1,5 @@
-//! SIGHUP: what may change while hosts are attached is taken over, what may not is named. It never ends anything: what is
-//! wrong is said, and all stays as it is.
+//! SIGHUP: what may change while hosts are attached is taken over, what may not is named. It never ends anything: what
+//! is wrong is said, and all stays as it is.
 //!
 //! ```text
 //!   signals thread   reads command line, environment, --config again  -> ask(config)
@@ -16,7 +16,7 @@ use store::{Readable, Reloaded};
 
 use crate::config::Config;
 
-/// A time that may change while the data plane runs: all clones are one.
+/// A duration that may change while the data plane runs; its clones change with it.
 #[derive(Clone, Debug)]
 pub struct Live(Arc<AtomicU64>);
 
@@ -26,7 +26,7 @@ impl Live {
         Duration::from_millis(self.0.load(Relaxed))
     }
 
-    /// `true`: it was another.
+    /// Changes it; `true` if it was another.
     fn set(&self, time: Duration) -> bool {
         let ms = time.as_millis() as u64;
         self.0.swap(ms, Relaxed) != ms
@@ -34,13 +34,13 @@ impl Live {
 }
 
 impl From<Duration> for Live {
-    /// To the millisecond.
+    /// Keeps whole milliseconds.
     fn from(time: Duration) -> Self {
         Self(Arc::new(AtomicU64::new(time.as_millis() as u64)))
     }
 }
 
-/// Between whoever hears the signal and the thread that acts on it.
+/// Hands a new configuration from the thread that hears the signal to the thread that acts on it.
 #[derive(Clone, Debug, Default)]
 pub struct Reload(Arc<(Mutex<Wanted>, Condvar)>);
 
@@ -51,7 +51,7 @@ struct Wanted {
 }
 
 impl Reload {
-    /// Has this configuration taken over. Returns at once.
+    /// Asks for this configuration to be taken over. Returns at once.
     pub fn ask(&self, config: Config) {
         self.change(|wanted| wanted.config = Some(Box::new(config)));
     }
@@ -61,7 +61,7 @@ impl Reload {
         self.0.1.notify_one();
     }
 
-    /// The thread's body.
+    /// Runs the thread.
     pub(crate) fn run(&self, running: &Config, store: &dyn Readable<Area>) {
         loop {
             let idle = |wanted: &mut Wanted| wanted.config.is_none() && !wanted.leave;
@@ -76,7 +76,7 @@ impl Reload {
         }
     }
 
-    /// Sends the thread home when this is dropped.
+    /// Ends the thread when the value that this returns is dropped.
     pub(crate) fn leave(&self) -> Leave<'_> {
         Leave(self)
     }
@@ -127,7 +127,7 @@ fn take_over(old: &Config, store: &dyn Readable<Area>, new: &Config) {
     }
 }
 
-/// The fields that differ, as flags; without those that are taken over.
+/// Lists the fields that differ, as flags, without those that are taken over.
 fn what_differs(old: &Config, new: &Config) -> Vec<String> {
     const TAKEN_OVER: [&str; 6] = ["deadline", "attach_timeout", "log_level", "store", "supervisor", "reload"];
     let (old, new) = (format!("{old:#?}"), format!("{new:#?}"));
@@ -136,7 +136,7 @@ fn what_differs(old: &Config, new: &Config) -> Vec<String> {
     differs.filter(|name| !TAKEN_OVER.contains(name)).map(|name| format!("--{}", name.replace('_', "-"))).collect()
 }
 
-/// Names and values of the fields of a structure's pretty debug form, which has each at a margin of four.
+/// Splits a structure's pretty debug form, whose fields are indented by four, into names and values.
 fn fields(text: &str) -> Vec<(&str, String)> {
     let mut fields: Vec<(&str, String)> = Vec::new();
     for line in text.lines() {

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// With [`Verify::Sample`], one block of so many is compared.
+/// Blocks of which [`Verify::Sample`] compares one.
 pub const SAMPLE_BLOCKS: u32 = 64;
-/// Comparisons of one block, each after a transfer, before its chunk fails.
+/// Transfers of one block, each compared, before its chunk fails.
 pub const VERIFY_TRIES: u8 = 3;
 
 /// Which blocks are compared.
@@ -13,7 +13,7 @@ pub const VERIFY_TRIES: u8 = 3;
 pub enum Verify {
     #[default]
     Off,
-    /// One of [`SAMPLE_BLOCKS`]; all, from the first that differs on.
+    /// One block in [`SAMPLE_BLOCKS`], and every block from the first difference on.
     Sample,
     All,
 }

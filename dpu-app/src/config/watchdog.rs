@@ -6,7 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::time::Duration;
 
-/// Where a supervisor listens, and how long it waits for a sign of life.
+/// Socket of a supervisor, and how long it waits for a sign of life.
 #[derive(Clone, Debug)]
 pub struct Watchdog {
     pub(crate) address: SocketAddr,
@@ -14,10 +14,10 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens.
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`; `None` if nobody listens.
     ///
     /// # Errors
-    /// A variable that makes no sense, which is named.
+    /// Names the variable that makes no sense.
     pub fn from_environment() -> Result<Option<Self>, String> {
         let text = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let Some(socket) = text("NOTIFY_SOCKET") else { return Ok(None) };

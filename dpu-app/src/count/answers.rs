@@ -1,7 +1,7 @@
-//! How commands were answered: by operation and status word, how long those that name chunks took, and how much of the
-//! prefixes asked for was there.
+//! Answers to commands: counted by operation and status word, with the time that those naming chunks took, and how much
+//! of the prefixes asked for was found.
 //!
-//! Written by the engine thread when it answers, read by whoever looks. A request whose session ended has no answer.
+//! The engine thread writes when it answers; any thread may read. A request whose session ended has no answer.
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,7 +10,7 @@ use mailbox::{Answer, Command, Operation, Status, Tokens};
 use crate::count::counters::{add, get};
 use crate::count::histogram::Histogram;
 
-/// What was asked. `Control` is everything that names no chunks.
+/// Kind of a command; `Control` is every one that names no chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Asked {
     Lookup,
@@ -22,9 +22,9 @@ pub enum Asked {
 
 impl Asked {
     pub const ALL: [Self; 5] = [Self::Lookup, Self::Fetch, Self::Store, Self::Rate, Self::Control];
-    /// Those that name chunks.
+    /// Kinds that name chunks.
     pub const CHUNKS: [Self; 4] = [Self::Lookup, Self::Fetch, Self::Store, Self::Rate];
-    /// Those that ask for a prefix of chunks.
+    /// Kinds that ask for a prefix of chunks.
     pub const PREFIX: [Self; 2] = [Self::Lookup, Self::Fetch];
 
     #[must_use]
@@ -50,7 +50,7 @@ impl Asked {
     }
 }
 
-/// Leading chunks of prefixes, and their tokens where the session told how many a chunk has.
+/// Prefixes asked for and found, in chunks, and in tokens where the session said how many a chunk has.
 #[derive(Debug, Default)]
 pub struct Prefixes {
     pub queried_chunks: AtomicU64,
@@ -59,7 +59,7 @@ pub struct Prefixes {
     pub hit_tokens: AtomicU64,
 }
 
-/// See the module's head.
+/// Answers by kind of command and status, how long they took, and the prefixes that they found.
 #[derive(Debug, Default)]
 pub struct Answers {
     statuses: [[AtomicU64; Status::ALL.len()]; Asked::ALL.len()],
@@ -89,32 +89,32 @@ impl Answers {
         }
     }
 
-    /// How often `asked` was answered with `status`.
+    /// Returns the counter of answers to `asked` with `status`.
     #[must_use]
     pub fn status(&self, asked: Asked, status: Status) -> &AtomicU64 {
         &self.statuses[asked as usize][usize::from(status.code()) - 1]
     }
 
-    /// How often anything was answered with `status`.
+    /// Adds up the answers with `status`.
     #[must_use]
     pub fn total(&self, status: Status) -> u64 {
         Asked::ALL.iter().map(|&asked| get(self.status(asked, status))).sum()
     }
 
-    /// How long the requests of an operation of [`Asked::CHUNKS`] took, from their arrival to their answer.
+    /// Returns how long requests of a kind in [`Asked::CHUNKS`] took, from their arrival to their answer.
     #[must_use]
     pub fn took(&self, asked: Asked) -> &Histogram {
         &self.took[asked as usize]
     }
 
-    /// What an operation of [`Asked::PREFIX`] asked for and found.
+    /// Returns what a kind in [`Asked::PREFIX`] asked for and found.
     #[must_use]
     pub fn prefixes(&self, asked: Asked) -> &Prefixes {
         &self.prefixes[asked as usize]
     }
 }
 
-/// Tokens of the first `chunks` chunks that were wanted.
+/// Counts the wanted tokens in the first `chunks` chunks.
 fn tokens_within(wanted: Tokens, chunks: u32, chunk_tokens: u16) -> u32 {
     let end = chunks.saturating_mul(chunk_tokens.into());
     wanted.end.min(end).saturating_sub(wanted.start.min(end))

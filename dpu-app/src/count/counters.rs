@@ -1,4 +1,5 @@
-//! Counters of the data plane: plain atomics, written by whoever does the work, read by `status`.
+//! Counters of the data plane: plain atomics, written by the thread that does the work, read by the status and the
+//! metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -30,7 +31,7 @@ impl Stage {
         self.bytes_out.fetch_add(bytes_out as u64, Relaxed);
     }
 
-    /// `(jobs, busy_ns, bytes_in, bytes_out)`
+    /// Reads `(jobs, busy_ns, bytes_in, bytes_out)`.
     #[must_use]
     pub fn read(&self) -> (u64, u64, u64, u64) {
         let [jobs, busy, bytes_in, bytes_out] =
@@ -46,7 +47,7 @@ pub struct Occupancy {
 }
 
 impl Occupancy {
-    /// Call whenever the number in flight changed.
+    /// Takes note of the number in flight; to be called whenever that has changed.
     pub fn observe(&mut self, in_flight: usize, stage: &Stage) {
         match (self.since, in_flight) {
             (None, 1..) => self.since = Some(Instant::now()),
@@ -83,20 +84,20 @@ pub struct Counters {
     pub chunks_stored: AtomicU64,
     pub chunks_known: AtomicU64,
     pub chunks_failed: AtomicU64,
-    /// Good chunks that this card cannot read.
+    /// Undamaged chunks that this card cannot read.
     pub chunks_foreign: AtomicU64,
-    /// Fetched anew after what was read was bad or gone.
+    /// Chunks fetched once more because what was read was damaged or gone.
     pub chunks_reread: AtomicU64,
     pub blocks_corrupt: AtomicU64,
     pub blocks_in_software: AtomicU64,
-    /// By direction, fetches and stores: bytes of elements in host memory.
+    /// Bytes of elements in host memory: of fetches, of stores.
     pub restored_bytes: [AtomicU64; 2],
-    /// By direction, fetches and stores: bytes in their stored form.
+    /// Bytes in their stored form: of fetches, of stores.
     pub wire_bytes: [AtomicU64; 2],
-    /// By `doca::Kind`: inflate, DMA.
+    /// Restarts of the engines, by `doca::Kind`: inflate, DMA.
     pub engine_restarts: [AtomicU64; 2],
     pub blocks_resubmitted: AtomicU64,
-    /// Comparisons of what the DMA engine moved, and those that found a difference.
+    /// Comparisons of what the DMA engine moved, and those of them that found a difference.
     pub blocks_compared: AtomicU64,
     pub blocks_differed: AtomicU64,
     pub sessions_opened: AtomicU64,
@@ -107,7 +108,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The stages by name, in the order of the pipeline.
+    /// Lists the stages by name, in the order of the pipeline.
     #[must_use]
     pub fn stages(&self) -> [(&'static str, &Stage); 7] {
         [
@@ -133,7 +134,7 @@ pub fn get(counter: &AtomicU64) -> u64 {
     counter.load(Relaxed)
 }
 
-/// Reads counters of one thing, together.
+/// Reads counters and adds them up.
 #[must_use]
 pub fn total(counters: &[AtomicU64]) -> u64 {
     counters.iter().map(get).sum()

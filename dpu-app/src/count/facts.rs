@@ -1,7 +1,9 @@
-//! The one table of what is counted: each number with its key in the status (JSON) and its family in the metrics (Prometheus).
+//! The one table of what is counted: each number with its key in the status (JSON) and its family in the metrics
+//! (Prometheus).
 //!
-//! A new counter is a field of [`Counters`], a row here, and a family with its meaning in metrics/families.rs, from which the
-//! table of docs/metrics.md is made. Rows stand in the order of the status; a family's series in the order of its rows.
+//! A new counter is a field of [`Counters`], a row here, and a family with its meaning in metrics/families.rs, from
+//! which the table of docs/metrics.md is made. Rows stand in the order of the status; a family's series in the order of
+//! its rows.
 
 use store::{NodeFacts, Stats, TierFacts};
 
@@ -20,7 +22,7 @@ pub struct Fact<F> {
     pub value: F,
 }
 
-/// Where the facts of the data plane are read.
+/// Places where the facts of the data plane are read.
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
     pub counters: &'a Counters,
@@ -45,7 +47,7 @@ const fn status_only<F>(key: &'static str, value: F) -> Fact<F> {
     Fact { key: Some(key), family: None, label: None, value }
 }
 
-/// `counters` of the status.
+/// Numbers of the object `counters` in the status.
 pub const COUNTERS: &[Fact<OfCard>] = &[
     both("requests", "kvlane_commands_total", |of| get(&of.counters.requests)),
     labelled("chunks_fetched", "kvlane_chunks_total", "fetched", |of| get(&of.counters.chunks_fetched)),
@@ -75,7 +77,7 @@ pub const COUNTERS: &[Fact<OfCard>] = &[
     both("sessions_refused", "kvlane_sessions_refused_total", |of| of.refused),
 ];
 
-/// `store` of the status, but for `read_only`.
+/// Numbers of the object `store` in the status; `read_only` is rendered apart.
 pub const STORE: &[Fact<OfCard>] = &[
     both("chunks", "kvlane_store_chunks", |of| of.store.chunks),
     both("bytes", "kvlane_store_bytes", |of| of.store.bytes),
@@ -94,7 +96,7 @@ pub const STORE: &[Fact<OfCard>] = &[
     status_only("bytes_copied", |of| of.store.bytes_copied),
 ];
 
-/// Of each server in `nodes`, but for its address, role, state and latency.
+/// Numbers of each server in `nodes`; its address, role, state and latency are rendered apart.
 pub const NODES: &[Fact<OfNode>] = &[
     both("connections", "kvlane_store_node_connections", |node| node.connections),
     both("in_flight", "kvlane_store_node_in_flight", |node| node.in_flight),
@@ -107,7 +109,7 @@ pub const NODES: &[Fact<OfNode>] = &[
     both("redirects", "kvlane_store_node_redirects_total", |node| node.redirects),
 ];
 
-/// Of each tier in `tiers`, but for its name, `out`, `scores` and `namespaces`.
+/// Numbers of each tier in `tiers`; its name, `out`, `scores` and `namespaces` are rendered apart.
 pub const TIERS: &[Fact<OfTier>] = &[
     both("chunks", "kvlane_tier_chunks", |tier| tier.chunks),
     both("bytes", "kvlane_tier_bytes", |tier| tier.bytes),
@@ -123,7 +125,7 @@ pub const TIERS: &[Fact<OfTier>] = &[
     both("slow", "kvlane_tier_slow_calls_total", |tier| tier.slow),
 ];
 
-/// The numbers of the status, in order: `(key, value)`, rows of one key added up. `read` reads one.
+/// Lists the numbers of the status in order, `(key, value)`, rows of one key added up. `read` reads one.
 pub fn of_status<F: Copy>(
     facts: &'static [Fact<F>],
     read: impl Fn(F) -> u64,
@@ -134,7 +136,7 @@ pub fn of_status<F: Copy>(
     })
 }
 
-/// The series of a family: `(its own label's value, value)`. `read` reads one.
+/// Lists the series of a family, `(its own label's value, value)`. `read` reads one.
 pub fn of_family<F: Copy>(
     facts: &'static [Fact<F>],
     family: &'static str,

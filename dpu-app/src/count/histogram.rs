@@ -1,8 +1,8 @@
 //! How long requests took: a histogram with fixed bounds, two atomic additions a value.
 //!
 //! Bounds go 1-2-5 from 10 us, the time of a look-up in memory, to 10 s, past which only deadlines end a request. The
-//! writer is one thread; a reader may see a value in its bucket and not yet in the sum, never the other way of counting:
-//! the count is the sum of the buckets.
+//! writer is one thread; a reader may see a value in its bucket and not yet in the sum, never the other way of
+//! counting: the count is the sum of the buckets.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -27,7 +27,7 @@ impl Histogram {
         self.sum_us.fetch_add(us, Relaxed);
     }
 
-    /// A copy to work with.
+    /// Copies the counts.
     #[must_use]
     pub fn read(&self) -> Reading {
         // The sum first: it never includes a value that the buckets lack.
@@ -49,7 +49,7 @@ impl Reading {
         self.buckets.iter().sum()
     }
 
-    /// The value that a share of `quantile` does not exceed, microseconds: linear within its bucket, as PromQL's
+    /// Estimates a quantile, microseconds: linear within its bucket, as PromQL's
     /// `histogram_quantile` has it, and the last bound for what lies past that. 0 if nothing was recorded.
     #[must_use]
     pub fn quantile_us(&self, quantile: f64) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-/// A JSON string with what must be escaped escaped.
+/// A JSON string, escaped as needed.
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'a>(pub &'a str);
 
@@ -36,7 +36,7 @@ impl<'a> Text<'a> {
         self.written
     }
 
-    /// Begins anew.
+    /// Empties the text.
     pub(crate) fn clear(&mut self) {
         self.written = 0;
     }

@@ -1,13 +1,14 @@
-//! Why was this fetch late? What each block, chunk and request waited for, in fixed memory, written by the engine thread.
+//! Why was this fetch late? What each block, chunk and request waited for, in fixed memory, written by the engine
+//! thread.
 //!
 //! ```text
 //!   fetch   seat -> open -> slot -> fetch -> inflate -> dequantize -> write       store   seat -> begin -> slot -> gather
 //!           (each: queued until somebody began, worked until it was done)                 -> encode -> commit
 //! ```
-//! A **span** is one stage of one block (or of one chunk, or of one request): for whom, how long it was queued and how long
-//! it was worked on. The last [`SPANS`] are kept, and of each request the slowest, so that a request that is late can say
-//! at once what it waited for, also if that goes on: [`Trace::judge`] keeps the last [`LATES`] of those and says them in the
-//! log, one a second at most.
+//! A **span** is one stage of one block (or of one chunk, or of one request): for whom, how long it was queued and how
+//! long it was worked on. The last [`SPANS`] are kept, and of each request the slowest, so that a request that is late
+//! can say at once what it waited for, also if that goes on: [`Trace::judge`] keeps the last [`LATES`] of those and
+//! says them in the log, one a second at most.
 //!
 //! The clock is the turn's of the engine thread, so a span costs a few stores; the workers time their own work.
 
@@ -23,10 +24,10 @@ use crate::count::answers::Asked;
 pub const SPANS: usize = 256;
 /// Late requests kept.
 pub const LATES: usize = 32;
-/// The log says one late request in so long.
+/// Least time between two late requests in the log.
 const SAID_EVERY: Duration = Duration::from_secs(1);
 
-/// What a block, a chunk or a request waits for or is in.
+/// Stage that a block, a chunk or a request is in or waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
     /// A request's next chunk waits for a seat: behind requests of its session before it, or chunks of others.
@@ -68,7 +69,7 @@ impl Stage {
         }
     }
 
-    /// What to look at if it is slow.
+    /// Names what to look at if it is slow.
     #[must_use]
     pub fn whose(self) -> &'static str {
         match self {
@@ -88,11 +89,11 @@ impl Stage {
 pub struct Asker {
     /// Id of the session.
     pub session: u32,
-    /// The host's number.
+    /// The host's number of the request.
     pub request: u64,
 }
 
-/// What of a request.
+/// Part of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
     /// `None`: the request as a whole.
@@ -118,7 +119,7 @@ impl Piece {
 /// See the module's head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Span {
-    /// When it ended, ms since the start.
+    /// End, milliseconds since the start.
     pub at_ms: u64,
     pub asker: Asker,
     pub piece: Piece,
@@ -192,7 +193,7 @@ pub struct Trace {
     started: Instant,
     spans: HistoryBuf<Span, SPANS>,
     lates: HistoryBuf<Late, LATES>,
-    /// From when on a request counts as late whatever its deadline; `None`: never.
+    /// Age from which on a request counts as late whatever its deadline; `None`: at no age.
     slow: Option<Duration>,
     said: Option<Instant>,
     unsaid: u64,
@@ -222,7 +223,7 @@ impl Trace {
         span
     }
 
-    /// Keeps an answered request if it is late; it is said, unless another one was said a moment ago.
+    /// Keeps an answered request if it is late, and logs it, unless another was logged a moment ago.
     pub fn judge(&mut self, now: Instant, late: Late) {
         if !late.cut && self.slow.is_none_or(|slow| late.took < slow) {
             return;
@@ -239,20 +240,20 @@ impl Trace {
         }
     }
 
-    /// Newest first.
+    /// Iterates, newest first.
     pub fn spans(&self) -> impl Iterator<Item = &Span> {
         let (older, newer) = self.spans.as_slices();
         newer.iter().rev().chain(older.iter().rev())
     }
 
-    /// Newest first.
+    /// Iterates, newest first.
     pub fn lates(&self) -> impl Iterator<Item = &Late> {
         let (older, newer) = self.lates.as_slices();
         newer.iter().rev().chain(older.iter().rev())
     }
 }
 
-/// The slower of what a request has waited for so far and one more stage.
+/// Returns the slower of what a request has waited for so far and one more stage.
 #[must_use]
 pub fn slower(so_far: Option<Span>, span: Span) -> Option<Span> {
     match so_far {

@@ -1,8 +1,8 @@
-//! Hosts: who comes, who rings, who leaves.
+//! Hosts that come, ring and leave.
 //!
-//! A **visitor** is a host that has connected and not yet finished its attach. It has `attach_timeout` for that; a silent
-//! or babbling one is dropped. An attach is Init for its session: it may allocate and register memory. One that is refused
-//! stays for a moment: whoever is cut off in the middle of its attach may never read why.
+//! A **visitor** is a host that has connected and not yet finished its attach. It has `attach_timeout` for that; a
+//! silent or babbling one is dropped. An attach is Init for its session: it may allocate and register memory. A refused
+//! visitor stays for a moment: cut off in the middle of its attach, it might never read why.
 //!
 //! Unix channels have descriptors, which epoll watches (`Hub::attend`). Comch channels have none: what they bring comes
 //! in the engines' progress, and their listener says that there is something (`Hub::attend_progressed`).
@@ -29,23 +29,23 @@ use crate::hub::{Hub, HubError, tag};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::board::HubState;
 
-/// Sockets that one look handles.
+/// Most sockets that one look handles.
 const EVENTS_MAX: usize = 16;
 /// Messages taken from one socket at a time, so that a babbler cannot hold the others up.
 const MESSAGES_MAX: usize = 64;
 
-/// How long a listener rests after `accept` failed.
+/// Rest of a listener after `accept` failed.
 const ACCEPT_REST: Duration = Duration::from_secs(1);
-/// How long a refused visitor may take to read why.
+/// Time for a refused visitor to read why.
 const REFUSED_LINGER: Duration = Duration::from_secs(1);
 /// Refused visitors that linger; a further one takes the place of the oldest.
 pub(crate) const REFUSED_MAX: usize = 8;
-/// What a refused visitor may have sent before it reads why: more than the longest attach.
+/// Messages that a refused visitor may have sent before it reads why: more than the longest attach.
 const REFUSED_MESSAGES_MAX: usize = 512;
 
 /// Local visitors beyond those that there are places for: one of them may be the operator.
 pub(crate) const OPERATORS_MAX: usize = 4;
-/// How long the operator's session may last once another one wants its place.
+/// Time that the operator's session may last once another one wants its place.
 const OPERATOR_TURN: Duration = Duration::from_secs(1);
 
 /// A host in the middle of its attach.
@@ -54,24 +54,25 @@ pub(crate) struct Visitor {
     channel: Box<dyn Channel>,
     intake: Intake,
     pub(crate) until: Instant,
-    /// Names it to epoll.
+    /// Its name in epoll's user data.
     number: u64,
-    /// It said everything, and its exports are being imported; what it says meanwhile waits.
+    /// Import of its exports, once it has said everything; what it says meanwhile waits.
     importing: Option<Importing>,
-    /// Why it is not let in was said; messages that it still sends are counted and dropped.
+    /// Count of the messages that it sent, and that were dropped, since it was told why it is not let in.
     refused: Option<usize>,
-    /// It has said everything and waits for the operator's place.
+    /// Its imported memory, while it waits for the operator's place.
     ready: Option<Box<Imported>>,
 }
 
 impl Visitor {
-    /// It came by the card's own socket: the kernel knows its process.
+    /// Tells whether it came by the card's own socket, so that the kernel knows its process.
     fn is_local(&self) -> bool {
         self.channel.peer().is_some()
     }
 }
 
-/// What only looks at the card or steers it: it has no memory, and no recipe that would name chunks.
+/// Tells whether an attach is the operator's, who looks at the card or steers it: no memory, and no recipe that would
+/// name chunks.
 fn is_operators(attachment: &Attachment) -> bool {
     attachment.layout.is_none() && attachment.regions.is_empty() && attachment.recipe.is_none()
 }
@@ -177,7 +178,8 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// Leaves a listener alone for a while: who waits there would be found again at once, and again be refused a descriptor.
+    /// Leaves a listener alone for a while: a host that waits there would be found again at once, and again get no
+    /// descriptor.
     fn rest(&mut self, listener: usize, error: &ChannelError) {
         log::warn!(
             "{error}: no visitor is let in for {} s: raise the unit's LimitNOFILE (ulimit -n) if it is out of descriptors",
@@ -190,7 +192,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// Listeners whose rest is over are heard again.
+    /// Hears listeners again whose rest is over.
     pub(crate) fn end_rests(&mut self) {
         for listener in 0..self.listeners.len() {
             if self.rests[listener].take_if(|until| *until <= self.now).is_some() {
@@ -199,7 +201,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// Says why a visitor is not let in, and lets it linger.
+    /// Tells a visitor why it is not let in, and lets it linger.
     fn refuse(&mut self, mut visitor: Visitor, refusal: Refuse) {
         self.events.add(Event::Refused, u64::from(refusal.reason));
         if !say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer) {
@@ -269,7 +271,7 @@ impl Hub<'_, '_> {
         });
     }
 
-    /// A visitor has said everything: what it has exported is imported, by a thread that waits for it alone.
+    /// Starts to import what a visitor has exported, which has said everything, on a thread that waits for that alone.
     fn begin_import(&mut self, place: usize, attachment: Attachment) {
         let visitor = &mut self.visitors[place];
         match Importing::begin(&self.device, attachment, visitor.until) {
@@ -290,7 +292,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// The thread is done: the visitor's own channel is heard again.
+    /// Takes the import from its thread; the visitor's own channel is heard again.
     fn end_import(&mut self, imported: Imported, mut visitor: Visitor) {
         if let Some(importing) = visitor.importing.take() {
             let _ = self.epoll.delete(importing.as_fd());
@@ -299,7 +301,7 @@ impl Hub<'_, '_> {
         self.admit(imported, visitor);
     }
 
-    /// A visitor with all that it brings: it gets a place, or waits for the operator's, or is not let in.
+    /// Gives a visitor a place, has it wait for the operator's, or refuses it.
     fn admit(&mut self, imported: Imported, mut visitor: Visitor) {
         let attachment = &imported.attachment;
         let sessions = self.shared.config.sessions;
@@ -318,8 +320,8 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// The operator's place is free, or its session has had its turn: the visitor that has waited longest is next. `true` if
-    /// anything changed, and so there is more to do.
+    /// Gives the operator's place, if it is free or its session has had its turn, to the visitor that has waited
+    /// longest. `true` if anything changed, and so there is more to do.
     fn change_operators(&mut self) -> bool {
         let Some(place) = self.visitors.iter().position(|visitor| visitor.ready.is_some()) else { return false };
         let index = self.shared.config.sessions;
@@ -339,7 +341,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// When somebody's turn in the operator's place ends.
+    /// Returns when the turn in the operator's place ends, if somebody waits for it.
     pub(crate) fn next_operator(&self) -> Option<Instant> {
         self.visitors.iter().find(|visitor| visitor.ready.is_some())?;
         Some(self.sessions[self.shared.config.sessions].as_ref()?.seated + OPERATOR_TURN)
@@ -363,7 +365,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// Staging memory for one more session; where all is in use, more is made: an attach is Init for its session.
+    /// Takes staging memory for one more session; where all is in use, more is made: an attach is Init for its session.
     fn desk(&mut self) -> Result<Desk, Refuse> {
         if self.desks.is_empty() {
             let left = self.shared.config.places() - self.desks_made;
@@ -453,7 +455,7 @@ impl Hub<'_, '_> {
         Ok(Memory { geometry, layout, order, plan, regions, writable })
     }
 
-    /// The page is the host's: the session begins.
+    /// Begins a session, whose page is the host's.
     pub(crate) fn welcome(&mut self, index: usize) {
         let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
         session.welcomed = true;
@@ -546,7 +548,8 @@ impl Hub<'_, '_> {
         self.end(index, None);
     }
 
-    /// Ends a session because of what its host did or because its memory cannot be reached. Nobody else is disturbed.
+    /// Ends a session because of what its host did or because its memory cannot be reached. No other session is
+    /// disturbed.
     pub(crate) fn lose(&mut self, index: usize, farewell: Farewell) {
         let Some(session) = self.sessions[index].as_ref().filter(|session| session.is_live()) else { return };
         add(&self.shared.counters.sessions_lost, 1);
@@ -572,7 +575,7 @@ impl Hub<'_, '_> {
         self.abort_session(index);
     }
 
-    /// Frees sessions of which nothing is in flight any more; `true` if somebody waited for a place.
+    /// Frees closed sessions of which nothing is in flight; `true` if somebody waited for a place.
     pub(crate) fn bury(&mut self) -> bool {
         for place in &mut self.sessions {
             let over = |session: &mut Session| !session.is_live() && session.is_idle();
@@ -583,7 +586,7 @@ impl Hub<'_, '_> {
         self.change_operators()
     }
 
-    /// The last words to everybody.
+    /// Says goodbye to every host.
     pub(crate) fn say_goodbye(&mut self) {
         for session in self.sessions.iter_mut().flatten() {
             say(session.channel.as_mut(), &Message::Bye(Farewell::Stopping), &mut self.attach_buffer);
@@ -592,7 +595,7 @@ impl Hub<'_, '_> {
     }
 }
 
-/// `false`: the host cannot be told.
+/// Sends a message; `false`: the host cannot be told.
 fn say(channel: &mut dyn Channel, message: &Message<'_>, buffer: &mut [u8]) -> bool {
     let sent = message.encode(buffer).map(|bytes| channel.send(bytes));
     match sent {

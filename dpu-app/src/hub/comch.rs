@@ -7,13 +7,13 @@ use mailbox::channel::{Channel, ChannelError, Listener};
 
 use crate::config::Config;
 
-/// Places beside those for sessions: for hosts that are told why they are not let in.
+/// Places beside those for sessions, for hosts that are told why they are not let in.
 const PLACES_SPARE: usize = 8;
 
-/// Why hosts cannot come by Comch. Whatever it is, an operator can do something about it.
+/// Reason for which hosts cannot come by Comch; an operator can do something about each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenError {
-    /// The device is no card's.
+    /// The device is not a card's.
     NoServer {
         device: String,
     },
@@ -30,7 +30,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether a device failed, and nobody's choice was wrong.
+    /// Tells whether a device failed, and no setting was wrong.
     #[must_use]
     pub fn is_of_the_device(&self) -> bool {
         matches!(self, Self::Comch(doca::comch::Error::Device(_) | doca::comch::Error::Size { .. }))
@@ -108,25 +108,25 @@ pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Resu
     chosen.into_iter().map(start).collect::<Result<_, _>>().map_err(OpenError::Comch)
 }
 
-/// Bytes of the messages on their way out at the server of one function.
+/// Counts the bytes of the messages on their way out at the server of one function.
 #[must_use]
 pub(crate) fn memory_bytes(sessions: usize) -> usize {
     (sessions + PLACES_SPARE) * doca::comch::SENDING_MAX * ATTACH_MESSAGE_MAX
 }
 
-/// Bytes of the messages that wait there for us: each place has them from its first host on.
+/// Counts the bytes of the messages that wait there for us: each place has them from its first host on.
 #[must_use]
 pub(crate) fn memory_of_hosts(sessions: usize) -> usize {
     (sessions + PLACES_SPARE) * memory_of_host()
 }
 
-/// Bytes of one of these places.
+/// Counts the bytes of one of these places.
 #[must_use]
 pub(crate) fn memory_of_host() -> usize {
     doca::comch::RECEIVED_MAX * ATTACH_MESSAGE_MAX
 }
 
-/// Where hosts of one function come from.
+/// Listener for the hosts of one function.
 #[derive(Debug)]
 pub struct ComchListener {
     server: Server,
@@ -146,7 +146,7 @@ impl Listener for ComchListener {
     }
 }
 
-/// One host.
+/// Channel of one host.
 #[derive(Debug)]
 struct ComchChannel {
     connection: Connection,

@@ -1,8 +1,8 @@
 //! Faults that hosts are answered with, said once each: a line when one begins, and a line when it is over.
 //!
-//! A request that fails is its host's to report; a thousand of them are one fault of this card's store, and its own log has to
-//! say so. Looked at are the counters of answers, not the answers: nothing is done while hosts are served. A store that is down
-//! is said where that is found out.
+//! A request that fails is its host's to report; a thousand of them are one fault of this card's store, and its own log
+//! has to say so. Looked at are the counters of answers, not the answers: nothing is done while hosts are served. A
+//! store that is down is said where that is found out.
 
 use std::fmt::Arguments;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use mailbox::Status;
 use crate::count::answers::{Answers, Asked};
 use crate::count::counters::get;
 
-/// How often the counters are looked at.
+/// Interval of looks at the counters.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A fault is over when it has not been seen for so long.
+/// Time without a fault after which it is over.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// What is said, and what to do about it.
+/// What the log says, and what to do about it.
 const SAID: [(Status, &str); 5] = [
     (Status::NoSpace, "the store is full: give it more room, or let it evict (docs/stores.md)"),
     (Status::ReadOnly, "the store takes no writes from this card: `dpu-app store-check` says what is missing"),
@@ -36,7 +36,7 @@ struct Episode {
     count: u64,
 }
 
-/// See the module's head.
+/// Faults that go on.
 #[derive(Debug)]
 pub struct Complaints {
     seen: [[u64; SAID.len()]; Asked::CHUNKS.len()],
@@ -50,14 +50,14 @@ impl Complaints {
         Self { seen: Default::default(), open: Default::default(), next: now }
     }
 
-    /// When to look again, if there is anything to say by then.
+    /// Returns when to look again, if there may be something to say by then.
     #[must_use]
     pub fn due(&self, answers: &Answers) -> Option<Instant> {
         let changed = |(a, s): (usize, usize)| get(answers.status(Asked::CHUNKS[a], SAID[s].0)) != self.seen[a][s];
         places().any(|(a, s)| self.open[a][s].is_some() || changed((a, s))).then_some(self.next)
     }
 
-    /// Looks at the counters, and says what has begun or is over since the last look.
+    /// Looks at the counters, and reports what has begun or is over since the last look.
     pub fn look(&mut self, answers: &Answers, now: Instant, mut say: impl FnMut(Level, Arguments<'_>)) {
         if now < self.next {
             return;

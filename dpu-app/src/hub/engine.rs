@@ -1,10 +1,10 @@
 //! A DOCA context and what the engine thread keeps beside it: who may submit, and whether the device still works.
 //!
-//! A failed task stops its whole context (DOCA), whoever is to blame, and most who are to blame are hosts whose memory is
-//! gone. So restarts without a success between them say nothing of the device yet: from `DOUBT` of them on a DMA engine
-//! has to **prove itself**, and copies bytes of our own, alone. If it can, the count begins anew and those that fail are to
-//! blame for themselves (probation.rs); if not, it tries again until [`RESTARTS_MAX`]. No host is part of that, so no host
-//! can bring a card there, and a device that is broken costs no session.
+//! A failed task stops its whole context (DOCA), whoever is to blame, and most who are to blame are hosts whose memory
+//! is gone. So restarts without a success between them say nothing of the device yet: from `DOUBT` of them on a DMA
+//! engine has to **prove itself**, and copies bytes of our own, alone. If it can, the count begins anew and those that
+//! fail are to blame for themselves (probation.rs); if not, it tries again until [`RESTARTS_MAX`]. No host is part of
+//! that, so no host can bring a card there, and a device that is broken costs no session.
 
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ const PROOF_BYTES: usize = doca::AREA_ALIGNMENT;
 /// DOCA user data of that copy: no slot's and no lane's.
 const PROOF: u64 = u64::MAX;
 
-/// See the module's head.
+/// A context with its probation, its proofs and its clock.
 #[derive(Debug)]
 pub struct Engine {
     pub context: Context,
@@ -40,7 +40,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Proof {
     areas: Option<(Area, Area)>,
-    /// What is copied: another byte each time.
+    /// Byte that is copied, another one each time.
     byte: u8,
 }
 
@@ -51,7 +51,7 @@ impl Engine {
         Self { context, probation, occupancy, restarts: 0, last_progress: Instant::now(), proof: None }
     }
 
-    /// Init, for a DMA engine: takes the memory for its proofs.
+    /// Allocates the memory for the proofs of a DMA engine. Init only.
     ///
     /// # Errors
     /// What the device answered.
@@ -62,18 +62,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the device has to prove itself before anything else is asked of it.
+    /// Tells whether the device has to prove itself before anything else is asked of it.
     fn is_in_doubt(&self) -> bool {
         self.proof.is_some() && self.restarts >= DOUBT
     }
 
-    /// Whether one more operation may be submitted now.
+    /// Tells whether one more operation may be submitted now.
     #[must_use]
     pub fn admits(&self) -> bool {
         !self.is_in_doubt() && self.probation.admits(self.context.in_flight()) && self.context.has_room()
     }
 
-    /// An operation was submitted.
+    /// Takes note that an operation was submitted.
     pub fn submitted(&mut self) {
         let in_flight = self.context.in_flight();
         self.probation.submitted(in_flight);
@@ -82,7 +82,7 @@ impl Engine {
         }
     }
 
-    /// The next operation that has ended, as [`Context::poll`] gives it; proofs are taken here. `depth` as in
+    /// Takes the next operation that has ended, as [`Context::poll`] gives it; proofs are taken here. `depth` as in
     /// [`Self::ended`].
     pub fn poll(&mut self, depth: usize) -> Option<Completion> {
         loop {
@@ -94,11 +94,11 @@ impl Engine {
         }
     }
 
-    /// Brings a context back that a failed task has stopped; its flushed operations come with the next poll. `true` if it
+    /// Restarts a context that a failed task has stopped; its flushed operations come with the next poll. `true` if it
     /// had stopped.
     ///
     /// # Errors
-    /// The device does not give the tasks back, or does not start again.
+    /// Fails if the device does not give the tasks back, or does not start again.
     pub fn revive(&mut self) -> Result<bool, doca::Error> {
         if self.context.state() == ContextState::Running {
             return Ok(false);
@@ -108,7 +108,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// Has a device in doubt copy bytes of our own, when nothing else is in flight; `true` if that was submitted.
+    /// Makes a device in doubt copy bytes of our own, when nothing else is in flight; `true` if that was submitted.
     pub fn prove(&mut self) -> bool {
         if !self.is_in_doubt() || self.context.in_flight() > 0 {
             return false;
@@ -143,7 +143,8 @@ impl Engine {
         self.ended(succeeded, depth);
     }
 
-    /// An operation ended: `true` if it failed alone, and so is to blame. Up to `depth` others failed with it.
+    /// Takes note that an operation ended; `true` if it failed alone, and so is to blame. Up to `depth` others failed
+    /// with it.
     pub fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
         self.last_progress = Instant::now();
         if succeeded {

@@ -1,6 +1,6 @@
-//! The hub's side of the inflate and bulk DMA engines: how operations are submitted and how their completions read. What
-//! is submitted and what comes of it is decided in scheduler.rs; a failure stops a whole context (DOCA), so contexts are
-//! revived here.
+//! The hub's side of the inflate and bulk DMA engines: how operations are submitted and how their completions read.
+//! What is submitted and what comes of it is decided in scheduler.rs; a failure stops a whole context (DOCA), so
+//! contexts are revived here.
 
 use block::Codec;
 use doca::{Completion, Context, Outcome, RemoteRun, Source};
@@ -17,16 +17,16 @@ use crate::pipeline::slots::{SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Unreached};
 use crate::slots::ring::Ring;
 
-/// Runs of one operation at most: what its list is sized for. A layout whose blocks need more is refused at attach; a
+/// Most runs of one operation, which its list is sized for. A layout whose blocks need more is refused at attach; a
 /// block that was cut for another layout goes in several operations.
 pub(crate) const RUNS_MAX: usize = 2048;
 
-/// DOCA user data of a slot's operation.
+/// Encodes a slot as the DOCA user data of its operation.
 fn word(ticket: Ticket) -> u64 {
     u64::from(ticket.generation) << 16 | u64::from(ticket.index)
 }
 
-/// The slot that an operation was for.
+/// Decodes the slot that an operation was for.
 pub(crate) fn ticket(word: u64) -> Ticket {
     Ticket { index: word as u16, generation: (word >> 16) as u32 }
 }
@@ -55,7 +55,7 @@ pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, fa
     }
 }
 
-/// The slot has its areas back.
+/// Gives a slot its areas back.
 pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
     let mut memory = ring.memory(slot);
     completion.source.into_iter().for_each(|source| memory.wire.put(source));
@@ -63,12 +63,13 @@ pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) 
     completion.outcome
 }
 
-/// Whether what a slot waits for is read into its codes area, to be compared.
+/// Tells whether a slot's pages are read into its codes area, to be compared.
 fn comes_back(state: SlotState) -> bool {
     matches!(state, SlotState::Verifying | SlotState::Confirming)
 }
 
-/// Submits the slot's bytes to or from where `memory` has the block's pages, those that are next in `work.moves`; as above.
+/// Submits the slot's bytes to or from where `memory` has the block's pages, those that are next in `work.moves`; as
+/// above.
 pub(crate) fn start_transfer(
     context: &mut Context,
     ring: &Ring,
@@ -129,7 +130,7 @@ pub(crate) fn start_transfer(
     }
 }
 
-/// The slot has its area back.
+/// Gives a slot its area back.
 pub(crate) fn bring_transferred(
     ring: &Ring,
     slot: Ticket,

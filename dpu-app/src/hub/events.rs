@@ -51,9 +51,9 @@ impl Event {
 pub struct Entry {
     pub at_ms: u64,
     pub event: Event,
-    /// Id of the session, 0: of none.
+    /// Id of the session; 0: it concerns none.
     pub session: u32,
-    /// The host's number of the request, 0: of none.
+    /// The host's number of the request; 0: it concerns none.
     pub request: u64,
     pub value: u64,
 }
@@ -87,13 +87,13 @@ impl Events {
         self.refused += u64::from(event == Event::Refused);
     }
 
-    /// Attaches that were refused since the start.
+    /// Counts the attaches that were refused since the start.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// Oldest first.
+    /// Iterates, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.ring.oldest_ordered()
     }

@@ -1,8 +1,9 @@
 //! What the device has to be able to do for this configuration, asked before anything is allocated.
 //!
-//! Without DMA there is no way to the host's memory: no start. Without an inflate engine (for blocks of this size) the operator
-//! chooses: another device, or software with `--allow-software`; it is never chosen silently. Task counts beyond what one context
-//! takes are refused with the flag that asks for them: the sum over all task types is what DOCA limits.
+//! Without DMA there is no way to the host's memory: no start. Without an inflate engine (for blocks of this size) the
+//! operator chooses: another device, or software with `--allow-software`; it is never chosen silently. Task counts
+//! beyond what one context takes are refused with the flag that asks for them: the sum over all task types is what DOCA
+//! limits.
 
 use std::fmt;
 
@@ -12,7 +13,7 @@ use doca::{Depth, Device, DeviceInfo, Kind};
 use crate::config::Config;
 use crate::hub::session::Lane;
 
-/// The engines that will be used, and how deep.
+/// Engines to use, and the depth of each.
 #[derive(Clone, Copy, Debug)]
 pub struct Fit {
     /// `None`: software inflates.
@@ -27,7 +28,7 @@ pub struct InflateFit {
     pub depth: Depth,
 }
 
-/// Why a device cannot serve this configuration.
+/// Reason for which a device cannot serve this configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Unfit {
     NoDma {
@@ -90,7 +91,7 @@ impl Fit {
     /// Asks an open device.
     ///
     /// # Errors
-    /// The first thing that it cannot do.
+    /// Names the first thing that it cannot do.
     pub fn of(device: &Device, config: &Config) -> Result<Self, Unfit> {
         Self::choose(device.info(), config, |kind| device.tasks_max(kind).map_err(Unfit::Unanswered))
     }
@@ -132,7 +133,7 @@ impl Fit {
         Ok(Self { inflate, bulk, mail })
     }
 
-    /// Whether the engine also takes LZ4; an error if it does not take what this configuration needs.
+    /// Tells whether the engine also takes LZ4; an error if it does not take what this configuration needs.
     fn inflate(info: &DeviceInfo, config: &Config) -> Result<bool, Unfit> {
         let (block_bytes, device) = (config.block_bytes, || info.name());
         let takes = |engine, caps: Option<doca::Caps>| {
@@ -152,7 +153,7 @@ impl Fit {
         }
     }
 
-    /// What software has to do, for the log: `None` if nothing.
+    /// Says what software has to do, for the log; `None` if nothing.
     #[must_use]
     pub fn in_software(&self) -> Option<&'static str> {
         match self.inflate {

@@ -1,5 +1,5 @@
-//! What the engine thread notices of the store and of its workers: whether the store fails, and who hangs in a call. What
-//! the health check makes of it: metrics/health.rs.
+//! What the engine thread notices about the store and its workers: whether the store fails, and which workers hang in a
+//! call. metrics/health.rs draws the conclusion for the health check.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::pipeline::job::{CrewKind, Done, Failure};
 use crate::workers::crew::Sight;
 use store::Blame;
 
-/// How long a worker may be in one call before it counts as stuck.
+/// Time in one call from which on a worker counts as stuck.
 pub const STUCK: Duration = Duration::from_secs(1);
 /// Failures of the store since its last answer, as the engine thread sees them go by.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,7 +53,7 @@ impl StoreWatch {
         self.failures
     }
 
-    /// Since the last failure.
+    /// Returns the time since the last failure.
     #[must_use]
     pub fn failed_ago(&self, now: Instant) -> Duration {
         self.last.map_or(Duration::MAX, |last| now.saturating_duration_since(last))
@@ -67,7 +67,8 @@ pub struct StuckWorkers {
 }
 
 impl StuckWorkers {
-    /// Takes note of a look at a crew, and says when the first is stuck and when none is any more; `true` at the first.
+    /// Takes note of a look at a crew, and logs when the first worker is stuck and when none is any more; `true` at the
+    /// first.
     pub fn saw(&mut self, kind: CrewKind, sight: &Sight) -> bool {
         let before = std::mem::replace(&mut self.by_crew[kind as usize], sight.stuck);
         if before > 0 && sight.stuck == 0 {

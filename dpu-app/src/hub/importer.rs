@@ -1,5 +1,6 @@
-//! Imports of what a host has exported, on a thread of their own: an import asks the host's side, a driver or another process,
-//! and whoever does not answer there must not hold the engine thread. It is part of an attach, and may allocate.
+//! Imports of what a host has exported, on a thread of their own: an import asks the host's side, a driver or another
+//! process, and whoever does not answer there must not hold the engine thread. It is part of an attach, and may
+//! allocate.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use doca::{Device, Remote};
 use mailbox::attach::{Attachment, Export, PAGE_REGION, Reason, Refuse};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// An attach, and what its exports are here: the page and the regions.
+/// An attach and its imported exports: the page and the regions.
 #[derive(Debug)]
 pub(crate) struct Imported {
     pub(crate) attachment: Attachment,
@@ -21,16 +22,16 @@ pub(crate) struct Imported {
 /// An attach whose exports are being imported.
 #[derive(Debug)]
 pub(crate) struct Importing {
-    /// Readable once it is over.
+    /// Descriptor that is readable once the import is over.
     done: Arc<EventFd>,
     imported: Receiver<Imported>,
 }
 
 impl Importing {
-    /// Begins; nothing new is imported after `until`.
+    /// Begins an import; nothing new is imported after `until`.
     ///
     /// # Errors
-    /// What the system says: no descriptor or no thread is left.
+    /// Fails if no descriptor or no thread is left.
     pub(crate) fn begin(device: &Device, attachment: Attachment, until: Instant) -> std::io::Result<Self> {
         let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (tell, imported) = mpsc::channel();
@@ -44,7 +45,7 @@ impl Importing {
         Ok(Self { done, imported })
     }
 
-    /// What came of it; `None`: it goes on.
+    /// Takes the result; `None`: it goes on.
     pub(crate) fn take(&self) -> Option<Imported> {
         self.imported.try_recv().ok()
     }

@@ -26,7 +26,7 @@ use crate::pipeline::probation::UNREACHABLE_MIN;
 use crate::workers::board::HubState;
 use crate::workers::shared::Question;
 
-/// DOCA user data of a lane's copy.
+/// Encodes a lane as the DOCA user data of its copy.
 fn word(session: usize, lane: Lane) -> u64 {
     (session as u64) << 8 | lane as u64
 }
@@ -68,7 +68,7 @@ impl Hub<'_, '_> {
         busy
     }
 
-    /// What a lane has to copy now, if it is free.
+    /// Finds what a lane has to copy now, if it is free.
     fn due(&mut self, index: usize, lane: Lane) -> Option<Span> {
         let session = self.sessions[index].as_mut().filter(|session| session.is_live())?;
         session.desk.area(lane).as_ref()?;
@@ -223,7 +223,8 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// What concerns all hosts is the operator's to say: who can open the card's own socket, or a host where that was allowed.
+    /// Obeys a command that concerns all hosts: from the operator, who can open the card's own socket, or a host where
+    /// that was allowed.
     fn obey(&mut self, index: usize, operation: Operation) -> Status {
         let may_stop = self.shared.config.allow_host_stop;
         let session = self.session(index);
@@ -246,7 +247,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// A request that names chunks: `Some` is its answer already.
+    /// Admits a request that names chunks; `Some` is its answer already.
     fn admit_request(&mut self, index: usize, command: Command) -> Option<Status> {
         if index >= self.shared.config.sessions {
             // The operator's place: others would keep it from the operator.
@@ -282,7 +283,7 @@ impl Hub<'_, '_> {
 }
 
 impl Session {
-    /// What a free lane has to copy now: a read, or the write that was prepared in the out lane's area.
+    /// Finds what a free lane has to copy now: a read, or the write that was prepared in the out lane's area.
     fn due(&mut self, lane: Lane) -> Option<Span> {
         match lane {
             Lane::Commands if self.commands_due => {
@@ -316,7 +317,8 @@ impl Session {
         Some((outgoing, span))
     }
 
-    /// Checks a window of chunk records, and keeps chunks until they have seats, keys of a question until all are there.
+    /// Checks a window of chunk records, and keeps chunks until they have seats, keys of a question until all are
+    /// there.
     fn take_records(&mut self, question: Option<&Mutex<Question>>) -> Result<(), PeerError> {
         let Reading { whose, span } = self.records_due.take().expect("they were being read");
         let Self { requests, ring, desk, staged, .. } = self;
@@ -346,7 +348,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the host's line; `true`: it sleeps, and is to be woken.
+    /// Reads the host's line; `true` if the host sleeps, and is to be woken.
     fn read_host_line(&mut self) -> Result<bool, PeerError> {
         let area = self.desk.area(Lane::HostLine).as_ref().expect("it just came back");
         let bytes = self.ring.host_line_span().bytes;
@@ -355,7 +357,7 @@ impl Session {
         Ok(line.is_some_and(|line| line.ring))
     }
 
-    /// Goes on after a write of the out lane; the answer to count, if it was a text.
+    /// Goes on after a write of the out lane; returns the answer to count, if it was a text.
     fn written(&mut self) -> Option<Answer> {
         match self.out.take().expect("something was being written").0 {
             Outgoing::Text(answer) => {
@@ -372,7 +374,7 @@ impl Session {
         None
     }
 
-    /// The copy of a lane has to be made again. Records and writes remember themselves.
+    /// Has the copy of a lane made again. Records and writes remember themselves.
     fn again(&mut self, lane: Lane) {
         match lane {
             Lane::Commands => self.commands_due = true,

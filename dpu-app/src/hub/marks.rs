@@ -1,7 +1,7 @@
 //! Since when each seat and each slot is in the stage that it is in: what spans (trace.rs) are made of.
 //!
-//! A stage begins where the one before it ended, with the clock of the engine thread's turn. Beside a session's place, which
-//! is another session's one day, a mark has the ids that people know.
+//! A stage begins where the one before it ended, with the clock of the engine thread's turn. Beside a session's place,
+//! which is another session's one day, a mark has the ids that people know.
 
 use std::time::{Duration, Instant};
 
@@ -13,26 +13,26 @@ use crate::pipeline::chunk::{Direction, Phase};
 use crate::pipeline::job::{Done, Seat};
 use crate::pipeline::slots::{SlotState, Ticket};
 
-/// Of a chunk in progress.
+/// Marks of a chunk in progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SeatMark {
     pub(crate) asker: Asker,
-    /// Place of the session.
+    /// Place of its session.
     pub(crate) index: usize,
     pub(crate) whose: Whose,
     pub(crate) chunk: u32,
     pub(crate) since: Instant,
 }
 
-/// Of a block in progress.
+/// Marks of a block in progress.
 #[derive(Clone, Copy, Debug)]
 struct SlotMark {
     since: Instant,
-    /// When an engine has taken it.
+    /// Time at which an engine took it.
     began: Option<Instant>,
 }
 
-/// See the module's head.
+/// Marks by seat and by slot.
 #[derive(Debug)]
 pub(crate) struct Marks {
     seats: Vec<SeatMark>,
@@ -54,18 +54,18 @@ impl Marks {
         self.seats[usize::from(seat.0)].asker
     }
 
-    /// A chunk has its seat.
+    /// Marks that a chunk has its seat.
     pub(crate) fn sat(&mut self, seat: Seat, mark: SeatMark) {
         *self.seat(seat) = mark;
     }
 
-    /// An engine has taken the slot's block.
+    /// Marks that an engine has taken the slot's block.
     pub(crate) fn began(&mut self, slot: Ticket, now: Instant) {
         self.slots[usize::from(slot.index)].began = Some(now);
     }
 }
 
-/// How long from `since` to `now`, of which `worked` was work: what was waited and what was worked.
+/// Splits the time from `since` to `now`, of which `worked` was work, into waiting and work.
 fn parts(since: Instant, now: Instant, worked: Duration) -> (Duration, Duration) {
     let took = now.saturating_duration_since(since);
     let worked = worked.min(took);
@@ -73,7 +73,7 @@ fn parts(since: Instant, now: Instant, worked: Duration) -> (Duration, Duration)
 }
 
 impl Hub<'_, '_> {
-    /// Keeps a stage of a chunk or block that has ended; its request remembers the slowest.
+    /// Keeps a stage of a chunk or block that has ended, in its request too if none was slower.
     pub(crate) fn note(&mut self, seat: Seat, block: Option<u16>, stage: Stage, parts: (Duration, Duration)) {
         let SeatMark { asker, index, whose, chunk, .. } = *self.marks.seat(seat);
         let span = self.trace.add(self.now, asker, Piece { chunk: Some(chunk), block }, stage, parts);
@@ -91,7 +91,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// Seats that a request has, beside `but`, and all slots that it has.
+    /// Counts the seats that a request has, beside `but`, and all its slots.
     fn holds(&self, index: usize, whose: Whose, but: Seat) -> (usize, usize) {
         let (mut seats, mut slots) = (0, 0);
         for &seat in &self.pipeline.order {
@@ -105,7 +105,7 @@ impl Hub<'_, '_> {
         (seats, slots)
     }
 
-    /// A block has its slot: how long its chunk has waited for it.
+    /// Notes how long a chunk has waited for the slot that its block has now.
     pub(crate) fn waited_for_slot(&mut self, slot: Ticket) {
         let work = self.pipeline.slots.at(slot);
         let (seat, block, now) = (work.seat, work.block, self.now);
@@ -114,7 +114,7 @@ impl Hub<'_, '_> {
         self.note(seat, Some(block), Stage::Slot, (now.saturating_duration_since(since), Duration::ZERO));
     }
 
-    /// A stage of a slot's block has ended, and the next begins. `worked` is what a worker said of it.
+    /// Notes that a stage of a slot's block has ended, and the next begins. `worked` is the worker's own time.
     pub(crate) fn stage_ended(&mut self, slot: Ticket, stage: Stage, worked: Option<Duration>) {
         let work = self.pipeline.slots.at(slot);
         let (seat, block, now) = (work.seat, work.block, self.now);
@@ -125,7 +125,7 @@ impl Hub<'_, '_> {
         self.note(seat, Some(block), stage, parts(since, now, worked));
     }
 
-    /// A worker has answered.
+    /// Notes that a worker has answered.
     pub(crate) fn job_ended(&mut self, done: &Done, worked: Duration) {
         match *done {
             Done::Read { slot, .. } => self.stage_ended(slot, Stage::Fetch, Some(worked)),
@@ -155,7 +155,7 @@ impl Hub<'_, '_> {
         request.slowest = slower(request.slowest, span);
     }
 
-    /// A request is about to be cut by its deadline: what it waits for now counts as far as it has come.
+    /// Notes what a request that its deadline is about to cut waits for, as far as that has come.
     pub(crate) fn note_unfinished(&mut self, index: usize, place: usize) {
         let now = self.now;
         let Some(session) = self.sessions[index].as_ref() else { return };

@@ -1,4 +1,4 @@
-//! What is said of chunks in the log: once for each kind in [`EVERY`], however many chunks it is true of.
+//! Notices about chunks in the log: one of each kind in [`EVERY`], however many chunks it is true of.
 
 use std::time::{Duration, Instant};
 
@@ -6,19 +6,19 @@ use block::ChunkKey;
 
 use crate::pipeline::chunk::FETCHES_MAX;
 
-/// How often one kind is said.
+/// Least time between two notices of one kind.
 pub(crate) const EVERY: Duration = Duration::from_secs(600);
 /// Kinds that are told apart; further ones are counted only.
 const KINDS_MAX: usize = 32;
 
-/// See the module's head.
+/// Kinds of notices, and when each was given last.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
     said: heapless::Vec<(&'static str, Instant), KINDS_MAX>,
 }
 
 impl Notices {
-    /// A chunk of another version, or too large.
+    /// Notes a chunk of another version, or one that is too large.
     pub(crate) fn foreign(&mut self, what: &'static str, key: &ChunkKey, now: Instant) {
         if self.is_due(what, now) {
             log::warn!(
@@ -29,7 +29,7 @@ impl Notices {
         }
     }
 
-    /// A chunk that was not the same twice.
+    /// Notes a chunk that was not the same twice.
     pub(crate) fn otherwise(&mut self, key: &ChunkKey, now: Instant) {
         if self.is_due("other bytes", now) {
             log::error!(

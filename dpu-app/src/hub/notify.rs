@@ -1,8 +1,9 @@
-//! Tells systemd how the engine thread is: one datagram of text to the socket that the environment names, as sd_notify(3)
-//! says. `READY=1` once hosts can attach, `WATCHDOG=1` from its turns, `STOPPING=1` when it drains to leave.
+//! Tells systemd how the engine thread is: one datagram of text to the socket that the environment names, as
+//! sd_notify(3) says. `READY=1` once hosts can attach, `WATCHDOG=1` from its turns, `STOPPING=1` when it drains to
+//! leave.
 //!
-//! Nobody else pings: an engine thread that stands still is silent, and systemd starts a new process. It never blocks and
-//! never fails the data plane: without a supervisor nobody listens, and that is fine.
+//! Nobody else pings: an engine thread that stands still is silent, and systemd starts a new process. It never blocks
+//! and never fails the data plane: without a supervisor nobody listens, and that is fine.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +14,7 @@ use crate::config::Watchdog;
 /// Pings per watchdog interval: two may be lost.
 const PINGS: u32 = 3;
 
-/// The engine thread's line to its supervisor.
+/// The engine thread's connection to its supervisor.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     line: Option<(UnixDatagram, Watchdog)>,
@@ -47,7 +48,7 @@ impl Supervisor {
         }
     }
 
-    /// When the engine thread has to be awake for the next ping.
+    /// Returns when the engine thread has to be awake for the next ping.
     pub(crate) fn next_ping(&self) -> Option<Instant> {
         Some(self.last_ping? + self.every()?)
     }

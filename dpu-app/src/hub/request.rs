@@ -18,7 +18,7 @@ impl ChunkSet {
         self.0[index as usize / 64] |= 1 << (index % 64);
     }
 
-    /// How many are there without a gap from 0 on.
+    /// Counts those that are there without a gap from 0 on.
     #[must_use]
     pub fn leading(&self) -> u32 {
         let full = self.0.iter().take_while(|word| **word == u64::MAX).count();
@@ -31,26 +31,26 @@ impl ChunkSet {
 #[derive(Clone, Debug)]
 pub struct Request {
     pub command: Command,
-    /// Tells it from all others that this card has taken.
+    /// Number that no other request of this card has.
     pub serial: u64,
     pub arrived: Instant,
     pub until: Instant,
     /// The next chunk to start.
     pub next: u32,
-    /// No chunk from here on is wanted: the first that failed, or the end.
+    /// First chunk that is not wanted: the first that failed, or the end.
     pub limit: u32,
-    /// Why `limit` is where it is, if not the end.
+    /// Reason for `limit`, if it is not the end.
     pub failure: Option<Failure>,
     /// Chunks in progress.
     pub active: u32,
-    /// A worker is about to answer its look-up or rating.
+    /// Whether a worker is about to answer its look-up or rating.
     pub asked: bool,
     pub done: ChunkSet,
     pub wire_bytes: u64,
     pub restored_bytes: u64,
-    /// When it last started a chunk: since then the next one waits for its seat.
+    /// Time at which it last started a chunk; since then the next one waits for its seat.
     pub moved: Instant,
-    /// What it has waited for longest.
+    /// Slowest stage so far.
     pub slowest: Option<Span>,
 }
 
@@ -76,7 +76,7 @@ impl Request {
         }
     }
 
-    /// Chunk `index` will not be in place, for this reason; nothing after it is wanted any more.
+    /// Gives up chunk `index`, for this reason, and all after it.
     pub fn cut(&mut self, index: u32, failure: Failure) {
         if index < self.limit {
             self.limit = index;
@@ -84,8 +84,8 @@ impl Request {
         }
     }
 
-    /// Ends the request at what is in place: chunks in progress may still end, no new one starts, and a worker that still
-    /// answers answers to nobody.
+    /// Ends the request at what is in place: chunks in progress may still end, no new one starts, and a worker that
+    /// still answers answers to nobody.
     pub fn cut_now(&mut self, failure: Failure) {
         self.cut(self.done.leading(), failure);
         self.asked = false;

@@ -37,7 +37,7 @@ impl Hub<'_, '_> {
         crews.into_iter().find_map(Crew::collect)
     }
 
-    /// Looks after the workers: what waits behind a call that hangs goes to others, and one that hangs for long is said.
+    /// Looks after the workers: what waits behind a call that hangs goes to others, and a long hang is logged.
     pub(crate) fn watch_workers(&mut self) {
         let crews = [
             (CrewKind::Ask, &mut self.askers),
@@ -55,7 +55,8 @@ impl Hub<'_, '_> {
         self.give_up_waiting();
     }
 
-    /// Where all fetch workers hang, the look-up worker fetches what is in memory or on a server: its reader keeps off disks.
+    /// Has the look-up worker fetch what is in memory or on a server where all fetch workers hang: its reader keeps off
+    /// disks.
     pub(crate) fn fetch_off_disk(&mut self) {
         let (shared, askers) = (self.shared, &mut self.askers);
         let is_off_disk = |job: &Job| match *job {
@@ -67,7 +68,7 @@ impl Hub<'_, '_> {
         self.fetchers.take_waiting(is_off_disk, |job| askers.give(job));
     }
 
-    /// Where all fetch workers hang, chunks that nobody waits for leave their slots and seats to others: to stores.
+    /// Frees slots and seats of chunks that nobody waits for, where all fetch workers hang: for stores.
     fn give_up_waiting(&mut self) {
         let mut unwanted = heapless::Vec::<Done, QUEUE>::new();
         let flows = &self.pipeline.flows;
@@ -164,14 +165,14 @@ impl Hub<'_, '_> {
         self.settle(session_index, request_index);
     }
 
-    /// Moves a session's oldest question on, and its oldest request with chunks to start.
+    /// Advances a session's oldest question, and its oldest request with chunks to start.
     pub(crate) fn start_oldest(&mut self, index: usize) -> bool {
         let busy = self.ask_oldest(index);
         self.start_chunks_of_oldest(index) || busy
     }
 
-    /// Reads the keys of the oldest look-up or rating, and asks the store when they are all there: a few round trips to its
-    /// servers, whatever the length.
+    /// Reads the keys of the oldest look-up or rating, and asks the store when they are all there: a few round trips to
+    /// its servers, whatever the length.
     fn ask_oldest(&mut self, index: usize) -> bool {
         let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { return false };
         let Some(&place) = session.questions.front() else { return false };
@@ -228,7 +229,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// A request has no more chunks to start, or wants none any more, wherever in its queue it is.
+    /// Takes a request that has no more chunks to start, or wants none, out of its queue.
     fn leave_queue(&mut self, index: usize, place: usize) {
         let Some(session) = self.sessions[index].as_mut() else { return };
         session.questions.retain(|&other| other != place);
@@ -240,7 +241,7 @@ impl Hub<'_, '_> {
         }
     }
 
-    /// All chunks of a request were started: the store learns that they belong together.
+    /// Tells the store that the chunks of a request, which were all started, belong together.
     fn touch(&mut self, index: usize) {
         let started = !self.shared.prefixes[index].lock().expect("panic is abort").keys.is_empty();
         if let Some(session) = self.sessions[index].as_mut().filter(|session| started && !session.touching) {
@@ -326,7 +327,7 @@ impl Hub<'_, '_> {
         });
     }
 
-    /// Requests whose time is over get what is in place; `true` if there were any.
+    /// Answers requests whose time is over with what is in place; `true` if there were any.
     pub(crate) fn expire(&mut self) -> bool {
         let mut busy = false;
         for index in 0..self.sessions.len() {
@@ -347,7 +348,7 @@ impl Hub<'_, '_> {
         busy
     }
 
-    /// Ends a request at what is in place.
+    /// Ends a request with what is in place.
     pub(crate) fn cut(&mut self, index: usize, place: usize, failure: Failure) {
         let Some(session) = self.sessions[index].as_mut() else { return };
         let Some(request) = session.requests[place].as_mut() else { return };

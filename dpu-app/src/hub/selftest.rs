@@ -1,5 +1,5 @@
-//! Start-up check of the decompress engine with a block that we know: it must inflate it, and its CRC-32 must be the one
-//! that the stored format uses (IEEE 802.3, reflected). Hardware documentation names neither polynomial nor order.
+//! Start-up check of the decompress engine with a known block: the engine must inflate it, and its CRC-32 must be the
+//! one that the stored format uses (IEEE 802.3, reflected). Hardware documentation names neither polynomial nor order.
 
 use std::time::{Duration, Instant};
 

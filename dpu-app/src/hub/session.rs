@@ -56,7 +56,7 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Bytes of one desk.
+    /// Counts the bytes of one desk.
     #[must_use]
     pub fn bytes() -> usize {
         Lane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
@@ -65,7 +65,7 @@ impl Desk {
     /// Bytes of one allocation of desks: a page that a region has whole anyway.
     const BATCH_BYTES: usize = doca::HUGE_PAGE_BYTES;
 
-    /// Bytes that so many desks take.
+    /// Counts the bytes that so many desks take.
     #[must_use]
     pub fn bytes_of(count: usize) -> usize {
         count.div_ceil(Self::BATCH_BYTES / Self::bytes()) * Self::BATCH_BYTES
@@ -74,7 +74,7 @@ impl Desk {
     /// Makes more desks, a page full of them, up to `count` of all; `desks` has room for them.
     ///
     /// # Errors
-    /// No memory that can be registered.
+    /// Fails if there is no memory that can be registered.
     pub fn lay_out(device: &Device, count: usize, desks: &mut Vec<Self>) -> Result<usize, doca::Error> {
         let batch = count.min(Self::BATCH_BYTES / Self::bytes());
         let mut region = Region::allocate(device, batch * Self::bytes())?;
@@ -94,7 +94,7 @@ impl Desk {
         &mut self.areas[lane as usize]
     }
 
-    /// The records that were just read.
+    /// Returns the records that were just read.
     #[must_use]
     pub fn areas_records(&self) -> &[u8] {
         self.areas[Lane::Records as usize].as_deref().expect("the records just came back")
@@ -124,7 +124,7 @@ pub enum Wake {
     Saying,
     /// It is written: one more look at the commands.
     Checking,
-    /// Until a doorbell.
+    /// It sleeps until a doorbell.
     Asleep,
 }
 
@@ -180,7 +180,7 @@ impl Staged {
         &self.importances[self.taken..]
     }
 
-    /// The next record: its key, what it is worth, and its pages.
+    /// Takes the next record: its key, its importance, and its pages.
     pub fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, Importance, &[u32])> {
         let (key, importance) = (*self.keys.get(self.taken)?, self.importances[self.taken]);
         let first = self.taken * pages_per_chunk;
@@ -203,16 +203,16 @@ pub struct Reading {
     pub span: Span,
 }
 
-/// What a session with memory registered.
+/// Memory that a session has registered.
 #[derive(Debug)]
 pub struct Memory {
     pub geometry: Geometry,
     pub layout: Layout,
     pub order: TileOrder,
-    /// How this card cuts chunks that it stores for this session.
+    /// Plan by which this card cuts chunks that it stores for this session.
     pub plan: Plan,
     pub regions: Vec<Remote>,
-    /// Every region that the layout uses may be written.
+    /// Whether every region that the layout uses may be written.
     pub writable: bool,
 }
 
@@ -222,12 +222,12 @@ pub struct Session {
     pub state: SessionState,
     pub id: u32,
     pub client: String,
-    /// Whose quota of the tiers it uses.
+    /// Namespace whose quota of the tiers it uses.
     pub namespace: u8,
     pub pid: u32,
-    /// It came by the card's own socket.
+    /// Whether it came by the card's own socket.
     pub is_local: bool,
-    /// Of its page.
+    /// Generation of its page.
     pub generation: u64,
     pub recipe: Recipe,
     pub channel: Box<dyn Channel>,
@@ -235,10 +235,10 @@ pub struct Session {
     pub page: Remote,
     pub memory: Option<Memory>,
     pub desk: Desk,
-    /// When it got its place.
+    /// Time at which it got its place.
     pub seated: Instant,
     pub wake: Wake,
-    /// The page has shown its identity and the host was welcomed.
+    /// Whether the page has shown its identity and the host was welcomed.
     pub welcomed: bool,
     pub last_command: Instant,
     pub commands_due: bool,
@@ -252,14 +252,14 @@ pub struct Session {
     pub requests: [Option<Request>; COMMANDS],
     /// Requests with chunks to start, oldest first. Capacity is taken at attach.
     pub queue: VecDeque<usize>,
-    /// Look-ups and ratings whose keys are not all there, or that wait for the one before. They start no chunk, so they wait
-    /// for none.
+    /// Look-ups and ratings whose keys are not all there, or that wait for the one before. They start no chunk, so they
+    /// wait for none.
     pub questions: VecDeque<usize>,
-    /// The look-up or rating that a worker is busy with, be it answered.
+    /// Look-up or rating that a worker is busy with, even if it was answered.
     pub looking: Option<Whose>,
-    /// A worker tells the store about the prefix whose chunks were started last.
+    /// Whether a worker is telling the store about the prefix whose chunks were started last.
     pub touching: bool,
-    /// Chunks in progress that this session is concerned with.
+    /// Chunks in progress of this session.
     pub flows: usize,
     /// Small DMAs that failed alone, in a row.
     pub blames: u8,
@@ -278,31 +278,31 @@ impl Session {
         self.state == SessionState::Live
     }
 
-    /// Nothing of it is in flight any more.
+    /// Tells whether nothing of it is in flight.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.flows == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
     }
 
-    /// The host is still to be told something.
+    /// Tells whether the host is still to be told something.
     #[must_use]
     pub fn has_words(&self) -> bool {
         self.out.is_some() || !self.answers.is_empty() || !self.texts.is_empty()
     }
 
-    /// A new command or a doorbell: look at the commands again.
+    /// Has the commands looked at again, after a new command or a doorbell.
     pub fn stir(&mut self, now: Instant) {
         self.wake = Wake::Awake;
         self.commands_due = true;
         self.last_command = now;
     }
 
-    /// The request that an answer is for, if it still waits for it.
+    /// Finds the request that an answer is for, if it still waits for it.
     pub fn request_of(&mut self, whose: Whose) -> Option<&mut Request> {
         self.requests[whose.place].as_mut().filter(|request| request.serial == whose.serial)
     }
 
-    /// The place of a live request.
+    /// Finds the place of a live request.
     #[must_use]
     pub fn find(&self, request: u64) -> Option<usize> {
         self.requests.iter().position(|r| r.as_ref().is_some_and(|r| r.command.request == request))

@@ -1,4 +1,5 @@
-//! What the scheduler asks for, carried out: jobs go to the crews, operations to the engines, and requests hear of chunks.
+//! What the scheduler asks for, carried out: jobs go to the crews, operations to the engines, and requests hear of
+//! chunks.
 
 use mailbox::attach::Farewell;
 

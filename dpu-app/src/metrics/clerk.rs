@@ -13,22 +13,22 @@ use crate::count::json::Quoted;
 use crate::workers::board::Face;
 use crate::workers::shared::Shared;
 
-/// How old what the engine thread has shown may be before it is asked again.
+/// Age from which on the engine thread is asked to show itself again.
 const FACE_AGE: Duration = Duration::from_millis(100);
-/// How long a request waits for the engine thread.
+/// Longest wait of a request for the engine thread.
 const FACE_PATIENCE: Duration = Duration::from_millis(250);
-/// How often it looks whether the engine thread has answered: that costs the engine thread no system call.
+/// Interval of looks for the engine thread's answer, which so costs that thread no system call.
 const FACE_LOOK: Duration = Duration::from_micros(500);
 
-/// What every family is written from.
+/// Everything that families are written from.
 #[derive(Debug)]
 pub(super) struct View<'a, 's> {
     pub(super) shared: &'a Shared<'s>,
-    /// What the engine thread has shown last.
+    /// Last state that the engine thread has shown.
     pub(super) face: &'a Face,
     pub(super) process: Usage,
     pub(super) uptime: Duration,
-    /// Whether each reason holds not to give this card any work.
+    /// Reasons to give this card no work, and whether each holds.
     pub(super) unwell: [(Unwell, bool); Unwell::ALL.len()],
 }
 
@@ -36,9 +36,9 @@ pub(super) struct View<'a, 's> {
 pub(super) struct Clerk<'a, 's> {
     shared: &'a Shared<'s>,
     config: String,
-    /// What the engine thread has shown last.
+    /// Last state that the engine thread has shown.
     face: Face,
-    /// When it was asked last.
+    /// Time at which it was asked last.
     asked: Option<Instant>,
     process: Process,
     started: Instant,
@@ -50,7 +50,7 @@ impl<'a, 's> Clerk<'a, 's> {
         Self { shared, config, face: Face::new(), asked: None, process, started: Instant::now() }
     }
 
-    /// Gets what the engine thread knows, if that is not too much to ask.
+    /// Gets what the engine thread knows, unless it was asked a moment ago.
     fn look_up(&mut self) {
         let board = &self.shared.board;
         let now = Instant::now();
@@ -70,7 +70,7 @@ impl<'a, 's> Clerk<'a, 's> {
         }
     }
 
-    /// How long the engine thread has owed an answer.
+    /// Returns how long the engine thread has owed an answer.
     fn owed(&self) -> Duration {
         match self.asked {
             Some(asked) if self.shared.board.is_asked() => asked.elapsed(),

@@ -3,8 +3,8 @@
 //! ```text
 //!   (free) -> Reading -> Writing -> Closing -> (free)        any of them -> (free): hung up, or its time is over
 //! ```
-//! Closing reads what the client still sends and throws it away: to close a socket with unread bytes would reset it, and
-//! the client might lose the answer.
+//! Closing reads what the client still sends and throws it away: to close a socket with unread bytes would reset it,
+//! and the client might lose the answer.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Read, Write};
@@ -38,10 +38,10 @@ impl Phase {
     }
 }
 
-/// See the module's head.
+/// One place of the table of connections.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// Until when it may stay; `None`: the place is free.
+    /// End of its time; `None`: the place is free.
     socket: Option<(TcpStream, Instant)>,
     phase: Phase,
     request: Box<[u8; REQUEST_BYTES]>,
@@ -55,7 +55,7 @@ impl Connection {
         Self { socket: None, phase: Phase::Reading, request, read: 0, reply: Reply::new() }
     }
 
-    /// Takes a client in; whoever was here is gone.
+    /// Takes a client in, in place of the one that was here.
     pub(super) fn open(&mut self, socket: TcpStream, until: Instant) {
         self.socket = socket.set_nonblocking(true).is_ok().then_some((socket, until));
         (self.phase, self.read) = (Phase::Reading, 0);
@@ -157,16 +157,16 @@ fn take(mut socket: &TcpStream, into: &mut [u8]) -> Taken {
     }
 }
 
-/// What a client has sent so far.
+/// What the bytes of a client are so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Request<'a> {
     Get {
         path: &'a str,
-        /// Not so for `HEAD`.
+        /// Whether a body is wanted: not for `HEAD`.
         body: bool,
     },
     OtherMethod,
-    /// Not whole yet.
+    /// The head is not whole yet.
     Partial,
     TooLarge,
     Garbage,

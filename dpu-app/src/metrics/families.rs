@@ -42,7 +42,7 @@ pub struct Family {
     pub name: &'static str,
     pub kind: Kind,
     pub labels: &'static [&'static str],
-    /// What it counts or shows; ends the HELP line and the row of docs/metrics.md.
+    /// Meaning; ends the HELP line and the row of docs/metrics.md.
     pub help: &'static str,
     /// Writes its series.
     series: fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result,
@@ -68,7 +68,7 @@ pub(super) const fn gauge(
     Family { name, kind: Kind::Gauge, labels, help, series }
 }
 
-/// All of them, in the order in which they are written.
+/// Lists all families in the order in which they are written.
 pub fn all() -> impl Iterator<Item = &'static Family> {
     FAMILIES.iter().chain(NODE_FAMILIES).chain(TIER_FAMILIES)
 }
@@ -283,7 +283,7 @@ fn prefixes(
     Asked::PREFIX.iter().try_for_each(|&asked| out.put(&[asked.name()], get(of(answers.prefixes(asked)))))
 }
 
-/// The series of a family whose numbers are in the table of facts.
+/// Writes the series of a family whose numbers are in the table of facts.
 fn of_card(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
     let shown = &view.face.shown;
     let of = Sources { counters: &view.shared.counters, refused: shown.refused, store: &shown.store };
@@ -317,7 +317,7 @@ pub(super) struct Series<'a, 'b> {
 }
 
 impl Series<'_, '_> {
-    /// One value; `labels` are the values of the family's labels.
+    /// Writes one value; `labels` are the values of the family's labels.
     pub(super) fn put(&mut self, labels: &[&str], value: impl Display) -> fmt::Result {
         self.line("", labels, None::<u64>, value)
     }

@@ -11,9 +11,9 @@ use crate::workers::board::{HubState, Shown};
 /// Restarts of an engine without a success between them from which it counts as restarting: a few damaged blocks cost
 /// two each.
 const RESTARTS_MIN: u32 = 8;
-/// How long the last failure makes a card sick.
+/// Time for which the last failure makes a card unwell.
 const FRESH: Duration = Duration::from_secs(30);
-/// How long the engine thread may take to show itself.
+/// Longest time that the engine thread may take to show itself.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Why a card should get no new work.
@@ -21,10 +21,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 pub(super) enum Unwell {
     Starting,
     Draining,
-    /// The engine thread does not look up from what it does.
+    /// The engine thread does not answer.
     Silent,
     EngineRestarting,
-    /// The store is not there yet, or refuses us: it is known without asking, and why.
+    /// The store is not there yet, or refuses us, and the reason is known.
     Degraded,
     StoreDown,
     /// A call of the store does not come back.
@@ -42,7 +42,7 @@ impl Unwell {
         Self::WorkerStuck,
     ];
 
-    /// One word for machines.
+    /// Names it in one word, for machines.
     #[must_use]
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl Unwell {
         }
     }
 
-    /// What happened and what to do about it, for people.
+    /// Says what happened and what to do about it, for people.
     #[must_use]
     pub(super) fn text(self) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ impl Unwell {
         }
     }
 
-    /// Whether this is so, by what the engine thread has shown and how long it has been asked to show itself.
+    /// Tells whether this is so, from what the engine thread has shown and how long it has owed an answer.
     #[must_use]
     pub(super) fn is_so(self, shown: &Shown, asked_for: Duration) -> bool {
         match self {

@@ -1,6 +1,6 @@
-//! Families with a `node` label: one row for each server of the store, as it counts them (`store::NodeFacts`). A store that
-//! has no servers (`dir:`) has no series here. The label's values are the store's own list of servers, `host:port`, of a
-//! fixed size; [`super::REPLY_BYTES`] holds them all.
+//! Families with a `node` label: one row for each server of the store, as it counts them (`store::NodeFacts`). A store
+//! that has no servers (`dir:`) has no series here. The label's values are the store's own list of servers,
+//! `host:port`, of a fixed size; [`super::REPLY_BYTES`] holds them all.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use super::clerk::View;
 use super::families::{Family, Seconds, Series, counter, gauge};
 use crate::count::facts;
 
-/// The series of a family whose numbers are in the table of facts.
+/// Writes the series of a family whose numbers are in the table of facts.
 fn of_node(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
     rows(view, out, |node, out| {
         let mut facts = facts::of_family(facts::NODES, out.family.name, |value| value(node));

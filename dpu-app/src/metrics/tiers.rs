@@ -1,5 +1,5 @@
-//! Families with a `tier` label: one row for each tier in front of the store (`store::TierFacts`). A store without tiers has
-//! no series here.
+//! Families with a `tier` label: one row for each tier in front of the store (`store::TierFacts`). A store without
+//! tiers has no series here.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::clerk::View;
 use super::families::{Family, Series, counter, gauge};
 use crate::count::facts;
 
-/// The series of a family whose numbers are in the table of facts.
+/// Writes the series of a family whose numbers are in the table of facts.
 fn of_tier(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
     rows(view, out, |tier, out| {
         let mut facts = facts::of_family(facts::TIERS, out.family.name, |value| value(tier));

@@ -6,10 +6,10 @@
 //!           ^________________________/  read anew: bad or gone, and not proven
 //! ```
 //!
-//! **Once is no proof.** A chunk that was found bad is fetched once more from its owner, by another way. The same bad bytes at
-//! the same place are what is stored, and the chunk leaves the store; others are the doing of whatever lies between, and
-//! nothing is taken out. One that went while it was read is asked for once more, too: what a tier or a replica has not, the
-//! store may have.
+//! **Once is no proof.** A chunk that was found bad is fetched once more from its owner, by another way. The same bad
+//! bytes at the same place are what is stored, and the chunk leaves the store; others are the doing of whatever lies
+//! between, and nothing is taken out. One that went while it was read is asked for once more, too: what a tier or a
+//! replica has not, the store may have.
 
 use block::{Geometry, Plan, TileOrder};
 use mailbox::{PAGES_PER_CHUNK_MAX, Tokens};
@@ -43,10 +43,10 @@ impl Phase {
     }
 }
 
-/// How often a chunk is fetched before it is given up: once, and anew.
+/// Fetches of a chunk, the first and those that are made anew, before it is given up.
 pub const FETCHES_MAX: usize = 3;
 
-/// What becomes of a fetched chunk that did not come whole.
+/// Judgement on a fetched chunk that did not come whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// It ends as it is.
@@ -60,7 +60,7 @@ pub enum Verdict {
 /// Host pages of one chunk.
 pub type Pages = heapless::Vec<u32, PAGES_PER_CHUNK_MAX>;
 
-/// Read again and again, it came otherwise each time.
+/// Failure of a chunk that came otherwise each time that it was read.
 pub const OTHERWISE: Failure = Failure::Store(StoreError::Io { call: "read_block", errno: Errno::EBADMSG });
 
 /// Progress of one chunk. Its place in the table is its seat.
@@ -69,7 +69,7 @@ pub struct Flow {
     pub session: usize,
     /// Place in the session's table of requests.
     pub request: usize,
-    /// Which chunk of the request.
+    /// Number of the chunk in the request.
     pub index: u32,
     pub direction: Direction,
     pub pages: Pages,
@@ -83,29 +83,29 @@ pub struct Flow {
     /// The next block to give a slot.
     pub next: u16,
     pub in_flight: u16,
-    /// Of those in flight: blocks that the DMA engine moves from or to the host's pages now.
+    /// Blocks in flight that the DMA engine moves from or to the host's pages now.
     pub moving: u16,
     pub done: u16,
     pub failure: Option<Failure>,
     /// The block that failed; `None`: the manifest.
     pub failed_at: Option<u16>,
-    /// What was found bad when it was fetched before, and where.
+    /// Evidence of earlier fetches: what was bad, and where.
     pub(crate) doubts: heapless::Vec<(Option<u16>, Evidence), FETCHES_MAX>,
-    /// Fetches before this one.
+    /// Number of fetches before this one.
     pub(crate) fetched: usize,
-    /// The block that was bad the last time: it comes first, and alone.
+    /// Block that was bad the last time; it comes first, and alone.
     pub(crate) doubted: Option<u16>,
-    /// It is fetched anew when its seat is back.
+    /// Whether it is fetched anew when its seat is back.
     pub reopens: bool,
-    /// The request does not wait for it: its time is over, or a chunk before this one has failed.
+    /// Whether the request does not wait for it: its time is over, or a chunk before this one has failed.
     pub given_up: bool,
     pub wire_bytes: u64,
-    /// The request has been told how the chunk ended.
+    /// Whether the request has been told how the chunk ended.
     pub concluded: bool,
 }
 
 impl Flow {
-    /// A fetch of a whole chunk, the first of its request, of which nothing has happened yet.
+    /// Describes a fetch of a whole chunk, the first of its request, of which nothing has happened yet.
     #[must_use]
     pub fn opening(session: usize, pages: Pages, (geometry, order, plan): (Geometry, TileOrder, Plan)) -> Self {
         Self {
@@ -148,14 +148,14 @@ impl Flow {
         }
     }
 
-    /// Its request wants it no more, for this reason. What was not proven to be bad is not called so.
+    /// Ends the request's wait for it, for this reason. What was not proven to be bad is not called so.
     pub fn cut_off(&mut self, failure: Failure) {
         self.given_up = true;
         let of = |failure| if matches!(failure, Failure::Corrupt(_)) { Failure::Miss } else { failure };
         self.failure = Some(of(self.failure.unwrap_or(failure)));
     }
 
-    /// Whether it is proven to be bad, and about to leave the store.
+    /// Tells whether it is proven to be bad, and about to leave the store.
     #[must_use]
     pub fn is_condemned(&self) -> bool {
         self.phase == Phase::Closing && !self.reopens && matches!(self.failure, Some(Failure::Corrupt(_)))
@@ -200,7 +200,7 @@ impl Flow {
         self.phase == Phase::Flowing && self.failure.is_none() && self.next < self.blocks && alone
     }
 
-    /// The block that is the `nth` to get a slot.
+    /// Returns the block that is the `nth` to get a slot.
     #[must_use]
     pub fn block_at(&self, nth: u16) -> u16 {
         match (self.doubted.filter(|doubted| *doubted < self.blocks), nth) {
@@ -210,7 +210,7 @@ impl Flow {
         }
     }
 
-    /// Whether no token of a block is wanted.
+    /// Tells whether no token of a block is wanted.
     #[must_use]
     pub fn is_clipped(&self, block: u16) -> bool {
         let part = self.plan.part(&self.geometry, usize::from(block)).expect("blocks are counted by the plan");
@@ -218,7 +218,7 @@ impl Flow {
         self.tokens.end <= first || self.tokens.start >= end
     }
 
-    /// No block is in flight and none will be started.
+    /// Tells whether no block is in flight and none will be started.
     #[must_use]
     pub fn drained(&self) -> bool {
         self.phase == Phase::Flowing && self.in_flight == 0 && (self.failure.is_some() || self.done == self.blocks)

@@ -10,7 +10,7 @@ use store::{Blame, StoreError, Why};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seat(pub u16);
 
-/// Who does a job.
+/// Kind of worker that does a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CrewKind {
     /// Asks the store what needs no block: look-ups never wait behind reads.
@@ -37,11 +37,11 @@ impl CrewKind {
 pub enum Job {
     /// Counts the leading keys that the store has. For the worker that asks.
     Lookup { session: u16 },
-    /// Tells the store that the chunks of a prefix were used together, and first what their host says that they are worth,
-    /// if it says so: what [`Self::Rate`] does for a rating. For the worker that asks.
+    /// Tells the store that the chunks of a prefix were used together, and first what their host says that they are
+    /// worth, if it says so: what [`Self::Rate`] does for a rating. For the worker that asks.
     Touch { session: u16 },
-    /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For the worker that
-    /// asks.
+    /// Tells the store what a session's host says that chunks are worth: those of its look-up's keys. For the worker
+    /// that asks.
     Rate { session: u16 },
     /// Opens the seat's chunk and reads its manifest; `anew`: by another way than before. For fetch workers.
     Open { seat: Seat, anew: bool },
@@ -53,7 +53,8 @@ pub enum Job {
     Inflate { slot: Ticket },
     /// Dequantizes into the slot's tile; `check` asks for the codes' CRC in the same pass. For dequantize workers.
     Restore { slot: Ticket, order: TileOrder, from_wire: bool, check: bool },
-    /// Compares what came back from the pages with what the slot holds; `tokens` of its chunk moved. For dequantize workers.
+    /// Compares what came back from the pages with what the slot holds; `tokens` of its chunk moved. For dequantize
+    /// workers.
     Compare { slot: Ticket, seat: Seat, block: u16, from: Restored, tokens: Tokens },
     /// Asks whether the chunk is there already and starts to put it if not. For encode workers.
     Begin { seat: Seat },
@@ -66,7 +67,7 @@ pub enum Job {
 }
 
 impl Job {
-    /// Whose work it is.
+    /// Returns the kind of worker that does it.
     #[must_use]
     pub fn crew(&self) -> CrewKind {
         match self {
@@ -83,7 +84,7 @@ impl Job {
 pub struct Evidence {
     /// The check that failed.
     pub what: &'static str,
-    /// Of the bytes that failed it. A CRC-32: it tells any two of which few bits were changed on the way.
+    /// CRC-32 of the bytes that failed it: it tells apart any two that differ in few bits.
     pub digest: u32,
 }
 
@@ -94,7 +95,7 @@ impl Evidence {
     }
 }
 
-/// What the engine thread needs to know of a block that was read.
+/// Facts that the engine thread needs of a block that was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockFacts {
     pub codec: block::Codec,
@@ -118,7 +119,7 @@ impl BlockFacts {
     }
 }
 
-/// Where the bytes for the host lie after [`Job::Restore`].
+/// Place of the bytes for the host after [`Job::Restore`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Restored {
     Tile,
@@ -145,7 +146,7 @@ pub enum Done {
         seat: Seat,
         blocks: Result<(Plan, u16), Failure>,
     },
-    /// It is open, and its manifest is not right.
+    /// The chunk is open, but its manifest is wrong.
     Misread {
         seat: Seat,
         failure: Failure,
@@ -187,14 +188,14 @@ pub enum Done {
     },
 }
 
-/// Why a chunk ends before it is done. `Copy`, so that it travels.
+/// Reason for which a chunk ends before it is done. `Copy`, so that it travels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
-    /// Not stored (any more): an answer.
+    /// The store has no such chunk (any more): an answer, not a fault.
     Miss,
-    /// Bad bytes. Proven, where a request hears of it.
+    /// Damaged bytes; proven, where a request hears of it.
     Corrupt(Evidence),
-    /// Good, and this is what this card does not understand of it, or has no room for: as good as a miss.
+    /// Undamaged, but with something that this card does not understand or has no room for: as good as a miss.
     Foreign(&'static str),
     Store(StoreError),
     Device(doca::Error),
@@ -210,7 +211,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The status word that the host sees; a miss is `Ok` with fewer chunks.
+    /// Maps it to the status word that the host sees; a miss is `Ok` with fewer chunks.
     #[must_use]
     pub fn status(self) -> Status {
         match self {
@@ -245,7 +246,7 @@ impl From<StoreError> for Failure {
 }
 
 impl From<(HeaderError, &[u8])> for Failure {
-    /// What [`Header::open`] says of these bytes.
+    /// Takes what [`Header::open`] says of these bytes.
     fn from((error, wire): (HeaderError, &[u8])) -> Self {
         if error.is_damage() {
             Self::Corrupt(Evidence::of("a block's header", wire))

@@ -1,14 +1,14 @@
 //! Who is to blame when a context stops.
 //!
 //! DOCA stops a whole context when one task fails, and completes its neighbours with an error too; the codes do not say
-//! which was which. So after a failure the next operations run alone: whoever fails alone is to blame, the rest succeed.
-//! The price is a queue depth of one for a moment, paid only after a failure.
+//! which was which. So after a failure the next operations run alone: whoever fails alone is to blame, the rest
+//! succeed. The price is a queue depth of one for a moment, paid only after a failure.
 
-/// Failures alone after which an operation is given up.
+/// Failures of an operation, alone on its engine, after which it is given up.
 pub const BLAMES_MAX: u8 = 2;
 
-/// The same for copies to and from host memory. More, because a session hangs on it: an engine that fails now and then
-/// hits one copy twice soon enough, while memory that is gone fails every time.
+/// Failures of a copy to or from host memory, alone, after which its session ends: more, because an engine that fails
+/// now and then hits one copy twice soon enough, while memory that is gone fails every time.
 pub const UNREACHABLE_MIN: u8 = 6;
 
 /// The state of one context.
@@ -21,13 +21,13 @@ pub struct Probation {
 }
 
 impl Probation {
-    /// Whether one more operation may be submitted beside those in flight.
+    /// Tells whether one more operation may be submitted beside those in flight.
     #[must_use]
     pub fn admits(&self, in_flight: usize) -> bool {
         self.left == 0 || in_flight == 0
     }
 
-    /// An operation was submitted; `in_flight` counts it.
+    /// Takes note of an operation that was submitted; `in_flight` counts it.
     pub fn submitted(&mut self, in_flight: usize) {
         self.alone = self.left > 0 && in_flight == 1;
     }
@@ -36,7 +36,7 @@ impl Probation {
         self.left = self.left.saturating_sub(1);
     }
 
-    /// An operation failed, with up to `depth` neighbours: `true` if it was alone, and so to blame.
+    /// Takes note of an operation that failed, with up to `depth` neighbours; `true` if it was alone, and so to blame.
     pub fn failed(&mut self, depth: usize) -> bool {
         let alone = std::mem::take(&mut self.alone);
         self.left = if alone { self.left } else { depth + 1 };

@@ -1,11 +1,11 @@
-//! The decisions: blocks become jobs, answers become next stages, chunks end. Generic over the [`World`], so that the data
-//! plane and the simulator run the same code.
+//! The decisions: blocks become jobs, answers become next stages, chunks end. Generic over the [`World`], so that the
+//! data plane and the simulator run the same code.
 //!
 //! A failure stops a whole context (DOCA), so whatever fails is submitted again; who fails alone is to blame
 //! (probation.rs). A block that the inflate engine cannot take alone is judged by software: if that can inflate it, the
 //! block goes on and the engine was wrong; if not, the stored bytes are proven bad. Host memory that the DMA engine
-//! cannot reach alone belongs to a host that is gone: its session ends. What it moved is compared where `--verify-dma` asks
-//! for it (verify.rs), and moved again where it differs.
+//! cannot reach alone belongs to a host that is gone: its session ends. What it moved is compared where `--verify-dma`
+//! asks for it (verify.rs), and moved again where it differs.
 
 use block::Codec;
 
@@ -17,7 +17,7 @@ use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::pipeline::slots::{Moves, SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
 
-/// See the module's head. Implemented for every [`World`].
+/// Every decision of the data plane, for every [`World`].
 pub trait Scheduler: World {
     /// Starts what can start; `true` if anything did.
     fn schedule(&mut self) -> bool {
@@ -51,7 +51,7 @@ pub trait Scheduler: World {
         busy
     }
 
-    /// First stage of a block. A slot is free.
+    /// Starts the first stage of a block. A slot is free.
     fn start_block(&mut self, direction: Direction, seat: Seat, block: u16) {
         let pipeline = self.pipeline();
         let slot = pipeline.take_slot(direction, seat, block);
@@ -95,7 +95,7 @@ pub trait Scheduler: World {
         busy
     }
 
-    /// Whether the engine is the one to inflate this block: it can, and is not in doubt.
+    /// Tells whether the engine is to inflate this block: it can, and is not in doubt.
     fn engine_takes(&mut self, slot: Ticket) -> bool {
         let pipeline = self.pipeline();
         let work = pipeline.slots.at(slot);
@@ -107,7 +107,7 @@ pub trait Scheduler: World {
         work.blames < BLAMES_MAX && pipeline.inflater.is_some_and(|inflater| knows(inflater.lz4))
     }
 
-    /// `false`: no room, the ticket waits.
+    /// Submits it to the engine; `false`: no room, the ticket waits.
     fn submit_inflate(&mut self, slot: Ticket) -> bool {
         let launch = self.inflate(slot);
         if launch == Launch::Started {
@@ -121,7 +121,7 @@ pub trait Scheduler: World {
         launch != Launch::NoRoom
     }
 
-    /// `false`: no room, the ticket waits.
+    /// Submits it to the engine; `false`: no room, the ticket waits.
     fn submit_transfer(&mut self, slot: Ticket) -> bool {
         match self.transfer(slot) {
             Launch::Started => {
@@ -139,7 +139,7 @@ pub trait Scheduler: World {
         true
     }
 
-    /// A worker's answer. Those about look-ups and prefixes concern no chunk and do not come here.
+    /// Takes a worker's answer. Those about look-ups and prefixes concern no chunk and do not come here.
     fn answered(&mut self, done: Done) {
         match done {
             Done::Looked { .. } | Done::Touched { .. } | Done::Rated { .. } => {
@@ -193,7 +193,8 @@ pub trait Scheduler: World {
                 self.dequantize(slot, false, false);
             }
             Done::Restored { slot, from: Err(Failure::Corrupt(_)) } if self.engine_takes(slot) => {
-                // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software decides.
+                // Inflated by the engine, checked in software: wrong bytes of the store or of the engine? Software
+                // decides.
                 if !self.abandoned(slot) {
                     self.pipeline().slots.at(slot).blames = BLAMES_MAX;
                     self.queue_inflate(slot);
@@ -246,7 +247,7 @@ pub trait Scheduler: World {
         pipeline.queue_inflate(slot);
     }
 
-    /// An operation of the inflate engine ended, and the slot has its memory back.
+    /// Goes on after an operation of the inflate engine; the slot has its memory back.
     fn inflated(&mut self, slot: Ticket, outcome: Inflated) {
         match outcome {
             Inflated::Right => {
@@ -263,7 +264,7 @@ pub trait Scheduler: World {
         self.pipeline().queue_inflate(slot);
     }
 
-    /// Next stage of a block whose codes are there (or whose payload is the codes).
+    /// Starts the next stage of a block whose codes are there (or whose payload is the codes).
     fn dequantize(&mut self, slot: Ticket, from_wire: bool, check: bool) {
         if self.abandoned(slot) {
             return;
@@ -275,7 +276,7 @@ pub trait Scheduler: World {
         self.give(Job::Restore { slot, order, from_wire, check });
     }
 
-    /// An operation of the DMA engine ended, and the slot has its memory back.
+    /// Goes on after an operation of the DMA engine; the slot has its memory back.
     fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
@@ -308,7 +309,7 @@ pub trait Scheduler: World {
         }
     }
 
-    /// Bytes are where they were to go, as far as the DMA engine knows.
+    /// Goes on with a block whose bytes the DMA engine says it has moved.
     fn moved(&mut self, slot: Ticket) {
         let work = *self.pipeline().slots.at(slot);
         let next = match work.state {
@@ -329,7 +330,7 @@ pub trait Scheduler: World {
         }
     }
 
-    /// All of the block's bytes are to be moved, from the first on.
+    /// Has all of the block's bytes moved, from the first on.
     fn go_to(&mut self, slot: Ticket, next: SlotState) {
         let pipeline = self.pipeline();
         pipeline.slots.set(slot, next);
@@ -344,7 +345,7 @@ pub trait Scheduler: World {
         self.give(Job::Encode { slot, seat, block });
     }
 
-    /// Whether the pages hold what they should is known. What differs is moved again, [`VERIFY_TRIES`] times in all.
+    /// Takes the result of a comparison. What differs is moved again, [`VERIFY_TRIES`] times in all.
     fn compared(&mut self, slot: Ticket, same: bool) {
         add(&self.counters().blocks_compared, 1);
         let stores = self.pipeline().slots.at(slot).state.stores();
@@ -371,7 +372,7 @@ pub trait Scheduler: World {
         }
     }
 
-    /// A block whose chunk has failed meanwhile gives its slot back instead of going on.
+    /// Gives the slot of a block back whose chunk has failed meanwhile; `true` if it did.
     fn abandoned(&mut self, slot: Ticket) -> bool {
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
@@ -382,7 +383,7 @@ pub trait Scheduler: World {
         failed
     }
 
-    /// A block has gone all its way.
+    /// Ends a block that has passed all its stages.
     fn block_done(&mut self, slot: Ticket) {
         let pipeline = self.pipeline();
         let work = *pipeline.slots.at(slot);
@@ -394,7 +395,7 @@ pub trait Scheduler: World {
         self.release(slot);
     }
 
-    /// A block cannot go on; its chunk ends when its neighbours have left their slots.
+    /// Fails a block that cannot go on; its chunk ends when its neighbours have left their slots.
     fn block_failed(&mut self, slot: Ticket, failure: Failure) {
         if matches!(failure, Failure::Corrupt(_)) {
             add(&self.counters().blocks_corrupt, 1);
@@ -459,13 +460,13 @@ pub trait Scheduler: World {
         }
     }
 
-    /// A chunk is over, for its request and for the store.
+    /// Ends a chunk, for its request and for the store.
     fn leave(&mut self, seat: Seat, result: Result<(), Failure>) {
         self.conclude(seat, result);
         self.pipeline().vacate(seat);
     }
 
-    /// Chunks of a request from `limit` on are of no use any more.
+    /// Aborts the chunks of a request from `limit` on.
     fn abort_from(&mut self, session: usize, request: usize, limit: u32, failure: Failure) {
         for place in 0..self.pipeline().flows.len() {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
@@ -479,7 +480,7 @@ pub trait Scheduler: World {
         }
     }
 
-    /// A request waits for none of its chunks any more, be they about to leave the store.
+    /// Frees a request from all its chunks, even those about to leave the store.
     fn give_up(&mut self, session: usize, request: usize) {
         for place in 0..self.pipeline().flows.len() {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
@@ -494,7 +495,7 @@ pub trait Scheduler: World {
         }
     }
 
-    /// A chunk that nobody waits for any more is over for its request as soon as nothing moves from or to its pages: not
+    /// Ends a chunk that nobody waits for any more, for its request, as soon as nothing moves from or to its pages: not
     /// when the store, or a worker that hangs in it, has answered what is still asked of it.
     fn let_go_of_pages(&mut self, seat: Seat) {
         let flow = self.pipeline().flow(seat);
@@ -503,7 +504,7 @@ pub trait Scheduler: World {
         }
     }
 
-    /// Chunks of a session that has ended are of no use any more.
+    /// Aborts the chunks of a session that has ended.
     fn abort_session(&mut self, session: usize) {
         for place in 0..self.pipeline().flows.len() {
             let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };

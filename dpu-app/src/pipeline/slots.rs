@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Verifying and Confirming: with `--verify-dma` only (verify.rs).
-//! A block whose codes fail their check goes back from Restoring to Inflating once: software then says whose fault it is.
-//! Any state may also go back to Free: that is what happens to a block that failed. Only the engine thread changes
+//! A block whose codes fail their check goes back from Restoring to Inflating once: software then says whose fault it
+//! is. Any state may also go back to Free: that is what happens to a block that failed. Only the engine thread changes
 //! states.
 
 use crate::pipeline::job::{BlockFacts, Restored, Seat};
@@ -60,7 +60,7 @@ impl SlotState {
         Self::Encoding,
     ];
 
-    /// Whether a block on its way into the store holds the slot.
+    /// Tells whether a block on its way into the store holds the slot.
     #[must_use]
     pub fn stores(self) -> bool {
         matches!(self, Self::Gathering | Self::Confirming | Self::Encoding)
@@ -108,14 +108,14 @@ pub struct SlotWork {
     pub generation: u32,
     pub seat: Seat,
     pub block: u16,
-    /// When it is its turn at an engine (turns.rs).
+    /// Its turn at an engine (turns.rs).
     pub turn: u64,
     /// Failures while alone on an engine.
     pub blames: u8,
     pub facts: BlockFacts,
     pub from: Restored,
     pub moves: Moves,
-    /// What the DMA engine moves of it is compared.
+    /// Whether what the DMA engine moves of it is compared.
     pub verify: bool,
     /// Comparisons that found a difference.
     pub differed: u8,
@@ -128,7 +128,7 @@ pub struct Moves {
     pub before: usize,
     /// Runs of the operation in flight.
     pub now: usize,
-    /// More are left after it.
+    /// Whether more are left after it.
     pub more: bool,
 }
 
@@ -184,17 +184,17 @@ impl SlotTable {
         Some(ticket)
     }
 
-    /// The work of a ticket.
+    /// Borrows the work of a ticket.
     ///
     /// # Panics
-    /// If the ticket is stale: a slot changes hands only after its last job was answered.
+    /// Panics if the ticket is stale: a slot changes hands only after its last job was answered.
     pub fn at(&mut self, ticket: Ticket) -> &mut SlotWork {
         let work = &mut self.works[usize::from(ticket.index)];
         assert!(work.generation == ticket.generation, "stale {ticket:?}, the slot is at {}", work.generation);
         work
     }
 
-    /// The single setter.
+    /// Changes a state: the one place that does.
     pub fn set(&mut self, ticket: Ticket, next: SlotState) {
         let work = self.at(ticket);
         assert!(work.state.may_become(next), "slot {} {:?} -> {next:?}", ticket.index, work.state);
@@ -206,7 +206,7 @@ impl SlotTable {
         }
     }
 
-    /// Every slot that is not free, by its number.
+    /// Iterates over the slots that are not free, by number.
     pub fn taken(&self) -> impl Iterator<Item = (usize, &SlotWork)> {
         self.works.iter().enumerate().filter(|(_, work)| work.state != SlotState::Free)
     }
@@ -221,13 +221,13 @@ impl SlotTable {
         self.free.len()
     }
 
-    /// Slots that the store path holds.
+    /// Counts the slots that the store path holds.
     #[must_use]
     pub fn storing(&self) -> usize {
         self.storing
     }
 
-    /// How many slots are in a state.
+    /// Counts the slots in a state.
     #[must_use]
     pub fn count(&self, state: SlotState) -> usize {
         self.works.iter().filter(|work| work.state == state).count()

@@ -1,12 +1,13 @@
 //! Whose turn it is: start-time fair queueing over sessions (Goyal, Vin and Cheng, SIGCOMM 1996), in blocks.
 //!
-//! A block's turn is one after that of its session's block before, or the turn that has just passed, whichever is later.
-//! So sessions that always have something to do move on at one pace, whatever they have asked for; one that comes anew
-//! goes first, ahead of all that a long fetch has in the queues; and nobody saves up turns while it asks for nothing.
+//! A block's turn is one after that of its session's block before, or the turn that has just passed, whichever is
+//! later. So sessions that always have something to do move on at one pace, whatever they have asked for; one that
+//! comes anew goes first, ahead of all that a long fetch has in the queues; and nobody saves up turns while it asks for
+//! nothing.
 
 use crate::config::{PLACES_MAX, SLOTS_MAX};
 
-/// See the module's head.
+/// The next turn of each session.
 #[derive(Debug)]
 pub(crate) struct Turns {
     next: [u64; PLACES_MAX],
@@ -20,25 +21,25 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// The turn that the next block of a session would have.
+    /// Returns the turn that the next block of a session would have.
     pub(crate) fn of(&self, session: usize) -> u64 {
         self.next[session].max(self.passed)
     }
 
-    /// A block of the session starts with this turn.
+    /// Takes the turn for a block of the session that starts now.
     pub(crate) fn take(&mut self, session: usize) -> u64 {
         let turn = self.of(session);
         self.next[session] = turn + 1;
         turn
     }
 
-    /// A turn after all that one session can have in the ring now, and before what it starts later: of blocks that have
-    /// none of their own and may wait, but not for ever.
+    /// Returns a turn after all that one session can have in the ring now, and before what it starts later: for blocks
+    /// that have none of their own and may wait, but not for ever.
     pub(crate) fn after_all(&self) -> u64 {
         self.passed + SLOTS_MAX as u64
     }
 
-    /// A block with this turn has left the ring.
+    /// Takes note that a block with this turn has left the ring.
     pub(crate) fn passed(&mut self, turn: u64) {
         self.passed = self.passed.max(turn);
     }

@@ -4,8 +4,8 @@
 //!   fetch:  tile -> pages, then pages -> codes area, codes == tile?
 //!   store:  pages -> tile, then pages -> codes area, codes == tile?
 //! ```
-//! PCIe retries what its own CRCs refuse, so on a healthy machine nothing ever differs; what this finds is behind them: a
-//! bridge, a memory without ECC, an engine. A host that changes pages which it lent for a request looks the same.
+//! PCIe retries what its own CRCs refuse, so on a healthy machine nothing ever differs; what this finds is behind them:
+//! a bridge, a memory without ECC, an engine. A host that changes pages which it lent for a request looks the same.
 //! What it costs: docs/architecture.md, "From tile to pages".
 
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! The memory of the tier T0 on a card: registered, so that engines read a block from where it lies.
 //!
-//! The store fills it and says where a block lies (`store::Outcome::Lies`); the fetch worker then borrows that run for the
-//! slot (`doca::Loan`), until the slot is settled. Twice held: the chunk's open seat keeps the tier from giving its pages to
-//! another chunk, and the loan's count on the pages themselves would stop the process if it did.
+//! The store fills it and says where a block lies (`store::Outcome::Lies`); the fetch worker then borrows that run for
+//! the slot (`doca::Loan`), until the slot is settled. Twice held: the chunk's open seat keeps the tier from giving its
+//! pages to another chunk, and the loan's count on the pages themselves would stop the process if it did.
 
 use std::cell::RefCell;
 use std::io;
@@ -32,7 +32,7 @@ pub type Opened = (Box<dyn Readable<Area>>, Option<Slab>);
 /// Opens the store that the config names. With a tier in memory there is a slab, from which the store lends.
 ///
 /// # Errors
-/// The operator's to mend; the message says how.
+/// The operator can mend each; the message says how.
 pub fn open_store(config: &Config, device: &Device) -> Result<Opened, OpenError> {
     let slab = RefCell::new(None);
     let allocate = |pages: usize, page_bytes: usize| -> io::Result<Box<dyn store::Slab>> {

@@ -1,7 +1,7 @@
 //! The fixed ring: the memory of all slots.
 //!
-//! Only the engine thread says what a slot is used for (pipeline/slots.rs); workers and engines borrow its memory for the
-//! time of one job, and the slot's table entry is empty meanwhile, so two holders at once are impossible.
+//! Only the engine thread says what a slot is used for (pipeline/slots.rs); workers and engines borrow its memory for
+//! the time of one job, and the slot's table entry is empty meanwhile, so two holders at once are impossible.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
@@ -40,7 +40,7 @@ impl Ring {
     /// Allocates and registers the ring. Init only.
     ///
     /// # Errors
-    /// What the device answered.
+    /// Says what the device answered.
     pub fn allocate(device: &Device, slots: usize, bytes: SlotBytes) -> Result<Self, doca::Error> {
         assert!((1..=SLOTS_MAX).contains(&slots), "slots {slots} outside 1..={SLOTS_MAX}: the config checks it");
         let mut region = Region::allocate(device, slots * bytes.total())?;
@@ -55,7 +55,8 @@ impl Ring {
         Ok(Self { slots, region, bytes })
     }
 
-    /// The memory of a slot. The state machine gives each slot one holder at a time, so the lock is always free.
+    /// Borrows the memory of a slot. The state machine gives each slot one holder at a time, so the lock is always
+    /// free.
     pub fn memory(&self, ticket: Ticket) -> MutexGuard<'_, SlotMemory> {
         self.slots[usize::from(ticket.index)].try_lock().expect("a slot has one holder at a time")
     }
@@ -70,7 +71,7 @@ impl Ring {
         self.bytes
     }
 
-    /// Bytes of registered memory, page rounding included.
+    /// Counts the bytes of registered memory, page rounding included.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
         self.region.bytes()

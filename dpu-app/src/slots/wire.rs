@@ -5,12 +5,12 @@
 //!   engine         take -> operation -> give back             at the slot's end, however it comes: settle
 //! ```
 //!
-//! A loan keeps its bytes from being changed, whatever the tier gives up meanwhile; it ends with [`Wire::settle`], before
-//! the chunk's seat is given back to the store.
+//! A loan keeps its bytes from being changed, whatever the tier gives up meanwhile; it ends with [`Wire::settle`],
+//! before the chunk's seat is given back to the store.
 
 use doca::{Area, Loan, Source};
 
-/// See the module's head. Empty where its memory is with a reader or an engine.
+/// A slot's block in its stored form; empty while its memory is with a reader or an engine.
 #[derive(Debug)]
 pub struct Wire {
     area: Option<Area>,
@@ -24,7 +24,7 @@ impl Wire {
         Self { area: Some(area), loan: None, is_lent: false }
     }
 
-    /// The block; in an area more may be behind it.
+    /// Returns the block; in an area more may lie behind it.
     #[must_use]
     pub fn block(&self) -> Option<&[u8]> {
         match self.is_lent {
@@ -33,12 +33,12 @@ impl Wire {
         }
     }
 
-    /// The area, for a block that is made here.
+    /// Returns the area, for a block that is made here.
     pub fn area_mut(&mut self) -> Option<&mut Area> {
         self.area.as_mut()
     }
 
-    /// The area, for a reader.
+    /// Takes the area, for a reader.
     pub fn take_area(&mut self) -> Option<Area> {
         self.area.take()
     }
@@ -47,12 +47,12 @@ impl Wire {
         self.area = Some(area);
     }
 
-    /// The block lies there instead of in the area.
+    /// Has the block lie in the tier's memory instead of the area.
     pub fn lend(&mut self, loan: Loan) {
         (self.loan, self.is_lent) = (Some(loan), true);
     }
 
-    /// The block, for an engine.
+    /// Takes the block, for an engine.
     pub fn take(&mut self) -> Option<Source> {
         match self.is_lent {
             true => self.loan.take().map(Source::Lent),
@@ -60,7 +60,7 @@ impl Wire {
         }
     }
 
-    /// What an engine gives back.
+    /// Puts back what an engine gives back.
     pub fn put(&mut self, source: Source) {
         match source {
             Source::Own(area) => self.area = Some(area),
@@ -68,7 +68,7 @@ impl Wire {
         }
     }
 
-    /// The block is over: nothing is borrowed for it any more.
+    /// Ends the block: nothing is borrowed for it any more.
     pub fn settle(&mut self) {
         (self.loan, self.is_lent) = (None, false);
     }

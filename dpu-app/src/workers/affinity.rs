@@ -1,5 +1,6 @@
-//! Which cores worker threads run on (`--fetch-cpus`, `--dequantize-cpus`, `--encode-cpus`): ShadowServe gives network and
-//! dequantization disjoint groups of cores. Without a list the kernel decides, among the cores that this process may use.
+//! Cores of the worker threads (`--fetch-cpus`, `--dequantize-cpus`, `--encode-cpus`): ShadowServe gives network
+//! and dequantization disjoint groups of cores. Without a list the kernel decides, among the cores that this process
+//! may use.
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};

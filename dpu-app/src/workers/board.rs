@@ -1,12 +1,13 @@
-//! What only the engine thread knows, shown to the metrics thread when that asks: the engine thread never waits for it.
+//! State that only the engine thread knows, shown to the metrics thread on request; the engine thread never waits for
+//! it.
 //!
 //! ```text
 //!   metrics thread                     engine thread
 //!   asked = true, bell  ------------>  end of a turn: fills `Shown`
 //!   copies `Shown`      <------------  asked = false
 //! ```
-//! The flag says whose `Shown` is: the engine thread's while it is up, the metrics thread's while it is down, so its lock
-//! is always free. One atomic load a turn is the price where nobody asks.
+//! The flag says whose `Shown` is: the engine thread's while it is up, the metrics thread's while it is down, so its
+//! lock is always free. One atomic load a turn is the price where nobody asks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -53,7 +54,7 @@ impl HubState {
 #[derive(Clone, Copy, Debug)]
 pub struct Shown {
     pub state: HubState,
-    /// By [`SlotState`].
+    /// Slots by [`SlotState`].
     pub slots: [usize; SlotState::ALL.len()],
     pub chunks_in_progress: usize,
     pub sessions: usize,
@@ -61,18 +62,18 @@ pub struct Shown {
     pub refused: u64,
     /// Operations in flight on the inflate, the bulk DMA and the mailbox DMA engine.
     pub in_flight: [usize; 3],
-    /// Of the engine that has restarted most often since its last success.
+    /// Restarts of the engine that has restarted most often since its last success.
     pub restarts_in_a_row: u32,
-    /// Since that engine completed anything.
+    /// Time since that engine completed anything.
     pub engine_moved_ago: Duration,
-    /// Something keeps the store from serving at all.
+    /// Whether something keeps the store from serving at all.
     pub degraded: bool,
-    /// In a row.
+    /// Calls of the store that failed in a row.
     pub store_failures: u32,
     pub store_failed_ago: Duration,
-    /// Whose call has lasted for so long that it counts as stuck.
+    /// Workers whose call has lasted for so long that they count as stuck.
     pub workers_stuck: usize,
-    /// What the store has counted.
+    /// Counts of the store.
     pub store: Stats,
 }
 
@@ -117,7 +118,7 @@ impl Face {
         Self { shown: Shown::new(), status: vec![0; ANSWER_BYTES].into(), status_bytes: 0 }
     }
 
-    /// JSON; empty as long as nothing was shown.
+    /// Returns the JSON; empty as long as nothing was shown.
     #[must_use]
     pub fn status(&self) -> &[u8] {
         &self.status[..self.status_bytes]
@@ -142,7 +143,7 @@ impl Default for Face {
     }
 }
 
-/// See the module's head.
+/// The flag, and what it guards.
 #[derive(Debug, Default)]
 pub struct Board {
     asked: AtomicBool,
@@ -157,18 +158,19 @@ impl Board {
         bell.ring();
     }
 
-    /// Whether the engine thread still owes an answer. Its Acquire pairs with the Release in `answer` and in `ask`.
+    /// Tells whether the engine thread still owes an answer. Its Acquire pairs with the Release in `answer` and in
+    /// `ask`.
     #[must_use]
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
     }
 
-    /// What was shown last. For the thread that asks, while nothing is owed.
+    /// Returns what was shown last. For the thread that asks, while nothing is owed.
     pub fn face(&self) -> MutexGuard<'_, Face> {
         self.face.try_lock().expect("the flag says whose it is")
     }
 
-    /// The engine thread has written everything.
+    /// Answers: the engine thread has written everything.
     pub(crate) fn answer(&self, face: MutexGuard<'_, Face>) {
         drop(face);
         self.asked.store(false, Ordering::Release);

@@ -8,17 +8,17 @@ use store::Position;
 
 use crate::pipeline::job::{Evidence, Failure, Seat};
 
-/// What workers know of a chunk in progress.
+/// A chunk in progress, as workers know it.
 #[derive(Debug)]
 pub struct Chunk {
     pub key: ChunkKey,
     pub geometry: Geometry,
     pub recipe: Recipe,
-    /// Where in its prompt it stands.
+    /// Its place in the prompt.
     pub position: Position,
-    /// For a store: it is put though the store has it.
+    /// Whether a store puts it though the store has it.
     pub again: bool,
-    /// For a store: what its host says that it is worth.
+    /// Importance that the host gives it, for a store.
     pub importance: Importance,
     pub order: TileOrder,
     pub plan: Plan,
@@ -29,7 +29,7 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Which part of the chunk a block is.
+    /// Returns the part of the chunk that a block is.
     #[must_use]
     pub fn part(&self, block: u16) -> Part {
         self.plan.part(&self.geometry, usize::from(block)).expect("the engine thread counts blocks by the plan")
@@ -76,7 +76,7 @@ impl Chunk {
     /// Takes over what a manifest says, if this card can read such a chunk.
     ///
     /// # Errors
-    /// As [`Self::understand`].
+    /// Those of [`Self::understand`].
     pub fn adopt(&mut self, manifest: &[u8], wire_max: usize, tile_max: usize) -> Result<(), Failure> {
         let manifest = self.understand(manifest, wire_max, tile_max)?;
         self.plan = *manifest.plan();
@@ -85,7 +85,7 @@ impl Chunk {
         Ok(())
     }
 
-    /// What a manifest says, if it is this chunk's and its blocks fit `wire_max` and `tile_max` bytes. The one place that
+    /// Parses a manifest, if it is this chunk's and its blocks fit `wire_max` and `tile_max` bytes. The one place that
     /// says what this card can read, for fetches and for those who are about to put.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-//! Workers: each takes jobs from its own queue, works on slot memory, and answers into its own queue. Those that read from
-//! the store are in fetch.rs.
+//! Workers: each takes jobs from its own queue, works on slot memory, and answers into its own queue. Those that read
+//! from the store are in fetch.rs.
 //!
 //! One producer and one consumer on each queue (heapless spsc), so nothing is locked but the slot itself. A worker that
 //! finds its queue empty parks; after an answer it rings the engine thread if that sleeps.
@@ -19,11 +19,11 @@ use crate::workers::line::Duties;
 use crate::workers::shared::Shared;
 use store::{StoreError, retry};
 
-/// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring, so
-/// that engines behind it do not run dry.
+/// Answers that a worker with more jobs may keep before it wakes the engine thread. Small beside the slots of a ring,
+/// so that engines behind it do not run dry.
 const ANSWERS_UNHEARD: usize = 3;
 
-/// What is wrong with a block whose header is good: found in the block, which may be shorter than the area it is in.
+/// Blames the codes of a block whose header is good; the block may be shorter than the area that it is in.
 fn bad_codes(header: &Header, wire: &[u8]) -> Failure {
     Failure::Corrupt(Evidence::of("its codes", &wire[..header.wire_bytes()]))
 }
@@ -35,7 +35,7 @@ pub struct Worker<'a, 's> {
     pub duties: Duties<'a>,
     pub compressor: Option<Compressor>,
     pub decompressor: Decompressor,
-    /// For manifests, which are read and written whole.
+    /// Buffer for manifests, which are read and written whole.
     pub manifest: Vec<u8>,
 }
 
@@ -46,7 +46,7 @@ impl std::fmt::Debug for Worker<'_, '_> {
 }
 
 impl Worker<'_, '_> {
-    /// The thread's body.
+    /// Runs the thread.
     pub fn run(mut self) {
         self.bell.belongs_here();
         let mut unheard = 0;
@@ -101,7 +101,7 @@ impl Worker<'_, '_> {
         }
     }
 
-    /// Inflates in software what the engine cannot, or what it could not and we must know whose fault that is.
+    /// Inflates in software what the engine cannot, or what it failed at, to learn whose fault that is.
     fn inflate(&mut self, slot: Ticket) -> Result<(), Failure> {
         let mut memory = self.shared.ring.memory(slot);
         let memory = &mut *memory;
@@ -169,7 +169,7 @@ impl Worker<'_, '_> {
         Ok(true)
     }
 
-    /// Whether the store has the chunk, as this card would read it. What it has and this card cannot read is replaced.
+    /// Tells whether the store has the chunk in a form that this card can read. What it cannot read is replaced.
     fn is_readable(&mut self, seat: Seat, key: &ChunkKey, until: Instant) -> Result<bool, Failure> {
         match retry(|| self.shared.store.peek(key, &mut self.manifest, until)) {
             Ok(bytes) => {

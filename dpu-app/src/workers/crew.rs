@@ -1,7 +1,7 @@
 //! The engine thread's side of its workers: who gets the next job, what came back, and who hangs.
 //!
-//! A worker that is in one call for [`PASSED_OVER`] gets no more jobs, and what waits behind that call goes to the others
-//! (line.rs). Where all of them hang, jobs wait here until one comes back, or somebody else takes them.
+//! A worker that is in one call for [`PASSED_OVER`] gets no more jobs, and what waits behind that call goes to the
+//! others (line.rs). Where all of them hang, jobs wait here until one comes back, or somebody else takes them.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::pipeline::job::Job;
 use crate::workers::bell::Bell;
 use crate::workers::line::{Claims, Numbered, Pulse, QUEUE, Worked};
 
-/// How long one call may take before its worker's other jobs go to others: several times what a disk that turns needs.
+/// Time in one call after which a worker's other jobs go to others: several times what a spinning disk needs.
 pub const PASSED_OVER: Duration = Duration::from_millis(100);
 
-/// Which of the workers that have so many jobs each gets the next: the simulator asks it, too.
+/// Chooses the worker for the next job from the jobs that each has. The simulator asks it, too.
 #[must_use]
 pub fn least_busy(outstanding: impl Iterator<Item = usize>) -> usize {
     outstanding.enumerate().min_by_key(|&(_, jobs)| jobs).expect("a crew has at least one worker").0
@@ -30,11 +30,11 @@ pub struct Hand<'a> {
     pulse: &'a Pulse,
     /// Jobs given and neither answered nor taken back.
     outstanding: usize,
-    /// The next number.
+    /// Number of the next job.
     given: u32,
     /// The jobs given last, by number.
     recent: Box<[Option<Job>]>,
-    /// The call that it was in at the last look, and when it was seen first.
+    /// Call that it was in at the last look, and when that was seen first.
     call: Option<(u32, Instant)>,
     hangs: bool,
 }
@@ -62,7 +62,7 @@ impl<'a> Hand<'a> {
         Self { jobs, answers, bell, claims, pulse, outstanding: 0, given: 0, recent, call: None, hangs: false }
     }
 
-    /// `false`: its queue is full, of jobs that were taken back.
+    /// Gives it a job; `false`: its queue is full, of jobs that were taken back.
     fn take(&mut self, job: Job) -> bool {
         if self.jobs.enqueue((self.given, job)).is_err() {
             return false;
@@ -75,7 +75,7 @@ impl<'a> Hand<'a> {
         true
     }
 
-    /// How long it has been in the call that it is in.
+    /// Returns how long it has been in its present call.
     fn in_call_for(&mut self, now: Instant) -> Duration {
         self.call = match (self.pulse.call(), self.call) {
             (Some(call), Some(seen)) if call == seen.0 => Some(seen),
@@ -85,12 +85,12 @@ impl<'a> Hand<'a> {
     }
 }
 
-/// What a look at a crew found.
+/// Findings of a look at a crew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Sight {
-    /// How long the longest call has taken.
+    /// Time of the longest call.
     pub longest: Duration,
-    /// Workers whose call has taken as long as was asked about.
+    /// Workers whose call has taken as long as the look asked about.
     pub stuck: usize,
     /// Jobs that went from them to others.
     pub passed_on: usize,
@@ -108,7 +108,7 @@ pub struct Crews<'a> {
 /// The workers of one kind.
 pub struct Crew<'a> {
     hands: Vec<Hand<'a>>,
-    /// Jobs for whom everybody hangs.
+    /// Jobs that wait because all workers hang.
     waiting: Deque<Job, QUEUE>,
 }
 
@@ -125,7 +125,7 @@ impl<'a> Crew<'a> {
         Self { hands, waiting: Deque::new() }
     }
 
-    /// Jobs that are not answered.
+    /// Counts the jobs that are not answered.
     #[must_use]
     pub fn outstanding(&self) -> usize {
         self.hands.iter().map(|hand| hand.outstanding).sum::<usize>() + self.waiting.len()
@@ -142,7 +142,7 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// The next answer of any worker.
+    /// Takes the next answer of any worker.
     pub fn collect(&mut self) -> Option<Worked> {
         let (place, done) = self.hands.iter_mut().enumerate().find_map(|(place, hand)| {
             let done = hand.answers.dequeue()?;
@@ -173,13 +173,13 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Whether an answer waits.
+    /// Tells whether an answer waits.
     #[must_use]
     pub fn answered(&self) -> bool {
         self.hands.iter().any(|hand| hand.answers.ready())
     }
 
-    /// Looks after everybody: jobs behind a call that hangs go to others. `stuck` is how long a call takes that counts.
+    /// Looks after all workers: jobs behind a call that hangs go to others. `stuck`: time from which on a call counts.
     pub fn watch(&mut self, now: Instant, stuck: Duration) -> Sight {
         let mut sight = Sight::default();
         for hand in &mut self.hands {

@@ -1,4 +1,4 @@
-//! A fetch worker: gives its jobs to its reader of the store as long as that has room, and takes answers as they come.
+//! A fetch worker: hands its jobs to its reader of the store while that has room, and takes answers as they come.
 //!
 //! ```text
 //!   Fetching: the slot's wire area moves into the reader with `Read` and comes back with the answer. A block that the
@@ -8,8 +8,8 @@
 //! **Sleep.** It sleeps in one place, the reader's, which also ends when the bell is readable. No wake-up is lost: the
 //! engine thread changes the queue, then looks at the bell's flag; this thread raises the flag, then looks at the queue
 //! (bell.rs). Sockets need no flag: they are level-triggered, so whatever came before the sleep ends it at once. What a
-//! reader still has to do without any event (a question just begun, an answer not yet taken) its own `sleep` sees, since
-//! both are this thread's.
+//! reader still has to do without any event (a question just begun, an answer not yet taken) its own `sleep` sees,
+//! since both are this thread's.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -25,11 +25,11 @@ use crate::workers::bell::EventBell;
 use crate::workers::line::Duties;
 use crate::workers::shared::{Prefix, Shared};
 
-/// What taking a bad chunk out of the store may take at a deadline that is near: its host waits for it. One that stays is
-/// found bad again.
+/// Least time for taking a bad chunk out of the store, however near its deadline: its host waits for it. One that stays
+/// is found bad again.
 const DISCARD_LEAST: Duration = Duration::from_millis(25);
 
-/// What an answer of the store is for.
+/// Purpose of a question to the store.
 #[derive(Clone, Copy, Debug)]
 enum Task {
     Job(Job),
@@ -39,13 +39,13 @@ enum Task {
     },
 }
 
-/// See the module's head.
+/// A worker that reads from the store.
 pub struct Fetcher<'a, 's> {
     shared: &'a Shared<'s>,
     bell: &'a EventBell,
     duties: Duties<'a>,
     reader: Box<dyn Reader<Area> + 'a>,
-    /// By the tag that the reader gives back.
+    /// Tasks by the tag that the reader gives back, with their begin.
     tasks: Vec<Option<(Task, Instant)>>,
     free: Vec<usize>,
     manifest: Vec<u8>,
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Fetcher<'_, '_> {
 }
 
 impl<'a, 's> Fetcher<'a, 's> {
-    /// Init: `reader` is this worker's own, and ends its sleep when `bell` rings.
+    /// Allocates its tables. `reader` is this worker's own, and ends its sleep when `bell` rings. Init only.
     #[must_use]
     pub fn new(
         shared: &'a Shared<'s>,
@@ -76,7 +76,7 @@ impl<'a, 's> Fetcher<'a, 's> {
         Self { shared, bell, duties, reader, tasks, free, manifest, reading: 0, occupancy }
     }
 
-    /// The thread's body.
+    /// Runs the thread.
     pub fn run(mut self) {
         loop {
             while self.reader.has_room()
@@ -106,12 +106,12 @@ impl<'a, 's> Fetcher<'a, 's> {
         }
     }
 
-    /// The engine thread is gone and nothing is left to do.
+    /// Tells whether the engine thread is gone and nothing is left to do.
     fn may_leave(&self) -> bool {
         self.shared.leave.load(Ordering::Acquire) && self.reader.is_idle() && !self.duties.wait()
     }
 
-    /// A call that may hang, where the store is a disk.
+    /// Polls the reader: a call that may hang, where the store is a disk.
     fn poll(&mut self) -> Option<Answer<Area>> {
         self.duties.beat();
         self.reader.poll(&mut self.manifest)
@@ -224,7 +224,7 @@ impl<'a, 's> Fetcher<'a, 's> {
         self.duties.answer_since(began, done);
     }
 
-    /// A read is over and the wire area is home again; the bytes of the block.
+    /// Takes the wire area back after a read; returns the bytes of the block.
     fn arrived(&mut self, slot: Ticket, seat: Seat, block: u16, memory: Area) -> usize {
         let bytes = self.shared.chunks.at(seat).lengths[usize::from(block)] as usize;
         self.reading -= 1;
@@ -241,7 +241,7 @@ impl<'a, 's> Fetcher<'a, 's> {
         Ok((chunk.plan, chunk.blocks as u16))
     }
 
-    /// Header and scales, while they are hot.
+    /// Checks header and scales, while they are in the cache.
     fn check(&self, slot: Ticket, seat: Seat, block: u16, bytes: usize) -> Result<BlockFacts, Failure> {
         let (key, geometry, part) = {
             let chunk = self.shared.chunks.at(seat);

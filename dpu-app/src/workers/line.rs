@@ -1,5 +1,5 @@
-//! What lies between the engine thread and one worker: a queue of jobs, one of answers, and two words that let the engine
-//! thread see that a worker hangs in a call, and take back what waits behind it.
+//! What lies between the engine thread and one worker: a queue of jobs, one of answers, and two words that let the
+//! engine thread see that a worker hangs in a call, and take back what waits behind it.
 //!
 //! ```text
 //!   engine thread   give: number and job ->  jobs     ->  claim the number, work   worker
@@ -7,8 +7,8 @@
 //!                   watch                <-  pulse        beat ... beat ... rest
 //!                   take_back             -> claims       what is taken back is passed over
 //! ```
-//! A call of a store may hang for as long as a disk does, and no thread can end another's call. Its own job waits with it;
-//! the jobs behind it need not: each has a number, and belongs to whoever moves `claims` past that number first.
+//! A call of a store may hang for as long as a disk does, and no thread can end another's call. Its own job waits with
+//! it; the jobs behind it need not: each has a number, and belongs to whoever moves `claims` past that number first.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -23,15 +23,15 @@ use crate::workers::crew::Hand;
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.
 pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
-/// The same for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
+/// Places of a queue for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
 pub const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
 
 /// A job and its number: how many the worker was given before it, mod 2^32.
 pub type Numbered = (u32, Job);
-/// An answer, and how long its worker was at it.
+/// An answer, and the time that its worker took.
 pub type Worked = (Done, Duration);
 
-/// Who has which job. The words order nothing: a job's content comes with the queue.
+/// Claims of the worker and of the engine thread to jobs. They order no memory: a job's content comes with the queue.
 #[derive(Debug, Default)]
 pub struct Claims {
     /// The first number that nobody has claimed.
@@ -45,7 +45,8 @@ impl Claims {
         self.next.compare_exchange(number, number.wrapping_add(1), Relaxed, Relaxed).is_ok()
     }
 
-    /// Takes back all jobs that the worker has not claimed of those below `given`; the first of them. `None` if it moves.
+    /// Takes back all jobs that the worker has not claimed of those below `given`; the first of them. `None` if it
+    /// moves.
     #[must_use]
     pub fn take_back(&self, given: u32) -> Option<u32> {
         let first = self.next.load(Relaxed);
@@ -53,22 +54,22 @@ impl Claims {
     }
 }
 
-/// Whether a worker moves: odd while it is in a call, another number for each.
+/// Number of the call that a worker is in: odd during a call, another for each call.
 #[derive(Debug, Default)]
 pub struct Pulse(AtomicU32);
 
 impl Pulse {
-    /// The worker begins a call.
+    /// Begins a call.
     pub fn beat(&self) {
         self.0.store((self.0.load(Relaxed) | 1).wrapping_add(2), Relaxed);
     }
 
-    /// It is in no call.
+    /// Ends a call.
     pub fn rest(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_add(1) & !1, Relaxed);
     }
 
-    /// The call that it is in, if it is in one.
+    /// Returns the call that it is in, if it is in one.
     #[must_use]
     pub fn call(&self) -> Option<u32> {
         let beat = self.0.load(Relaxed);
@@ -76,7 +77,7 @@ impl Pulse {
     }
 }
 
-/// See the module's head.
+/// Two queues, the claims and the pulse of one worker.
 #[derive(Debug, Default)]
 pub struct Line<const N: usize> {
     jobs: Queue<Numbered, N>,
@@ -86,7 +87,7 @@ pub struct Line<const N: usize> {
 }
 
 impl<const N: usize> Line<N> {
-    /// The two ends, for one thread each.
+    /// Splits it into its two ends, one for each thread.
     pub fn ends<'a>(&'a mut self, bell: &'a dyn Bell) -> (Hand<'a>, Duties<'a>) {
         let (given, jobs) = self.jobs.split();
         let (answers, answered) = self.answers.split();
@@ -101,7 +102,7 @@ pub struct Duties<'a> {
     answers: Producer<'a, Worked>,
     claims: &'a Claims,
     pulse: &'a Pulse,
-    /// When the last job was claimed.
+    /// Time at which the last job was claimed.
     began: Instant,
 }
 
@@ -112,7 +113,7 @@ impl std::fmt::Debug for Duties<'_> {
 }
 
 impl Duties<'_> {
-    /// The next job, which is this worker's from now on. It begins a call.
+    /// Takes the next job, which is this worker's from now on. Begins a call.
     pub fn claim(&mut self) -> Option<Job> {
         loop {
             let (number, job) = self.jobs.dequeue()?;
@@ -124,8 +125,9 @@ impl Duties<'_> {
         }
     }
 
-    /// Whether the queue holds anything, be it taken back. Of heapless' `peek` and `ready` only the latter may be used by
-    /// one end while the other works: they load the tail Relaxed, so they know that there is an element but not what it is.
+    /// Tells whether the queue holds anything, even if it was taken back. Of heapless' `peek` and `ready` only the
+    /// latter may be used by one end while the other works: they load the tail Relaxed, so they know that there is an
+    /// element but not what it is.
     #[must_use]
     pub fn wait(&self) -> bool {
         self.jobs.ready()
@@ -142,18 +144,18 @@ impl Duties<'_> {
         self.answers.enqueue(worked).expect("answers never outnumber the jobs, and the queues are of one size");
     }
 
-    /// When the job that was claimed last was claimed.
+    /// Returns when the last job was claimed.
     #[must_use]
     pub fn began(&self) -> Instant {
         self.began
     }
 
-    /// A call of the store begins that no job began.
+    /// Begins a call of the store that no job began.
     pub fn beat(&self) {
         self.pulse.beat();
     }
 
-    /// Nothing is being called: the worker is about to sleep.
+    /// Ends the call: the worker is about to sleep.
     pub fn rest(&self) {
         self.pulse.rest();
     }

@@ -18,27 +18,27 @@ use crate::workers::chunks::Chunks;
 use crate::workers::threads::StartError;
 use crate::workers::unreadable::Unreadable;
 
-/// What a session's look-up or rating asks for.
+/// A session's look-up or rating.
 #[derive(Debug)]
 pub struct Question {
     /// All keys of the request; empty while a fetch worker has them.
     pub keys: Vec<ChunkKey>,
-    /// Of a rating, one for each key.
+    /// Importances of a rating, one for each key.
     pub importances: Vec<Importance>,
     pub until: Instant,
 }
 
 impl Question {
-    /// Without room: a session takes that at its attach.
+    /// Makes one without room, which a session takes at its attach.
     #[must_use]
     pub fn new() -> Self {
         Self { keys: Vec::new(), importances: Vec::new(), until: Instant::now() }
     }
 
-    /// Bytes that the longest request has.
+    /// Bytes of the longest request.
     pub const BYTES: usize = mailbox::CHUNKS_PER_REQUEST_MAX * (block::KEY_BYTES + size_of::<Importance>());
 
-    /// Init of a session: room for the longest request.
+    /// Makes room for the longest request: part of an attach.
     pub fn make_room(&mut self) {
         const { assert!(mailbox::CHUNKS_PER_REQUEST_MAX <= store::LOOKUP_KEYS_MAX) };
         make_room(&mut self.keys);
@@ -46,7 +46,7 @@ impl Question {
     }
 }
 
-/// Something of each chunk of the longest request fits.
+/// Makes room for something of each chunk of the longest request.
 fn make_room<T>(list: &mut Vec<T>) {
     list.clear();
     list.reserve_exact(mailbox::CHUNKS_PER_REQUEST_MAX);
@@ -58,26 +58,26 @@ impl Default for Question {
     }
 }
 
-/// A request whose chunks are being started, for the store to hear of.
+/// A request whose chunks are being started, as the store is told of it.
 #[derive(Debug, Default)]
 pub struct Prefix {
     pub namespace: u8,
-    /// Of the store; else they are put.
+    /// Whether the chunks are fetched; else they are put.
     pub fetched: bool,
     /// The chunk before the first, where the request goes on with another's prompt.
     pub parent: Option<ChunkKey>,
     /// The last chunk that was started, and of which request.
     pub last: Option<(u64, ChunkKey)>,
     pub keys: Vec<ChunkKey>,
-    /// What the host says that they are worth; none where it does not say.
+    /// Importances that the host gives them; none where it gives none.
     pub importances: Vec<Importance>,
 }
 
 impl Prefix {
-    /// Bytes that the longest request has.
+    /// Bytes of the longest request.
     pub const BYTES: usize = Question::BYTES;
 
-    /// Init of a session: room for the longest request.
+    /// Makes room for the longest request: part of an attach.
     pub fn make_room(&mut self) {
         make_room(&mut self.keys);
         make_room(&mut self.importances);
@@ -88,8 +88,8 @@ impl Prefix {
         self.importances.clear();
     }
 
-    /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of one kind
-    /// numbers them without a gap (docs/mailbox.md).
+    /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of
+    /// one kind numbers them without a gap (docs/mailbox.md).
     pub fn begin(&mut self, request: u64, namespace: u8, fetched: bool) {
         self.clear();
         let follows = |(last, _): &(u64, ChunkKey)| last.wrapping_add(1) == request && self.fetched == fetched;
@@ -111,26 +111,26 @@ impl Prefix {
 pub struct Shared<'a> {
     pub config: &'a Config,
     pub store: &'a dyn Readable<Area>,
-    /// What the store lends from, if it does.
+    /// Memory that the store lends from, if it does.
     pub slab: Option<Slab>,
     pub ring: Ring,
     pub chunks: Chunks,
     pub lookups: Vec<Mutex<Question>>,
-    /// By session: the request whose chunks are being started, in prefix order.
+    /// Request whose chunks are being started, in prefix order, by session.
     pub prefixes: Vec<Mutex<Prefix>>,
     pub counters: Counters,
     pub unreadable: Unreadable,
-    /// Where the engine thread shows itself to the metrics thread.
+    /// Board on which the engine thread shows itself to the metrics thread.
     pub board: Board,
     pub engine_bell: EventBell,
-    /// Rung by whoever wants the data plane to drain and leave (a signal).
+    /// Bell that asks the data plane to drain and leave (a signal).
     pub stop: &'a EventFd,
-    /// Workers leave when this is up and their queue is empty.
+    /// Whether workers are to leave when their queue is empty.
     pub leave: AtomicBool,
 }
 
 impl<'a> Shared<'a> {
-    /// Init: allocates all of it.
+    /// Allocates all of it. Init only.
     ///
     /// # Errors
     /// The device or the system has no memory or no descriptors.

@@ -17,7 +17,7 @@ use crate::workers::fetch::Fetcher;
 use crate::workers::line::{BLOCK_QUEUE, Line, QUEUE};
 use crate::workers::shared::Shared;
 
-/// Why the workers, or what they share, could not be had.
+/// Reason for which the workers, or what they share, could not be had.
 #[derive(Debug)]
 pub enum StartError {
     System(io::Error),
@@ -25,7 +25,7 @@ pub enum StartError {
     Encoder(CodecError),
 }
 
-/// The body of a worker thread, on its core.
+/// Runs a worker thread on its core.
 fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
     if let Err(errno) = affinity::pin(cpus, index) {
         log::warn!("worker {index} stays on no core of its own: {}", errno.desc());
@@ -33,7 +33,7 @@ fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
     work();
 }
 
-/// The lines of all crews, and what wakes them.
+/// Lines and bells of all crews.
 pub(crate) struct Lines {
     ask: Vec<(Line<QUEUE>, EventBell)>,
     fetch: Vec<(Line<BLOCK_QUEUE>, EventBell)>,
@@ -41,7 +41,7 @@ pub(crate) struct Lines {
     encode: Vec<(Line<BLOCK_QUEUE>, WorkerBell)>,
 }
 
-/// Lines of workers that read from the store.
+/// Makes the lines of workers that read from the store.
 fn readers<const N: usize>(count: usize) -> Result<Vec<(Line<N>, EventBell)>, StartError> {
     let line = |_| EventBell::new().map(|bell| (Line::default(), bell));
     (0..count).map(line).collect::<Result<_, _>>().map_err(StartError::System)
@@ -74,7 +74,7 @@ impl Lines {
     }
 }
 
-/// Sends all workers home when the engine thread is done, however that came about.
+/// Ends all workers when the engine thread is done, however that came about.
 pub(crate) struct Leaving<'a, 's> {
     shared: &'a Shared<'s>,
     bells: Vec<&'a dyn Bell>,

@@ -1,8 +1,9 @@
-//! The chunks that this card found in the store and could not read: another version's, larger than its slots, or proven bad.
+//! The chunks that this card found in the store and could not read: another version's, larger than its slots, or proven
+//! bad.
 //!
-//! A look-up of such a chunk is a miss, so that it promises what a fetch would give; a put replaces it, though its name is
-//! there. It is forgotten when this card has put it, or after [`REMEMBERED_FOR`]: somebody else may have replaced it.
-//! The rule is in docs/upgrades.md.
+//! A look-up of such a chunk is a miss, so that it promises what a fetch would give; a put replaces it, though its name
+//! is there. It is forgotten when this card has put it, or after [`REMEMBERED_FOR`]: somebody else may have replaced
+//! it. The rule is in docs/upgrades.md.
 //!
 //! A fixed table of sets of `WAYS`; the oldest of a set gives way. Nothing is locked while it is empty.
 
@@ -12,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use block::{ChunkKey, KEY_BYTES};
 
-/// How long a look-up takes this card's word that a chunk cannot be read.
+/// Time for which a chunk that could not be read counts as unreadable.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(300);
-/// Chunks that are remembered.
+/// Most chunks that are remembered.
 pub const CHUNKS_MAX: usize = 1024;
 const WAYS: usize = 4;
 const SETS: usize = CHUNKS_MAX / WAYS;
@@ -26,7 +27,7 @@ struct Entry {
     since: Option<Instant>,
 }
 
-/// See the module's head.
+/// Table of the chunks that this card could not read.
 #[derive(Debug)]
 pub struct Unreadable {
     taken: AtomicUsize,
@@ -40,7 +41,7 @@ impl Unreadable {
         Self { taken: 0.into(), sets: Mutex::new(vec![[free; WAYS]; SETS].into()) }
     }
 
-    /// Bytes that it takes.
+    /// Counts the bytes that it takes.
     #[must_use]
     pub const fn memory_bytes() -> usize {
         CHUNKS_MAX * size_of::<Entry>()
@@ -57,7 +58,7 @@ impl Unreadable {
         *entry = Entry { key: *key, since: Some(now) };
     }
 
-    /// This card has put it.
+    /// Forgets a chunk that this card has put.
     pub fn remove(&self, key: &ChunkKey) {
         self.with(key, |entry| entry.since.take().is_some());
     }
@@ -72,13 +73,13 @@ impl Unreadable {
         has
     }
 
-    /// How many of these, counted from the first, are not known to be unreadable.
+    /// Counts the leading keys that are not known to be unreadable.
     #[must_use]
     pub fn leading(&self, keys: &[ChunkKey], now: Instant) -> usize {
         keys.iter().take_while(|key| !self.has(key, now)).count()
     }
 
-    /// Looks at the entry of a key; `frees`: whether that made its place free.
+    /// Looks at the entry of a key; `frees` says whether that made its place free.
     fn with(&self, key: &ChunkKey, frees: impl FnOnce(&mut Entry) -> bool) {
         if self.taken.load(Relaxed) == 0 {
             return;

@@ -1,9 +1,9 @@
-//! Queues and the bell of a thread that sleeps on a descriptor (bell.rs), every interleaving of them: two threads that put
-//! an answer into a queue of their own and ring, and one that takes the answers and sleeps.
+//! Queues and the bell of a thread that sleeps on a descriptor (bell.rs), every interleaving of them: two threads that
+//! put an answer into a queue of their own and ring, and one that takes the answers and sleeps.
 //!
-//! The model follows `EventBell` and the loops around it line by line. A store buffer stands before each thread (the flag and
-//! the queues are Relaxed or Release stores); a fence and a swap empty it. Rules can be dropped one by one: the model must
-//! then find what they are for, or it proves nothing.
+//! The model follows `EventBell` and the loops around it line by line. A store buffer stands before each thread (the
+//! flag and the queues are Relaxed or Release stores); a fence and a swap empty it. Rules can be dropped one by one:
+//! the model must then find what they are for, or it proves nothing.
 
 use std::collections::{HashSet, VecDeque};
 

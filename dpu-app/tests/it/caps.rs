@@ -1,5 +1,5 @@
-//! What `dpu-app` makes of what a device can do: it says it, refuses what does not work with the way out, and takes over in
-//! software only where that was allowed. The devices are the emulator's, without some of a card's engines.
+//! What `dpu-app` makes of what a device can do: it says it, refuses what does not work with the way out, and takes
+//! over in software only where that was allowed. The devices are the emulator's, without some of a card's engines.
 
 use std::process::{Command, Output, Stdio};
 

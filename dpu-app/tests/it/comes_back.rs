@@ -1,5 +1,5 @@
-//! A card comes back by itself: it starts without its store, says so everywhere, finds it, and SIGHUP changes what can be
-//! changed. What only the operator can mend ends it, with the code that the unit does not start again.
+//! A card comes back by itself: it starts without its store, says so everywhere, finds it, and SIGHUP changes what can
+//! be changed. What only the operator can mend ends it, with the code that the unit does not start again.
 
 use std::fs;
 use std::io::{Read, Write};

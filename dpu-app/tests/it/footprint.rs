@@ -1,5 +1,6 @@
-//! The memory of a real dpu-app in a process of its own, as the kernel counts it: no more than it says at its start, beside a
-//! fixed part that is DOCA's (the emulator's) and the program's own, and the same after one request and after many, after small ones and after large ones.
+//! The memory of a real dpu-app in a process of its own, as the kernel counts it: no more than it says at its start,
+//! beside a fixed part that is DOCA's (the emulator's) and the program's own, and the same after one request and after
+//! many, after small ones and after large ones.
 
 use crate::rig::process::{Dpu, Home};
 use crate::rig::*;
@@ -8,8 +9,8 @@ use dpu_app::Config;
 use dpu_app::footprint;
 use host_ctl::Arrangement;
 
-/// A process's stacks, allocator, and the emulator: its tasks (of 27 sessions' mailboxes, too), buffers and staging, and what
-/// engine thread and crews remember of their jobs. Measured: 8 MiB.
+/// A process's stacks, allocator, and the emulator: its tasks (of 27 sessions' mailboxes, too), buffers and staging,
+/// and what engine thread and crews remember of their jobs. Measured: 8 MiB.
 const BESIDE: usize = 9 << 20;
 /// Pages that are touched for the first time by a request that is larger than those before it.
 const LATE: usize = 512 << 10;
@@ -17,8 +18,8 @@ const LATE: usize = 512 << 10;
 const CHUNKS: usize = 24;
 const RING: usize = 8;
 
-/// Anonymous memory now and of shared mappings of its own, bytes. The emulator copies through the kernel here, so that no
-/// host's memory is among them.
+/// Anonymous memory now and of shared mappings of its own, bytes. The emulator copies through the kernel here, so that
+/// no host's memory is among them.
 fn memory(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let kib = |name| {

@@ -138,8 +138,8 @@ fn a_token_range_moves_exactly_its_tokens() {
 
 #[test]
 fn odd_shapes_and_block_sizes_come_back() {
-    // (layers, heads, head size, chunk tokens, block bytes): chunks that split by tokens, blocks of several layers, a last
-    // group of layers that is shorter, rows of two bytes.
+    // (layers, heads, head size, chunk tokens, block bytes): chunks that split by tokens, blocks of several layers, a
+    // last group of layers that is shorter, rows of two bytes.
     let shapes = [
         (1, 1, 1, 64, 4 << 10),
         (5, 3, 1, 64, 4 << 10),
@@ -186,8 +186,8 @@ fn a_card_with_short_lists_and_few_tasks_moves_every_layout() {
 
 #[test]
 fn a_block_that_was_cut_for_another_layout_goes_in_several_operations() {
-    // Blocks of two layers, cut by a host whose pages need few tasks. Where a page is one token the same block needs 128,
-    // which the device does not have, and stands in nobody's way.
+    // Blocks of two layers, cut by a host whose pages need few tasks. Where a page is one token the same block needs
+    // 128, which the device does not have, and stands in nobody's way.
     let emulator = doca_emulator::Config { list_max: 1, tasks_max: 88, ..doca_emulator::Config::default() };
     let card = Card::start_with(emulator, |config| config.sessions = 4);
     for (salt, recipe) in ["lossless", "lossless+raw"].into_iter().enumerate() {

@@ -1,4 +1,5 @@
-//! A card over real Redis servers that fail: status words, deadlines, other sessions, and nothing wrong reported as loaded.
+//! A card over real Redis servers that fail: status words, deadlines, other sessions, and nothing wrong reported as
+//! loaded.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! A store whose reads hang, and requests that are in each other's way: look-ups and other sessions do not wait, deadlines
-//! hold, and the card says what hangs.
+//! A store whose reads hang, and requests that are in each other's way: look-ups and other sessions do not wait,
+//! deadlines hold, and the card says what hangs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -134,8 +134,8 @@ fn stores_and_look_ups_go_on_where_every_fetch_worker_hangs() {
     card.await_empty();
 }
 
-/// Files in place of a prompt's chunks in a directory store, on which whoever opens one hangs: open(2) of a FIFO returns when
-/// somebody opens it for writing.
+/// Files in place of a prompt's chunks in a directory store, on which whoever opens one hangs: open(2) of a FIFO
+/// returns when somebody opens it for writing.
 struct HangingFiles(Vec<PathBuf>);
 
 impl HangingFiles {

@@ -1,5 +1,5 @@
-//! A card with tiers that is killed in mid-promotion, or whose remote store goes: what it reports as loaded is right, and what
-//! its own memory and disk have it serves.
+//! A card with tiers that is killed in mid-promotion, or whose remote store goes: what it reports as loaded is right,
+//! and what its own memory and disk have it serves.
 
 use std::fs;
 use std::path::Path;

@@ -28,8 +28,9 @@ fn a_short_fetch_does_not_wait_for_what_a_long_one_has_queued() {
         assert_eq!(all.chunks_done, LONG);
         done.elapsed.as_secs_f64() / (all.elapsed.as_secs_f64() / LONG as f64)
     });
-    // 16 blocks of one and of the other in turn, behind the 6 that the engine had, which is less than 3 chunks' time. By age it
-    // would be that of the 4 that had seats, and its own. The best of some, since a busy machine disturbs both, but not alike.
+    // 16 blocks of one and of the other in turn, behind the 6 that the engine had, which is less than 3 chunks' time.
+    // By age it would be that of the 4 that had seats, and its own. The best of some, since a busy machine disturbs
+    // both, but not alike.
     let share = shares.fold(f64::INFINITY, f64::min);
     assert!(share < 4.0, "a chunk of the short fetch took as long as {share:.1} of the long one");
 }

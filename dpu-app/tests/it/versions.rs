@@ -1,6 +1,7 @@
-//! Two versions of the program over one store, and cards with other limits: what one does not understand it keeps, answers a
-//! miss for and replaces when it is stored; what a look-up promises a fetch gives. No older or newer program is at hand, so the
-//! other version's chunks are made here: real ones, with other numbers in them, under checksums that hold.
+//! Two versions of the program over one store, and cards with other limits: what one does not understand it keeps,
+//! answers a miss for and replaces when it is stored; what a look-up promises a fetch gives. No older or newer program
+//! is at hand, so the other version's chunks are made here: real ones, with other numbers in them, under checksums that
+//! hold.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -1,5 +1,5 @@
-//! What sessions say reaches the tiers: whose chunks are, and what they are worth. A deadline cuts tails, not heads, and who
-//! waits for a slow store keeps nobody from what memory has.
+//! What sessions say reaches the tiers: whose chunks are, and what they are worth. A deadline cuts tails, not heads,
+//! and who waits for a slow store keeps nobody from what memory has.
 
 use std::time::{Duration, Instant};
 
