@@ -140,7 +140,7 @@ def engine(order: dict[str, Any]) -> None:
             }
         )
         if str(at) in order.get("idle", {}):
-            say(pressure.idle(llm, order["idle"][str(at)], lambda: say({"begin": f"after {at}"})))
+            say(pressure.idle(llm, order["idle"][str(at)], lambda what: say({"begin": what})))
     if "forced" in order:
         say({"losses": forced(llm, order["forced"])})
     # The counters of the last step come with the next one.
