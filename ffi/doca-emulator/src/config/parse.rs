@@ -268,7 +268,7 @@ mod tests {
     fn every_key_is_documented() {
         let page = include_str!("../../../../docs/emulator.md");
         let source = include_str!("parse.rs");
-        let keys = source.split("fn set(").nth(1).and_then(|rest| rest.split("All functions are").next());
+        let keys = source.split("fn set(").nth(1).and_then(|rest| rest.split("Checks that all functions").next());
         let keys = keys.into_iter().flat_map(str::lines).filter_map(|line| line.trim().strip_prefix('"'));
         let keys: Vec<&str> =
             keys.filter(|line| line.contains("=> ")).filter_map(|line| line.split('"').next()).collect();
