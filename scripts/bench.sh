@@ -12,15 +12,15 @@ codecs|what software inflates here, per transform and codec|cargo bench -q -p bl
 latency|command posted to completion seen, beside a Unix socket|cargo bench -q -p dpu-app --bench latency --
 hostcost|CPU time and KV bytes of the host for each GB|cargo bench -q -p dpu-app --bench hostcost --
 fetch|1 GiB through the whole data plane, beside the engines alone|cargo bench -q -p dpu-app --bench fetch --
-path|the whole path beside each stage alone, without overlap, CPU time, and a sweep|cargo bench -q -p dpu-app --bench path --
+path|the whole path beside each stage alone, without overlap, CPU time, and a sweep|cargo bench -q -p kvlane-plan --bench path --
 verify|what --verify-dma costs: off, sample, all in turn|cargo bench -q -p dpu-app --bench verify --
-traffic|bytes read and written by each stage for each restored byte, checked by cachegrind|cargo bench -q -p dpu-app --bench traffic --
+traffic|bytes read and written by each stage for each restored byte, checked by cachegrind|cargo bench -q -p kvlane-plan --bench traffic --
 links|Redis on loopback and on limited links, beside a plain client|scripts/bench-links.sh --yes
 attach|what the ways to the card cost|cargo bench -q -p dpu-app --bench attach --
 store|the directory store beside plain reads|cargo bench -q -p store --bench speed --
-model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q -p dpu-app --bench model --
-check|the model beside the emulator on this machine: its error|cargo bench -q -p dpu-app --bench check --
-calibrate|what calibrate proposes beside a sweep|cargo bench -q -p dpu-app --bench calibrate --
+model|a BlueField-3 by the model: link, recipe, geometry, memory|cargo bench -q -p kvlane-plan --bench model --
+check|the model beside the emulator on this machine: its error|cargo bench -q -p kvlane-plan --bench check --
+calibrate|what calibrate proposes beside a sweep|cargo bench -q -p kvlane-plan --bench calibrate --
 tiers-cards|four cards with tiers, and on one Redis over a shared link|scripts/bench-cards.sh --yes
 tiers-latency|tiers: a small hit of T0, T1 and T2, alone and beside a long fetch|cargo bench -q -p dpu-app --bench tiers-latency --
 tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --

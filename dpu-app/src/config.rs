@@ -12,6 +12,7 @@ pub use verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
 pub use watchdog::Watchdog;
 
 mod limits;
+pub mod ratios;
 mod reload;
 mod verify;
 mod watchdog;

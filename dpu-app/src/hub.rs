@@ -19,7 +19,7 @@ pub(crate) mod attend;
 pub mod comch;
 pub mod complaints;
 pub mod engine;
-pub(crate) mod engines;
+pub mod engines;
 pub mod events;
 pub mod fit;
 pub mod health;
@@ -70,7 +70,7 @@ const ATTEND_EVERY: Duration = Duration::from_micros(500);
 /// Interval of looks at the deadlines.
 const DEADLINE_EVERY: Duration = Duration::from_millis(5);
 /// Operations on one engine from which a sleep may be a fixed time instead of until the next completion.
-pub(crate) const MODERATED_DEPTH: usize = 5;
+pub const MODERATED_DEPTH: usize = 5;
 /// Time without a completion, with work in flight, after which the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 

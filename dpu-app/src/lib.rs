@@ -35,18 +35,12 @@ pub mod config;
 pub mod count;
 mod error;
 pub mod footprint;
-mod forecast;
 pub mod hub;
 pub mod metrics;
-pub mod models;
 pub mod pipeline;
-pub mod profile;
-pub mod propose;
 pub mod run;
 pub mod settings;
-pub mod simulate;
 pub mod slots;
-pub mod trial;
 pub mod workers;
 
 pub use config::Config;

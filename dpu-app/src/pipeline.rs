@@ -38,20 +38,20 @@ pub struct Inflater {
 }
 
 /// Slots that wait for an engine, whose turn comes first in front (turns.rs).
-pub(crate) type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
+pub type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
 
 /// The tables of what is in progress. All of it is allocated in Init.
 #[derive(Debug)]
 pub struct Pipeline {
-    pub(crate) slots: SlotTable,
+    pub slots: SlotTable,
     /// Slots that each session holds.
     held: [usize; PLACES_MAX],
     /// Chunks in progress, by seat.
-    pub(crate) flows: Vec<Option<Flow>>,
+    pub flows: Vec<Option<Flow>>,
     /// Seats in the order in which their chunks were started.
-    pub(crate) order: heapless::Vec<Seat, CHUNKS_ACTIVE_MAX>,
-    pub(crate) to_inflate: Queue,
-    pub(crate) to_transfer: Queue,
+    pub order: heapless::Vec<Seat, CHUNKS_ACTIVE_MAX>,
+    pub to_inflate: Queue,
+    pub to_transfer: Queue,
     turns: Turns,
     pub(crate) verifier: Verifier,
     /// `None`: software inflates everything.
@@ -106,7 +106,7 @@ impl Pipeline {
     }
 
     /// Finds a seat for one more chunk of this session and direction.
-    pub(crate) fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
+    pub fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
         let taken = |wanted: &dyn Fn(&Flow) -> bool| self.flows.iter().flatten().filter(|flow| wanted(flow)).count();
         let free = self.flows.iter().position(Option::is_none)?;
         let kept = if taken(&|flow| flow.session == session) == 0 { 0 } else { self.seats_kept() };
@@ -116,7 +116,7 @@ impl Pipeline {
     }
 
     /// Puts a chunk into a seat that was free.
-    pub(crate) fn sit(&mut self, seat: Seat, flow: Flow) {
+    pub fn sit(&mut self, seat: Seat, flow: Flow) {
         let place = &mut self.flows[usize::from(seat.0)];
         assert!(place.is_none(), "{seat:?} is taken");
         *place = Some(flow);

@@ -115,7 +115,7 @@ pub fn serve(
 fn announce(device: &str, shared: &Shared<'_>, settings: &[(&str, String)]) {
     log::info!("device {device}");
     log::info!("store {}", shared.store.describe());
-    log::info!("{}", crate::models::words(shared.config.recipe));
+    log::info!("{}", crate::config::ratios::words(shared.config.recipe));
     for (name, value) in settings {
         log::info!("limit {name}: {value}");
     }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each bench takes what it needs")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,22 @@ pub(crate) struct Setup<'a> {
     pub(crate) emulator: &'a str,
 }
 
+/// Set for a process of the bench's program that is to be dpu-app.
+const AS_CARD: &str = "KVLANE_BENCH_CARD";
+
+/// Cargo names dpu-app to benches of its own package only; a bench of another package is dpu-app itself where it is asked
+/// to be, so that it never runs an older one. First thing in such a bench's `main`.
+pub(crate) fn be_dpu_app_where_asked() {
+    if std::env::var_os(AS_CARD).is_some() {
+        let good = dpu_app::cli::main() == ExitCode::SUCCESS;
+        std::process::exit(i32::from(!good));
+    }
+}
+
+fn program() -> PathBuf {
+    option_env!("CARGO_BIN_EXE_dpu-app").map_or_else(|| std::env::current_exe().expect("this program"), PathBuf::from)
+}
+
 /// A dpu-app process of its own.
 #[derive(Debug)]
 pub(crate) struct Card {
@@ -142,10 +158,10 @@ impl Card {
 
     pub(crate) fn start_as(setup: &Setup<'_>, store: &str, recipe: &str) -> Self {
         let name = format!("bench-{}", std::process::id());
-        let program = env!("CARGO_BIN_EXE_dpu-app");
-        let mut command = Command::new(if setup.cpus.is_empty() { program } else { "taskset" });
+        let mut command = Command::new(program());
         if !setup.cpus.is_empty() {
-            command.args(["--cpu-list", setup.cpus, program]);
+            command = Command::new("taskset");
+            command.args(["--cpu-list", setup.cpus]).arg(program());
         }
         if !setup.emulator.is_empty() {
             command.env("DOCA_EMULATOR", setup.emulator);
@@ -155,7 +171,7 @@ impl Card {
             Some(path) => command.args(["--attach", "socket", "--socket"]).arg(path),
             None => command.args(["--attach", "comch"]),
         };
-        let mut process = command.env("RUST_LOG", "warn").spawn().expect("dpu-app starts");
+        let mut process = command.env(AS_CARD, "1").env("RUST_LOG", "warn").spawn().expect("dpu-app starts");
         let options = Options {
             route: setup.socket.clone().map_or(Route::Comch { name }, Route::Socket),
             client: String::from("bench"),

@@ -22,7 +22,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::cli::config_file::{self, Origin, Told};
 use crate::cli::limits_report;
 use crate::cli::scrubbing::{Scrub, scrub_store};
-use crate::forecast::{Calibrate, Simulate};
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK
 /// 2.10.0087)`, or `0.1.0 (emulator)`.
@@ -32,6 +31,9 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 pub(crate) const EXIT_RUNTIME: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;
+
+/// Commands that kvlane-plan has now.
+const MOVED: [&str; 2] = ["calibrate", "simulate"];
 
 /// Serves prefix KV to attached hosts through this card's engines.
 #[derive(Debug, Parser)]
@@ -56,10 +58,6 @@ enum Command {
     Devices(Devices),
     /// Read every chunk of a `dir:` store and report what is damaged
     Scrub(Scrub),
-    /// Measure the stages on this machine, search the best configuration with the simulator, write it as a config file
-    Calibrate(Box<Calibrate>),
-    /// What a BlueField-3 would do by the model: the scheduler of `run` in virtual time
-    Simulate(Simulate),
     /// Write the manual pages into a directory, as packages have them
     #[command(hide = true)]
     Man {
@@ -288,6 +286,10 @@ pub fn main() -> ExitCode {
     }
     // What cannot be read has not said whether it wants JSON: its words do.
     JSON.set(std::env::args_os().any(|word| word == "--json")).expect("set once");
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    if let Some(name) = MOVED.iter().find(|name| first == **name) {
+        return fail(EXIT_USAGE, format_args!("{name}: moved: `kvlane-plan {name}` takes the same arguments"));
+    }
     let (arguments, told) = match read() {
         Ok(read) => read,
         Err(complaint) => return complaint.end(),
@@ -304,12 +306,6 @@ pub fn main() -> ExitCode {
         Command::Limits(limits) => limits_report::limits(&limits, origins),
         Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
-        Command::Calibrate(calibrate) => {
-            calibrate.run().map_or_else(|error| fail(EXIT_RUNTIME, error), |()| ExitCode::SUCCESS)
-        }
-        Command::Simulate(simulate) => {
-            simulate.run().map_or_else(|error| fail(EXIT_USAGE, error), |()| ExitCode::SUCCESS)
-        }
         Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),

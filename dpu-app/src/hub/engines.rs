@@ -27,7 +27,7 @@ fn word(ticket: Ticket) -> u64 {
 }
 
 /// Decodes the slot that an operation was for.
-pub(crate) fn ticket(word: u64) -> Ticket {
+pub fn ticket(word: u64) -> Ticket {
     Ticket { index: word as u16, generation: (word >> 16) as u32 }
 }
 
@@ -39,7 +39,7 @@ fn refusal(error: doca::Error) -> Launch {
 }
 
 /// Submits wire -> codes of a slot, or says why not; the slot is as before then.
-pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &BlockFacts) -> Launch {
+pub fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &BlockFacts) -> Launch {
     let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
     let mut memory = ring.memory(slot);
     let held = "nothing holds a slot that waits for the engine";
@@ -56,7 +56,7 @@ pub(crate) fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, fa
 }
 
 /// Gives a slot its areas back.
-pub(crate) fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
+pub fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
     let mut memory = ring.memory(slot);
     completion.source.into_iter().for_each(|source| memory.wire.put(source));
     memory.codes = completion.destination;
@@ -70,7 +70,7 @@ fn comes_back(state: SlotState) -> bool {
 
 /// Submits the slot's bytes to or from where `memory` has the block's pages, those that are next in `work.moves`; as
 /// above.
-pub(crate) fn start_transfer(
+pub fn start_transfer(
     context: &mut Context,
     ring: &Ring,
     slot: Ticket,
@@ -131,7 +131,7 @@ pub(crate) fn start_transfer(
 }
 
 /// Gives a slot its area back.
-pub(crate) fn bring_transferred(
+pub fn bring_transferred(
     ring: &Ring,
     slot: Ticket,
     (state, from): (SlotState, Restored),

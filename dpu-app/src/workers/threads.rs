@@ -1,5 +1,6 @@
 //! Starts the worker threads, each on its core, and sends them home.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -34,7 +35,8 @@ fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
 }
 
 /// Lines and bells of all crews.
-pub(crate) struct Lines {
+#[derive(Debug)]
+pub struct Lines {
     ask: Vec<(Line<QUEUE>, EventBell)>,
     fetch: Vec<(Line<BLOCK_QUEUE>, EventBell)>,
     dequantize: Vec<(Line<BLOCK_QUEUE>, WorkerBell)>,
@@ -48,7 +50,7 @@ fn readers<const N: usize>(count: usize) -> Result<Vec<(Line<N>, EventBell)>, St
 }
 
 impl Lines {
-    pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
+    pub fn new(config: &Config) -> Result<Self, StartError> {
         let lines = |count: usize| (0..count).map(|_| Default::default()).collect();
         Ok(Self {
             ask: readers(1)?,
@@ -59,7 +61,7 @@ impl Lines {
     }
 
     /// Starts the threads of all crews.
-    pub(crate) fn staff<'scope, 'env, 's: 'env>(
+    pub fn staff<'scope, 'env, 's: 'env>(
         &'env mut self,
         scope: &'scope thread::Scope<'scope, 'env>,
         shared: &'env Shared<'s>,
@@ -75,14 +77,20 @@ impl Lines {
 }
 
 /// Ends all workers when the engine thread is done, however that came about.
-pub(crate) struct Leaving<'a, 's> {
+pub struct Leaving<'a, 's> {
     shared: &'a Shared<'s>,
     bells: Vec<&'a dyn Bell>,
 }
 
 impl<'a, 's> Leaving<'a, 's> {
-    pub(crate) fn of(shared: &'a Shared<'s>) -> Self {
+    pub fn of(shared: &'a Shared<'s>) -> Self {
         Self { shared, bells: Vec::new() }
+    }
+}
+
+impl fmt::Debug for Leaving<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaving").field("bells", &self.bells.len()).finish_non_exhaustive()
     }
 }
 

@@ -41,6 +41,16 @@ fn refused(dir: &Path, bytes: &[u8]) -> String {
 }
 
 #[test]
+fn what_moved_to_kvlane_plan_is_named_and_exits_with_2() {
+    for name in ["calibrate", "simulate"] {
+        let Said { code, out, err } = dpu_app(&[name, "--model", "mla", "--json"], &[]);
+        assert_eq!((code, err.lines().count()), (2, 1), "{err}");
+        assert!(err.contains("moved") && err.contains(&format!("`kvlane-plan {name}`")), "{err}");
+        assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["code"], 2, "{out}");
+    }
+}
+
+#[test]
 fn a_line_that_cannot_be_obeyed_is_an_error_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     for (text, line, words) in [

@@ -15,7 +15,8 @@ use block::codec::Compressor;
 use block::{ChunkKey, Codec, Geometry, Header, Plan, Recipe, TileOrder};
 use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine, Region, Remote, RemoteRun, Source};
 
-use crate::config::SlotBytes;
+use dpu_app::config::SlotBytes;
+
 use crate::models::CARD_EVENT_NS;
 use crate::simulate::EngineModel;
 

@@ -1,4 +1,4 @@
-//! A process that runs the stages of a fetch (`dpu_app::trial`) into this process's pages when it is told to.
+//! A process that runs the stages of a fetch (`kvlane_plan::trial`) into this process's pages when it is told to.
 #![allow(dead_code, reason = "each bench takes what it needs")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use dpu_app::Config;
-use dpu_app::trial::{self, Order, Stage, Way};
+use kvlane_plan::trial::{self, Order, Stage, Way};
 
 use host_ctl::Memory;
 

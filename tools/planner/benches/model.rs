@@ -1,13 +1,14 @@
-//! `cargo bench -p dpu-app --bench model -- [--quick]`
+//! `cargo bench -p kvlane-plan --bench model -- [--quick]`
 //!
-//! A BlueField-3 by the model (`dpu_app::models`, `dpu_app::simulate`): what a fetch would reach for links, recipes, shapes
+//! A BlueField-3 by the model (`kvlane_plan::models`, `kvlane_plan::simulate`): what a fetch would reach for links, recipes, shapes
 //! and memory budgets, who the limit is, and what other block sizes or inflating straight into host memory would buy.
 //! Nothing here was measured on a card.
 
 use bench::{Plot, PlotKind, Report, Series, Table};
 use dpu_app::Config;
-use dpu_app::models::{self, CARD_CORES, PRESETS, Preset, RATIOS, Ratio};
-use dpu_app::simulate::{self, EngineModel, Model};
+use dpu_app::config::ratios::{RATIOS, Ratio};
+use kvlane_plan::models::{self, CARD_CORES, PRESETS, Preset};
+use kvlane_plan::simulate::{self, EngineModel, Model};
 
 const LINKS: [f64; 8] = [5.0, 10.0, 20.0, 40.0, 80.0, 100.0, 150.0, 200.0];
 const MEMORY: [f64; 3] = [20.0, 40.0, 60.0];
@@ -15,7 +16,7 @@ const MEMORY: [f64; 3] = [20.0, 40.0, 60.0];
 fn main() {
     let quick = std::env::args().any(|word| word == "--quick");
     let chunks = if quick { 4 } else { 32 };
-    let mut report = Report::new("model", "A BlueField-3 by the model", "cargo bench -p dpu-app --bench model");
+    let mut report = Report::new("model", "A BlueField-3 by the model", "cargo bench -p kvlane-plan --bench model");
     report.notes.push(format!(
         "Simulated, not measured: dpu-app's scheduler in virtual time, one request of {chunks} chunks of 256 tokens, default \
          configuration of a card ({CARD_CORES} cores). The inflate engine has the figures measured on BlueField-3 by others \

@@ -12,15 +12,15 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use block::{Codec, Geometry, Plan, TileOrder};
 
-use crate::config::Config;
-use crate::count::counters::Counters;
-use crate::hub::MODERATED_DEPTH;
-use crate::pipeline::chunk::{Direction, Flow, Pages};
-use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
-use crate::pipeline::scheduler::Scheduler;
-use crate::pipeline::slots::{SlotState, Ticket};
-use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::workers::crew::least_busy;
+use dpu_app::Config;
+use dpu_app::count::counters::Counters;
+use dpu_app::hub::MODERATED_DEPTH;
+use dpu_app::pipeline::chunk::{Direction, Flow, Pages};
+use dpu_app::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
+use dpu_app::pipeline::scheduler::Scheduler;
+use dpu_app::pipeline::slots::{SlotState, Ticket};
+use dpu_app::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
+use dpu_app::workers::crew::least_busy;
 
 /// An engine of the emulator's timing model.
 #[derive(Clone, Copy, Debug)]
@@ -396,8 +396,8 @@ impl World for Simulation<'_> {
             return false;
         }
         let Some(seat) = self.pipeline.free_seat(session, Direction::Fetch) else { return false };
-        let opening = Flow::opening(session, Pages::new(), (self.model.geometry, TileOrder::TokenMajor, self.plan));
-        let flow = Flow { index: self.started, ..opening };
+        let mut flow = Flow::opening(session, Pages::new(), (self.model.geometry, TileOrder::TokenMajor, self.plan));
+        flow.index = self.started;
         self.started += 1;
         self.pipeline.sit(seat, flow);
         self.give(Job::Open { seat, anew: false });

@@ -1,7 +1,7 @@
-//! `cargo bench -p dpu-app --bench path -- [--tokens N] [--runs N] [--recipes q5,...] [--no-sweep] [--quick]`
+//! `cargo bench -p kvlane-plan --bench path -- [--tokens N] [--runs N] [--recipes q5,...] [--no-sweep] [--quick]`
 //!
 //! The whole path from a store into another process's pages, beside what bounds it: each stage alone (the same workers,
-//! engines, scheduler and ring: `dpu_app::trial`), the stages one after the other, and the CPU time that they take. The
+//! engines, scheduler and ring: `kvlane_plan::trial`), the stages one after the other, and the CPU time that they take. The
 //! whole path is a real dpu-app in a process of its own. Then a sweep: workers, slots, block sizes, queue depths.
 //!
 //! MB/s are 10^6 bytes of restored bf16 a second, for stages too: what they read and write in their own form is in the
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use bench::{Plot, PlotKind, Report, Roofline, Sample, Series, Table};
-use dpu_app::trial::{Stage, Way};
+use kvlane_plan::trial::{Stage, Way};
 use rig::{Card, Fetching, LAYERS, Prefix, Setup};
 
 use crate::cpu::Cpu;
@@ -20,7 +20,7 @@ use crate::shelf::Shelf;
 
 mod cpu;
 mod process;
-#[path = "../rig/mod.rs"]
+#[path = "../../../../dpu-app/benches/rig/mod.rs"]
 mod rig;
 mod shelf;
 mod sweep;
@@ -37,12 +37,14 @@ struct Arguments {
 }
 
 fn main() {
+    rig::be_dpu_app_where_asked();
     if let Some(job) = process::job() {
         return process::serve(&job);
     }
     let arguments = parse();
     let prefix = Prefix::of(&arguments.dir, LAYERS, arguments.tokens);
-    let mut report = Report::new("path", "The whole path, and what bounds it", "cargo bench -p dpu-app --bench path");
+    let mut report =
+        Report::new("path", "The whole path, and what bounds it", "cargo bench -p kvlane-plan --bench path");
     report.notes.push(format!(
         "{} tokens of an 8B-class geometry (bf16, {:.0} MiB) from a `dir:` store in the page cache or a redis-server on loopback into \
          shuffled pages of another process; defaults of this machine. Alone: the same workers, engines, scheduler and ring, the \

@@ -1,22 +1,23 @@
-//! `cargo bench -p dpu-app --bench traffic -- [--recipes q5,...] [--quick]`
+//! `cargo bench -p kvlane-plan --bench traffic -- [--recipes q5,...] [--quick]`
 //!
 //! Bytes that each stage of a fetch reads and writes for each byte that is restored: by dpu-app's own counters, by the model
 //! (`Model::traffic`), and the least that would do. Then the same by valgrind's cachegrind, which counts what the threads of a
-//! stage alone (`dpu_app::trial`) miss in a first-level cache of 32 KiB: blocks are far larger, so that each line that a
+//! stage alone (`kvlane_plan::trial`) miss in a first-level cache of 32 KiB: blocks are far larger, so that each line that a
 //! stage reads or writes is missed once. What the kernel copies it does not see: reading from the store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bench::{Report, Table};
-use dpu_app::models::{self, PRESETS, Ratio};
-use dpu_app::trial::{Stage, Way};
+use dpu_app::config::ratios::Ratio;
 use host_ctl::StageDelta;
+use kvlane_plan::models::{self, PRESETS};
+use kvlane_plan::trial::{Stage, Way};
 use process::Bench;
 use rig::{CHUNK_TOKENS, Card, LAYERS, Prefix, seal};
 
 mod process;
-#[path = "../rig/mod.rs"]
+#[path = "../../../../dpu-app/benches/rig/mod.rs"]
 mod rig;
 
 const LINE_BYTES: f64 = 64.0;
@@ -24,6 +25,7 @@ const LINE_BYTES: f64 = 64.0;
 const CACHES: [&str; 2] = ["--D1=32768,8,64", "--LL=33554432,16,64"];
 
 fn main() {
+    rig::be_dpu_app_where_asked();
     if let Some(job) = process::job() {
         return process::serve(&job);
     }
@@ -33,7 +35,7 @@ fn main() {
     let dir = std::env::temp_dir().join(format!("kvlane-bench-traffic-{}", std::process::id()));
     let prefix = Prefix::of(&dir, LAYERS, CHUNK_TOKENS);
     let title = "Memory traffic: bytes read and written for each restored byte";
-    let mut report = Report::new("traffic", title, "cargo bench -p dpu-app --bench traffic");
+    let mut report = Report::new("traffic", title, "cargo bench -p kvlane-plan --bench traffic");
     let mut counted = Table::new("By dpu-app's own counters", &COUNTED);
     counted.note = "Least: stored bytes are written once and read once, restored bytes are written once, and all that lies between \
                     stays in a cache. Model: what the simulator charges to the card's memory; with fetch it also counts what the network \

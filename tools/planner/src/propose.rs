@@ -2,10 +2,10 @@
 //! the cores, slots and depths. Among those within a hundredth of the best the one nearest to the defaults: what the
 //! model cannot tell apart it does not change.
 
-use crate::config::Config;
 use crate::profile::{BlockProfile, Profile, engine_model};
 use crate::simulate::{self, Model};
 use block::Geometry;
+use dpu_app::Config;
 
 /// Threads of the emulator's engines, by default (docs/emulator.md).
 const SOFTWARE_THREADS: [usize; 2] = [2, 1];
@@ -105,7 +105,7 @@ const RING_BYTES_MAX: usize = 64 << 20;
 
 /// Fetch and dequantize workers: one core is the engine thread's, the rest is split; each has one at least.
 fn splits(cores: usize) -> Vec<(usize, usize)> {
-    let workers = cores.saturating_sub(1).clamp(2, crate::config::WORKERS_MAX);
+    let workers = cores.saturating_sub(1).clamp(2, dpu_app::config::WORKERS_MAX);
     (1..workers).map(|fetch| (fetch, workers - fetch)).collect()
 }
 

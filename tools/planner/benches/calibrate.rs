@@ -1,21 +1,23 @@
-//! `cargo bench -p dpu-app --bench calibrate -- [--quick]`
+//! `cargo bench -p kvlane-plan --bench calibrate -- [--quick]`
 //!
-//! What `dpu-app calibrate` proposes for this machine beside a sweep of block sizes and slots: each a real dpu-app over the
+//! What `kvlane-plan calibrate` proposes for this machine beside a sweep of block sizes and slots: each a real dpu-app over the
 //! emulator as it comes (engines of software), in turn, medians.
 
 use std::time::Duration;
 
 use bench::{Report, Sample, Table};
-use dpu_app::profile;
-use dpu_app::propose::propose;
+use kvlane_plan::profile;
+use kvlane_plan::propose::propose;
 use rig::{Card, LAYERS, Prefix, Setup, warm};
 
+#[path = "../../../dpu-app/benches/rig/mod.rs"]
 mod rig;
 
 const BLOCKS: [usize; 3] = [128 << 10, 512 << 10, 2 << 20];
 const SLOTS: [usize; 3] = [4, 8, 16];
 
 fn main() {
+    rig::be_dpu_app_where_asked();
     let quick = std::env::args().any(|word| word == "--quick");
     let (tokens, rounds, ms) = if quick { (512, 1, 20) } else { (2048, 5, 200) };
     let slots = if quick { &SLOTS[2..] } else { &SLOTS[..] };
@@ -44,8 +46,11 @@ fn main() {
         }
     }
     let best = cases.iter().map(|(_, sample)| sample.median()).fold(0.0, f64::max);
-    let mut report =
-        Report::new("calibrate", "What calibrate proposes, beside a sweep", "cargo bench -p dpu-app --bench calibrate");
+    let mut report = Report::new(
+        "calibrate",
+        "What calibrate proposes, beside a sweep",
+        "cargo bench -p kvlane-plan --bench calibrate",
+    );
     report.notes.push(format!(
         "q5, one request of {tokens} tokens of an 8B-class model, `dir:` store in the page cache, engines of software. \
          Proposed: blocks of {} KiB, {} slots, {} fetch and {} dequantize workers; expected {:.0} MB/s. The sweep has the \

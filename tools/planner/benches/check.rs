@@ -1,4 +1,4 @@
-//! `cargo bench -p dpu-app --bench check -- [--quick]`
+//! `cargo bench -p kvlane-plan --bench check -- [--quick]`
 //!
 //! The simulator beside what it simulates: a real dpu-app over the emulator with timing, engines slow enough that this
 //! machine's software hides behind them (and `remember`, so that inflating costs a copy). Nothing is fitted: the rates of
@@ -7,12 +7,14 @@
 use std::time::Duration;
 
 use bench::{Report, Sample, Table};
-use dpu_app::models::Ratio;
-use dpu_app::profile::{self, Profile};
-use dpu_app::simulate::{self, EngineModel, Model};
-use dpu_app::{Config, propose};
+use dpu_app::Config;
+use dpu_app::config::ratios::Ratio;
+use kvlane_plan::profile::{self, Profile};
+use kvlane_plan::propose;
+use kvlane_plan::simulate::{self, EngineModel, Model};
 use rig::{Card, LAYERS, Prefix, Setup};
 
+#[path = "../../../dpu-app/benches/rig/mod.rs"]
 mod rig;
 
 struct Case {
@@ -41,12 +43,13 @@ const CASES: [Case; 9] = [
 ];
 
 fn main() {
+    rig::be_dpu_app_where_asked();
     let quick = std::env::args().any(|word| word == "--quick");
     let (tokens, runs) = if quick { (1024, 1) } else { (2048, 5) };
     let cases = if quick { &CASES[..2] } else { &CASES[..] };
     let dir = std::env::temp_dir().join(format!("kvlane-bench-check-{}", std::process::id()));
     let prefix = Prefix::of(&dir, LAYERS, tokens);
-    let mut report = Report::new("check", "The model beside the emulator", "cargo bench -p dpu-app --bench check");
+    let mut report = Report::new("check", "The model beside the emulator", "cargo bench -p kvlane-plan --bench check");
     report.notes.push(String::from(
         "A prefix of an 8B-class model from a `dir:` store in the page cache, one request. Measured: dpu-app over the \
          emulator with `timing=1,remember=...`, median. Predicted: the simulator with the engines' figures as the emulator \

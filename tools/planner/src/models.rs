@@ -1,7 +1,9 @@
-//! Named figures for the simulator: shapes of models, ratios that were measured, and a BlueField-3 as far as it is
-//! known. What nobody measured on a card is an assumption and says so.
+//! Named figures for the simulator: shapes of models, and a BlueField-3 as far as it is known.
+//! What nobody measured on a card is an assumption and says so.
 
-use block::{ElementType, Geometry, Recipe, Transform};
+use block::{ElementType, Geometry};
+use dpu_app::Config;
+use dpu_app::config::ratios::Ratio;
 
 use crate::simulate::{EngineModel, Model};
 
@@ -45,50 +47,6 @@ impl Preset {
     }
 }
 
-/// What a recipe with Deflate makes of bf16: docs/measurements.md, table "encoder-kv: ratio to bf16".
-#[derive(Clone, Copy, Debug)]
-pub struct Ratio {
-    pub recipe: &'static str,
-    pub ratio: f64,
-    /// Restored bytes per byte of codes.
-    pub tile_per_codes: f64,
-    /// bf16, one core, over the copy of the tile on the same core: table "Kernels".
-    pub of_memcpy: f64,
-}
-
-pub const RATIOS: [Ratio; 6] = [
-    Ratio { recipe: "lossless", ratio: 1.45, tile_per_codes: 1.0, of_memcpy: 44.1 / 54.2 },
-    Ratio { recipe: "q8", ratio: 2.18, tile_per_codes: 2.0, of_memcpy: 15.1 / 54.2 },
-    Ratio { recipe: "q6", ratio: 2.98, tile_per_codes: 2.0, of_memcpy: 15.1 / 54.2 },
-    Ratio { recipe: "q5", ratio: 3.70, tile_per_codes: 2.0, of_memcpy: 15.1 / 54.2 },
-    Ratio { recipe: "q4p", ratio: 5.06, tile_per_codes: 4.0, of_memcpy: 13.1 / 54.2 },
-    Ratio { recipe: "q3", ratio: 7.37, tile_per_codes: 2.0, of_memcpy: 15.1 / 54.2 },
-];
-
-impl Ratio {
-    #[must_use]
-    pub fn of(recipe: &str) -> Option<&'static Self> {
-        RATIOS.iter().find(|ratio| ratio.recipe == recipe)
-    }
-}
-
-/// What an operator has to know of a recipe: whether bits are lost, and what the other choice costs.
-#[must_use]
-pub fn words(recipe: Recipe) -> String {
-    let size =
-        |name: &str| Ratio::of(name).map_or(String::new(), |found| format!(" in about 1/{} of its bytes", found.ratio));
-    let own = size(&recipe.transform.to_string());
-    match recipe.transform {
-        Transform::None | Transform::Lossless => {
-            format!("recipe {recipe}: KV comes back bit for bit{own}; lossy recipes store less, q5{}", size("q5"))
-        }
-        _ => format!(
-            "recipe {recipe}: lossy, KV is stored{own} and comes back rounded; lossless keeps every bit{}",
-            size("lossless")
-        ),
-    }
-}
-
 /// Arm cores of a BlueField-3.
 pub const CARD_CORES: usize = 16;
 /// Assumed: what one Cortex-A78 copies in its caches, GB/s of the tile. Nobody measured it here.
@@ -124,7 +82,7 @@ pub fn card(preset: &Preset, ratio: &Ratio, link_gbps: f64, memory_gb_s: f64) ->
 
 /// Who works most for each restored byte, alone: `(name, GB/s of restored bytes)`, slowest first.
 #[must_use]
-pub fn bounds(model: &Model, config: &crate::Config) -> Vec<(&'static str, f64)> {
+pub fn bounds(model: &Model, config: &Config) -> Vec<(&'static str, f64)> {
     let block = config.block_bytes as f64;
     let engine = |engine: &EngineModel, per_tile: f64| block / (engine.task_ns + block / per_tile * engine.ns_per_byte);
     let traffic: f64 = model.traffic().iter().sum();
@@ -142,24 +100,10 @@ pub fn bounds(model: &Model, config: &crate::Config) -> Vec<(&'static str, f64)>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{Config, simulate};
+    use dpu_app::config::ratios::RATIOS;
 
-    #[test]
-    fn an_operator_hears_whether_bits_are_lost_and_by_default_none_are() {
-        let said = |recipe: &str| words(recipe.parse().unwrap());
-        assert_eq!(
-            words(Config::for_cores(2).recipe),
-            "recipe lossless+deflate: KV comes back bit for bit in about 1/1.45 of its bytes; lossy recipes store less, q5 in about 1/3.7 of its bytes"
-        );
-        assert!(said("none").contains("bit for bit"));
-        for lossy in ["q8", "q5", "q4", "q3p", "peak20", "cachegen", "packed3"] {
-            assert!(
-                said(lossy).contains("lossy, KV is stored") && said(lossy).contains("lossless keeps every bit"),
-                "{lossy}"
-            );
-        }
-    }
+    use super::*;
+    use crate::simulate;
 
     #[test]
     fn presets_have_plans_and_the_simulator_keeps_to_the_bounds() {

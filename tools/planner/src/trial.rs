@@ -22,22 +22,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use std::os::fd::AsFd;
 
-use crate::config::Config;
-use crate::count::counters::Counters;
-use crate::error::RunError;
-use crate::hub::MODERATED_DEPTH;
-use crate::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
-use crate::hub::fit::Fit;
-use crate::hub::session::Memory;
-use crate::pipeline::chunk::{Direction, Flow, Pages};
-use crate::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
-use crate::pipeline::scheduler::Scheduler;
-use crate::pipeline::slots::Ticket;
-use crate::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use crate::slots::lender::open_store;
-use crate::workers::crew::Crews;
-use crate::workers::shared::Shared;
-use crate::workers::threads::{Leaving, Lines};
+use dpu_app::Config;
+use dpu_app::RunError;
+use dpu_app::count::counters::Counters;
+use dpu_app::hub::MODERATED_DEPTH;
+use dpu_app::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
+use dpu_app::hub::fit::Fit;
+use dpu_app::hub::session::Memory;
+use dpu_app::pipeline::chunk::{Direction, Flow, Pages};
+use dpu_app::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
+use dpu_app::pipeline::scheduler::Scheduler;
+use dpu_app::pipeline::slots::Ticket;
+use dpu_app::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
+use dpu_app::slots::lender::open_store;
+use dpu_app::workers::crew::Crews;
+use dpu_app::workers::shared::Shared;
+use dpu_app::workers::threads::{Leaving, Lines};
 
 /// Longer than any fetch of a trial.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -118,7 +118,7 @@ impl std::fmt::Debug for Trial<'_, '_> {
 /// Opens device and store, starts the crews of `config`, fetches once, and lets `work` measure.
 ///
 /// # Errors
-/// As [`crate::run()`]; the device must have an inflate engine.
+/// As [`dpu_app::run()`]; the device must have an inflate engine.
 ///
 /// # Panics
 /// If the store does not have all of it, or a stage fails: there is nothing to measure then.
@@ -415,11 +415,9 @@ impl World for Trial<'_, '_> {
         let Memory { geometry, order, plan, .. } = self.memory;
         let pages = self.memory.layout.pages_per_chunk();
         let pages = Pages::from_slice(&self.pages[self.started * pages..][..pages]).expect("a chunk's pages fit");
-        let flow = Flow {
-            index: self.started as u32,
-            tokens: Tokens { start: 0, end: u32::from(geometry.chunk_tokens) },
-            ..Flow::opening(session, pages, (geometry, order, plan))
-        };
+        let mut flow = Flow::opening(session, pages, (geometry, order, plan));
+        flow.index = self.started as u32;
+        flow.tokens = Tokens { start: 0, end: u32::from(geometry.chunk_tokens) };
         {
             let mut chunk = self.shared.chunks.at(seat);
             (chunk.key, chunk.geometry, chunk.order) = (self.keys[self.started], geometry, order);
