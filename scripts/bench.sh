@@ -23,7 +23,7 @@ check|the model beside the emulator on this machine: its error|cargo bench -q -p
 calibrate|what calibrate proposes beside a sweep|cargo bench -q -p kvlane-plan --bench calibrate --
 tiers-cards|four cards with tiers, and on one Redis over a shared link|scripts/bench-cards.sh --yes
 tiers-latency|tiers: a small hit of T0, T1 and T2, alone and beside a long fetch|cargo bench -q -p dpu-app --bench tiers-latency --
-tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p host-ctl --bench tiers-policy --
+tiers-policy|tiers: hit rates of policies, memory for equal hit rate, bookkeeping|cargo bench -q -p study --bench tiers-policy --
 precision|precision by importance: divergence and loss at equal bytes (numpy)|python3 scripts/precision-study.py --decoder testdata/decoder --text testdata/heldout.txt
 peers|beside what users pick: LMCache, Redis clients, safetensors, NIXL, Mooncake; loopback and links|tools/bench/peers/run.sh peers
 interference|what restoring costs a decode loop beside it|tools/bench/peers/run.sh interference
@@ -85,7 +85,7 @@ command_of() {
 }
 
 echo "building (release)"
-cargo build -q --release -p bench -p dpu-app -p host-ctl
+cargo build -q --release -p bench -p dpu-app -p host-ctl -p kvlane-plan
 for group in "${groups[@]}"; do
     command=$(command_of "$group")
     if [[ "$command" == "cargo bench "* ]]; then

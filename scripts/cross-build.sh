@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds dpu-app, host-ctl and the emulator's shared libraries for the card's Arm cores on an x86-64 machine: release,
+# Builds dpu-app, host-ctl, kvlane-plan and the emulator's shared libraries for the card's Arm cores on an x86-64 machine: release,
 # stripped, debug information beside them, for glibc 2.35 (Ubuntu 22.04 on the card) or older, which it proves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +17,7 @@ Usage: scripts/cross-build.sh [options]
   --dry-run         say what would be built, with which tools
   --help            this
 
-OUT/dpu-app, OUT/host-ctl      what scripts/deploy.sh --bin OUT takes
+OUT/dpu-app, OUT/host-ctl, OUT/kvlane-plan      what scripts/deploy.sh --bin OUT takes
 OUT/debug/*.debug              debug information: gdb finds it by name beside the program, or by build id
 OUT/doca/                      the emulator as a DOCA installation (scripts/emulator-install.sh)
 
@@ -97,7 +97,7 @@ if $dry_run; then
 cross-build: would do, and did nothing of:
   1. install what is missing: ${prefix}gcc, its C library, the Rust target $target
   2. build the emulator's libraries into $out/doca
-  3. build dpu-app and host-ctl, version $version, feature $features, DOCA libraries: $libraries
+  3. build dpu-app, host-ctl and kvlane-plan, version $version, feature $features, DOCA libraries: $libraries
   4. split off debug information, strip, check build id and glibc (at most $glibc_most), put them into $out
 PLAN
     exit 0
@@ -129,7 +129,7 @@ scripts/emulator-install.sh --prefix "$out/doca" --role dpu ${cross[@]+"${cross[
 
 cargo_flags=(--release --locked ${cross[@]+"${cross[@]}"})
 if [ "$features" = sdk ]; then
-    cargo_flags+=(--no-default-features --features dpu-app/sdk --features host-ctl/sdk)
+    cargo_flags+=(--no-default-features --features dpu-app/sdk --features host-ctl/sdk --features kvlane-plan/sdk)
     case "$libraries" in
         installed) ;;
         emulator)
@@ -149,7 +149,7 @@ fi
 if [ ${#cross[@]} -gt 0 ] && [ -d "/usr/$triplet/include" ]; then
     export BINDGEN_EXTRA_CLANG_ARGS_aarch64_unknown_linux_gnu="-isystem /usr/$triplet/include"
 fi
-KVLANE_BUILD=$word cargo build "${cargo_flags[@]}" --package dpu-app --package host-ctl
+KVLANE_BUILD=$word cargo build "${cargo_flags[@]}" --package dpu-app --package host-ctl --package kvlane-plan
 
 # split FILE FROM: FILE without debug information, and a file for gdb with it.
 split() {
@@ -161,12 +161,13 @@ split() {
 }
 split dpu-app "$built/dpu-app"
 split host-ctl "$built/host-ctl"
+split kvlane-plan "$built/kvlane-plan"
 split doca/lib/libdoca_emulator.so.0 "$out/doca/lib/libdoca_emulator.so.0"
 
 # What came out, and whether the card can load it.
 failed=false
 newest_glibc() { "${prefix}readelf" --wide --version-info "$1" | grep --only-matching 'GLIBC_[0-9A-Z_.]*' | sort --unique --version-sort | tail -n 1; }
-for file in dpu-app host-ctl doca/lib/libdoca_emulator.so.0; do
+for file in dpu-app host-ctl kvlane-plan doca/lib/libdoca_emulator.so.0; do
     newest=$(newest_glibc "$out/$file")
     id=$("${prefix}readelf" --wide --notes "$out/$file" | sed -n 's/.*Build ID: //p')
     needs=$("${prefix}readelf" --dynamic "$out/$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | paste --serial --delimiters ' ')

@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 usage() {
     cat <<'USAGE'
 Usage: scripts/deploy.sh --bin DIR | --package FILE... [options]
-  --bin DIR          directory with dpu-app, and host-ctl, for aarch64 (scripts/cross-build.sh makes them)
+  --bin DIR          directory with dpu-app, host-ctl and kvlane-plan, for aarch64 (scripts/cross-build.sh makes them)
   --package FILE     a .deb for arm64; again for another (scripts/package.sh makes them)
   --card TARGET      user@address over ssh or tmfifo, or local on the card itself [default: ubuntu@192.168.100.2]
   --config FILE      replace the card's config by this file [default: keep it; a first install gets systemd/dpu-app.conf]
@@ -100,7 +100,7 @@ if [ -n "$bin" ]; then
     [ -f "$bin/dpu-app" ] || wrong "--bin $bin: no dpu-app in it: build it with scripts/cross-build.sh"
     [ -r "$unit" ] || wrong "--unit $unit: cannot be read"
     mkdir "$release/bin"
-    for name in dpu-app host-ctl; do
+    for name in dpu-app host-ctl kvlane-plan; do
         [ -f "$bin/$name" ] || continue
         $any_arch || is_arm_program "$bin/$name" ||
             wrong "$bin/$name is no program for aarch64: scripts/cross-build.sh makes one (--any-arch if it is meant)"

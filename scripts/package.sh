@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .deb files: dpu-app, host-ctl, and the emulator with its -dev package, for the card's arm64 and for amd64. What
+# Makes .deb files: dpu-app, host-ctl, kvlane-plan, and the emulator with its -dev package, for the card's arm64 and for amd64. What
 # deploy.sh --package takes, and what apt install ./FILE takes. Needs dpkg-deb, not debhelper; builds by cross-build.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +19,7 @@ Usage: scripts/package.sh [options]
 
 dpu-app                    program, unit, user, /etc/kvlane/dpu-app.conf (a conffile), manual pages
 host-ctl                   program, manual pages
+kvlane-plan                program, manual pages: for the card (calibrate) and for hosts (compare, generate, tiers)
 kvlane-doca-emulator       /usr/lib/TRIPLET/kvlane-doca/lib: libdoca_*.so.2, out of the way of the SDK's /opt/mellanox/doca
 kvlane-doca-emulator-dev   the same prefix's include and lib/pkgconfig; PKG_CONFIG_PATH or DOCA_DIR choose it.
                            doca_build_config.h says host on amd64 and DPU on arm64
@@ -81,7 +82,7 @@ native=$(dpkg --print-architecture)
 
 if $dry_run; then
     for arch in "${archs[@]}"; do
-        for package in "dpu-app_$flavour_version" "host-ctl_$flavour_version" "kvlane-doca-emulator_$plain_version" "kvlane-doca-emulator-dev_$plain_version"; do
+        for package in "dpu-app_$flavour_version" "host-ctl_$flavour_version" "kvlane-plan_$flavour_version" "kvlane-doca-emulator_$plain_version" "kvlane-doca-emulator-dev_$plain_version"; do
             echo "package: would make $out/${package}_$arch.deb ($features)"
         done
     done
@@ -224,8 +225,17 @@ TEXT
     put 755 "$built/host-ctl" usr/bin/host-ctl
     manuals host-ctl
     finish "$flavour_version" "$(libc)" net "control tool of the kvlane KV-cache data plane" <<'TEXT'
-Attaches to dpu-app, stores KV-cache prefixes through it, fetches and compares
-them, and shows its limits, counters and events.
+Attaches to dpu-app, stores KV-cache prefixes through it and fetches them, and
+shows its limits, counters and events.
+TEXT
+
+    start kvlane-plan
+    put 755 "$built/kvlane-plan" usr/bin/kvlane-plan
+    manuals kvlane-plan
+    finish "$flavour_version" "$(libc)" net "planning tool of the kvlane KV-cache data plane" <<'TEXT'
+Measures a card and proposes a configuration for dpu-app, simulates cards and
+tiers, compares fetched KV-cache files with their originals, and makes synthetic
+ones.
 TEXT
 
     prefix=usr/lib/$triplet/kvlane-doca

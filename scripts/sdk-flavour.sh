@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the SDK flavour of dpu-app and host-ctl the way a machine with a card does, with the emulator's shared libraries and
+# Builds the SDK flavour of dpu-app, host-ctl and kvlane-plan the way a machine with a card does, with the emulator's shared libraries and
 # headers installed in the SDK's place, and runs the demo with it. What it proves: that the build finds an SDK and nothing
 # else, says so when it cannot, and that the binaries use only what the SDK's libraries export.
 set -euo pipefail
@@ -52,7 +52,8 @@ fail() {
     echo "sdk-flavour: $1" >&2
     exit 1
 }
-flavour=(-p dpu-app -p host-ctl --no-default-features --features "dpu-app/sdk host-ctl/sdk" --locked --quiet)
+packages=(-p dpu-app -p host-ctl -p kvlane-plan)
+flavour=("${packages[@]}" --no-default-features --features "dpu-app/sdk host-ctl/sdk kvlane-plan/sdk" --locked --quiet)
 
 if [ -n "$sdk" ]; then
     export DOCA_DIR=$sdk
@@ -83,12 +84,12 @@ cargo build "${flavour[@]}"
 ! $lints || cargo clippy "${flavour[@]}" -- -D warnings
 target=${CARGO_TARGET_DIR:-target}/debug
 mkdir "$work/bin"
-cp "$target/dpu-app" "$target/host-ctl" "$work/bin/"
+cp "$target/dpu-app" "$target/host-ctl" "$target/kvlane-plan" "$work/bin/"
 # Nobody should find this flavour where they expect the other.
-cargo build -p dpu-app -p host-ctl --locked --quiet
+cargo build "${packages[@]}" --locked --quiet
 export LD_LIBRARY_PATH=$work/sdk/lib
 
-for program in dpu-app host-ctl; do
+for program in dpu-app host-ctl kvlane-plan; do
     readelf --dynamic "$work/bin/$program" | grep --quiet 'NEEDED.*libdoca_common\.so\.2' || fail "$program is not linked with the SDK's libraries"
     inside=$(nm --defined-only "$work/bin/$program" | awk '$3 ~ /^doca_[a-z_0-9]*$/ { print $3 }' | head -n 3 | tr '\n' ' ')
     [ -z "$inside" ] || fail "$program has functions of the emulator inside: $inside"

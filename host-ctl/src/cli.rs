@@ -1,15 +1,13 @@
 //! The commands. Each is a file: its arguments, then what it does and prints.
 
-mod compare;
+mod amounts;
 mod control;
 mod fetch;
-mod generate;
 mod given;
 mod importance;
 mod inspect;
 mod lookup;
 mod precision;
-mod show;
 mod status;
 mod store;
 mod store_check;
@@ -21,8 +19,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
-
-pub(crate) use show::failed;
+use host_ctl::command::Verdict;
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
 /// or `0.1.0 (emulator)`.
@@ -31,12 +28,20 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
 });
 
-/// How a command ended, errors apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Good,
-    /// It ran, and what it found is not good: exit code 1.
-    Bad,
+/// What moved to kvlane-plan: the words that it was asked by, and what to ask now.
+const MOVED: [(&[&str], &str); 4] = [
+    (&["compare"], "kvlane-plan compare` takes the same arguments"),
+    (&["generate"], "kvlane-plan generate` takes the same arguments"),
+    (&["tiers", "simulate"], "kvlane-plan tiers simulate` takes the same arguments"),
+    (&["tiers", "show", "--plot"], "host-ctl tiers show --json | kvlane-plan tiers plot --out FILE` draws them"),
+];
+
+/// Says where a command is that this program had once.
+pub(crate) fn moved(arguments: &[String]) -> Option<String> {
+    let says = |word: &&str| arguments.iter().any(|argument| argument.split('=').next() == Some(*word));
+    let is_asked = |words: &&[&str]| arguments.first().is_some_and(|first| first == words[0]) && words.iter().all(says);
+    let (words, now) = MOVED.iter().find(|(words, _)| is_asked(words))?;
+    Some(format!("{}: moved: `{now}", words.join(" ")))
 }
 
 /// Stores KV-cache prefixes through dpu-app and fetches them back.
@@ -62,15 +67,13 @@ enum Command {
     Importance(importance::Arguments),
     /// Look into a chunk file, a dir: store or a safetensors file, and check all of it
     Inspect(inspect::Arguments),
-    /// Compare a restored file with its original, to the bit or to the quantizer's bound
-    Compare(compare::Arguments),
     /// Show dpu-app's limits, counters, times of its stages, sessions and events
     Status(status::Arguments),
     /// Show what requests waited for lately: those that were late, with the stage that took longest, and the last stages of all
     Trace(trace::Arguments),
     /// Look at a Redis store from end to end, without a card: permissions, speed, settings, and what to change
     StoreCheck(store_check::Arguments),
-    /// Show a card's tiers, or simulate what tiers of a size would serve of a trace
+    /// Show a card's tiers
     Tiers(tiers::Arguments),
     /// Measure the time from a command to its completion
     Ping(control::PingArguments),
@@ -79,12 +82,6 @@ enum Command {
     Drain(control::DrainArguments),
     /// Tell dpu-app to finish what runs and end. By its socket, or where it allows hosts to (--allow-host-stop)
     Stop(control::Arguments),
-    /// Make a large synthetic KV file from a small real one, for benchmarks
-    ///
-    /// The result is SYNTHETIC: its elements are the source's in other places, tokens, channels and signs shuffled for
-    /// each head of each layer. It has the sizes of a large model and shrinks about as much as the source does; what
-    /// attention would make of it means nothing. Say so where a figure comes from it.
-    Generate(generate::Arguments),
     /// Write the manual pages into a directory, as packages have them
     #[command(hide = true)]
     Man {
@@ -100,7 +97,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Lookup(arguments) => lookup::run(&arguments),
         Command::Importance(arguments) => importance::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
-        Command::Compare(arguments) => compare::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::StoreCheck(arguments) => store_check::run(&arguments),
@@ -108,7 +104,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
         Command::Ping(arguments) => control::ping(&arguments),
         Command::Drain(arguments) => control::drain(&arguments),
         Command::Stop(arguments) => control::stop(&arguments),
-        Command::Generate(arguments) => generate::run(&arguments),
         Command::Man { directory } => {
             clap_mangen::generate_to(Arguments::command(), &directory).map_err(|source| Error::System {
                 call: "write",

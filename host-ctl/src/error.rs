@@ -106,11 +106,13 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn input(place: impl fmt::Display, what: impl fmt::Display, fix: impl fmt::Display) -> Error {
+    /// An error of the input: where, what, and what to do.
+    pub fn input(place: impl fmt::Display, what: impl fmt::Display, fix: impl fmt::Display) -> Error {
         Error::Input { place: place.to_string(), what: what.to_string(), fix: fix.to_string() }
     }
 
-    pub(crate) fn system(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    /// Makes an error of a system call on a file.
+    pub fn system(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::System { call, path: path.to_owned(), source }
     }
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{ElementType, Geometry};
+use block::{ElementType, Geometry, Part};
 use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
 use mailbox::quoted;
@@ -314,6 +314,27 @@ impl KvFile {
             },
             _ => Error::System { call: "read", path: self.path.clone(), source: error },
         })
+    }
+
+    /// Reads one part of a chunk in canonical order.
+    ///
+    /// # Errors
+    /// As for [`KvFile::read`].
+    pub fn read_part(
+        &self,
+        kv: &KvTensor,
+        geometry: &Geometry,
+        chunk: usize,
+        part: &Part,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        out.resize(part.tile_bytes(geometry), 0);
+        let token = chunk * usize::from(geometry.chunk_tokens) + usize::from(part.first_token);
+        let layer_bytes = out.len() / usize::from(part.layers);
+        for (layer, bytes) in out.chunks_exact_mut(layer_bytes).enumerate() {
+            self.read(bytes, kv.row_offset(usize::from(part.first_layer) + layer, part.kind as usize, token))?;
+        }
+        Ok(())
     }
 
     /// The file's memory and the tensor in it, for the card to read. Whole pages only: tokens behind the last are left

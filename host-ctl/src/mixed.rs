@@ -14,7 +14,6 @@ use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
 use block::{Geometry, Plan, Recipe, TileOrder};
 
 use crate::client::{Client, Transfer};
-use crate::compare::read_part;
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::precision::{Level, assign};
@@ -181,7 +180,7 @@ fn measure(
         let chunk = sample * (chunks - 1) / (samples - 1).max(1);
         for index in 0..plan.block_count(geometry) {
             let part = plan.part(geometry, index).expect("below the plan's block count");
-            read_part((order.file, order.kv), geometry, chunk, &part, &mut tile)?;
+            order.file.read_part(order.kv, geometry, chunk, &part, &mut tile)?;
             for (sum, &recipe) in sums.iter_mut().zip(levels) {
                 *sum += block_bytes(recipe, geometry, index, &part, &tile)?;
             }

@@ -27,15 +27,15 @@ const DATA_ALIGNMENT: usize = 4096;
 
 /// One tensor to announce.
 #[derive(Clone, Debug)]
-pub(crate) struct Announce<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) dtype: &'static str,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: u64,
+pub struct Announce<'a> {
+    pub name: &'a str,
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    pub bytes: u64,
 }
 
 /// The safetensors name of an element type.
-pub(crate) fn dtype_name(element: ElementType) -> &'static str {
+pub fn dtype_name(element: ElementType) -> &'static str {
     match element {
         ElementType::Bf16 => "BF16",
         ElementType::F16 => "F16",
@@ -82,8 +82,11 @@ impl OutFile {
         OutFile::reserve(path, &[announce], shape, facts)
     }
 
-    /// With all tensors that will be in it, the KV tensor first.
-    pub(crate) fn reserve(
+    /// As [`OutFile::create`], with all tensors that will be in it, the KV tensor first.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reserve(
         path: &Path,
         tensors: &[Announce<'_>],
         shape: TensorShape,
@@ -107,7 +110,8 @@ impl OutFile {
         Ok(out)
     }
 
-    pub(crate) fn file(&self) -> &File {
+    /// The file behind its header, for who writes the tensors himself.
+    pub fn file(&self) -> &File {
         self.part.file()
     }
 

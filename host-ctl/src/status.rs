@@ -163,6 +163,14 @@ fn line(value: &Value) -> String {
     }
 }
 
+/// Lower bounds of the buckets of a tier's scores, and chunks in them; the first has none, and is named by half its upper.
+pub fn tier_scores(tier: &Value) -> Vec<(f64, u64)> {
+    let counts = tier.get("scores").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let middle = (counts.len() / 2) as f64;
+    let bucket = |(index, count): (usize, &Value)| ((index as f64 - middle).exp2(), count.as_u64().unwrap_or(0));
+    counts.iter().enumerate().map(bucket).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -68,13 +68,13 @@ on_the_copy() {
     local old=$1 new=$2 arch=$3 version=$4
     export DEBIAN_FRONTEND=noninteractive KVLANE_SOCKET=/run/kvlane/dpu-app.sock
 
-    claim "install: dpkg takes all four, the user and the config's owner are there"
+    claim "install: dpkg takes all five, the user and the config's owner are there"
     dpkg --install "$old"/*_"$arch".deb >/tmp/dpkg.log 2>&1 || fail "dpkg: $(cat /tmp/dpkg.log)"
     getent passwd kvlane >/dev/null || fail "no user kvlane"
     [ "$(stat --format='%U:%G %a' $conf)" = "root:kvlane 640" ] || fail "$conf is $(stat --format='%U:%G %a' $conf)"
-    dpkg --verify dpu-app host-ctl kvlane-doca-emulator kvlane-doca-emulator-dev || fail "files are not as packed"
+    dpkg --verify dpu-app host-ctl kvlane-plan kvlane-doca-emulator kvlane-doca-emulator-dev || fail "files are not as packed"
     dpu-app --version | grep --quiet "^dpu-app .*(emulator)" || fail "dpu-app --version says $(dpu-app --version)"
-    for page in dpu-app dpu-app-run host-ctl host-ctl-fetch; do
+    for page in dpu-app dpu-app-run host-ctl host-ctl-fetch kvlane-plan kvlane-plan-calibrate; do
         zcat "/usr/share/man/man1/$page.1.gz" | grep --quiet '^\.SH NAME' || fail "no manual page $page"
     done
     if command -v systemd-analyze >/dev/null; then
@@ -137,12 +137,12 @@ PROGRAM
     dpkg --install --force-confold "$old"/*_"$arch".deb >/tmp/dpkg.log 2>&1 || fail "dpkg: $(cat /tmp/dpkg.log)"
 
     claim "remove: programs go, config and store stay"
-    dpkg --remove dpu-app host-ctl kvlane-doca-emulator-dev kvlane-doca-emulator >/tmp/dpkg.log 2>&1 || fail "dpkg: $(cat /tmp/dpkg.log)"
+    dpkg --remove dpu-app host-ctl kvlane-plan kvlane-doca-emulator-dev kvlane-doca-emulator >/tmp/dpkg.log 2>&1 || fail "dpkg: $(cat /tmp/dpkg.log)"
     ! command -v dpu-app >/dev/null || fail "dpu-app is still there"
     if [ ! -e $conf ] || [ ! -d /var/lib/kvlane/store ]; then fail "config or store is gone"; fi
 
     claim "purge: both go, and nothing is left but the user and dpkg's records"
-    dpkg --purge dpu-app host-ctl kvlane-doca-emulator-dev kvlane-doca-emulator >/tmp/dpkg.log 2>&1 || fail "dpkg: $(cat /tmp/dpkg.log)"
+    dpkg --purge dpu-app host-ctl kvlane-plan kvlane-doca-emulator-dev kvlane-doca-emulator >/tmp/dpkg.log 2>&1 || fail "dpkg: $(cat /tmp/dpkg.log)"
     ! dpkg-query --show 'dpu-app' 'host-ctl' 'kvlane-*' >/dev/null 2>&1 || fail "dpkg still knows them"
 }
 
@@ -194,6 +194,7 @@ scripts/package.sh --yes --out $out/old "${build[@]}"
 claim "arm64: unpacked and run: versions, and the demo in one recipe"
 dpkg-deb --extract $out/old/dpu-app_*_arm64.deb "$work/arm64"
 dpkg-deb --extract $out/old/host-ctl_*_arm64.deb "$work/arm64"
+dpkg-deb --extract $out/old/kvlane-plan_*_arm64.deb "$work/arm64"
 scripts/on-arm.sh "$work/arm64/usr/bin/dpu-app" --version
 scripts/on-arm.sh scripts/demo.sh --bin "$work/arm64/usr/bin" --recipes q5 | tail -n 1 | grep '^demo: ok'
 

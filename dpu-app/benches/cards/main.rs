@@ -2,7 +2,7 @@
 //! [--recipe R] [--requests N] [--runs N] [--dir PATH] [--quick]`
 //!
 //! Four cards that share one Redis over one link of limited bandwidth, first with nothing in front of it, then each with
-//! its own tiers: restored bytes a second of all of them together, over the same multi-turn trace (`host_ctl::tiers`'s
+//! its own tiers: restored bytes a second of all of them together, over the same multi-turn trace (`study::tiers`'s
 //! synthetic chats), conversations routed by their system prompt. Each card is a real dpu-app with a host of its own, both
 //! in a network namespace of their own (worker.rs): this process says when, and adds up.
 //!

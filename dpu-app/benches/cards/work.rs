@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use host_ctl::tiers::{Scenario, synthetic};
+use study::tiers::{Scenario, synthetic};
 
 /// A request: its chunks, and how many of them, from the first on, some card has computed before.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ impl Work {
             known
         };
         let trace = synthetic(Scenario::Chat, requests, seed);
-        let of = |request: host_ctl::tiers::Request| {
+        let of = |request: study::tiers::Request| {
             let known = known_to_all(&request.chunks);
             Request { chunks: request.chunks, known }
         };

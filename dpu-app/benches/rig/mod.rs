@@ -1,5 +1,5 @@
 //! What the benches of the whole data plane share: a real dpu-app in a process of its own, and a prefix of an 8B-class
-//! model (testdata/ tiled to size by `host_ctl::generate`) that goes through it. The bench's process is the host.
+//! model (testdata/ tiled to size by `study::generate`) that goes through it. The bench's process is the host.
 #![allow(dead_code, reason = "each bench takes what it needs")]
 
 use std::path::{Path, PathBuf};
@@ -11,11 +11,12 @@ use block::{ChunkKey, ElementType, Geometry, Namespace, Recipe};
 use doca::{Access, Mapping};
 use host_ctl::{
     Amounts, Arrangement, Client, Completion, FetchOrder, FetchReport, Identity, KvFile, Memory, Options, PageOrder,
-    RequestId, Route, StoreOrder, StoreReport, Synthetic, Target, TensorShape, Transfer, fetch, generate, store,
+    RequestId, Route, StoreOrder, StoreReport, Target, TensorShape, Transfer, fetch, store,
 };
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
+use study::{Synthetic, generate};
 
 pub(crate) const PAGE_TOKENS: u16 = 16;
 pub(crate) const CHUNK_TOKENS: usize = 256;

@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict};
 use host_ctl::{Client, Error};
 use serde_json::json;
 
-use super::Verdict;
-use super::given::{Card, Output};
-use super::show::Show;
+use super::given::Card;
 
 #[derive(Debug, Args)]
 pub(crate) struct PingArguments {

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
+use host_ctl::command::{Output, Show, Verdict, mb};
 use host_ctl::{Amounts, Arrangement, Error, FetchOrder, PageOrder, Target, fetch};
 use serde_json::json;
 
-use super::Verdict;
-use super::given::{Card, Naming, Output, Shape};
-use super::show::{Show, amounts_json, geometry_json, geometry_text, mb, seconds, stages_json};
+use super::amounts::{amounts_json, geometry_json, geometry_text, seconds, show_stages, stages_json};
+use super::given::{Card, Naming, Shape};
 use super::store::PART_CHUNKS;
 
 #[derive(Debug, Args)]
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     }
     rows.extend(report.note.iter().map(|note| ("note", note.clone())));
     show.table(&rows);
-    show.stages(&report.stages, total);
+    show_stages(&show, &report.stages, total);
     let place = arguments.out.as_ref().map_or("memory".to_owned(), |path| path.display().to_string());
     let verdict = if report.fetched == report.chunks {
         format!("fetched: all {} chunks, {} tokens, are in {place}", report.chunks, report.tokens)

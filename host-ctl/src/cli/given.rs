@@ -6,22 +6,12 @@ use std::time::Duration;
 use block::{ElementType, Geometry, Recipe};
 use clap::Args;
 use doca::Selector;
-use host_ctl::{Error, Identity, KvFile, KvTensor, Options, Route, TensorShape, TokenSpec};
+use host_ctl::command::{Pick, bad, parse_recipe};
+use host_ctl::{Error, Identity, KvFile, Options, Route, TensorShape, TokenSpec};
 use mailbox::attach::SERVICE_NAME;
 
 /// Tensor that holds token ids, where nothing else is said.
 const TOKENS_TENSOR: &str = "tokens";
-
-/// How to print.
-#[derive(Debug, Args)]
-pub(crate) struct Output {
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Print the last line only, and no progress
-    #[arg(long)]
-    pub(crate) quiet: bool,
-}
 
 /// How to reach a card.
 #[derive(Debug, Args)]
@@ -116,17 +106,6 @@ impl Naming {
     }
 }
 
-/// Which tensor of a file.
-#[derive(Debug, Args)]
-pub(crate) struct Pick {
-    /// Tensor with keys and values: [layers, 2, tokens, heads, head size], or that with a number of texts in front
-    #[arg(long, default_value = "kv", value_name = "NAME")]
-    pub(crate) tensor: String,
-    /// Which text of a tensor that holds several, from 0 [default: 0]
-    #[arg(long, value_name = "N")]
-    pub(crate) text: Option<usize>,
-}
-
 /// Where a shape comes from when there is no KV to store.
 #[derive(Debug, Args)]
 pub(crate) struct Shape {
@@ -174,21 +153,6 @@ pub(crate) fn load_tokens(
             "give tensor:NAME, range:A..B, file:PATH or text:PATH: keys are made of them",
         )),
     }
-}
-
-/// Opens a file and finds its KV tensor.
-pub(crate) fn open(path: &std::path::Path, pick: &Pick) -> Result<(KvFile, KvTensor), Error> {
-    let file = KvFile::open(path)?;
-    let kv = file.kv(&pick.tensor, pick.text)?;
-    Ok((file, kv))
-}
-
-pub(crate) fn bad(place: &str, what: String, fix: &str) -> Error {
-    Error::Input { place: place.to_owned(), what, fix: fix.to_owned() }
-}
-
-pub(crate) fn parse_recipe(text: &str) -> Result<Recipe, String> {
-    text.parse().map_err(|error: block::RecipeError| error.to_string())
 }
 
 fn parse_shape(text: &str) -> Result<TensorShape, String> {

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict};
 use host_ctl::{Error, importance, load_importances, rate};
 use serde_json::json;
 
-use super::Verdict;
-use super::given::{Card, Naming, Output, Shape};
-use super::show::Show;
+use super::given::{Card, Naming, Shape};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

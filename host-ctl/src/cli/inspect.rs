@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use block::{ChunkKey, KeyError};
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict, bad, mb};
 use host_ctl::{
     BlockFacts, ChunkFacts, Error, Inspection, KvFile, ends_like_a_chunk, inspect, inspect_store, store_files,
 };
 use mailbox::visible;
 use serde_json::{Value, json};
 
-use super::Verdict;
-use super::given::{self, Output};
-use super::show::{Show, geometry_json, geometry_text, mb};
+use super::amounts::{geometry_json, geometry_text};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -39,7 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     }
     if store::looks_like_a_login(&arguments.path) {
         // Not repeated: it may hold a password.
-        return Err(given::bad("PATH", "is neither a path nor a redis:// URL".to_owned(), "write redis://HOST/KEY"));
+        return Err(bad("PATH", "is neither a path nor a redis:// URL".to_owned(), "write redis://HOST/KEY"));
     }
     let store = store::directory(&arguments.path);
     let path = PathBuf::from(store.unwrap_or(Path::new(&arguments.path)));
@@ -48,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         return chunks(&show, arguments, &files);
     }
     if arguments.key.is_some() {
-        return Err(given::bad("--key", "names a chunk of a store".to_owned(), "give the store as dir:PATH"));
+        return Err(bad("--key", "names a chunk of a store".to_owned(), "give the store as dir:PATH"));
     }
     let is_named_like_a_chunk =
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| parse_key(name).is_ok());

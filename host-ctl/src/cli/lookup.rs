@@ -1,12 +1,12 @@
 //! `host-ctl lookup`.
 
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict};
 use host_ctl::{Error, lookup};
 use serde_json::json;
 
-use super::Verdict;
-use super::given::{Card, Naming, Output, Shape};
-use super::show::{Show, geometry_json, geometry_text, seconds};
+use super::amounts::{geometry_json, geometry_text, seconds};
+use super::given::{Card, Naming, Shape};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

@@ -2,11 +2,9 @@
 
 use block::Recipe;
 use clap::Args;
+use host_ctl::command::{bad, mb, parse_recipe};
 use host_ctl::{Budget, MixedReport, Mixture, Portion};
 use serde_json::{Value, json};
-
-use super::given;
-use super::show::mb;
 
 #[derive(Debug, Args)]
 #[group(id = "budget", multiple = false, args = ["bits_per_element", "budget_bytes"])]
@@ -24,7 +22,7 @@ pub(crate) struct Precision {
         value_name = "RECIPE,...",
         value_delimiter = ',',
         default_value = "q8,q6,q5,q4,peak4,q3,peak2,peak1",
-        value_parser = given::parse_recipe
+        value_parser = parse_recipe
     )]
     levels: Vec<Recipe>,
 }
@@ -35,7 +33,7 @@ impl Precision {
         let budget = match (self.bits_per_element, self.budget_bytes) {
             (None, None) => return Ok(None),
             (Some(bits), _) if !(bits.is_finite() && bits > 0.0) => {
-                return Err(given::bad("--bits-per-element", bits.to_string(), "give a number above 0"));
+                return Err(bad("--bits-per-element", bits.to_string(), "give a number above 0"));
             }
             (Some(bits), _) => Budget::BitsPerElement(bits),
             (None, Some(bytes)) => Budget::Bytes(bytes),

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict};
 use host_ctl::{CardStatus, Client, Error};
 
-use super::Verdict;
-use super::given::{Card, Output};
-use super::show::Show;
+use super::given::Card;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

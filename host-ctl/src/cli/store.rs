@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use host_ctl::command::{Output, Pick, Show, Verdict, mb, open};
 use host_ctl::{Client, Error, StoreOrder, TokenSpec, store, store_mixed};
 use serde_json::json;
 
-use super::Verdict;
-use super::given::{self, Card, Naming, Output, Pick};
+use super::amounts::{amounts_json, geometry_json, geometry_text, seconds, show_stages, stages_json};
+use super::given::{self, Card, Naming};
 use super::precision::{self, Precision};
-use super::show::{Show, amounts_json, geometry_json, geometry_text, mb, seconds, stages_json};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -48,7 +48,7 @@ pub(crate) const PART_CHUNKS: usize = 8;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
-    let (file, kv) = given::open(&arguments.file, &arguments.pick)?;
+    let (file, kv) = open(&arguments.file, &arguments.pick)?;
     let tokens = given::load_tokens(arguments.tokens.as_ref(), Some(&file), arguments.pick.text)?;
     let importances = arguments.importance.as_deref().map(host_ctl::load_importances).transpose()?.unwrap_or_default();
     let order = StoreOrder {
@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     ];
     rows.extend(mixed.iter().flat_map(precision::rows));
     show.table(&rows);
-    show.stages(&report.stages, amounts.elapsed);
+    show_stages(&show, &report.stages, amounts.elapsed);
     let whole = report.known + report.stored == report.chunks;
     let verdict = if whole {
         format!("stored: all {} chunks of the prefix are in the store", report.chunks)

@@ -1,13 +1,10 @@
 //! `host-ctl store-check`.
 
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict, bad, mb};
 use host_ctl::{Error, check_store};
 use serde_json::{Value, json};
 use store::redis::check::{Finding, Report, Server, Weight};
-
-use super::Verdict;
-use super::given::{self, Output};
-use super::show::{Show, mb};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -20,7 +17,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let Some(report) = check_store(&arguments.store)? else {
-        return Err(given::bad("URL", "is no redis:// store".to_owned(), "dir: stores are checked by dpu-app scrub"));
+        return Err(bad("URL", "is no redis:// store".to_owned(), "dir: stores are checked by dpu-app scrub"));
     };
     let show = Show::new(&arguments.output);
     show.line(&report.store);

@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 
 use clap::Args;
+use host_ctl::command::{Output, Show, Verdict};
 use host_ctl::{CardStatus, Client, Error};
 use serde_json::Value;
 
-use super::Verdict;
-use super::given::{Card, Output};
-use super::show::Show;
+use super::given::Card;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

@@ -165,7 +165,7 @@ def arguments():
 def notes(raw_bytes):
     return [
         f"{raw_bytes >> 20} MiB of bf16 KV of an 8B-class geometry (32 layers x 8 heads x 128, chunks of 256 tokens; synthetic, made from real KV by "
-        "`host-ctl generate`) come back into shuffled pages of 16 tokens, as a serving engine holds them. kvlane's engines and DMA are the emulator's: "
+        "`kvlane-plan generate`) come back into shuffled pages of 16 tokens, as a serving engine holds them. kvlane's engines and DMA are the emulator's: "
         "**software on the same two cores**, where a card has hardware of its own; its CPU figures say what that software costs, not what a host pays. "
         "\"remembered\": the emulator copies what it inflated before instead of inflating it, a measurement-only mode.",
         "LMCache: its engine with the Redis connector, chunks of 256 tokens, CPU tensors, no local tier; a connector of ours of ten lines copies chunks into "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST_CTL = ROOT / "target/release/host-ctl"
+PLAN = ROOT / "target/release/kvlane-plan"
 DPU_APP = ROOT / "target/release/dpu-app"
 
 # Addresses that RFC 2544 sets aside for benchmarks.
@@ -76,16 +77,16 @@ class Bench:
         self.chunks = max(mib // 32, 1)
 
     def __enter__(self):
-        for program in (HOST_CTL, DPU_APP):
+        for program in (HOST_CTL, DPU_APP, PLAN):
             if not program.exists():
-                sys.exit(f"{program.name} is not built: cargo build --release -p dpu-app -p host-ctl")
+                sys.exit(f"{program.name} is not built: cargo build --release -p dpu-app -p host-ctl -p kvlane-plan")
         stop_on_signals()
         with ExitStack() as undo:
             self.undo = undo
             self.directory = undo.enter_context(tempfile.TemporaryDirectory(prefix="kvlane-peers-", ignore_cleanup_errors=True))
             self.file = f"{self.directory}/kv.safetensors"
             say(f"generating {self.chunks * 32} MiB of KV")
-            subprocess.run([HOST_CTL, "generate", "--from", ROOT / "testdata/decoder-kv.safetensors", "--tokens",
+            subprocess.run([PLAN, "generate", "--from", ROOT / "testdata/decoder-kv.safetensors", "--tokens",
                             str(self.chunks * 256), "--out", self.file, "--quiet"], check=True, stdout=subprocess.DEVNULL)
             self.undo = undo.pop_all()
         return self

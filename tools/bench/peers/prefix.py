@@ -1,6 +1,6 @@
 """The KV prefix that every way restores, and the paged memory of a serving engine that it is restored into.
 
-The file is `host-ctl generate`'s: the sizes of an 8B-class model, made from the real KV in testdata/ (synthetic: shuffled).
+The file is `kvlane-plan generate`'s: the sizes of an 8B-class model, made from the real KV in testdata/ (synthetic: shuffled).
 Stored chunks are [layers, 2, 256 tokens, heads, head size] bf16; elements are held as uint16, which numpy knows.
 """
 

@@ -40,12 +40,12 @@ name=${1:---help}
 case "$name" in
     peers | interference)
         need "$peers/bin/python" "tools/bench/peers/install.sh --dir $peers --yes"
-        cargo build --quiet --release -p dpu-app -p host-ctl
+        cargo build --quiet --release -p dpu-app -p host-ctl -p kvlane-plan
         exec "$peers/bin/python" "tools/bench/peers/$name.py" "$@"
         ;;
     serving)
         need "$vllm/bin/python" "scripts/vllm/install.sh $vllm --yes"
-        cargo build --quiet --release -p dpu-app -p host-ctl
+        cargo build --quiet --release -p dpu-app -p host-ctl -p kvlane-plan
         package
         KVLANE_VLLM_LMCACHE=$lmcache exec "$vllm/bin/python" tools/bench/peers/serving.py "$@"
         ;;

@@ -1,16 +1,17 @@
 //! The commands. Each is a file: its arguments, then what it does and prints.
 
 mod calibrate;
+mod compare;
+mod generate;
 mod given;
 mod simulate;
+mod tiers;
 
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use mailbox::{visible, visible_json};
+use host_ctl::command::Verdict;
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
 /// or `0.1.0 (emulator)`.
@@ -21,11 +22,12 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
-/// Plans for kvlane: measures a machine and proposes a configuration, and asks a model what a card would do.
+/// Plans and checks around kvlane: what a card would do, which configuration and tiers suit, and whether KV came back right.
+///
+/// Exit codes: 0 done; 1 it went wrong, or what was compared is beyond its bound; 2 bad arguments or input; 3 device.
 #[derive(Debug, Parser)]
 #[command(name = "kvlane-plan", version = VERSION.as_str(), max_term_width = 120)]
-#[command(after_help = "Exit codes: 0 done, 1 it went wrong, 2 bad arguments.")]
-struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -34,8 +36,18 @@ struct Arguments {
 enum Command {
     /// Measure the stages on this machine, search the best configuration with the simulator, write it as a config file
     Calibrate(Box<calibrate::Calibrate>),
-    /// What a BlueField-3 would do by the model: the scheduler of `dpu-app run` in virtual time
+    /// Ask the model what a BlueField-3 would do: the scheduler of `dpu-app run` in virtual time
     Simulate(simulate::Simulate),
+    /// Size tiers with a trace of requests, or draw what a card's tiers hold
+    Tiers(tiers::Arguments),
+    /// Compare a restored file with its original, to the bit or to the quantizer's bound
+    Compare(compare::Arguments),
+    /// Make a large synthetic KV file from a small real one, for benchmarks
+    ///
+    /// The result is SYNTHETIC: its elements are the source's in other places, tokens, channels and signs shuffled for
+    /// each head of each layer. It has the sizes of a large model and shrinks about as much as the source does; what
+    /// attention would make of it means nothing. Say so where a figure comes from it.
+    Generate(generate::Arguments),
     /// Write the manual pages into a directory, as packages have them
     #[command(hide = true)]
     Man {
@@ -44,30 +56,36 @@ enum Command {
     },
 }
 
-pub(crate) fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).format(log_line).init();
-    let done = match Arguments::parse().command {
-        Command::Calibrate(calibrate) => calibrate.run().map_err(|error| (EXIT_RUNTIME, error)),
-        Command::Simulate(simulate) => simulate.run().map_err(|error| (EXIT_USAGE, error)),
-        Command::Man { directory } => clap_mangen::generate_to(Arguments::command(), &directory)
-            .map_err(|error| (EXIT_USAGE, format!("{}: {error}", directory.display()))),
-    };
-    done.map_or_else(|(code, text)| fail(code, &text), |()| ExitCode::SUCCESS)
+/// Why a command failed, and its exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    pub(crate) text: String,
 }
 
-/// `kvlane-plan: warn: text`, as errors are shown, whatever the text has of others' making.
-fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> std::io::Result<()> {
-    writeln!(out, "kvlane-plan: {}: {}", record.level().as_str().to_lowercase(), visible(&record.args().to_string()))
-}
-
-/// The end of a command that failed: text for people, and an object for a machine that asked for one.
-fn fail(code: u8, text: &str) -> ExitCode {
-    eprintln!("kvlane-plan: {}", visible(text));
-    if std::env::args_os().any(|word| word == "--json") {
-        let object = format!("{{\"ok\":false,\"error\":{},\"code\":{code}}}", dpu_app::count::json::Quoted(text));
-        say!("{}", visible_json(&object));
+impl From<host_ctl::Error> for Failure {
+    fn from(error: host_ctl::Error) -> Self {
+        Self { code: error.exit_code(), text: error.to_string() }
     }
-    ExitCode::from(code)
+}
+
+/// With an exit code, what came without one.
+fn or_code(done: Result<(), String>, code: u8) -> Result<Verdict, Failure> {
+    done.map(|()| Verdict::Good).map_err(|text| Failure { code, text })
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Failure> {
+    match arguments.command {
+        Command::Calibrate(arguments) => or_code(arguments.run(), EXIT_RUNTIME),
+        Command::Simulate(arguments) => or_code(arguments.run(), EXIT_USAGE),
+        Command::Tiers(arguments) => Ok(tiers::run(&arguments)?),
+        Command::Compare(arguments) => Ok(compare::run(&arguments)?),
+        Command::Generate(arguments) => Ok(generate::run(&arguments)?),
+        Command::Man { directory } => {
+            let written = clap_mangen::generate_to(Arguments::command(), &directory);
+            or_code(written.map_err(|error| format!("{}: {error}", directory.display())), EXIT_USAGE)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `kvlane-plan`: parses, calls the library, prints once, and maps errors to exit codes.
+//! `kvlane-plan`: parses, calls the libraries, prints once, and turns errors into exit codes.
 #![forbid(unsafe_code)]
 
 /// A line on standard output. A reader that has heard enough (`| head`) is no error.
@@ -12,6 +12,26 @@ mod cli;
 
 use std::process::ExitCode;
 
+use clap::Parser as _;
+use host_ctl::command::{Verdict, failed, log, refused};
+
+/// Name in front of every message.
+const PROGRAM: &str = "kvlane-plan";
+
 fn main() -> ExitCode {
-    cli::main()
+    log(PROGRAM);
+    // A command line that cannot be read has not said whether it wants JSON: its words do.
+    let json = std::env::args_os().any(|word| word == "--json");
+    let arguments = match cli::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refused(&error, json),
+    };
+    match cli::run(arguments) {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        Err(cli::Failure { code, text }) => {
+            failed(PROGRAM, &text, code, json);
+            ExitCode::from(code)
+        }
+    }
 }

@@ -10,11 +10,7 @@ use std::path::Path;
 
 use block::ElementType;
 use half::{bf16, f16};
-
-use crate::error::Error;
-use crate::kv_file::{KvFile, KvTensor, TensorShape};
-use crate::out_file::{Announce, OutFile, dtype_name};
-use crate::random::Random;
+use host_ctl::{Announce, Error, KvFile, KvTensor, OutFile, Random, TensorShape, dtype_name};
 
 /// Largest source: it is held in memory, four bytes an element.
 const SOURCE_BYTES_MAX: u64 = 256 << 20;

@@ -1,12 +1,12 @@
 //! Policies on synthetic traces: hit rates over sizes, memory for equal hit rate, cost of the bookkeeping.
 //!
 //! The policy's few constants were tried on seeds [`TRAINED_ON`]; every figure is of other seeds.
-//! `--trace FILE` adds a trace of requests as `host-ctl tiers simulate` reads it, on which nothing was chosen.
+//! `--trace FILE` adds a trace of requests as `kvlane-plan tiers simulate` reads it, on which nothing was chosen.
 
 use std::time::Instant;
 
 use bench::{Plot, PlotKind, Report, Sample, Series, Table};
-use host_ctl::tiers::{Curve, PolicyKind, Scenario, Trace, bytes_for, synthetic};
+use study::tiers::{Curve, PolicyKind, Scenario, Trace, bytes_for, synthetic};
 use tier::{Chunk, Limits, Worth};
 
 const KINDS: [PolicyKind; 5] =
@@ -26,13 +26,10 @@ fn main() {
     let quick = has("--quick");
     let requests = if quick { 4_000 } else { 20_000 };
     let seeds = if quick { &MEASURED_ON[..1] } else { &MEASURED_ON[..] };
-    let mut report = Report::new(
-        "tiers-policy",
-        "Tiers: which chunks to keep",
-        "cargo bench --package host-ctl --bench tiers-policy",
-    );
+    let mut report =
+        Report::new("tiers-policy", "Tiers: which chunks to keep", "cargo bench --package study --bench tiers-policy");
     report.notes.push(format!(
-        "{requests} requests of each SYNTHETIC trace (`host-ctl tiers simulate --synthetic NAME --seed N`, seeds {seeds:?}; the \
+        "{requests} requests of each SYNTHETIC trace (`kvlane-plan tiers simulate --synthetic NAME --seed N`, seeds {seeds:?}; the \
          policy's constants were tried on seeds {TRAINED_ON:?}), one tier of compressed chunks ({RATIO} times smaller than \
          bf16). A chunk counts as a hit if all chunks before it are hits."
     ));

@@ -1,14 +1,13 @@
 //! The client against a card in this process: order, cutting, waiting, and cards that die, stall or lie.
 
-mod fake;
-
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry};
-use fake::{FakeCard, Manner};
 use host_ctl::{Arrangement, Client, Completion, Error, Gone, JOBS_MAX, Memory, Options, PageOrder, Route, Transfer};
 use mailbox::attach::{Farewell, Reason, Refuse};
 use mailbox::{Operation, Status, Tokens};
+
+use crate::fake::{FakeCard, Manner};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(20);

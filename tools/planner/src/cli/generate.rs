@@ -1,15 +1,13 @@
-//! `host-ctl generate`.
+//! `kvlane-plan generate`.
 
 use std::path::PathBuf;
 
 use block::ElementType;
 use clap::Args;
-use host_ctl::{Error, Synthetic, TensorShape, generate};
+use host_ctl::command::{Output, Pick, Show, Verdict, mb, open};
+use host_ctl::{Error, TensorShape};
 use serde_json::json;
-
-use super::Verdict;
-use super::given::{self, Output, Pick};
-use super::show::{Show, mb};
+use study::{Synthetic, generate};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -46,7 +44,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     let Arguments { layers, heads, head_size, tokens, seed, .. } = *arguments;
-    let (file, kv) = given::open(&arguments.from, &arguments.pick)?;
+    let (file, kv) = open(&arguments.from, &arguments.pick)?;
     let element = arguments.dtype.unwrap_or(kv.shape.element);
     let wanted = Synthetic { shape: TensorShape { layers, tokens, heads, head_size, element }, seed };
     let mut bar = show.bar("generate", "layers");

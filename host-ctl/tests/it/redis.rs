@@ -1,6 +1,6 @@
 //! `host-ctl inspect redis://` and `store-check` against a real server.
 
-#[path = "../../crates/store/tests/servers/mod.rs"]
+#[path = "../../../crates/store/tests/servers/mod.rs"]
 mod servers;
 
 use std::process::{Command, Output};

@@ -1,17 +1,16 @@
 //! Store and fetch of files from end to end, against a card in this process.
 
-mod fake;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use block::ElementType;
-use fake::{FakeCard, Manner};
 use host_ctl::{
     Arrangement, Error, FetchOrder, FetchReport, Identity, KvFile, PageOrder, StoreOrder, StoreReport, Target,
     TensorShape, fetch, lookup, store,
 };
+
+use crate::fake::{FakeCard, Manner};
 
 const CHUNK: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(20);

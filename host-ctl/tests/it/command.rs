@@ -1,16 +1,15 @@
 //! The program itself: what it prints, and above all how it exits.
 
-mod fake;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fake::{FakeCard, Manner};
 use mailbox::attach::Refuse;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
+
+use crate::fake::{FakeCard, Manner};
 
 fn host_ctl(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_host-ctl")).args(arguments).env_remove("KVLANE_SOCKET").output().unwrap()
@@ -49,12 +48,10 @@ fn every_command_explains_itself_with_its_defaults() {
         ("fetch", "[default: vllm]"),
         ("lookup", "KVLANE_SOCKET"),
         ("inspect", "--key"),
-        ("compare", "[default: 524288]"),
         ("status", "[default: kvlane]"),
         ("ping", "[default: 10]"),
         ("drain", "--json"),
         ("stop", "--timeout-ms"),
-        ("generate", "SYNTHETIC"),
     ] {
         // Wrapped at the width of a terminal that is not there.
         let help = prints(&[command, "--help"]).split_whitespace().collect::<Vec<_>>().join(" ");
@@ -105,9 +102,6 @@ fn bad_arguments_and_bad_input_exit_with_2_and_say_what_to_do() {
         &["inspect", text],
         &["inspect", file, "--key", "0123"],
         &["inspect", &format!("dir:{}", dir.path().display())],
-        &["compare", file, text, "--recipe", "q5"],
-        &["generate", "--from", text, "--out", none],
-        &["generate", "--from", file, "--layers", "0", "--out", none],
         &["status", "--watch", "0"],
     ] {
         let (code, error) = fails(arguments);
@@ -211,7 +205,7 @@ fn a_failure_is_a_json_object_where_json_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let (file, none) = (kv_file(dir.path(), "f", 0), dir.path().join("none\u{1b}[31m"));
     let (file, none) = (file.to_str().unwrap(), none.to_str().unwrap());
-    let cases: [(&[&str], i32); 12] = [
+    let cases: [(&[&str], i32); 11] = [
         (&["ping", "--socket", none, "--timeout-ms", "60"], 4),
         (&["status", "--socket", none, "--timeout-ms", "60"], 4),
         (&["drain", "--socket", none, "--timeout-ms", "60"], 4),
@@ -221,8 +215,7 @@ fn a_failure_is_a_json_object_where_json_was_asked_for() {
         (&["store", none, "--model", "m"], 2),
         (&["fetch", "--model", "m", "--like", none, "--anonymous"], 2),
         (&["inspect", none], 2),
-        (&["compare", file, none, "--recipe", "q5"], 2),
-        (&["generate", "--from", none, "--out", none], 2),
+        (&["compare", file, file], 2),
         (&["store", file, "--model", "m", "--recipe", "q\u{1b}[99m"], 2),
     ];
     for (arguments, code) in cases {
@@ -260,22 +253,6 @@ fn names_of_others_do_nothing_to_a_terminal() {
 }
 
 #[test]
-fn compare_exits_with_1_beyond_the_bound_and_0_within() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, same, other) = (kv_file(dir.path(), "a", 0), kv_file(dir.path(), "b", 0), kv_file(dir.path(), "c", 255));
-    let [one, same, other] = [&one, &same, &other].map(|path| path.to_str().unwrap());
-    let options = ["--chunk-tokens", "16", "--recipe", "lossless"];
-    let text = prints(&[&["compare", one, same][..], &options].concat());
-    assert!(text.trim_end().ends_with("equal: every bit (4 chunks, lossless+deflate)"), "{text}");
-    let quiet = prints(&[&["compare", one, same, "--quiet"][..], &options].concat());
-    assert_eq!(quiet.lines().count(), 1);
-    let output = host_ctl(&[&["compare", one, other, "--json"][..], &options].concat());
-    assert_eq!(output.status.code(), Some(1));
-    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&value["ok"], &value["bit_equal"]), (&Value::Bool(false), &Value::Bool(false)));
-}
-
-#[test]
 fn inspect_lists_what_can_be_stored_and_exits_with_1_on_a_damaged_chunk() {
     let dir = tempfile::tempdir().unwrap();
     let file = kv_file(dir.path(), "f", 0);
@@ -289,12 +266,15 @@ fn inspect_lists_what_can_be_stored_and_exits_with_1_on_a_damaged_chunk() {
 }
 
 #[test]
-fn generate_makes_a_file_that_inspect_takes() {
-    let dir = tempfile::tempdir().unwrap();
-    let (from, out) = (kv_file(dir.path(), "f", 0), dir.path().join("big"));
-    let (from, out) = (from.to_str().unwrap(), out.to_str().unwrap());
-    let sizes = ["--layers", "3", "--heads", "1", "--head-size", "32", "--tokens", "40"];
-    let text = prints(&[&["generate", "--from", from, "--out", out][..], &sizes].concat());
-    assert!(text.contains("synthetic"), "{text}");
-    assert!(prints(&["inspect", out]).contains("40 tokens, 3 layers x 1 KV heads x 32 bf16"));
+fn what_moved_to_kvlane_plan_is_named_and_exits_with_2() {
+    for (arguments, now) in [
+        (&["compare", "a", "b"][..], "`kvlane-plan compare`"),
+        (&["generate", "--out", "x"], "`kvlane-plan generate`"),
+        (&["tiers", "simulate", "--tier", "dram=1G"], "`kvlane-plan tiers simulate`"),
+        (&["tiers", "show", "--plot=x.svg"], "kvlane-plan tiers plot"),
+    ] {
+        let (code, error) = fails(arguments);
+        assert_eq!((code, error.lines().count()), (2, 1), "{error}");
+        assert!(error.contains("moved") && error.contains(now), "{error}");
+    }
 }

@@ -1,10 +1,8 @@
 //! Two KV tensors, original and restored, compared in the groups in which the card quantized: chunk by chunk, block by
 //! block, with the bound that docs/formats.md promises.
 
-use block::{Errors, Geometry, Kind, Part, Plan, Recipe};
-
-use crate::error::Error;
-use crate::kv_file::{KvFile, KvTensor};
+use block::{Errors, Geometry, Kind, Plan, Recipe};
+use host_ctl::{Error, KvFile, KvTensor};
 
 /// Differences of all K, or all V.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,8 +108,8 @@ pub fn compare(
     for chunk in 0..chunks {
         for index in 0..plan.block_count(&geometry) {
             let part = plan.part(&geometry, index).expect("below the plan's block count");
-            read_part(original, &geometry, chunk, &part, &mut one)?;
-            read_part(restored, &geometry, chunk, &part, &mut other)?;
+            original.0.read_part(original.1, &geometry, chunk, &part, &mut one)?;
+            restored.0.read_part(restored.1, &geometry, chunk, &part, &mut other)?;
             let errors = block::compare(recipe, &geometry, &part, &one, &other);
             let odd = if errors.bit_equal { 0 } else { not_finite_on_one_side(&geometry, &one, &other) };
             let sums = if part.kind == Kind::K { &mut k } else { &mut v };
@@ -126,23 +124,6 @@ pub fn compare(
         k: k.finish(),
         v: v.finish(),
     })
-}
-
-/// A part in canonical order.
-pub(crate) fn read_part(
-    (file, kv): (&KvFile, &KvTensor),
-    geometry: &Geometry,
-    chunk: usize,
-    part: &Part,
-    out: &mut Vec<u8>,
-) -> Result<(), Error> {
-    out.resize(part.tile_bytes(geometry), 0);
-    let token = chunk * usize::from(geometry.chunk_tokens) + usize::from(part.first_token);
-    let layer_bytes = out.len() / usize::from(part.layers);
-    for (layer, bytes) in out.chunks_exact_mut(layer_bytes).enumerate() {
-        file.read(bytes, kv.row_offset(usize::from(part.first_layer) + layer, part.kind as usize, token))?;
-    }
-    Ok(())
 }
 
 /// NaNs compare as no difference, so these are counted apart: elements that differ where one is not finite.

@@ -1,15 +1,13 @@
-//! `host-ctl compare`.
+//! `kvlane-plan compare`.
 
 use std::path::PathBuf;
 
 use block::Recipe;
 use clap::Args;
-use host_ctl::{Error, KindErrors, compare};
+use host_ctl::Error;
+use host_ctl::command::{Output, Pick, Show, Verdict, open, parse_recipe};
 use serde_json::{Value, json};
-
-use super::Verdict;
-use super::given::{self, Output, Pick};
-use super::show::Show;
+use study::{KindErrors, compare};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -18,7 +16,7 @@ pub(crate) struct Arguments {
     /// Safetensors file that was fetched
     restored: PathBuf,
     /// Recipe that it was stored with: decides what is promised, every bit or a bound
-    #[arg(long, value_name = "RECIPE", value_parser = given::parse_recipe)]
+    #[arg(long, value_name = "RECIPE", value_parser = parse_recipe)]
     recipe: Recipe,
     #[command(flatten)]
     pick: Pick,
@@ -37,9 +35,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
-    let (original, original_kv) = given::open(&arguments.original, &arguments.pick)?;
+    let (original, original_kv) = open(&arguments.original, &arguments.pick)?;
     let pick = Pick { tensor: arguments.restored_tensor.clone(), text: None };
-    let (restored, restored_kv) = given::open(&arguments.restored, &pick)?;
+    let (restored, restored_kv) = open(&arguments.restored, &pick)?;
     let found = compare(
         (&original, &original_kv),
         (&restored, &restored_kv),

@@ -6,9 +6,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use host_ctl::Error;
 use serde_json::Value;
-
-use crate::Error;
 
 /// One prompt, in chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,9 @@
+//! The library and the program, from outside: one binary, so that it links once.
+
+mod client;
+mod command;
+mod fake;
+mod files;
+mod kv_files;
+mod redis;
+mod transfer;
