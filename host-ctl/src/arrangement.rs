@@ -120,7 +120,7 @@ pub enum PageOrder {
     /// 0, 1, 2, ...
     #[default]
     Linear,
-    /// As after long use of a paged allocator.
+    /// Pages in random order, as after long use of a paged allocator.
     Shuffled { seed: u64 },
 }
 

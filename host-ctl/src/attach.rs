@@ -1,4 +1,4 @@
-//! From a line to a session: the host's half of the conversation that mailbox/src/attach.rs draws.
+//! Makes a session of a line: the host's half of the conversation that mailbox/src/attach.rs draws.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ pub struct Options {
     pub device: Selector,
     /// How to store and what to look for; `None` is the card's own recipe.
     pub recipe: Option<Recipe>,
-    /// For attach and for leaving.
+    /// Time limit of attaching, and of leaving.
     pub timeout: Duration,
     /// Where nobody serves the route yet, try again until the timeout: a card that is just being started comes.
     pub awaits_card: bool,
@@ -133,10 +133,10 @@ impl Client {
     }
 }
 
-/// Between two tries to reach a card that is not there yet: at first, and at most.
+/// Pause between two tries to reach a card that is not there yet: the first, and the longest.
 const TRY_FIRST: Duration = Duration::from_millis(50);
 const TRY_LAST: Duration = Duration::from_millis(500);
-/// From when on people are told what is waited for.
+/// Wait after which people are told what is waited for.
 const SAID_AFTER: Duration = Duration::from_secs(1);
 
 /// A line to the card, once there is one.

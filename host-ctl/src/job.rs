@@ -52,7 +52,7 @@ pub(crate) struct Job {
     pub(crate) keys: Box<[ChunkKey]>,
     /// Page numbers of all chunks, equally many each.
     pub(crate) pages: Box<[u32]>,
-    /// Of all chunks, or of none.
+    /// One for each chunk, or none at all.
     pub(crate) importances: Box<[Importance]>,
     pub(crate) target: u64,
     pub(crate) again: bool,

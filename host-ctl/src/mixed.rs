@@ -32,7 +32,7 @@ pub enum Budget {
 }
 
 impl Budget {
-    /// For a prefix of `chunks`.
+    /// Bytes that a prefix of `chunks` may take.
     fn bytes(self, geometry: &Geometry, chunks: usize) -> u64 {
         let elements = chunks * geometry.chunk_bytes() / geometry.element.bytes();
         match self {
@@ -68,7 +68,7 @@ pub struct MixedReport {
     pub whole: StoreReport,
     pub portions: Vec<Portion>,
     pub budget_bytes: u64,
-    /// By what the sample says.
+    /// Bytes expected of the levels chosen, by the sample.
     pub planned_bytes: u64,
 }
 
@@ -78,7 +78,7 @@ pub type Attach<'a> = &'a mut dyn FnMut(Option<Recipe>, Option<Memory>) -> Resul
 /// Stores the whole chunks of a tensor, each in its own precision. `named` is the recipe in the prefix's name.
 ///
 /// # Errors
-/// As for [`crate::store()`]; importances, levels or a budget that cannot be.
+/// Those of [`crate::store()`]; importances, levels or a budget that cannot be.
 pub fn store_mixed(
     attach: Attach<'_>,
     named: Option<Recipe>,

@@ -82,10 +82,10 @@ impl OutFile {
         OutFile::reserve(path, &[announce], shape, facts)
     }
 
-    /// As [`OutFile::create`], with all tensors that will be in it, the KV tensor first.
+    /// Does what [`OutFile::create`] does, with all tensors that will be in the file, the KV tensor first.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`OutFile::create`].
     pub fn reserve(
         path: &Path,
         tensors: &[Announce<'_>],
@@ -110,7 +110,7 @@ impl OutFile {
         Ok(out)
     }
 
-    /// The file behind its header, for who writes the tensors himself.
+    /// The file, positioned behind its header, for callers that write the tensors themselves.
     pub fn file(&self) -> &File {
         self.part.file()
     }

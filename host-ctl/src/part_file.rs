@@ -169,7 +169,7 @@ mod tests {
         names
     }
 
-    /// As [`PartFile::create`] where there is no `O_TMPFILE`.
+    /// Does what [`PartFile::create`] does where there is no `O_TMPFILE`.
     fn with_a_name(path: &Path) -> PartFile {
         remove_abandoned(directory(path));
         PartFile { path: path.to_owned(), held: Some(named(path).unwrap()) }

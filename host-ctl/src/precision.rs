@@ -110,7 +110,7 @@ fn descent(levels: &[Level]) -> Result<(usize, Vec<Step>), PrecisionError> {
     Ok((finest, steps))
 }
 
-/// Of a chunk of importance 1.
+/// Noise of a chunk of importance 1.
 fn noise(recipe: Recipe) -> Result<f64, PrecisionError> {
     match recipe.transform {
         Transform::None | Transform::Lossless => Ok(0.0),

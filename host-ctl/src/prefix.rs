@@ -1,4 +1,4 @@
-//! From token ids to the names of chunks. Only whole chunks have names; tokens that fill none are left over and
+//! Turns token ids into the names of chunks. Only whole chunks have names; tokens that fill none are left over and
 //! counted.
 
 use block::{ChunkKey, KeyChain, Namespace};
@@ -33,7 +33,7 @@ impl Prefix {
         Ok(Prefix { keys: chunks.map(|chunk| chain.push(chunk)).collect(), chunk_tokens, remainder })
     }
 
-    /// In order, from the prompt's start.
+    /// Names of the chunks, from the prompt's start.
     pub fn keys(&self) -> &[ChunkKey] {
         &self.keys
     }

@@ -17,7 +17,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `limit`, which is not 0; the bias is below 2^-32.
+    /// A number below `limit`, which is not 0; the bias is below 2^-32.
     pub fn below(&mut self, limit: u32) -> u32 {
         ((u64::from((self.word() >> 32) as u32) * u64::from(limit)) >> 32) as u32
     }

@@ -90,7 +90,7 @@ impl CardStatus {
             .collect()
     }
 
-    /// For people. `before` and the seconds since then turn the stages' totals into what they do now.
+    /// Formats the status for people. `before` and the seconds since then turn the stages' totals into what they do now.
     pub fn table(&self, before: Option<(&CardStatus, f64)>) -> String {
         let mut out = String::new();
         let Some(groups) = self.value.as_object() else { return out };

@@ -58,11 +58,11 @@ impl Identity<'_> {
 /// Bytes and times of one transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Amounts {
-    /// In host memory.
+    /// Bytes in host memory.
     pub raw_bytes: u64,
-    /// In the store.
+    /// Bytes in the store.
     pub wire_bytes: u64,
-    /// From post to completion.
+    /// Time from post to completion.
     pub elapsed: Duration,
 }
 
@@ -75,7 +75,7 @@ impl Amounts {
         }
     }
 
-    /// Another transfer, after this one.
+    /// Adds another transfer, after this one.
     pub(crate) fn add(&mut self, other: &Amounts) {
         self.raw_bytes += other.raw_bytes;
         self.wire_bytes += other.wire_bytes;

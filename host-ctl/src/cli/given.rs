@@ -37,7 +37,7 @@ pub(crate) struct Card {
     patience_ms: u64,
 }
 
-/// From one to an hour of them.
+/// Milliseconds, from one to an hour.
 fn milliseconds() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=3_600_000)
 }
@@ -100,7 +100,7 @@ impl Naming {
         Ok(Identity { model: &self.model, salt: self.salt.as_bytes(), rank: self.rank, ranks: self.ranks })
     }
 
-    /// Of chunks of a tensor of this shape.
+    /// Geometry of the chunks of a tensor of this shape.
     pub(crate) fn geometry(&self, shape: &TensorShape) -> Result<Geometry, Error> {
         shape.geometry(self.chunk_tokens).map_err(|error| bad("--chunk-tokens", error.to_string(), "choose another"))
     }

@@ -11,10 +11,10 @@ use super::given::{Card, Naming, Shape};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Of all whole chunks of the prompt: a factor, 1 being neutral
+    /// Factor for all whole chunks of the prompt, 1 being neutral
     #[arg(value_name = "VALUE", required_unless_present = "file", conflicts_with = "file")]
     value: Option<f32>,
-    /// One for each whole chunk: JSON like {"chunks": [1.5, 0.25]}
+    /// Factors, one for each whole chunk: JSON like {"chunks": [1.5, 0.25]}
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 #[derive(Debug, Args)]
 #[group(id = "budget", multiple = false, args = ["bits_per_element", "budget_bytes"])]
 pub(crate) struct Precision {
-    /// With --importance: store chunks of low importance in fewer bits; this is what an element may take in the store, on
+    /// Store chunks of low importance (--importance) in fewer bits; this is what an element may take in the store, on
     /// average. Readers name the prefix as always (--recipe); give it a --model of its own if they rely on a least precision
     #[arg(long, value_name = "BITS", requires = "importance")]
     bits_per_element: Option<f64>,
-    /// With --importance: what the whole prefix may take in the store, as in 200M
+    /// Store chunks of low importance in fewer bits; this is what the whole prefix may take in the store, as in 200M
     #[arg(long, value_name = "BYTES", requires = "importance", value_parser = parse_bytes)]
     budget_bytes: Option<u64>,
-    /// With one of these: recipes to choose from
+    /// Recipes that --bits-per-element and --budget-bytes choose from
     #[arg(
         long,
         value_name = "RECIPE,...",

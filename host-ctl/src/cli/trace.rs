@@ -51,7 +51,7 @@ fn only(mut trace: Value, arguments: &Arguments) -> Value {
     trace
 }
 
-/// For people: oldest first, so that the newest stand above the prompt.
+/// Lists stages for people, oldest first, so that the newest stand above the prompt.
 fn table(trace: &Value) -> String {
     let mut out = String::new();
     let rows = |name: &str| trace[name].as_array().map(Vec::as_slice).unwrap_or_default().iter().rev();

@@ -1,4 +1,4 @@
-//! Between the jobs that wait and the mailbox page: what is posted, and what its completions mean.
+//! Moves jobs that wait onto the mailbox page, and says what the page's completions mean.
 
 use std::time::{Duration, Instant};
 

@@ -13,12 +13,12 @@ use crate::error::Error;
 pub struct RequestId(pub(super) u64);
 
 impl RequestId {
-    /// For callers that keep requests by number, in another language. Numbers are not used twice in a session.
+    /// Number of this request, for callers in another language. No number is used twice in a session.
     pub const fn number(self) -> u64 {
         self.0
     }
 
-    /// A number that [`RequestId::number`] gave; any other is an unknown request.
+    /// Takes a number that [`RequestId::number`] gave; any other is an unknown request.
     pub const fn from_number(number: u64) -> RequestId {
         RequestId(number)
     }
@@ -39,11 +39,11 @@ pub struct Transfer<'a> {
     /// Tokens to move, counted from the first chunk's first. Starts in the first chunk and ends in the last: name only
     /// chunks that move.
     pub tokens: Tokens,
-    /// For the whole transfer. `None`: the card's own, for each part.
+    /// Time for the whole transfer. `None`: the card's own deadline, for each part.
     pub deadline: Option<Duration>,
-    /// Of a store: what each chunk is worth beside how often it is used, or nothing: neutral.
+    /// What each chunk is worth beside how often it is used, stores only. Empty: neutral.
     pub importances: &'a [Importance],
-    /// Of a store: also what the store has.
+    /// Whether chunks that the store has are stored again.
     pub again: bool,
 }
 
@@ -67,7 +67,7 @@ pub struct Completion {
     pub restored_bytes: u64,
     /// The card's own time, added up over parts that may have run at once.
     pub card: Duration,
-    /// From post to here.
+    /// Time from post to completion.
     pub elapsed: Duration,
     /// Text of the answer; empty for most operations.
     pub answer: String,

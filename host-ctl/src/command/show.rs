@@ -24,7 +24,7 @@ impl Show {
         Show { json: output.json, quiet: output.quiet }
     }
 
-    /// Lines for people, nothing with `--json` or `--quiet`.
+    /// Prints names and values in two columns, nothing with `--json` or `--quiet`.
     pub fn table(&self, rows: &[(&str, String)]) {
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in rows {
@@ -32,7 +32,7 @@ impl Show {
         }
     }
 
-    /// As [`Show::table`], one line.
+    /// Prints one line, nothing with `--json` or `--quiet`.
     pub fn line(&self, text: &str) {
         if !self.json && !self.quiet {
             print(text);

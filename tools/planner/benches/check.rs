@@ -21,7 +21,7 @@ struct Case {
     recipe: &'static str,
     block_bytes: usize,
     slots: usize,
-    /// On both engines.
+    /// Tasks in flight on either engine.
     depth: usize,
     gb_s: f64,
     task_us: f64,

@@ -69,7 +69,7 @@ impl From<host_ctl::Error> for Failure {
     }
 }
 
-/// With an exit code, what came without one.
+/// Gives an exit code to what came without one.
 fn or_code(done: Result<(), String>, code: u8) -> Result<Verdict, Failure> {
     done.map(|()| Verdict::Good).map_err(|text| Failure { code, text })
 }

@@ -71,7 +71,7 @@ pub struct Order<'a> {
     pub block_sizes: &'a [usize],
     /// Where a file of blocks is written and read again.
     pub directory: &'a Path,
-    /// For each figure.
+    /// Time for each figure.
     pub time: Duration,
 }
 
@@ -211,7 +211,7 @@ impl Bench {
         Ok(ns)
     }
 
-    /// Until the engine has something to say.
+    /// Waits until the engine has something to say.
     fn wait(&self, context: &Context) -> Result<(), doca::Error> {
         let since = Instant::now();
         while !self.engine.progress() {

@@ -11,7 +11,7 @@ use dpu_app::Config;
 const SOFTWARE_THREADS: [usize; 2] = [2, 1];
 /// Chunks of the request that is simulated.
 const CHUNKS: u32 = 8;
-/// As good as the best.
+/// Share of the best rate from which on a candidate counts as good as the best.
 const NEAR: f64 = 0.99;
 
 /// The network before the machine, as its operator knows it.
@@ -67,7 +67,7 @@ pub fn model(profile: &Profile, block: &BlockProfile, geometry: Geometry, link: 
 /// Searches. Blocks without a plan for the geometry are left out.
 ///
 /// # Panics
-/// Without a profiled block size.
+/// There is no profiled block size.
 #[must_use]
 pub fn propose(profile: &Profile, geometry: Geometry, link: Option<Link>) -> Proposal {
     let defaults = Config::for_cores(profile.cores);
@@ -100,7 +100,7 @@ pub fn propose(profile: &Profile, geometry: Geometry, link: Option<Link>) -> Pro
     Proposal { chosen, by_block: by_block.collect(), simulated: all.len() + 1, default }
 }
 
-/// What the defaults promise: the ring stays within this.
+/// Largest ring, bytes, as the defaults promise.
 const RING_BYTES_MAX: usize = 64 << 20;
 
 /// Fetch and dequantize workers: one core is the engine thread's, the rest is split; each has one at least.

@@ -29,8 +29,7 @@ pub struct EngineModel {
     pub ns_per_byte: f64,
     /// Operations under way at once inside the engine.
     pub depth: f64,
-    /// Of software, where it is the engine (the emulator): what a byte costs a core, and how many threads there are. No
-    /// threads: hardware.
+    /// Time of a core for each byte, where software is the engine (the emulator), and its threads. No threads: hardware.
     pub software_ns_per_byte: f64,
     pub threads: usize,
 }
@@ -42,16 +41,16 @@ pub struct Model {
     pub link_latency_ns: f64,
     /// What the link or the server behind it needs for each request, whatever its size.
     pub link_request_ns: f64,
-    /// A fetch worker's time per stored byte, a dequantize worker's per restored byte.
+    /// Time of a fetch worker per stored byte, of a dequantize worker per restored byte.
     pub fetch_ns_per_byte: f64,
     pub dequantize_ns_per_byte: f64,
     pub inflate: EngineModel,
     pub dma: EngineModel,
-    /// Of the memory that all stages share, per byte read or written.
+    /// Time of the memory that all stages share, per byte read or written.
     pub memory_ns_per_byte: f64,
-    /// Of the engine thread for each answer and completion.
+    /// Time of the engine thread for each answer and completion.
     pub event_ns: f64,
-    /// That workers, software engines and the engine thread share.
+    /// Cores that workers, software engines and the engine thread share.
     pub cores: usize,
     pub geometry: Geometry,
     /// Restored bytes per stored byte, and restored bytes per byte of codes.
@@ -102,7 +101,7 @@ impl Event {
     }
 }
 
-/// Who needs a core to do something.
+/// A kind of worker that needs a core.
 #[derive(Clone, Copy, Debug)]
 enum Station {
     Fetch,

@@ -91,17 +91,17 @@ pub struct Trial<'a, 's> {
     keys: &'a [ChunkKey],
     pages: &'a [u32],
     way: Way,
-    /// With [`Way::InTurns`]: who may start now.
+    /// The stage that may start now, with [`Way::InTurns`].
     turn: Stage,
     /// Operations of each stage that have started and not ended.
     running: [usize; Stage::ALL.len()],
     /// Jobs that wait for their stage's turn.
     held: VecDeque<Job>,
-    /// What stages that are left out would have said.
+    /// Answers that stages that are left out would have given.
     answers: VecDeque<Done>,
     /// Slots that an engine which is left out would be done with.
     skipped: VecDeque<(Stage, Ticket)>,
-    /// By slot, of the block that lies there.
+    /// Facts of the block that lies in each slot.
     blocks: Vec<Option<(BlockFacts, Restored)>>,
     /// Blocks of a chunk, as a manifest said.
     plan: Option<(block::Plan, u16)>,
@@ -118,7 +118,7 @@ impl std::fmt::Debug for Trial<'_, '_> {
 /// Opens device and store, starts the crews of `config`, fetches once, and lets `work` measure.
 ///
 /// # Errors
-/// As [`dpu_app::run()`]; the device must have an inflate engine.
+/// Those of [`dpu_app::run()`]; the device must have an inflate engine.
 ///
 /// # Panics
 /// If the store does not have all of it, or a stage fails: there is nothing to measure then.
@@ -301,7 +301,7 @@ impl<'a, 's> Trial<'a, 's> {
         true
     }
 
-    /// As the hub sleeps, but for hosts.
+    /// Sleeps as the hub does, but for hosts.
     fn sleep(&mut self) {
         let moderation = self.shared.config.moderation;
         let deep = self.inflate.in_flight().max(self.bulk.in_flight()) >= MODERATED_DEPTH;

@@ -10,9 +10,9 @@ pub struct KindErrors {
     pub elements: u64,
     pub max_abs: f64,
     pub rms: f64,
-    /// Of the block in which it is worst.
+    /// Cosine of the worst block.
     pub cosine_min: f64,
-    /// Beyond the bound, or not finite on one side only.
+    /// Elements beyond the bound, or not finite on one side only.
     pub over_bound: u64,
     pub bit_equal: bool,
 }

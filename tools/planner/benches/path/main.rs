@@ -25,7 +25,7 @@ mod rig;
 mod shelf;
 mod sweep;
 
-/// Beside the default: what the engines inflate is kept and copied the next time.
+/// Setting of the emulator that keeps what its engines inflate, and copies it the next time.
 const REMEMBER: &str = "remember=2000000000";
 
 struct Arguments {
@@ -178,7 +178,7 @@ fn thread_of(stage: Stage) -> &'static str {
 struct Alone {
     stage: Stage,
     speed: Sample,
-    /// Of its own threads, and of the store's server; seconds a GB restored.
+    /// CPU seconds for each GB restored, of its own threads and of the store's server.
     cpu: Sample,
 }
 

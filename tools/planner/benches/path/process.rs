@@ -34,7 +34,7 @@ impl Bench {
         Self::start_as(Command::new(program).env("DOCA_EMULATOR", emulator), url, recipe, prefix, prefix.memory())
     }
 
-    /// As `command`, which ends with this program; into `memory`.
+    /// Starts `command`, which ends with this program, and fetches into `memory`.
     pub(crate) fn start_as(command: &mut Command, url: &str, recipe: &str, prefix: &Prefix, memory: Memory) -> Self {
         let device = doca::Device::open(&doca::Selector::First).expect("the emulator");
         let export = |region: &host_ctl::Region| {

@@ -21,7 +21,7 @@ mod process;
 mod rig;
 
 const LINE_BYTES: f64 = 64.0;
-/// As of the machine that the page's figures come from: what is missed here goes to memory.
+/// Caches of the machine that the page's figures come from: what misses them goes to memory.
 const CACHES: [&str; 2] = ["--D1=32768,8,64", "--LL=33554432,16,64"];
 
 fn main() {

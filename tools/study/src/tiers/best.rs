@@ -1,4 +1,4 @@
-//! What could be kept by who knows the future: the bound for every policy.
+//! The policy that knows the future: the bound for every other.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,13 +7,13 @@ use tier::{Chunk, Policy};
 
 use super::trace::{Request, Trace};
 
-/// Of all chunks, held or just used, those whose next use is soonest (Belady, IBM Systems Journal 1966). For chunks of one
+/// Keeps, of all chunks held or just used, those whose next use is soonest (Belady, IBM Systems Journal 1966). For chunks of one
 /// size nobody has more hits; here they differ a little. Of one prompt the tail goes before the head.
 #[derive(Debug)]
 pub(super) struct Best {
     bytes_max: u64,
     bytes: u64,
-    /// By request, last one first: for each chunk the request that uses it next.
+    /// The request that uses each chunk next, by request, the last one first.
     next: Vec<Vec<Option<usize>>>,
     held: HashMap<ChunkKey, (Rank, u32)>,
     order: BTreeSet<(Rank, ChunkKey)>,
@@ -23,7 +23,7 @@ pub(super) struct Best {
 type Rank = (usize, usize);
 
 impl Best {
-    /// For one replay of this trace.
+    /// Makes the policy for one replay of this trace.
     pub(super) fn new(bytes_max: u64, trace: &Trace) -> Self {
         let mut upcoming = HashMap::new();
         let uses = |(index, request): (usize, &Request)| {

@@ -52,11 +52,11 @@ pub struct Served {
 /// The sums of one replay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replayed {
-    /// By tier, fastest first: chunks of leading runs that no faster tier had.
+    /// Chunks of leading runs that no faster tier had, by tier, fastest first.
     pub tiers: Vec<Served>,
-    /// From the store that holds everything.
+    /// Chunks from the store that holds everything.
     pub remote: Served,
-    /// Asked for the first time: nobody has them.
+    /// Chunks that are asked for the first time: nobody has them.
     pub new: Served,
 }
 

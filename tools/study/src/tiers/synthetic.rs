@@ -119,7 +119,7 @@ impl Maker {
         (-(1.0 - self.uniform()).ln() * mean) as u64
     }
 
-    /// In [0, 1): xorshift64*.
+    /// A number in [0, 1): xorshift64*.
     fn uniform(&mut self) -> f64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
