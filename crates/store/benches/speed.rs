@@ -4,7 +4,7 @@
 //! to measure. Warm means in the page cache; cold means that the file's pages were given up first, which leaves the
 //! host's own cache below a virtual disk. Steps that are compared run in turn; medians.
 
-#[path = "../tests/chunks/mod.rs"]
+#[path = "../tests/it/chunks.rs"]
 mod chunks;
 
 use std::cell::RefCell;

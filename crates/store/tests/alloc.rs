@@ -1,5 +1,6 @@
 //! After Init the store allocates nothing: not for a hit, not for a miss, not for a put or an eviction.
 
+#[path = "it/chunks.rs"]
 mod chunks;
 
 use std::alloc::{GlobalAlloc, Layout, System};

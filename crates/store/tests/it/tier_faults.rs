@@ -1,10 +1,6 @@
 //! A card's disk that is full, read-only, gone, or hangs; a process that dies in mid-promotion; a remote store that
 //! goes and comes back: nothing wrong is ever served, and what can be served is served.
 
-mod chunks;
-mod servers;
-mod tiered;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,12 +9,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chunks::{Questions, again, again_mounted, chunk_path, put, role, soon};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use servers::Server;
 use store::TierFacts;
-use tiered::{Any, Real, facts, keys, open, wait_until, warm, with_bottom_dir};
+
+use crate::chunks::{Questions, again, again_mounted, chunk_path, put, role, soon};
+use crate::servers::{self, Server};
+use crate::tiered::{Any, Real, facts, keys, open, wait_until, warm, with_bottom_dir};
 
 /// T1 as it counts now.
 fn disk(store: &Any) -> TierFacts {
@@ -69,7 +66,7 @@ fn mount(arguments: &[&str], at: &Path) {
 
 #[test]
 fn a_full_disk_holds_less_and_room_brings_the_rest_back() {
-    const NAME: &str = "a_full_disk_holds_less_and_room_brings_the_rest_back";
+    const NAME: &str = "tier_faults::a_full_disk_holds_less_and_room_brings_the_rest_back";
     let Some((_, dir)) = role() else { return on_small_disk(NAME, "2m") };
     // The limit promises more than the disk has.
     let (store, prompt) = filled(&dir, "dir:DIR=32M", 24);
@@ -97,7 +94,7 @@ fn a_full_disk_holds_less_and_room_brings_the_rest_back() {
 
 #[test]
 fn a_disk_that_turns_read_only_is_read_and_is_left_alone_by_writers() {
-    const NAME: &str = "a_disk_that_turns_read_only_is_read_and_is_left_alone_by_writers";
+    const NAME: &str = "tier_faults::a_disk_that_turns_read_only_is_read_and_is_left_alone_by_writers";
     let Some((_, dir)) = role() else { return on_small_disk(NAME, "4m") };
     let (store, prompt) = filled(&dir, "dir:DIR=2M", 24);
     warm(&*store, &prompt[..3], "dir");
@@ -115,7 +112,7 @@ fn a_disk_that_turns_read_only_is_read_and_is_left_alone_by_writers() {
 
 #[test]
 fn a_disk_that_is_unmounted_while_it_is_used_costs_hits_only() {
-    const NAME: &str = "a_disk_that_is_unmounted_while_it_is_used_costs_hits_only";
+    const NAME: &str = "tier_faults::a_disk_that_is_unmounted_while_it_is_used_costs_hits_only";
     let Some((_, dir)) = role() else { return on_small_disk(NAME, "4m") };
     let (store, prompt) = filled(&dir, "dir:DIR=2M", 6);
     warm(&*store, &prompt[..3], "dir");
@@ -235,7 +232,7 @@ fn a_remote_store_that_goes_and_comes_back_is_missed_only_for_what_it_alone_has(
 
 #[test]
 fn a_process_killed_in_mid_promotion_leaves_whole_chunks_or_nothing() {
-    const NAME: &str = "a_process_killed_in_mid_promotion_leaves_whole_chunks_or_nothing";
+    const NAME: &str = "tier_faults::a_process_killed_in_mid_promotion_leaves_whole_chunks_or_nothing";
     const CHUNKS: u64 = 40;
     const TIERS: &str = "dram=256K,dir:DIR=640K";
     const ROUNDS: u64 = 20;

@@ -1,19 +1,17 @@
 //! Claims about `redis://` that only servers can make: eviction, damage, permissions, full, frozen, slow and dead ones.
 //! Every server is a real one that the test starts; the wire to it is a proxy where it has to be slow.
 
-mod chunks;
-mod servers;
-
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use chunks::{Questions, get, key, limits, noise, put, soon};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
-use servers::proxy::Proxy;
-use servers::{Server, program};
 use store::{Answer, Ask, NodeState, OpenError, Outcome, Readable, Reader, StoreError};
+
+use crate::chunks::{Questions, get, key, limits, noise, put, soon};
+use crate::servers::proxy::Proxy;
+use crate::servers::{self, Server, program};
 
 type Any = dyn Readable<Vec<u8>>;
 
@@ -283,7 +281,7 @@ fn users_and_passwords_open_and_close_doors() {
     cli(&["ACL", "SETUSER", "reader", "on", ">pw", "~kvlane:*", "-@all", "+hget", "+hexists"]);
     // The rules of docs/stores.md, word for word, are enough.
     let rules =
-        include_str!("../../../docs/stores.md").lines().filter_map(|line| line.strip_prefix("ACL SETUSER kvlane "));
+        include_str!("../../../../docs/stores.md").lines().filter_map(|line| line.strip_prefix("ACL SETUSER kvlane "));
     let mut lines = 0;
     for rule in rules {
         let words: Vec<_> = rule.split_whitespace().take_while(|word| !word.starts_with('(')).collect();

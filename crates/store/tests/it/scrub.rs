@@ -1,17 +1,16 @@
 //! A scrub finds what is damaged, says where, and proves nothing by a failed call.
 
-mod chunks;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use block::codec::decompress;
 use block::{Codec, Header};
-use chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
 use store::dir::{DirStore, Options};
 use store::scrub::{self, Damage, Event, Finding, Mode, Report};
 use store::{Direct, OpenError, Store};
+
+use crate::chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
 
 fn options() -> Options {
     Options { bytes_max: Some(64 << 20), chunks_max: 64, sync: false }

@@ -1,16 +1,13 @@
 //! Tiers in front of a store: what comes into them, and that nothing that goes wrong with one is ever served.
 
-mod chunks;
-mod servers;
-mod tiered;
-
 use std::time::{Duration, Instant};
 
 use block::Codec;
-use chunks::{Questions, chunk_path, get_as, put, real_chunk, soon};
-use servers::Server;
 use store::{Position, StoreError};
-use tiered::{Real, facts, keys, open, wait_until, warm, with_bottom_dir};
+
+use crate::chunks::{Questions, chunk_path, get_as, put, real_chunk, soon};
+use crate::servers::{self, Server};
+use crate::tiered::{Real, facts, keys, open, wait_until, warm, with_bottom_dir};
 
 #[test]
 fn what_was_used_is_served_from_memory_then() {

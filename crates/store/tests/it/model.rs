@@ -1,11 +1,10 @@
 //! The directory store against a model of ten lines: least recently used goes first, and the limit holds.
 
-mod chunks;
-
-use chunks::{chunk_path, condemn, get, key, limits, memory_dir, noise, put, soon};
 use proptest::prelude::*;
 use store::dir::{DirStore, Options};
 use store::{Direct, Store, StoreError};
+
+use crate::chunks::{chunk_path, condemn, get, key, limits, memory_dir, noise, put, soon};
 
 const CHUNKS: u64 = 12;
 const BYTES_MAX: u64 = 200 << 10;

@@ -1,15 +1,13 @@
 //! Claims about a cluster: its map, its moves, its failovers. Real servers, three masters and three replicas.
 
-mod chunks;
-mod servers;
-
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use chunks::{Questions, get, key, limits, noise, put, soon, with_caller};
-use servers::cluster::Cluster;
-use servers::program;
 use store::{Readable, Role, StoreError};
+
+use crate::chunks::{self, Questions, get, key, limits, noise, put, soon, with_caller};
+use crate::servers::cluster::Cluster;
+use crate::servers::program;
 
 type Any = dyn Readable<Vec<u8>>;
 

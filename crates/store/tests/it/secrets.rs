@@ -1,10 +1,9 @@
 //! However a URL is misspelt, nothing of its password is in what is said about it.
 
-mod chunks;
-
-use chunks::limits;
 use proptest::prelude::*;
 use store::{Namespaces, Url, scrub_secrets};
+
+use crate::chunks::limits;
 
 /// Letters of passwords that stand in no message of ours, and what a URL means something else by.
 const LETTERS: &str = "[QXZJ]{4}[QXZJ?#@/:,%&= ]{0,3}[QXZJ]{4,8}";

@@ -1,16 +1,14 @@
 //! What every backend of the store promises, told over the interface alone. A new backend adds itself to `each_store`.
 //! Redis, Valkey and clusters of them are real servers that the test starts; where none is installed it says so.
 
-mod chunks;
-mod servers;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use chunks::{Questions, get, key, limits, noise, put, soon};
-use servers::Server;
-use servers::cluster::Cluster;
 use store::{Readable, StoreError};
+
+use crate::chunks::{Questions, get, key, limits, noise, put, soon};
+use crate::servers::cluster::Cluster;
+use crate::servers::{self, Server};
 
 /// A store that is a directory: what only such a one can promise is asked of it alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,13 +1,12 @@
 //! What tiers keep by what hosts say: importances, and namespaces with quotas and pins.
 
-mod chunks;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Codec, Importance, Manifest};
-use chunks::{get, key, limits, put, real_chunk};
 use store::{Limits, Namespaces, Readable, TierFacts};
+
+use crate::chunks::{self, get, key, limits, put, real_chunk};
 
 type Any = dyn Readable<Vec<u8>>;
 

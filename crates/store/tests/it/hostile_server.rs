@@ -1,8 +1,6 @@
 //! Whatever a server does, nobody is answered later than the deadline of what was asked. The server is a false one
-//! that behaves well until it is told how to misbehave. `cargo test -p store --test hostile_server -- --nocapture`
+//! that behaves well until it is told how to misbehave. `cargo test -p store --test it hostile_server -- --nocapture`
 //! prints how late the latest answer of each kind was.
-
-mod chunks;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -10,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use chunks::{Questions, key, limits, soon};
 use store::{Readable, StoreError};
+
+use crate::chunks::{self, Questions, key, limits, soon};
 
 /// Later than the deadline by this is too late, beside what the machine itself was late by.
 const LATE_MOST: Duration = Duration::from_millis(50);

@@ -1,7 +1,5 @@
 //! Claims about `dir:` that only a directory can make: crashes, limits, full and read-only disks, damage, two openers.
 
-mod chunks;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -9,10 +7,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
-use chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 use nix::errno::Errno;
 use store::dir::{DirStore, Options};
 use store::{Blame, Direct, OpenError, Opening, Store, StoreError};
+
+use crate::chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 
 /// A store that may hold `bytes`, without waiting for the disk.
 fn store(dir: &Path, bytes: u64) -> DirStore {
@@ -63,7 +62,7 @@ fn bytes_on_disk(dir: &Path) -> u64 {
 
 #[test]
 fn a_process_killed_at_any_time_leaves_whole_chunks_or_nothing() {
-    const NAME: &str = "a_process_killed_at_any_time_leaves_whole_chunks_or_nothing";
+    const NAME: &str = "dir::a_process_killed_at_any_time_leaves_whole_chunks_or_nothing";
     if let Some((_, dir)) = role() {
         // Puts chunks round and round, two at a time, until it is killed.
         let store = store(&dir, 30 * FILE_BYTES);
@@ -457,7 +456,7 @@ fn files_that_are_no_chunks_are_left_alone() {
 
 #[test]
 fn a_full_disk_evicts_and_tries_once_more_then_says_full() {
-    const NAME: &str = "a_full_disk_evicts_and_tries_once_more_then_says_full";
+    const NAME: &str = "dir::a_full_disk_evicts_and_tries_once_more_then_says_full";
     let Some((_, dir)) = role() else {
         let dir = tempfile::tempdir().expect("a temporary directory");
         again_mounted(NAME, "mount -t tmpfs -o size=4m tmpfs \"$STORE_DIR\"", dir.path());
@@ -487,7 +486,7 @@ fn a_full_disk_evicts_and_tries_once_more_then_says_full() {
 
 #[test]
 fn a_read_only_disk_serves_fetches_and_refuses_puts() {
-    const NAME: &str = "a_read_only_disk_serves_fetches_and_refuses_puts";
+    const NAME: &str = "dir::a_read_only_disk_serves_fetches_and_refuses_puts";
     let Some((_, dir)) = role() else {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let first = store(dir.path(), 1 << 20);
@@ -516,7 +515,7 @@ fn a_read_only_disk_serves_fetches_and_refuses_puts() {
 
 #[test]
 fn a_disk_that_turns_read_only_serves_fetches_and_recovers() {
-    const NAME: &str = "a_disk_that_turns_read_only_serves_fetches_and_recovers";
+    const NAME: &str = "dir::a_disk_that_turns_read_only_serves_fetches_and_recovers";
     let Some((_, dir)) = role() else {
         let dir = tempfile::tempdir().expect("a temporary directory");
         again_mounted(NAME, "mount -t tmpfs -o size=4m tmpfs \"$STORE_DIR\"", dir.path());

@@ -1,15 +1,13 @@
 //! `rediss://` against a real server with a certificate of an authority that the test makes.
 
-mod chunks;
-mod servers;
-
 use std::fs;
 use std::path::Path;
 
-use chunks::{Questions, get, key, limits, noise, put, soon};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use servers::{Server, program};
 use store::{OpenError, StoreError};
+
+use crate::chunks::{Questions, get, key, limits, noise, put, soon};
+use crate::servers::{Server, program};
 
 /// Writes `ca.pem`, and `server.pem` and `server.key` for these names.
 fn certificates(dir: &Path, names: &[&str]) {

@@ -1,15 +1,13 @@
 //! A store that is not there when the card starts, and one that stops taking us: said, answered at once, tried again.
 
-mod chunks;
-mod servers;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use chunks::{Questions, get, key, limits, noise, put, soon};
-use servers::{Server, free_port, program};
 use store::{Namespaces, OpenError, Readable, Reloaded, StoreError};
+
+use crate::chunks::{Questions, get, key, limits, noise, put, soon};
+use crate::servers::{Server, free_port, program};
 
 type Any = dyn Readable<Vec<u8>>;
 

@@ -1,12 +1,10 @@
 //! What fetches bring from the store below into memory on their way.
 
-mod chunks;
-mod tiered;
-
 use block::{ChunkKey, Codec};
-use chunks::{get_as, put, real_chunk, soon, with_caller};
 use store::Position;
-use tiered::{Any, Real, facts, keys, wait_until, with_bottom_dir};
+
+use crate::chunks::{self, get_as, put, real_chunk, soon, with_caller};
+use crate::tiered::{Any, Real, facts, keys, wait_until, with_bottom_dir};
 
 fn behind(parent: Option<ChunkKey>) -> Option<Position> {
     Some(Position { namespace: 0, parent })

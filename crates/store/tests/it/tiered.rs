@@ -1,6 +1,4 @@
 //! Prompts that go through tiers, and how full a tier is: what the tests of tiers share.
-#![allow(dead_code)] // each test binary uses its own part
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
