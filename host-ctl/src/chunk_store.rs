@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, MANIFEST_BYTES_MAX, Manifest};
 use nix::sys::eventfd::EventFd;
-use store::redis::check::Report;
+use store::redis::check::CheckReport;
 use store::{Absent, AnyBackend, Caller, Limits, OpenError, StoreError};
 
 use crate::chunk_file::{ChunkFacts, Inspection, Judge};
@@ -120,7 +120,7 @@ fn blocks(caller: &mut Caller<'_>, key: &ChunkKey, manifest: &[u8]) -> Result<Lo
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn check_store(url: &str) -> Result<Option<Report>, Error> {
+pub fn check_store(url: &str) -> Result<Option<CheckReport>, Error> {
     store::check(url).map_err(|error| open_error(&error))
 }
 

@@ -17,7 +17,7 @@ use bench::{Report, Sample, Table};
 use block::ChunkKey;
 use chunks::{chunk_path, key, limits, noise, soon};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
-use store::dir::{DirStore, Options};
+use store::dir::{DirOptions, DirStore};
 use store::{Direct, Limits, Opening, Store};
 
 const CHUNKS: u64 = 32;
@@ -86,7 +86,7 @@ fn in_turn<const N: usize>(rounds: usize, before: impl Fn(), mut steps: [&mut dy
 /// All chunks put into a new store.
 fn fill(dir: &Path, sync: bool, table: &mut Table) -> DirStore {
     let blocks: Vec<_> = (0..BLOCKS).map(|n| noise(n as u64, BLOCK_BYTES)).collect();
-    let options = Options { bytes_max: Some(4 << 30), chunks_max: 1000, sync };
+    let options = DirOptions { bytes_max: Some(4 << 30), chunks_max: 1000, sync };
     let store = DirStore::open(&dir.join(sync.to_string()), &limits(), options).expect("open");
     let put = |n| {
         let start = Instant::now();
@@ -193,7 +193,7 @@ fn reads(store: &DirStore, rounds: usize) -> Table {
 fn starts(arguments: &Arguments) -> Table {
     let dir = tempfile::tempdir_in(&arguments.dir).expect("a temporary directory");
     let (path, bottom) = (dir.path().join("store"), dir.path().join("bottom"));
-    let options = Options { bytes_max: Some(1 << 42), chunks_max: 1 << 17, sync: false };
+    let options = DirOptions { bytes_max: Some(1 << 42), chunks_max: 1 << 17, sync: false };
     let timed = |open: &dyn Fn() -> u64| {
         let start = Instant::now();
         (open(), start.elapsed())

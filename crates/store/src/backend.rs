@@ -10,7 +10,7 @@ use crate::dir::DirStore;
 use crate::open_error::OpenError;
 use crate::outline::{Part, outline};
 use crate::redis::RedisStore;
-use crate::redis::check::Report;
+use crate::redis::check::CheckReport;
 use crate::tiers::{self, TierStore};
 use crate::{Allocate, Limits, Memory, Namespaces, Readable, Store, StoreError};
 
@@ -45,19 +45,19 @@ pub(crate) trait Backend: Store + Sized {
     }
 
     /// Looks at the store from end to end for an operator, where there is more to it than its files.
-    fn check(_url: &str) -> Option<Result<Report, OpenError>> {
+    fn check(_url: &str) -> Option<Result<CheckReport, OpenError>> {
         None
     }
 }
 
 /// A line of the table.
-struct Entry {
+struct Listing {
     schemes: &'static [&'static str],
     usage: &'static str,
     open: fn(&str, &Limits, Absent) -> Result<AnyBackend, OpenError>,
     outline: fn(&str, &Limits) -> Result<Part, OpenError>,
     directory: fn(&str) -> Option<&Path>,
-    check: fn(&str) -> Option<Result<Report, OpenError>>,
+    check: fn(&str) -> Option<Result<CheckReport, OpenError>>,
 }
 
 macro_rules! backends {
@@ -68,7 +68,7 @@ macro_rules! backends {
             $($name(Box<$store>),)*
         }
 
-        const TABLE: &[Entry] = &[$(Entry {
+        const TABLE: &[Listing] = &[$(Listing {
             schemes: <$store>::SCHEMES,
             usage: <$store>::USAGE,
             open: |url, limits, absent| Ok(AnyBackend::$name(Box::new(<$store>::open_url(url, limits, absent)?))),
@@ -117,28 +117,28 @@ impl AnyBackend {
     /// # Errors
     /// Which are the operator's to mend.
     pub fn open(url: &str, limits: &Limits, absent: Absent) -> Result<Self, OpenError> {
-        (entry_of(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?.open)(url, limits, absent)
+        (listing_of(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?.open)(url, limits, absent)
     }
 
     pub(crate) fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
-        (entry_of(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?.outline)(url, limits)
+        (listing_of(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?.outline)(url, limits)
     }
 }
 
 /// The backend of a URL, if there is one.
-fn entry_of(url: &str) -> Option<&'static Entry> {
+fn listing_of(url: &str) -> Option<&'static Listing> {
     let (scheme, _) = url.split_once(':')?;
-    TABLE.iter().find(|entry| entry.schemes.contains(&scheme))
+    TABLE.iter().find(|listing| listing.schemes.contains(&scheme))
 }
 
 /// Whether a URL names a store that holds everything.
 pub(crate) fn is_backend(url: &str) -> bool {
-    entry_of(url).is_some()
+    listing_of(url).is_some()
 }
 
 /// The form of all URLs.
 pub(crate) fn usages() -> String {
-    let mut usages: Vec<_> = TABLE.iter().map(|entry| entry.usage).collect();
+    let mut usages: Vec<_> = TABLE.iter().map(|listing| listing.usage).collect();
     usages.push(tiers::USAGE);
     usages.join(" or ") + " (docs/stores.md)"
 }
@@ -146,7 +146,7 @@ pub(crate) fn usages() -> String {
 /// The directory whose files are the store at `url`: for tools that work on these.
 #[must_use]
 pub fn directory(url: &str) -> Option<&Path> {
-    (entry_of(url)?.directory)(url)
+    (listing_of(url)?.directory)(url)
 }
 
 /// Whether a text, which may be a path, is the URL of a store on servers.
@@ -159,8 +159,8 @@ pub fn is_on_servers(text: &str) -> bool {
 ///
 /// # Errors
 /// It cannot be opened.
-pub fn check(url: &str) -> Result<Option<Report>, OpenError> {
-    entry_of(url).and_then(|entry| (entry.check)(url)).transpose()
+pub fn check(url: &str) -> Result<Option<CheckReport>, OpenError> {
+    listing_of(url).and_then(|listing| (listing.check)(url)).transpose()
 }
 
 /// Opens the store that `url` names. The options of the URL win over `limits`.

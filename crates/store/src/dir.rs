@@ -1,7 +1,7 @@
 //! `dir:PATH`: chunks as files in a local directory that one dpu-app has for itself.
 //!
-//! What lies where is in `dir/root.rs`, the form of a chunk's file in `block::tail`. In memory: an index of fixed size
-//! that answers every lookup without touching the disk, two fixed tables of seats, and a ledger of bytes.
+//! The layout of the directory is in `dir/root.rs`, that of a chunk's file in `block::tail`. In memory are an index of
+//! fixed size, which answers every look-up without touching the disk, two fixed tables of seats, and a ledger of bytes.
 //!
 //! * **Atomic.** A put goes to a file of its own in `incoming/` and is renamed into place when it is whole. With
 //!   `sync=always` (the default) its bytes are on the disk before the rename, so a power cut leaves whole chunks or
@@ -54,7 +54,7 @@ const QUARANTINE_SHARE: u64 = 16;
 
 /// What the URL says beside the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct DirOptions {
     /// Bytes of all files together; `None` is half of what the file system would have for the store.
     pub bytes_max: Option<u64>,
     pub chunks_max: usize,
@@ -62,7 +62,7 @@ pub struct Options {
     pub sync: bool,
 }
 
-impl Default for Options {
+impl Default for DirOptions {
     fn default() -> Self {
         Self { bytes_max: None, chunks_max: Limits::default().chunks_max, sync: true }
     }
@@ -104,7 +104,7 @@ struct Counters {
 
 impl DirStore {
     /// Init: takes the directory, removes what an earlier life left half-way, and rebuilds the index.
-    pub fn open(path: &Path, limits: &Limits, options: Options) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, limits: &Limits, options: DirOptions) -> Result<Self, OpenError> {
         let root = Root::open(path)?;
         let found = root.scan()?;
         let held: u64 = found.chunks.iter().map(|(_, bytes, _)| bytes).sum::<u64>() + found.quarantine_bytes;

@@ -7,14 +7,14 @@
 //!                                         any order, any thread     or abort_put
 //! ```
 //!
-//! A chunk is a manifest and its numbered blocks. The store knows no offsets, no codecs and no geometry: to a
-//! store both are bytes, a block is found by its index, and where it lies is the backend's own business (a file
-//! keeps a table, a hash keeps one field per block).
+//! A chunk is a manifest and its numbered blocks. To the store both are bytes: it knows no codecs and no geometry. A
+//! block is found by its index, and where it lies is the backend's own business (a file keeps a table, a hash keeps one
+//! field per block).
 //!
 //! **Reading is asynchronous**: a fetch worker has a [`Reader`] of its own, gives it many questions and takes the
-//! answers as they come. The memory that a block is read into is moved into the reader and moved back with the answer,
-//! so two holders of it cannot be written. **Putting blocks** the encode worker that does it: fetches go first, and a
-//! put has nothing to overlap with.
+//! answers as they come. The memory that a block is read into is moved into the reader and moved back with the
+//! answer, so it cannot have two holders. **A put is synchronous**: the encode worker waits, since fetches go first
+//! and a put has nothing to overlap with.
 //!
 //! What every backend promises:
 //!
@@ -23,19 +23,19 @@
 //!   leaves as bad when `Discard` asks for it, after it was opened `anew` and found bad a second time: from a
 //!   directory, and [`DISCARDS_PER_MINUTE`] at most. A store that others share keeps it until a put replaces it
 //!   (guard.rs).
-//! * What is not understood (`StoreError::Foreign`) is somebody else's: it stays, and a put may replace it.
+//! * A chunk that is not understood (`StoreError::Foreign`) is somebody else's: it stays, and a put may replace it.
 //! * A look-up has no side effects and may be repeated; what it found may be gone by the time of `Open`.
-//! * Two puts of one chunk at the same time are harmless: each is whole, the later commit stays.
-//! * An error that a reader answers is final: what may pass by itself it has tried again ([`STORE_TRIES`]).
+//! * Two puts of one chunk at the same time are harmless: each is whole, and the later commit stays.
+//! * An error that a reader answers is final: calls that may succeed when repeated were repeated ([`STORE_TRIES`]).
 //! * All memory is taken when the store and its readers are opened (Init); after that no call allocates. Where a
-//!   backend has to break this (TLS), docs/stores.md says so.
+//!   backend has to break this rule (TLS), docs/stores.md says so.
 //!
 //! What it refuses: it does not check the bytes of blocks (the pass that inflates them does, and then asks to
-//! `Discard`), and it never waits past the `until` of a call that takes one, save where the kernel offers no way to (a
-//! read from a local disk).
+//! `Discard`), and it never waits past the `until` of a call that takes one, except where the kernel offers no way to
+//! end a call (a read from a local disk).
 //!
-//! Seats are two fixed tables of places, one for open chunks and one for puts, with their sizes in [`Limits`]. The
-//! caller owns which seat is free: to open an occupied seat or to read from an empty one is our own bug and panics.
+//! Seats are two fixed tables, one for open chunks and one for puts, with their sizes in [`Limits`]. The caller keeps
+//! track of free seats: to open an occupied seat or to read from an empty one is a bug of ours and panics.
 //! Blocks of one seat may be read, or put, by any number of threads at the same time.
 //!
 //! To add a backend: docs/architecture.md, "Stores".
@@ -93,7 +93,7 @@ pub trait Memory: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static {}
 
 impl<T: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static> Memory for T {}
 
-/// What a backend does for everybody but readers. See the module's head for what it promises.
+/// A backend, apart from reading. See the module's head for what it promises.
 pub trait Store: Send + Sync + fmt::Debug {
     /// Frees a seat for reading. The caller has no reads of this seat in flight.
     fn close(&self, seat: usize);
@@ -108,11 +108,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn rate(&self, _keys: &[ChunkKey], _importances: &[Importance]) {}
 
     /// Copies a chunk's manifest to the head of `manifest`, which must hold [`Limits::manifest_bytes_max`], and
-    /// returns its bytes: for those who are about to put the chunk. No use of it. Waits.
+    /// returns its bytes, for a caller that is about to put the chunk. Does not count as a use. Waits.
     fn peek(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
 
     /// Starts to put a chunk in a free seat; the put's calls wait until `until` at most. On an error the seat stays
-    /// free. `parent` is the chunk before it in its prompt: an evicting store gives the chunk up before that.
+    /// free. `parent` is the chunk before it in its prompt: an evicting store gives up the chunk before its parent.
     fn begin_put(
         &self,
         seat: usize,
@@ -156,7 +156,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// for I/O.
     fn trouble(&self, _show: &mut dyn FnMut(&str)) {}
 
-    /// Reads again what may change while it is open: of `url` the login, and the files that it names. On an error
+    /// Takes over what may change while the store is open: the login in `url`, and the files that it names. On an error
     /// nothing has changed. Allocates.
     fn reload(&self, _url: &Url) -> Result<Reloaded, OpenError> {
         Ok(Reloaded::Same)
@@ -171,9 +171,9 @@ pub trait Store: Send + Sync + fmt::Debug {
 pub enum Reloaded {
     /// The files that it names were read again; all else is as before.
     Same,
-    /// New connections come as somebody else, or with another password.
+    /// New connections use another user or password.
     Login,
-    /// Nothing: it says what only a restart can change.
+    /// Nothing: it differs in what only a restart can change.
     NeedsRestart,
 }
 

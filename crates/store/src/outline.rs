@@ -9,7 +9,7 @@ use tier::Worth;
 
 use crate::Limits;
 use crate::backend::AnyBackend;
-use crate::dir::{self, Options};
+use crate::dir::{self, DirOptions};
 use crate::namespaces::Namespaces;
 use crate::open_error::OpenError;
 use crate::tiers::{self, DISK_SHARE, Parts, dram};
@@ -73,7 +73,7 @@ pub fn outline(url: &str, limits: &Limits, namespaces: &Namespaces) -> Result<Ou
     }
     if let Some((path, bytes)) = front.disk {
         namespaces.quotas(((bytes as f64 * DISK_SHARE) as u64).max(1))?;
-        let options = Options { bytes_max: Some(bytes), chunks_max: limits.chunks_max, sync: false };
+        let options = DirOptions { bytes_max: Some(bytes), chunks_max: limits.chunks_max, sync: false };
         let mut part = dir::url::part(Path::new(path), &inner, &options)?;
         part.memory_bytes += Worth::memory_bytes(limits.chunks_max);
         parts.push(part);

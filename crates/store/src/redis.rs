@@ -34,7 +34,7 @@ use crate::open_error::OpenError;
 use crate::outline::Part;
 use crate::secret::Url;
 use crate::{Limits, Memory, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError, Why};
-use check::Report;
+use check::CheckReport;
 use fault::{Fault, Said, Target};
 use nodes::Nodes;
 use options::{Login, Options, ReadFrom};
@@ -62,22 +62,22 @@ mod survey;
 
 /// How a connection is made.
 #[derive(Debug)]
-struct Door {
+struct Connector {
     options: Options,
     /// Login in use; the options have the one of the start.
     login: RwLock<Login>,
-    tls: Option<RwLock<socket::TlsDoor>>,
+    tls: Option<RwLock<socket::TlsConnector>>,
 }
 
-impl Door {
+impl Connector {
     fn new(url: &str) -> Result<Self, OpenError> {
         let options = Options::parse(url)?;
         let tls = Self::tls(url, &options)?.map(RwLock::new);
         Ok(Self { login: RwLock::new(options.login.clone()), tls, options })
     }
 
-    fn tls(url: &str, options: &Options) -> Result<Option<socket::TlsDoor>, OpenError> {
-        let tls = options.tls.as_ref().map(|tls| socket::TlsDoor::new(tls, &options.hosts)).transpose();
+    fn tls(url: &str, options: &Options) -> Result<Option<socket::TlsConnector>, OpenError> {
+        let tls = options.tls.as_ref().map(|tls| socket::TlsConnector::new(tls, &options.hosts)).transpose();
         tls.map_err(|what| OpenError::Option { url: url.into(), what })
     }
 
@@ -132,7 +132,7 @@ struct Counters {
 /// The store. See the module's head.
 #[derive(Debug)]
 pub struct RedisStore {
-    door: Arc<Door>,
+    connector: Arc<Connector>,
     nodes: Arc<Nodes>,
     limits: Limits,
     counters: Counters,
@@ -149,38 +149,38 @@ pub struct RedisStore {
 impl RedisStore {
     /// Init: finds a server, asks it for its cluster, allocates everything.
     pub fn open(url: &str, limits: &Limits) -> Result<Self, OpenError> {
-        let door = Door::new(url)?;
-        let nodes = survey::first(&door)?;
-        Ok(Self::with(door, nodes, limits))
+        let connector = Connector::new(url)?;
+        let nodes = survey::first(&connector)?;
+        Ok(Self::with(connector, nodes, limits))
     }
 
     /// The same, and if no server takes us yet, all chunks are misses until one does. What memory it has is decided
     /// now: for `nodes=` nodes, or 16.
     pub fn open_or_wait(url: &str, limits: &Limits) -> Result<Self, OpenError> {
-        let door = Door::new(url)?;
-        let nodes = match survey::first(&door) {
+        let connector = Connector::new(url)?;
+        let nodes = match survey::first(&connector) {
             Ok(nodes) => nodes,
             Err(error) if error.may_pass() => {
-                let nodes = survey::unknown(&door);
+                let nodes = survey::unknown(&connector);
                 log::warn!("{error} (starting without it: nothing is fetched or stored until it is there)");
                 nodes.set_trouble(&error.cause());
                 nodes
             }
             Err(error) => return Err(error),
         };
-        Ok(Self::with(door, nodes, limits))
+        Ok(Self::with(connector, nodes, limits))
     }
 
-    fn with(door: Door, nodes: Nodes, limits: &Limits) -> Self {
-        let (door, nodes) = (Arc::new(door), Arc::new(nodes));
+    fn with(connector: Connector, nodes: Nodes, limits: &Limits) -> Self {
+        let (connector, nodes) = (Arc::new(connector), Arc::new(nodes));
         let manifest = || vec![0; limits.manifest_bytes_max].into();
         let seat = || Seat { key: None, manifest: manifest(), manifest_bytes: 0, anew: false };
         Self {
-            surveyor: Surveyor::start(Arc::clone(&door), Arc::clone(&nodes)),
+            surveyor: Surveyor::start(Arc::clone(&connector), Arc::clone(&nodes)),
             seats: (0..limits.chunks_open_max).map(|_| Mutex::new(seat())).collect(),
             puts: Puts::new(limits, nodes.places()),
             guard: Guard::default(),
-            door,
+            connector,
             nodes,
             limits: *limits,
             counters: Counters::default(),
@@ -253,7 +253,7 @@ impl Backend for RedisStore {
 
     /// What that takes in memory is known as far as it can be before a server is asked.
     fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
-        let options = Door::new(url)?.options;
+        let options = Connector::new(url)?.options;
         let places = options.nodes_max.unwrap_or(1);
         let reader = reader::memory_bytes(options.connections, places);
         let text = format!(
@@ -272,7 +272,7 @@ impl Backend for RedisStore {
         self.scan()
     }
 
-    fn check(url: &str) -> Option<Result<Report, OpenError>> {
+    fn check(url: &str) -> Option<Result<CheckReport, OpenError>> {
         Some(check::check(url))
     }
 }
@@ -280,7 +280,7 @@ impl Backend for RedisStore {
 impl<M: Memory> Readable<M> for RedisStore {
     fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
         let number = self.readers.fetch_add(1, Relaxed) + 1;
-        let seed = self.door.options.seed.unwrap_or_else(random);
+        let seed = self.connector.options.seed.unwrap_or_else(random);
         Ok(Box::new(RedisReader::new(self, bell, seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)))?))
     }
 }
@@ -326,14 +326,14 @@ impl Store for RedisStore {
     fn reload(&self, url: &Url) -> Result<Reloaded, OpenError> {
         let url = url.reveal();
         let options = Options::parse(url)?;
-        let same = Options { login: self.door.options.login.clone(), ..options.clone() } == self.door.options;
+        let same = Options { login: self.connector.options.login.clone(), ..options.clone() } == self.connector.options;
         if !same {
             return Ok(Reloaded::NeedsRestart);
         }
-        if let (Some(ours), Some(theirs)) = (&self.door.tls, Door::tls(url, &options)?) {
+        if let (Some(ours), Some(theirs)) = (&self.connector.tls, Connector::tls(url, &options)?) {
             *ours.write().expect(POISONED) = theirs;
         }
-        let before = std::mem::replace(&mut *self.door.login.write().expect(POISONED), options.login.clone());
+        let before = std::mem::replace(&mut *self.connector.login.write().expect(POISONED), options.login.clone());
         self.complaints.lock().expect(POISONED).clear();
         self.nodes.try_all();
         self.surveyor.ask();
@@ -362,7 +362,7 @@ impl Store for RedisStore {
     }
 
     fn describe(&self) -> String {
-        let options = &self.door.options;
+        let options = &self.connector.options;
         let mut text = options.shown();
         let places = self.nodes.places();
         let _ = match (self.nodes.is_found(), self.nodes.is_cluster()) {

@@ -150,7 +150,7 @@ pub enum Event<'a> {
 
 /// The sum of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ScrubReport {
     pub files: u64,
     pub bytes: u64,
     pub blocks: u64,
@@ -170,7 +170,7 @@ pub struct Report {
 }
 
 /// Reads every file of the store at `path`. `each` hears of every finding and of progress.
-pub fn run(path: &Path, mode: Mode, each: &mut dyn FnMut(Event<'_>)) -> Result<Report, OpenError> {
+pub fn run(path: &Path, mode: Mode, each: &mut dyn FnMut(Event<'_>)) -> Result<ScrubReport, OpenError> {
     let _held = match mode {
         Mode::Report => {
             root::check_marker(path)?;
@@ -178,7 +178,7 @@ pub fn run(path: &Path, mode: Mode, each: &mut dyn FnMut(Event<'_>)) -> Result<R
         }
         Mode::Repair => Some(Root::open_existing(path)?),
     };
-    let mut report = Report::default();
+    let mut report = ScrubReport::default();
     root::each_file(&root::incoming_of(path), &mut |_, _| report.unfinished += 1)?;
     root::each_file(&root::quarantine_of(path), &mut |_, _| report.quarantined += 1)?;
     let mut eye = Eye::new();
@@ -243,7 +243,7 @@ impl Eye {
 
     /// Reads one file and says the first thing that is wrong with it, if it is so when the file is read once more, from
     /// the disk: what came wrong once proves nothing.
-    fn judge(&mut self, path: &Path, key: &ChunkKey, report: &mut Report) -> Result<(), Damage> {
+    fn judge(&mut self, path: &Path, key: &ChunkKey, report: &mut ScrubReport) -> Result<(), Damage> {
         let before = *report;
         let first = match self.look(path, key, report) {
             Err(damage) if damage.is_proven() => damage,
@@ -263,7 +263,7 @@ impl Eye {
     }
 
     /// Reads one file and says the first thing that is wrong with it.
-    fn look(&mut self, path: &Path, key: &ChunkKey, report: &mut Report) -> Result<(), Damage> {
+    fn look(&mut self, path: &Path, key: &ChunkKey, report: &mut ScrubReport) -> Result<(), Damage> {
         let file = File::open(path).map_err(unreadable("open"))?;
         let file_bytes = file.metadata().map_err(unreadable("fstat"))?.len();
         report.bytes += file_bytes;

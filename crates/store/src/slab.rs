@@ -1,5 +1,5 @@
-//! The memory of the tier T0: who opens a store may bring memory that others can read in place, such as an engine of
-//! the card. Without, a store takes plain memory, and every hit is copied out of it.
+//! The memory of the tier T0: whoever opens a store may bring memory that others can read in place, such as an engine
+//! of the card. Without, a store takes plain memory, and every hit is copied out of it.
 
 use std::fmt;
 use std::io;
@@ -19,14 +19,14 @@ pub trait Slab: Send + Sync + fmt::Debug {
 /// Takes memory of so many pages of so many bytes. Init only.
 pub type Allocate<'a> = &'a dyn Fn(usize, usize) -> io::Result<Box<dyn Slab>>;
 
-/// Plain memory. A page's lock is for the compiler's sake: nobody writes a page that others read.
+/// PlainSlab memory. A page's lock is for the compiler's sake: nobody writes a page that others read.
 #[derive(Debug)]
-pub(crate) struct Plain {
+pub(crate) struct PlainSlab {
     page_bytes: usize,
     pages: Box<[RwLock<Box<[u8]>>]>,
 }
 
-impl Plain {
+impl PlainSlab {
     pub(crate) fn new(pages: usize, page_bytes: usize) -> Self {
         // Written to, so that the memory is there before anybody waits for it.
         Self { page_bytes, pages: (0..pages).map(|_| RwLock::new(vec![0xff; page_bytes].into())).collect() }
@@ -45,7 +45,7 @@ impl Plain {
     }
 }
 
-impl Slab for Plain {
+impl Slab for PlainSlab {
     fn write(&self, at: usize, bytes: &[u8]) {
         for (page, from, done, now) in self.pieces(at, bytes.len()) {
             let mut page = self.pages[page].write().expect(POISONED);

@@ -1,12 +1,12 @@
 //! `tiers:[dram=BYTES,][dir:PATH=BYTES,]STORE`: the card's memory (T0) and its disk (T1) in front of a store that holds
-//! everything (T2). What each tier keeps is decided by the room `tier`; what it means to operators is in docs/tiers.md.
+//! everything (T2). The crate `tier` decides what each tier keeps; docs/tiers.md is for operators.
 //!
 //! ```text
 //!   fetch worker   TierReader (reader.rs): T0 lends (or is copied), T1 read, T2 asked    touch -> wishes
 //!                  what comes from T2 is copied into T0 on its way, if T0 wants it (arrivals.rs); rate-limited
 //!   mover          mover.rs: a thread of its own, one chunk at a time, to T1 and T0 what they want and have not;
 //!                  rate-limited, after fetches
-//!   encode worker  puts go to T2 alone; what T0 and T1 have of that name goes
+//!   encode worker  puts go to T2 alone; T0 and T1 drop what they have of that name
 //! ```
 //!
 //! * **T2 holds everything**, so that what leaves T0 or T1 is written nowhere, and losing either costs hits only.

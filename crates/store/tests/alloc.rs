@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use chunks::{chunk_path, condemn, key, limits, noise, put, real_chunk, soon};
-use store::dir::{DirStore, Options};
+use store::dir::{DirOptions, DirStore};
 use store::{Answer, Ask, Direct, Opening, Outcome, Readable, Store, StoreError};
 
 thread_local! {
@@ -45,7 +45,7 @@ fn allocations(steps: impl FnOnce()) -> usize {
 fn steady_state_allocates_nothing() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for sync in [false, true] {
-        let options = Options { bytes_max: Some(400 << 10), chunks_max: 16, sync };
+        let options = DirOptions { bytes_max: Some(400 << 10), chunks_max: 16, sync };
         let store = DirStore::open(&dir.path().join(sync.to_string()), &limits(), options).expect("open");
         let keys: Vec<_> = (0..40).map(key).collect();
         let block = noise(1, 50_000);

@@ -29,7 +29,7 @@ mod worth;
 pub use lfu::Lfu;
 pub use lru::Lru;
 pub use s3fifo::S3Fifo;
-pub use worth::{Limits, Quota, Refusal, View, Worth};
+pub use worth::{HeldView, Quota, Refusal, Sizes, Worth};
 
 /// Namespaces of one tier.
 pub const NAMESPACES_MAX: usize = 32;

@@ -1,6 +1,6 @@
-//! Keeps what is worth most.
+//! Our policy: keeps what is worth most.
 //!
-//! **Score** = uses to expect x importance x cost to get it back / bytes, so that a byte of the tier saves as much
+//! **Score** = expected uses x importance x cost to get it back / bytes, so that a byte of the tier saves as much
 //! time as it can. How many uses are to be expected of a chunk, by how often and how long ago it was used, is learned
 //! from all chunks that came back or did not (returns.rs), of which those that are not held are remembered for a
 //! while (remembered.rs). So there is nothing to tune: where sessions go on within seconds a chunk is given up after
@@ -18,7 +18,7 @@
 use block::ChunkKey;
 
 use crate::{Chunk, NAMESPACES_MAX, Policy};
-use held::{Entry, Held};
+use held::{Held, HeldChunk};
 use remembered::Remembered;
 use returns::{History, Returns, TICK_MS};
 use table::NONE;
@@ -40,7 +40,7 @@ const TICKS_PER_MINUTE: f64 = 60_000.0 / TICK_MS as f64;
 
 /// Size that a tier is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct Sizes {
     pub bytes_max: u64,
     /// Entries of the tables: chunks held at most.
     pub chunks_max: usize,
@@ -70,7 +70,7 @@ pub enum Refusal {
 
 /// One chunk that is held, for those who look.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct View<'a> {
+pub struct HeldView<'a> {
     pub key: &'a ChunkKey,
     pub bytes: u32,
     pub namespace: u8,
@@ -83,7 +83,7 @@ pub struct View<'a> {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Worth {
-    limits: Limits,
+    limits: Sizes,
     /// State of the draws: xorshift64.
     random: u64,
     held: Held,
@@ -115,8 +115,8 @@ impl Worth {
     ///
     /// # Panics
     /// A limit is 0.
-    pub fn new(limits: Limits, seed: u64) -> Self {
-        let Limits { bytes_max, chunks_max } = limits;
+    pub fn new(limits: Sizes, seed: u64) -> Self {
+        let Sizes { bytes_max, chunks_max } = limits;
         assert!(bytes_max > 0, "a limit is 0: {limits:?}");
         Self {
             limits,
@@ -130,7 +130,7 @@ impl Worth {
         }
     }
 
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Sizes {
         &self.limits
     }
 
@@ -155,7 +155,7 @@ impl Worth {
     /// Gives a chunk of one namespace to another, if that one's quota has room for it.
     pub fn hand_over(&mut self, key: &ChunkKey, from: u8, to: u8) -> bool {
         let Some(at) = self.held.find(key) else { return false };
-        let Entry { namespace, bytes, .. } = *self.held.at(at);
+        let HeldChunk { namespace, bytes, .. } = *self.held.at(at);
         if namespace != from || self.bytes_of(to) + u64::from(bytes) > self.quotas[usize::from(to)].most {
             return false;
         }
@@ -325,9 +325,9 @@ impl Worth {
     }
 
     /// Shows every chunk that is held.
-    pub fn each(&self, now_ms: u64, mut show: impl FnMut(View<'_>)) {
+    pub fn each(&self, now_ms: u64, mut show: impl FnMut(HeldView<'_>)) {
         for entry in self.held.iter() {
-            show(View {
+            show(HeldView {
                 key: &entry.key,
                 bytes: entry.bytes,
                 namespace: entry.namespace,
@@ -367,7 +367,7 @@ impl Worth {
             if least >= score {
                 return Err(Refusal::Worse);
             }
-            let Entry { key, bytes, .. } = *self.held.at(victim);
+            let HeldChunk { key, bytes, .. } = *self.held.at(victim);
             self.let_go(victim);
             leaves(&key, bytes);
         }
@@ -389,7 +389,7 @@ impl Worth {
                 of += 1;
             }
             let place = self.held.leaves(of)[at];
-            let Entry { history, importance, cost, bytes, .. } = self.held.at(place);
+            let HeldChunk { history, importance, cost, bytes, .. } = self.held.at(place);
             let score = self.score(history, *importance, *cost, now);
             if self.may_lose(of, *bytes, own, only_own) && least.is_none_or(|(_, least)| score < least) {
                 least = Some((place, score));

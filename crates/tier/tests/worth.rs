@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use block::ChunkKey;
 use proptest::prelude::*;
-use tier::{Chunk, Limits, Policy, Quota, Refusal, View, Worth};
+use tier::{Chunk, HeldView, Policy, Quota, Refusal, Sizes, Worth};
 
-const LIMITS: Limits = Limits { bytes_max: 1000, chunks_max: 64 };
+const LIMITS: Sizes = Sizes { bytes_max: 1000, chunks_max: 64 };
 
 fn key(n: u16) -> ChunkKey {
     let mut bytes = [0; 32];
@@ -181,7 +181,7 @@ fn what_an_earlier_life_held_is_adopted_and_linked_when_it_is_used() {
 /// Scores and children of those that are held.
 fn views(worth: &Worth, now_ms: u64) -> HashMap<u16, (f64, u32)> {
     let mut all = HashMap::new();
-    worth.each(now_ms, |View { key, children, score, .. }| {
+    worth.each(now_ms, |HeldView { key, children, score, .. }| {
         all.insert(number(key), (score, children));
     });
     all

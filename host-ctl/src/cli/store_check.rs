@@ -4,7 +4,7 @@ use clap::Args;
 use host_ctl::command::{Output, Show, Verdict, bad, mb};
 use host_ctl::{Error, check_store};
 use serde_json::{Value, json};
-use store::redis::check::{Finding, Report, Server, Weight};
+use store::redis::check::{CheckReport, Finding, ServerFacts, Weight};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -22,7 +22,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let show = Show::new(&arguments.output);
     show.line(&report.store);
     for server in &report.servers {
-        let Server { address, role, version, maxmemory_policy, maxmemory, used_memory } = server;
+        let ServerFacts { address, role, version, maxmemory_policy, maxmemory, used_memory } = server;
         let limit = if *maxmemory == 0 { "no limit".to_owned() } else { mb(*maxmemory) };
         show.line(&format!("  {address} {role}: {version}, {} of {limit}, {maxmemory_policy}", mb(*used_memory)));
     }
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     Ok(if report.is_good() { Verdict::Good } else { Verdict::Bad })
 }
 
-fn report_json(report: &Report) -> Value {
+fn report_json(report: &CheckReport) -> Value {
     let finding = |finding: &Finding| {
         let weight = match finding.weight {
             Weight::Good => "good",
@@ -64,7 +64,7 @@ fn report_json(report: &Report) -> Value {
         };
         json!({ "weight": weight, "what": finding.what, "fix": finding.fix })
     };
-    let server = |server: &Server| {
+    let server = |server: &ServerFacts| {
         json!({
             "address": server.address, "role": server.role, "version": server.version,
             "maxmemory_policy": server.maxmemory_policy, "maxmemory_bytes": server.maxmemory,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bench::{Plot, PlotKind, Report, Sample, Series, Table};
 use study::tiers::{Curve, PolicyKind, Scenario, Trace, bytes_for, synthetic};
-use tier::{Chunk, Limits, Worth};
+use tier::{Chunk, Sizes, Worth};
 
 const KINDS: [PolicyKind; 5] =
     [PolicyKind::Ours, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3fifo, PolicyKind::Best];
@@ -127,7 +127,7 @@ fn bookkeeping(quick: bool) -> Table {
         Table::new("Bookkeeping of ours", &["chunks", "bytes for each", "use, ns", "offer with eviction, ns"]);
     let sizes: &[usize] = if quick { &[1 << 12] } else { &[1 << 12, 1 << 16, 1 << 20] };
     for &chunks_max in sizes {
-        let limits = Limits { bytes_max: chunks_max as u64 * 1000, chunks_max };
+        let limits = Sizes { bytes_max: chunks_max as u64 * 1000, chunks_max };
         let mut worth = Worth::new(limits, 1);
         let chunk = |n: u64| {
             let mut key = [0; 32];

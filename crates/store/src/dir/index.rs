@@ -1,11 +1,11 @@
 //! Which chunks a directory holds, how large each is and which was used last: in memory, of fixed size.
 //!
-//! A chunk is worth nothing without those before it in its prompt, so that it is placed behind its parent: as used just
-//! before it. What is used of a prompt is given up from its tail on, however its chunks were opened or put.
+//! A chunk is worth nothing without those before it in its prompt, so it counts as used just before its parent. So a
+//! prompt is given up from its tail on, however its chunks were opened or put.
 //!
-//! An arena of entries made once, a hash table of arena places (open addressing, at most half full, deletion by
-//! shifting back, so no tombstones and no rehash) and a doubly linked list by use, both made of arena indices. Keys
-//! come from hosts that may choose them, so the hash is seeded. No I/O and no allocation after `new`.
+//! It consists of an arena of entries, a hash table of arena places (open addressing, at most half full, deletion by
+//! shifting back, so no tombstones and no rehash) and a doubly linked list by use. Hosts may choose keys, so the hash
+//! is seeded. No I/O, and no allocation after `new`.
 
 use std::hash::{BuildHasher, RandomState};
 

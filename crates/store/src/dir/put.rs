@@ -1,5 +1,5 @@
-//! The way in: a put is a file in `incoming/` of its own. A block takes the next free place the moment it arrives, so
-//! any number of threads write at once; the tail goes last, then the rename.
+//! Puts: each is a file of its own in `incoming/`. A block takes the next free place when it arrives, so any number of
+//! threads may write at once; the tail is written last, and then the file is renamed.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::index::{Behind, EARLY_MAX};
 use super::read::STAMP_INTERVAL_NS;
-use super::root::{self, Name, now_ns};
+use super::root::{self, FileName, now_ns};
 use super::{DirStore, POISONED, tail_bytes_max};
 use crate::{Limits, StoreError};
 
@@ -179,7 +179,7 @@ impl DirStore {
         let Put { key, parent, .. } = put;
         let _stripe = self.stripe(key);
         let dir = &self.root.dir;
-        let renamed = renameat(dir, &putting.path, dir, Name::chunk(key).as_cstr());
+        let renamed = renameat(dir, &putting.path, dir, FileName::chunk(key).as_cstr());
         // Evicting here would take a second stripe, so a directory without room for a name is simply `Full`.
         renamed.map_err(|errno| self.write_error("rename", errno, bytes))?;
         let mut ledger = self.ledger();

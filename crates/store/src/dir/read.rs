@@ -1,5 +1,5 @@
-//! The way out: an open chunk is a file, its table of places, and nothing else. Reads are positioned and go straight
-//! to where the caller wants the bytes. The kernel is given no hints: asking for the whole file when it is opened
+//! Reads: an open chunk is a file and its table of places. Reads are positioned and go straight to the caller's memory.
+//! The kernel is given no hints: asking for the whole file when it is opened
 //! (`POSIX_FADV_WILLNEED`) made cold reads a fifth to two fifths slower (tests/speed.rs).
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise};
 use nix::sys::stat::{Mode, UtimensatFlags, fstat, futimens, utimensat};
 use nix::sys::time::TimeSpec;
 
-use super::root::{Name, now_ns};
+use super::root::{FileName, now_ns};
 use super::{DirStore, POISONED, tail_bytes_max};
 use crate::{Limits, Opening, StoreError, Why};
 
@@ -65,7 +65,7 @@ impl Reading {
         file_bytes: u64,
         key: &ChunkKey,
         manifest: &mut [u8],
-    ) -> Result<(usize, usize), Fault> {
+    ) -> Result<(usize, usize), ReadFault> {
         let mut bytes = WINDOW_BYTES.min(file_bytes as usize);
         loop {
             let window = &mut self.window[..bytes];
@@ -76,17 +76,20 @@ impl Reading {
             }
             if wanted > self.window.len() {
                 let max = self.window.len();
-                return Err(Fault::Store(StoreError::Large { what: "tail of a chunk", value: wanted, max }));
+                return Err(ReadFault::Store(StoreError::Large { what: "tail of a chunk", value: wanted, max }));
             }
             bytes = wanted;
         }
         let tail = tail::parse(&self.window[..bytes], file_bytes, &mut self.places)?;
         if tail.key != *key {
-            return Err(Fault::Store(StoreError::Corrupt { what: "another chunk's file, bytes", value: file_bytes }));
+            return Err(ReadFault::Store(StoreError::Corrupt {
+                what: "another chunk's file, bytes",
+                value: file_bytes,
+            }));
         }
         let Some(out) = manifest.get_mut(..tail.manifest_bytes) else {
             let (value, max) = (tail.manifest_bytes, manifest.len());
-            return Err(Fault::Store(StoreError::Large { what: "manifest", value, max }));
+            return Err(ReadFault::Store(StoreError::Large { what: "manifest", value, max }));
         };
         out.copy_from_slice(&self.window[tail.manifest_at..tail.manifest_at + tail.manifest_bytes]);
         Ok((tail.blocks, tail.manifest_bytes))
@@ -95,22 +98,22 @@ impl Reading {
 
 /// A failed call and a failed check, until it is known who counts them.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fault {
+enum ReadFault {
     Store(StoreError),
     Os(Errno),
 }
 
-impl From<TailError> for Fault {
+impl From<TailError> for ReadFault {
     fn from(error: TailError) -> Self {
         Self::Store(error.into())
     }
 }
 
 /// What a failed read means. A file that ends before `end` was cut off: bytes that are proven to be missing.
-fn fault(error: &io::Error, end: u64) -> Fault {
+fn fault(error: &io::Error, end: u64) -> ReadFault {
     match error.kind() {
-        ErrorKind::UnexpectedEof => Fault::Store(StoreError::Corrupt { what: "file ends before byte", value: end }),
-        _ => Fault::Os(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+        ErrorKind::UnexpectedEof => ReadFault::Store(StoreError::Corrupt { what: "file ends before byte", value: end }),
+        _ => ReadFault::Os(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
     }
 }
 
@@ -159,8 +162,8 @@ impl DirStore {
                 self.counters.hits.fetch_add(1, Relaxed);
                 Ok(manifest_bytes)
             }
-            Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
-            Err(Fault::Store(error)) => {
+            Err(ReadFault::Os(errno)) => Err(self.read_error("pread", errno)),
+            Err(ReadFault::Store(error)) => {
                 if let (StoreError::Corrupt { what, .. }, true) = (error, *anew && loaded == again) {
                     self.quarantine(key, stat.st_ino, &Why { what, block: None });
                 }
@@ -179,15 +182,15 @@ impl DirStore {
         let mut peeking = self.peeking.lock().expect(POISONED);
         match peeking.load(&file, stat.st_size as u64, key, manifest) {
             Ok((_, manifest_bytes)) => Ok(manifest_bytes),
-            Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
-            Err(Fault::Store(error)) => Err(error),
+            Err(ReadFault::Os(errno)) => Err(self.read_error("pread", errno)),
+            Err(ReadFault::Store(error)) => Err(error),
         }
     }
 
     /// `None`: it is not there, and the index knows that now.
     fn open_file(&self, key: &ChunkKey) -> Result<Option<File>, StoreError> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        match openat(&self.root.dir, Name::chunk(key).as_cstr(), flags, Mode::empty()) {
+        match openat(&self.root.dir, FileName::chunk(key).as_cstr(), flags, Mode::empty()) {
             Ok(fd) => Ok(Some(fd.into())),
             Err(Errno::ENOENT) => {
                 self.forget_if_gone(key);
@@ -204,7 +207,10 @@ impl DirStore {
         let place = reading.places[..open.blocks].get(index).copied().unwrap_or_default();
         let end = place.offset + into.len() as u64;
         let read = if into.len() != place.bytes as usize {
-            Err(Fault::Store(StoreError::Corrupt { what: "block of another length, bytes", value: place.bytes.into() }))
+            Err(ReadFault::Store(StoreError::Corrupt {
+                what: "block of another length, bytes",
+                value: place.bytes.into(),
+            }))
         } else {
             open.file.read_exact_at(into, place.offset).map_err(|e| fault(&e, end))
         };
@@ -213,8 +219,8 @@ impl DirStore {
                 self.counters.bytes_read.fetch_add(into.len() as u64, Relaxed);
                 Ok(())
             }
-            Err(Fault::Os(errno)) => Err(self.read_error("pread", errno)),
-            Err(Fault::Store(error)) => Err(error),
+            Err(ReadFault::Os(errno)) => Err(self.read_error("pread", errno)),
+            Err(ReadFault::Store(error)) => Err(error),
         }
     }
 
@@ -246,7 +252,7 @@ impl DirStore {
 
     /// Writes down when a chunk was used. One that is gone meanwhile needs no time.
     pub(super) fn write_stamp(&self, key: &ChunkKey, stamp_ns: u64) {
-        let (dir, name, flags) = (&self.root.dir, Name::chunk(key), UtimensatFlags::NoFollowSymlink);
+        let (dir, name, flags) = (&self.root.dir, FileName::chunk(key), UtimensatFlags::NoFollowSymlink);
         let _ = utimensat(dir, name.as_cstr(), &TimeSpec::UTIME_OMIT, &time(stamp_ns), flags);
     }
 

@@ -10,7 +10,7 @@ use nix::sys::stat::fstatat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::index::Index;
-use super::root::{Found, Name};
+use super::root::{FileName, Found};
 use super::{DirStore, QUARANTINE_FILES_MAX, QUARANTINE_SHARE};
 use crate::{StoreError, Why};
 
@@ -163,7 +163,7 @@ impl DirStore {
 
     /// Takes a chunk out because its bytes are bad, if its file still is `inode` and the guard lets it go.
     pub(super) fn quarantine(&self, key: &ChunkKey, inode: u64, why: &Why) {
-        let name = Name::chunk(key);
+        let name = FileName::chunk(key);
         let _stripe = self.stripe(key);
         let stat = fstatat(&self.root.dir, name.as_cstr(), AtFlags::AT_SYMLINK_NOFOLLOW);
         if !stat.is_ok_and(|stat| stat.st_ino == inode) {
@@ -180,8 +180,8 @@ impl DirStore {
         let keep = ledger.quarantine_files < QUARANTINE_FILES_MAX
             && ledger.quarantine_bytes + file_bytes <= self.bytes_max / QUARANTINE_SHARE;
         drop(ledger);
-        let moved =
-            keep && renameat(&self.root.dir, name.as_cstr(), &self.root.dir, Name::quarantine(key).as_cstr()).is_ok();
+        let moved = keep
+            && renameat(&self.root.dir, name.as_cstr(), &self.root.dir, FileName::quarantine(key).as_cstr()).is_ok();
         // Whether or not the file can be removed, the chunk is out of the index and nobody reads it again.
         let _ = if moved { Ok(()) } else { self.unlink_chunk(key) };
         let mut ledger = self.ledger();
@@ -197,7 +197,7 @@ impl DirStore {
     /// Forgets a chunk whose file is not on the disk: somebody else removed it, or an eviction that is under way.
     pub(super) fn forget_if_gone(&self, key: &ChunkKey) {
         let _stripe = self.stripe(key);
-        let there = fstatat(&self.root.dir, Name::chunk(key).as_cstr(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        let there = fstatat(&self.root.dir, FileName::chunk(key).as_cstr(), AtFlags::AT_SYMLINK_NOFOLLOW);
         if there == Err(Errno::ENOENT) {
             self.ledger().index.remove(key);
         }
@@ -205,7 +205,7 @@ impl DirStore {
 
     /// Removes a chunk's file; one that is gone already is as good.
     pub(super) fn unlink_chunk(&self, key: &ChunkKey) -> Result<(), Errno> {
-        match unlinkat(&self.root.dir, Name::chunk(key).as_cstr(), UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(&self.root.dir, FileName::chunk(key).as_cstr(), UnlinkatFlags::NoRemoveDir) {
             Err(Errno::ENOENT) => Ok(()),
             other => other,
         }

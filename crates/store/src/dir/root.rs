@@ -36,12 +36,12 @@ const NAME_BYTES: usize = QUARANTINE.len() + 1 + 2 * KEY_BYTES + 1;
 
 /// A path below the root in a buffer of its own, so that no call allocates for it.
 #[derive(Clone, Copy)]
-pub(super) struct Name {
+pub(super) struct FileName {
     bytes: [u8; NAME_BYTES],
     len: usize,
 }
 
-impl Name {
+impl FileName {
     /// Where a chunk lies.
     pub(super) fn chunk(key: &ChunkKey) -> Self {
         let [high, low] = digits(key.bytes()[0]);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use block::ChunkKey;
 
-use super::{DirStore, Options, memory_bytes, root};
+use super::{DirOptions, DirStore, memory_bytes, root};
 use crate::backend::{Absent, Backend};
 use crate::open_error::OpenError;
 use crate::outline::Part;
@@ -17,7 +17,7 @@ const SCHEME: &str = "dir:";
 /// Chunks that an index may be asked to hold.
 const CHUNKS_MAX: usize = 100_000_000;
 
-impl Options {
+impl DirOptions {
     /// The path and the options of a URL.
     fn parse(url: &str, limits: &Limits) -> Result<(PathBuf, Self), OpenError> {
         let bad = |what: &str| OpenError::Option { url: url.into(), what: what.into() };
@@ -56,7 +56,7 @@ fn split(url: &str) -> (&str, &str) {
 }
 
 /// What a store in this directory would be; for a tier, too.
-pub(crate) fn part(path: &Path, limits: &Limits, options: &Options) -> Result<Part, OpenError> {
+pub(crate) fn part(path: &Path, limits: &Limits, options: &DirOptions) -> Result<Part, OpenError> {
     let is_new = root::look(path)?;
     let mut text = format!("dir:{}", path.display());
     let _ = match options.bytes_max {
@@ -82,12 +82,12 @@ impl Backend for DirStore {
     const ON_DISK: bool = true;
 
     fn open_url(url: &str, limits: &Limits, _absent: Absent) -> Result<Self, OpenError> {
-        let (path, options) = Options::parse(url, limits)?;
+        let (path, options) = DirOptions::parse(url, limits)?;
         Self::open(&path, limits, options)
     }
 
     fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
-        let (path, options) = Options::parse(url, limits)?;
+        let (path, options) = DirOptions::parse(url, limits)?;
         part(&path, limits, &options)
     }
 

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
 use super::fault::Fault;
-use super::greeting::Refusal;
+use super::greeting::LoginRefusal;
 use super::options::{Options, Tls};
 
 /// A lost connection, as the log says it: what to do is thought of only if that is written.
@@ -103,7 +103,7 @@ fn of_socket(error: &io::Error, tls: Option<&Tls>) -> &'static str {
 }
 
 /// What to do about a greeting that was refused.
-pub(super) fn of_refusal(refusal: &Refusal) -> &'static str {
+pub(super) fn of_refusal(refusal: &LoginRefusal) -> &'static str {
     let text = refusal.said.as_bytes();
     match (refusal.asked, Fault::read(text)) {
         _ if text.starts_with(b"DENIED") => "protected mode: set a password or `protected-mode no` there",

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 
 use super::fault::Fault;
 use super::line::{Line, LineError, fault_of};
-use super::name::{MANIFEST_FIELD, Name, slot_of};
+use super::name::{KeyName, MANIFEST_FIELD, slot_of};
 use super::resp::Reply;
 use super::{RedisStore, advice, random};
 use crate::node::{NodeFacts, Quantiles, Role};
@@ -47,7 +47,7 @@ pub struct Finding {
 
 /// One server, by its own account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerFacts {
     pub address: String,
     pub role: &'static str,
     /// `redis 7.0.15` or `valkey 8.1.0`; empty where INFO is not allowed.
@@ -59,9 +59,9 @@ pub struct Server {
 
 /// The whole check.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct CheckReport {
     pub store: String,
-    pub servers: Vec<Server>,
+    pub servers: Vec<ServerFacts>,
     pub findings: Vec<Finding>,
     pub connect: Duration,
     /// Latency of look-ups of one key, one after the other.
@@ -71,7 +71,7 @@ pub struct Report {
     pub put_bytes_per_s: Option<f64>,
 }
 
-impl Report {
+impl CheckReport {
     pub fn is_good(&self) -> bool {
         self.findings.iter().all(|finding| finding.weight != Weight::Bad)
     }
@@ -82,11 +82,11 @@ impl Report {
 }
 
 /// Checks the store at `url`.
-pub(super) fn check(url: &str) -> Result<Report, OpenError> {
+pub(super) fn check(url: &str) -> Result<CheckReport, OpenError> {
     let limits = Limits { chunks_open_max: 1, puts_max: 1, asks_max: PIPELINE, writers_max: 1, ..Limits::default() };
     let started = Instant::now();
     let store = RedisStore::open(url, &limits)?;
-    let mut report = Report {
+    let mut report = CheckReport {
         store: store.describe(),
         servers: Vec::new(),
         findings: Vec::new(),
@@ -111,11 +111,11 @@ pub(super) fn check(url: &str) -> Result<Report, OpenError> {
 }
 
 /// Asks every server what it is.
-fn servers(store: &RedisStore, report: &mut Report) {
+fn servers(store: &RedisStore, report: &mut CheckReport) {
     let mut roles = Vec::new();
     store.nodes.facts(&mut |node: &NodeFacts<'_>| roles.push(node.role));
     for ((place, node), role) in store.nodes.iter().zip(roles).filter(|(_, role)| *role != Role::Unused) {
-        let mut server = Server { address: node.address.to_string(), role: role.name(), ..Server::default() };
+        let mut server = ServerFacts { address: node.address.to_string(), role: role.name(), ..ServerFacts::default() };
         let mut line = Line::new(INFO_BYTES);
         match info(store, place, &mut line, &mut server) {
             Ok(None) => memory(store, role, &server, report),
@@ -132,16 +132,16 @@ fn servers(store: &RedisStore, report: &mut Report) {
             Err(LineError::Lost(error)) => report.add(
                 Weight::Bad,
                 format!("{} ({}) does not answer", server.address, server.role),
-                Some(&advice::of_loss(&error, &store.door.options)),
+                Some(&advice::of_loss(&error, &store.connector.options)),
             ),
         }
         report.servers.push(server);
     }
 }
 
-fn info(store: &RedisStore, place: u16, line: &mut Line, server: &mut Server) -> Result<Option<Fault>, LineError> {
+fn info(store: &RedisStore, place: u16, line: &mut Line, server: &mut ServerFacts) -> Result<Option<Fault>, LineError> {
     let until = Instant::now() + PATIENCE;
-    line.dial(&store.door, store.nodes.at(place).address, until)?;
+    line.dial(&store.connector, store.nodes.at(place).address, until)?;
     for section in [&b"server"[..], b"memory"] {
         let reply = line.call(&[b"INFO", section], until)?;
         let text = match reply {
@@ -166,12 +166,12 @@ fn info(store: &RedisStore, place: u16, line: &mut Line, server: &mut Server) ->
 }
 
 /// What a server does when it is full decides whether it is a cache.
-fn memory(store: &RedisStore, role: Role, server: &Server, report: &mut Report) {
+fn memory(store: &RedisStore, role: Role, server: &ServerFacts, report: &mut CheckReport) {
     if role != Role::Master {
         return;
     }
     let (address, policy) = (&server.address, server.maxmemory_policy.as_str());
-    let with_ttl = store.door.options.ttl.is_some();
+    let with_ttl = store.connector.options.ttl.is_some();
     if server.maxmemory == 0 {
         report.add(
             Weight::Advice,
@@ -203,14 +203,14 @@ fn memory(store: &RedisStore, role: Role, server: &Server, report: &mut Report) 
 }
 
 /// Tries each command that dpu-app uses. `false`: without those that are missing nothing more can be tried.
-fn permissions(store: &RedisStore, key: &ChunkKey, report: &mut Report) -> bool {
+fn permissions(store: &RedisStore, key: &ChunkKey, report: &mut CheckReport) -> bool {
     let Some(place) = store.nodes.master(slot_of(key).into()) else { return false };
     let mut line = Line::new(INFO_BYTES);
     let until = Instant::now() + PATIENCE;
-    if line.dial(&store.door, store.nodes.at(place).address, until).is_err() {
+    if line.dial(&store.connector, store.nodes.at(place).address, until).is_err() {
         return false;
     }
-    let (chunk, put) = (Name::of(key), Name::of_put(key, 0));
+    let (chunk, put) = (KeyName::of(key), KeyName::of_put(key, 0));
     let (chunk, put) = (chunk.bytes(), put.bytes());
     let reads: [&[&[u8]]; 2] = [&[b"HEXISTS", chunk, MANIFEST_FIELD], &[b"HGET", chunk, MANIFEST_FIELD]];
     let writes: [&[&[u8]]; 6] = [
@@ -257,7 +257,7 @@ fn permissions(store: &RedisStore, key: &ChunkKey, report: &mut Report) -> bool 
     no_reads.is_empty() && no_writes.is_empty() && missing.is_empty()
 }
 
-fn speed(store: &RedisStore, key: &ChunkKey, report: &mut Report) {
+fn speed(store: &RedisStore, key: &ChunkKey, report: &mut CheckReport) {
     if let Err(error) = measure(store, key, report) {
         report.add(Weight::Bad, format!("a chunk of noise could not be stored and fetched: {error}"), None);
     }
@@ -265,7 +265,7 @@ fn speed(store: &RedisStore, key: &ChunkKey, report: &mut Report) {
     store.remove(key);
 }
 
-fn measure(store: &RedisStore, key: &ChunkKey, report: &mut Report) -> Result<(), StoreError> {
+fn measure(store: &RedisStore, key: &ChunkKey, report: &mut CheckReport) -> Result<(), StoreError> {
     let until = Instant::now() + 4 * PATIENCE;
     let noise: Vec<u8> = (0..BLOCK_BYTES as u64 / 8).flat_map(|_| random().to_le_bytes()).collect();
     let started = Instant::now();

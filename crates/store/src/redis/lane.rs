@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::Door;
-use super::greeting::{GREETING_BYTES, Greeting, Refusal};
+use super::Connector;
+use super::greeting::{GREETING_BYTES, Greeting, LoginRefusal};
 use super::inflow::{Due, Got, Inflow, Owner, Wants};
 use super::nodes::Nodes;
 use super::resp;
@@ -54,7 +54,7 @@ impl State {
 pub(super) enum Loss {
     Io(io::Error),
     /// The server does not take us: to be told to whoever asks.
-    Refused(Refusal),
+    Refused(LoginRefusal),
 }
 
 impl From<io::Error> for Loss {
@@ -140,11 +140,11 @@ impl<M: Memory> Lane<M> {
     }
 
     /// Starts to connect. `tag` comes with its events.
-    pub(super) fn open(&mut self, door: &Door, nodes: &Nodes, epoll: &Epoll, tag: u64) -> Result<(), Loss> {
+    pub(super) fn open(&mut self, connector: &Connector, nodes: &Nodes, epoll: &Epoll, tag: u64) -> Result<(), Loss> {
         let now = Instant::now();
-        self.become_state(State::Connecting { until: now + door.options.connect });
+        self.become_state(State::Connecting { until: now + connector.options.connect });
         (self.out_start, self.out_end) = (0, 0);
-        let socket = self.socket.insert(door.connect(nodes.at(self.node).address)?);
+        let socket = self.socket.insert(connector.connect(nodes.at(self.node).address)?);
         epoll
             .add(socket.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT, tag))
             .map_err(io::Error::from)?;
@@ -218,7 +218,7 @@ impl<M: Memory> Lane<M> {
     /// Connects, greets or receives, as the socket allows. `done` gets the replies that are whole.
     pub(super) fn event(
         &mut self,
-        door: &Door,
+        connector: &Connector,
         nodes: &Nodes,
         spill: &mut [u8],
         done: &mut dyn FnMut(Due<M>, Got<'_>),
@@ -229,9 +229,9 @@ impl<M: Memory> Lane<M> {
         }
         if let State::Connecting { until } = self.state {
             self.socket.as_ref().expect("connecting").connected()?;
-            let greeting = Greeting::new(door, door.reads_replicas(nodes));
+            let greeting = Greeting::new(connector, connector.reads_replicas(nodes));
             self.become_state(State::Greeting { greeting, until });
-            self.greet(door, nodes)?;
+            self.greet(connector, nodes)?;
             return Ok(());
         }
         let mut refused = None;
@@ -244,7 +244,7 @@ impl<M: Memory> Lane<M> {
                 (Owner::Greeting, State::Greeting { greeting, .. }) => {
                     greeted = true;
                     let Got::Reply(reply) = got else { return };
-                    refused = greeting.answer(door, &reply).err().or(refused.take());
+                    refused = greeting.answer(connector, &reply).err().or(refused.take());
                 }
                 _ => done(due, got),
             });
@@ -265,17 +265,17 @@ impl<M: Memory> Lane<M> {
         }
         match refused {
             Some(refusal) => return Err(Loss::Refused(refusal)),
-            None if greeted => self.greet(door, nodes)?,
+            None if greeted => self.greet(connector, nodes)?,
             None => {}
         }
         Ok(())
     }
 
     /// Asks the next question of the greeting.
-    fn greet(&mut self, door: &Door, nodes: &Nodes) -> Result<(), Loss> {
+    fn greet(&mut self, connector: &Connector, nodes: &Nodes) -> Result<(), Loss> {
         let State::Greeting { greeting, .. } = &mut self.state else { unreachable!("the caller looked") };
         let mut question = [0; GREETING_BYTES];
-        match greeting.ask(door, &mut question) {
+        match greeting.ask(connector, &mut question) {
             Some(bytes) => {
                 self.out[self.out_end..self.out_end + bytes].copy_from_slice(&question[..bytes]);
                 self.out_end += bytes;
@@ -293,11 +293,11 @@ impl<M: Memory> Lane<M> {
     }
 
     /// Returns when the lane has to be looked at even if nothing comes.
-    pub(super) fn patience(&self, door: &Door) -> Option<Instant> {
+    pub(super) fn patience(&self, connector: &Connector) -> Option<Instant> {
         match self.state {
             State::Closed { .. } => None,
             State::Connecting { until } | State::Greeting { until, .. } => Some(until),
-            State::Ready => (self.inflow.len() > 0).then_some(self.progress_at + door.options.stall),
+            State::Ready => (self.inflow.len() > 0).then_some(self.progress_at + connector.options.stall),
         }
     }
 

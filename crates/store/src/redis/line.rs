@@ -9,16 +9,16 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::greeting::{GREETING_BYTES, Greeting, Refusal};
+use super::greeting::{GREETING_BYTES, Greeting, LoginRefusal};
 use super::resp::{self, Garbage, Reply};
 use super::socket::Socket;
-use super::{Door, fault::Fault};
+use super::{Connector, fault::Fault};
 
 /// Why a call gave no reply.
 #[derive(Debug)]
 pub(super) enum LineError {
     /// The server does not take us.
-    Refused(Refusal),
+    Refused(LoginRefusal),
     /// The connection could not be made, or is lost; the next call makes a new one.
     Lost(io::Error),
 }
@@ -61,29 +61,29 @@ impl Line {
     }
 
     /// Connects and greets, if that has not been done.
-    pub(super) fn dial(&mut self, door: &Door, address: SocketAddr, until: Instant) -> Result<(), LineError> {
+    pub(super) fn dial(&mut self, connector: &Connector, address: SocketAddr, until: Instant) -> Result<(), LineError> {
         if self.is_up() {
             return Ok(());
         }
         (self.have, self.used) = (0, 0);
-        let until = until.min(Instant::now() + door.options.connect);
-        let result = self.greet(door, address, until);
+        let until = until.min(Instant::now() + connector.options.connect);
+        let result = self.greet(connector, address, until);
         if result.is_err() {
             self.hang_up();
         }
         result
     }
 
-    fn greet(&mut self, door: &Door, address: SocketAddr, until: Instant) -> Result<(), LineError> {
-        let socket = self.socket.insert(door.connect(address)?);
+    fn greet(&mut self, connector: &Connector, address: SocketAddr, until: Instant) -> Result<(), LineError> {
+        let socket = self.socket.insert(connector.connect(address)?);
         wait(socket, PollFlags::POLLOUT, until)?;
         socket.connected()?;
-        let mut greeting = Greeting::new(door, false);
+        let mut greeting = Greeting::new(connector, false);
         let mut question = [0; GREETING_BYTES];
-        while let Some(bytes) = greeting.ask(door, &mut question) {
+        while let Some(bytes) = greeting.ask(connector, &mut question) {
             self.send(&question[..bytes], until)?;
             let reply = self.read(until)?;
-            greeting.answer(door, &reply).map_err(LineError::Refused)?;
+            greeting.answer(connector, &reply).map_err(LineError::Refused)?;
         }
         Ok(())
     }

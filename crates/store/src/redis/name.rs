@@ -18,12 +18,12 @@ pub(super) const MANIFEST_FIELD: &[u8] = b"m";
 
 /// A name in a buffer of its own.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Name {
+pub(super) struct KeyName {
     bytes: [u8; NAME_BYTES],
     len: usize,
 }
 
-impl Name {
+impl KeyName {
     /// Makes the name of a chunk.
     pub(super) fn of(key: &ChunkKey) -> Self {
         let mut bytes = [0; NAME_BYTES];
@@ -62,7 +62,7 @@ fn digits(bytes: &[u8], out: &mut [u8]) {
 
 /// The slot of a chunk in a cluster.
 pub(super) fn slot_of(key: &ChunkKey) -> u16 {
-    redis_protocol::redis_keyslot(Name::of(key).bytes())
+    redis_protocol::redis_keyslot(KeyName::of(key).bytes())
 }
 
 #[cfg(test)]
@@ -72,12 +72,12 @@ mod tests {
     #[test]
     fn a_put_has_the_slot_of_its_chunk() {
         let key = ChunkKey::new(std::array::from_fn(|i| i as u8));
-        let (name, put) = (Name::of(&key), Name::of_put(&key, 0xab));
+        let (name, put) = (KeyName::of(&key), KeyName::of_put(&key, 0xab));
         let hex = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
         assert_eq!(name.bytes(), format!("kvlane:{{{hex}}}").as_bytes());
         assert_eq!(put.bytes(), format!("kvlane:{{{hex}}}:put:00000000000000ab").as_bytes());
         assert_eq!(redis_protocol::redis_keyslot(put.bytes()), slot_of(&key));
-        assert_eq!(Name::parse(name.bytes()), Some(key));
-        assert_eq!(Name::parse(put.bytes()), None);
+        assert_eq!(KeyName::parse(name.bytes()), Some(key));
+        assert_eq!(KeyName::parse(put.bytes()), None);
     }
 }

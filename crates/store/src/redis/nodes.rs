@@ -1,11 +1,11 @@
-//! The servers that are known, who serves which slot, and whether it is worth asking them.
+//! The known servers, which slots they serve, and whether it is worth asking them.
 //!
-//! A place in the table is a node for good; its address never changes, so a reader may keep the place. What changes is
-//! the map of slots, by redirects and by the surveyor, and each node's state.
+//! A place in the table belongs to one node for good, and its address never changes, so a reader may keep the place.
+//! What changes is the map of slots, by redirects and by the surveyor, and each node's state.
 //!
-//! Error budget: a node that failed three times in ten seconds, or that refused us once, is `Open` for one second,
-//! and for twice as long each time that it fails again as the first thing after that, up to thirty. While it is open,
-//! requests to it fail at once.
+//! Error budget: a node that failed three times in ten seconds, or that refused us once, is `Open` for one second, and
+//! twice as long each time that its next answer is a failure again, up to thirty. While it is open, requests to it fail
+//! at once.
 //!
 //! Trouble is what keeps the store from serving at all: no server has answered since the start, or one refuses us.
 

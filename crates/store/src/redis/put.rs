@@ -1,5 +1,4 @@
-//! The way in: a put gathers its blocks in a hash of a name of its own, and the whole hash gets the chunk's name at
-//! the end.
+//! Puts: the blocks are gathered in a hash with a name of its own, which gets the chunk's name at the end.
 //!
 //! ```text
 //!   put_block    HSET kvlane:{K}:put:N 17 BYTES | PEXPIRE kvlane:{K}:put:N       what is left goes away by itself
@@ -11,9 +10,9 @@
 //! A put that dies at any of these leaves the old chunk, or none, or the whole new one. Between RENAME and PERSIST it
 //! leaves a whole chunk that expires soon. Two cards that put one chunk rename one after the other.
 //!
-//! The calls wait, on lines of their own, each at most `put-ms` and never past the `until` of the put. Lost connections
-//! and redirects are followed here; every command but RENAME may be repeated, and a RENAME whose answer was lost is
-//! looked after.
+//! The calls wait, on connections of their own, each at most `put-ms` and never past the `until` of the put. Lost
+//! connections are made again and redirects followed here; every command but RENAME may be repeated, and after a RENAME
+//! whose answer was lost it is looked whether the chunk is there.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,10 +23,10 @@ use block::ChunkKey;
 use nix::errno::Errno;
 
 use super::fault::{Fault, Said, said};
-use super::greeting::Refusal;
+use super::greeting::LoginRefusal;
 use super::inflow::SCRATCH_BYTES;
 use super::line::{Line, LineError};
-use super::name::{MANIFEST_FIELD, Name, slot_of};
+use super::name::{KeyName, MANIFEST_FIELD, slot_of};
 use super::options::Login;
 use super::resp::{Digits, Reply};
 use super::{RedisStore, advice, down, random};
@@ -45,7 +44,7 @@ const LATER: Duration = Duration::from_millis(20);
 /// One seat for putting.
 #[derive(Debug)]
 struct Putting {
-    put: Option<(ChunkKey, Name, Instant)>,
+    put: Option<(ChunkKey, KeyName, Instant)>,
     /// Blocks that were put, by index.
     there: Box<[bool]>,
     blocks: usize,
@@ -84,7 +83,7 @@ impl Puts {
         let mut putting = self.seat(seat);
         assert!(putting.put.is_none(), "begin_put: seat {seat} is occupied");
         putting.there.fill(false);
-        let name = Name::of_put(key, self.nonce.fetch_add(1, Relaxed));
+        let name = KeyName::of_put(key, self.nonce.fetch_add(1, Relaxed));
         (putting.blocks, putting.bytes, putting.failed, putting.put) = (0, 0, false, Some((*key, name, until)));
     }
 
@@ -127,7 +126,7 @@ impl Refused {
 impl RedisStore {
     /// Reads the manifest, at the master.
     pub(super) fn peek_chunk(&self, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {
-        let name = Name::of(key);
+        let name = KeyName::of(key);
         let max = manifest.len();
         self.exchange("peek", key, until, 0, &mut |line, until, _| {
             let reply = match line.call(&[b"HGET", name.bytes(), MANIFEST_FIELD], until) {
@@ -136,7 +135,7 @@ impl RedisStore {
                 }
                 other => other?,
             };
-            Ok(match (Refused::of("HGET", &reply, &self.door.login()), reply) {
+            Ok(match (Refused::of("HGET", &reply, &self.connector.login()), reply) {
                 // Of another type: a put replaces it.
                 (Some(Refused { fault: Fault::WrongType, .. }), _) => Ok(Err(StoreError::Miss)),
                 (Some(refused), _) => Err(refused),
@@ -153,10 +152,10 @@ impl RedisStore {
     }
 
     fn has_chunk(&self, key: &ChunkKey, until: Instant) -> Result<bool, StoreError> {
-        let name = Name::of(key);
+        let name = KeyName::of(key);
         self.exchange("has", key, until, 0, &mut |line, until, _| {
             let reply = line.call(&[b"HEXISTS", name.bytes(), MANIFEST_FIELD], until)?;
-            Ok(match Refused::of("HEXISTS", &reply, &self.door.login()) {
+            Ok(match Refused::of("HEXISTS", &reply, &self.connector.login()) {
                 // Of another type: a put replaces it.
                 Some(Refused { fault: Fault::WrongType, .. }) => Ok(false),
                 Some(refused) => Err(refused),
@@ -227,7 +226,7 @@ impl RedisStore {
     fn finish(
         &self,
         key: &ChunkKey,
-        name: &Name,
+        name: &KeyName,
         until: Instant,
         bytes: u64,
         blocks: usize,
@@ -235,12 +234,12 @@ impl RedisStore {
     ) -> Result<(), StoreError> {
         let fields = self.exchange("commit_put", key, until, bytes, &mut |line, until, _| {
             line.write_with(&[b"HSET", name.bytes(), MANIFEST_FIELD], manifest, until)?;
-            if self.door.options.ttl.is_some() {
+            if self.connector.options.ttl.is_some() {
                 line.write(&[b"HLEN", name.bytes()], until)?;
                 return self.replies(line, until, ["HSET", "HLEN"]);
             }
             // A chunk that cannot be kept is not to be seen: whether we may PERSIST shows on a name that nobody has.
-            line.write(&[b"PERSIST", Name::of_put(key, u64::MAX).bytes()], until)?;
+            line.write(&[b"PERSIST", KeyName::of_put(key, u64::MAX).bytes()], until)?;
             line.write(&[b"HLEN", name.bytes()], until)?;
             self.replies(line, until, ["HSET", "PERSIST", "HLEN"])
         })?;
@@ -248,17 +247,17 @@ impl RedisStore {
             // The server evicted the first part of the put while the rest came.
             return Err(StoreError::Full { bytes });
         }
-        let chunk = Name::of(key);
+        let chunk = KeyName::of(key);
         let renamed = self.exchange("commit_put", key, until, bytes, &mut |line, until, repeated| {
             line.write(&[b"RENAME", name.bytes(), chunk.bytes()], until)?;
-            match self.door.options.ttl {
+            match self.connector.options.ttl {
                 Some(ttl) => {
                     let ttl = ttl.as_millis() as usize;
                     line.write(&[b"PEXPIRE", chunk.bytes(), Digits::default().of(ttl)], until)?;
                 }
                 None => line.write(&[b"PERSIST", chunk.bytes()], until)?,
             }
-            let second = if self.door.options.ttl.is_some() { "PEXPIRE" } else { "PERSIST" };
+            let second = if self.connector.options.ttl.is_some() { "PEXPIRE" } else { "PERSIST" };
             Ok(match self.replies(line, until, ["RENAME", second])? {
                 // The RENAME before this one may have come through though its answer did not.
                 Err(Refused { fault: Fault::NoSuchKey, .. }) if repeated => Ok(false),
@@ -284,21 +283,21 @@ impl RedisStore {
 
     /// Removes a chunk of our own.
     pub(super) fn remove(&self, key: &ChunkKey) {
-        let name = Name::of(key);
+        let name = KeyName::of(key);
         // If this fails, it is noise that the server evicts some day.
         let _ = self.exchange("remove", key, Instant::now() + ABORT_MOST, 0, &mut |line, until, _| {
             let reply = line.call(&[b"UNLINK", name.bytes()], until)?;
-            Ok(Refused::of("UNLINK", &reply, &self.door.login()).map_or(Ok(()), Err))
+            Ok(Refused::of("UNLINK", &reply, &self.connector.login()).map_or(Ok(()), Err))
         });
     }
 
     /// Removes what was put. If this fails, or the put has no time left, it expires.
-    fn discard_put(&self, key: &ChunkKey, name: &Name, until: Instant) {
+    fn discard_put(&self, key: &ChunkKey, name: &KeyName, until: Instant) {
         self.counters.puts_failed.fetch_add(1, Relaxed);
         let until = until.min(Instant::now() + ABORT_MOST);
         let _ = self.exchange("abort_put", key, until, 0, &mut |line, until, _| {
             let reply = line.call(&[b"UNLINK", name.bytes()], until)?;
-            Ok(Refused::of("UNLINK", &reply, &self.door.login()).map_or(Ok(()), Err))
+            Ok(Refused::of("UNLINK", &reply, &self.connector.login()).map_or(Ok(()), Err))
         });
     }
 
@@ -307,7 +306,7 @@ impl RedisStore {
         let (mut first, mut number) = (None, 0);
         for command in of {
             let reply = line.read(until)?;
-            first = first.or_else(|| Refused::of(command, &reply, &self.door.login()));
+            first = first.or_else(|| Refused::of(command, &reply, &self.connector.login()));
             number = if let Reply::Number(number) = reply { number } else { 0 };
         }
         Ok(first.map_or(Ok(number), Err))
@@ -341,7 +340,7 @@ impl RedisStore {
                 self.surveyor.ask();
                 return Err(self.nodes.error_of(node));
             }
-            let until_call = until.min(now + self.door.options.put);
+            let until_call = until.min(now + self.connector.options.put);
             let payload = if call == "put_block" { bytes } else { 0 };
             let outcome = self.talk_to(node, aside.is_some(), until_call, repeated, payload, talk);
             repeated = true;
@@ -386,7 +385,7 @@ impl RedisStore {
                     lost += 1;
                     let late = error.kind() == ErrorKind::TimedOut && Instant::now() >= until;
                     self.counters.io_errors.fetch_add(1, Relaxed);
-                    self.nodes.failed(node, &advice::Lost(&error, &self.door.options));
+                    self.nodes.failed(node, &advice::Lost(&error, &self.connector.options));
                     self.surveyor.ask();
                     if late {
                         return Err(StoreError::Late { call });
@@ -414,8 +413,9 @@ impl RedisStore {
         let since = Instant::now();
         facts.in_flight.fetch_add(1, Relaxed);
         let outcome = (|| {
-            line.dial(&self.door, facts.address, until)?;
-            if asking && let Some(refused) = Refused::of("ASKING", &line.call(&[b"ASKING"], until)?, &self.door.login())
+            line.dial(&self.connector, facts.address, until)?;
+            if asking
+                && let Some(refused) = Refused::of("ASKING", &line.call(&[b"ASKING"], until)?, &self.connector.login())
             {
                 return Ok(Err(refused));
             }
@@ -443,7 +443,7 @@ impl RedisStore {
         match fault {
             Fault::Full => StoreError::Full { bytes },
             Fault::Login => {
-                let refusal = Refusal { later: false, asked: command, said: said.clone() };
+                let refusal = LoginRefusal { later: false, asked: command, said: said.clone() };
                 self.nodes.refused(node, &refusal);
                 StoreError::Denied { call }
             }

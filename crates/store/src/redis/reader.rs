@@ -80,7 +80,7 @@ pub(super) fn memory_bytes(connections: usize, nodes: usize) -> usize {
 
 impl<'a, M: Memory> RedisReader<'a, M> {
     pub(super) fn new(store: &'a RedisStore, bell: BorrowedFd<'a>, seed: u64) -> io::Result<Self> {
-        let lanes_per_node = CONTROL + store.door.options.connections;
+        let lanes_per_node = CONTROL + store.connector.options.connections;
         let lanes = store.nodes.places() * lanes_per_node;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
@@ -110,7 +110,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
         for index in first..first + self.lanes_per_node {
             if self.lanes[index].retry_at().is_some_and(|at| at <= now) {
                 let lane = &mut self.lanes[index];
-                if let Err(loss) = lane.open(&self.store.door, &self.store.nodes, &self.epoll, index as u64) {
+                if let Err(loss) = lane.open(&self.store.connector, &self.store.nodes, &self.epoll, index as u64) {
                     self.close_lane(index, loss);
                 }
             }
@@ -139,7 +139,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
                 self.errands.sweep_lost(None);
             }
             Loss::Io(error) => {
-                nodes.failed(node, &advice::Lost(&error, &self.store.door.options));
+                nodes.failed(node, &advice::Lost(&error, &self.store.connector.options));
                 self.store.counters.io_errors.fetch_add(1, Relaxed);
                 self.store.surveyor.ask();
                 self.errands.sweep_lost(None);
@@ -178,7 +178,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
             let node = lane.node;
             let errands = &mut self.errands;
             let done = &mut |due: Due<M>, got: Got<'_>| errands.take(node, due, got);
-            let result = lane.event(&self.store.door, &self.store.nodes, &mut self.spill, done);
+            let result = lane.event(&self.store.connector, &self.store.nodes, &mut self.spill, done);
             let copied = lane.take_copied();
             if copied > 0 {
                 self.store.counters.bytes_copied.fetch_add(copied, Relaxed);
@@ -203,7 +203,7 @@ impl<'a, M: Memory> RedisReader<'a, M> {
             self.errands.fail(place, StoreError::Late { call });
         }
         for index in 0..self.lanes.len() {
-            if self.lanes[index].patience(&self.store.door).is_some_and(|until| until <= now) {
+            if self.lanes[index].patience(&self.store.connector).is_some_and(|until| until <= now) {
                 self.close_lane(index, Loss::Io(ErrorKind::TimedOut.into()));
             }
         }
@@ -278,7 +278,7 @@ impl<M: Memory> RedisReader<'_, M> {
         let errands = self.errands.iter();
         let errands =
             errands.map(|errand| if errand.waits { errand.until.min(self.wakes_at(errand)) } else { errand.until });
-        let lanes = self.lanes.iter().filter_map(|lane| lane.patience(&self.store.door));
+        let lanes = self.lanes.iter().filter_map(|lane| lane.patience(&self.store.connector));
         errands.chain(lanes).min()
     }
 

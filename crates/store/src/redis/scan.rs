@@ -6,7 +6,7 @@ use block::ChunkKey;
 use nix::errno::Errno;
 
 use super::line::{Line, LineError};
-use super::name::Name;
+use super::name::KeyName;
 use super::resp::{Reply, elements};
 use super::{RedisStore, down};
 use crate::StoreError;
@@ -27,7 +27,7 @@ impl RedisStore {
             let mut cursor = b"0".to_vec();
             loop {
                 let until = Instant::now() + PATIENCE;
-                line.dial(&self.door, node.address, until).map_err(|error| match error {
+                line.dial(&self.connector, node.address, until).map_err(|error| match error {
                     LineError::Refused(_) => StoreError::Denied { call: "scan" },
                     LineError::Lost(error) => down("scan", &error),
                 })?;
@@ -39,7 +39,7 @@ impl RedisStore {
                     return Err(StoreError::Io { call: "scan", errno: Errno::EPROTO });
                 };
                 keys.extend(elements(names).filter_map(|name| match name {
-                    Reply::Bulk(name) => Name::parse(name),
+                    Reply::Bulk(name) => KeyName::parse(name),
                     _ => None,
                 }));
                 cursor = next.to_vec();

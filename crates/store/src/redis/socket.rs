@@ -167,12 +167,12 @@ impl Write for Socket {
 
 /// How TLS sessions are made.
 #[derive(Debug)]
-pub(super) struct TlsDoor {
+pub(super) struct TlsConnector {
     config: Arc<rustls::ClientConfig>,
     name: ServerName<'static>,
 }
 
-impl TlsDoor {
+impl TlsConnector {
     /// Init: reads the authorities. `Err`: what the operator has to mend.
     pub(super) fn new(tls: &Tls, hosts: &[(String, u16)]) -> Result<Self, String> {
         let mut roots = rustls::RootCertStore::empty();

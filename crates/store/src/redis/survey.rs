@@ -1,5 +1,4 @@
-//! Who serves which slot: asked at start, and again whenever a redirect or a lost connection says that it may have
-//! changed.
+//! Finds out who serves which slot: at start, and again whenever a redirect or a lost connection suggests a change.
 //!
 //! The surveyor is a thread that sleeps until somebody asks. It
 //!
@@ -7,7 +6,7 @@
 //! * tries nodes that are open when their time is over, so that a store that is back is known to be back without
 //!   traffic;
 //! * surveys a cluster at most five times a second, once a second while slots are without a node, and once a minute
-//!   anyway: a replica that comes is told by nobody.
+//!   anyway, since nobody announces a new replica.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -20,10 +19,10 @@ use block::ChunkKey;
 
 use super::fault::{Fault, Said, said};
 use super::line::{Line, LineError, fault_of};
-use super::name::{MANIFEST_FIELD, Name};
+use super::name::{KeyName, MANIFEST_FIELD};
 use super::nodes::{Nodes, REPLICAS, SLOTS};
 use super::resp::{Reply, elements};
-use super::{Door, advice};
+use super::{Connector, advice};
 use crate::POISONED;
 use crate::node::Role;
 use crate::open_error::OpenError;
@@ -56,13 +55,13 @@ enum Found {
 }
 
 /// The first survey: finds a server that answers and what it is part of.
-pub(super) fn first(door: &Door) -> Result<Nodes, OpenError> {
-    let found = find(door, &mut Line::new(SLOTS_REPLY_BYTES))?;
+pub(super) fn first(connector: &Connector) -> Result<Nodes, OpenError> {
+    let found = find(connector, &mut Line::new(SLOTS_REPLY_BYTES))?;
     let nodes = match &found {
         Found::Server(_) => Nodes::new(1, false),
         Found::Cluster(ranges) => {
             let known = nodes_of(ranges);
-            Nodes::new(door.options.nodes_max.unwrap_or((2 * known).max(PLACES_LEAST)).max(known), true)
+            Nodes::new(connector.options.nodes_max.unwrap_or((2 * known).max(PLACES_LEAST)).max(known), true)
         }
     };
     enter_all(&nodes, &found);
@@ -70,14 +69,14 @@ pub(super) fn first(door: &Door) -> Result<Nodes, OpenError> {
 }
 
 /// The table of a store that is not there yet, of fixed size all the same.
-pub(super) fn unknown(door: &Door) -> Nodes {
-    Nodes::unknown(door.options.nodes_max.unwrap_or(PLACES_LEAST))
+pub(super) fn unknown(connector: &Connector) -> Nodes {
+    Nodes::unknown(connector.options.nodes_max.unwrap_or(PLACES_LEAST))
 }
 
 /// Asks one host after the other.
-fn find(door: &Door, line: &mut Line) -> Result<Found, OpenError> {
+fn find(connector: &Connector, line: &mut Line) -> Result<Found, OpenError> {
     let mut why = None;
-    for (host, addresses) in door.options.resolve() {
+    for (host, addresses) in connector.options.resolve() {
         let addresses = match addresses {
             Ok(addresses) => addresses,
             Err(error) => {
@@ -87,9 +86,10 @@ fn find(door: &Door, line: &mut Line) -> Result<Found, OpenError> {
         };
         for address in addresses {
             line.hang_up();
-            let asked = line.dial(door, address, Instant::now() + PATIENCE).and_then(|()| ask(door, line, address));
+            let asked =
+                line.dial(connector, address, Instant::now() + PATIENCE).and_then(|()| ask(connector, line, address));
             match asked {
-                Ok(Ok(found)) if matches!(found, Found::Server(_)) && door.options.hosts.len() > 1 => {
+                Ok(Ok(found)) if matches!(found, Found::Server(_)) && connector.options.hosts.len() > 1 => {
                     let what =
                         format!("{host} is a single server and several hosts are named: name one, or a cluster's");
                     return Err(OpenError::Option { url: "redis://".into(), what });
@@ -106,7 +106,7 @@ fn find(door: &Door, line: &mut Line) -> Result<Found, OpenError> {
                     why = Some(OpenError::Unreachable { node: host.clone(), what: refusal.to_string() });
                 }
                 Err(LineError::Lost(error)) => {
-                    let what = advice::of_loss(&error, &door.options);
+                    let what = advice::of_loss(&error, &connector.options);
                     why = Some(OpenError::Unreachable { node: host.clone(), what });
                 }
             }
@@ -116,7 +116,7 @@ fn find(door: &Door, line: &mut Line) -> Result<Found, OpenError> {
 }
 
 /// Asks one server what it is. `Err` in the answer: it cannot say yet.
-fn ask(door: &Door, line: &mut Line, address: SocketAddr) -> Result<Result<Found, Said>, LineError> {
+fn ask(connector: &Connector, line: &mut Line, address: SocketAddr) -> Result<Result<Found, Said>, LineError> {
     let until = Instant::now() + PATIENCE;
     let mut ranges = Vec::new();
     match survey(line, address, until, &mut |range| ranges.push(range))? {
@@ -132,10 +132,10 @@ fn ask(door: &Door, line: &mut Line, address: SocketAddr) -> Result<Result<Found
         Some(_) => {}
     }
     // A server that still loads says so to whatever is asked of its keys.
-    let name = Name::of(&ChunkKey::new([0; block::KEY_BYTES]));
+    let name = KeyName::of(&ChunkKey::new([0; block::KEY_BYTES]));
     let reply = line.call(&[b"HEXISTS", name.bytes(), MANIFEST_FIELD], until)?;
     Ok(match reply {
-        Reply::Error(text) if Fault::read(text) == Fault::Later => Err(said(text, &door.login())),
+        Reply::Error(text) if Fault::read(text) == Fault::Later => Err(said(text, &connector.login())),
         _ => Ok(Found::Server(address)),
     })
 }
@@ -245,11 +245,11 @@ struct Wanted {
 }
 
 impl Surveyor {
-    pub(super) fn start(door: Arc<Door>, nodes: Arc<Nodes>) -> Self {
+    pub(super) fn start(connector: Arc<Connector>, nodes: Arc<Nodes>) -> Self {
         let bell = Arc::new(Bell::default());
         let theirs = Arc::clone(&bell);
         let line = Line::new(SLOTS_REPLY_BYTES);
-        let work = move || watch(&door, &nodes, &theirs, line);
+        let work = move || watch(&connector, &nodes, &theirs, line);
         let thread = std::thread::Builder::new().name("surveyor".into()).spawn(work).expect("Init may start threads");
         Self { bell, thread: Some(thread) }
     }
@@ -296,14 +296,14 @@ impl Bell {
     }
 }
 
-fn watch(door: &Door, nodes: &Nodes, bell: &Bell, mut line: Line) {
+fn watch(connector: &Connector, nodes: &Nodes, bell: &Bell, mut line: Line) {
     let mut look = LOOK_LEAST;
     while !nodes.is_found() {
         if !bell.wait(Some(look)) {
             return;
         }
         look = (look * 2).min(LOOK_MOST);
-        look_for(door, nodes, &mut line);
+        look_for(connector, nodes, &mut line);
     }
     let mut turn = 0;
     loop {
@@ -317,7 +317,7 @@ fn watch(door: &Door, nodes: &Nodes, bell: &Bell, mut line: Line) {
             return;
         }
         if let Some(place) = nodes.on_probation() {
-            try_again(door, nodes, place, &mut line);
+            try_again(connector, nodes, place, &mut line);
         }
         if nodes.is_cluster() {
             // One that answers, not always the same one first.
@@ -325,7 +325,7 @@ fn watch(door: &Door, nodes: &Nodes, bell: &Bell, mut line: Line) {
             let count = nodes.len();
             for index in 0..count {
                 let place = ((turn + index) % count) as u16;
-                if nodes.admits(place) && ask_one(door, nodes, place, &mut line) {
+                if nodes.admits(place) && ask_one(connector, nodes, place, &mut line) {
                     break;
                 }
             }
@@ -335,8 +335,8 @@ fn watch(door: &Door, nodes: &Nodes, bell: &Bell, mut line: Line) {
 }
 
 /// Looks for a store that was not there at start. What is in its way is said once.
-fn look_for(door: &Door, nodes: &Nodes, line: &mut Line) {
-    match find(door, line) {
+fn look_for(connector: &Connector, nodes: &Nodes, line: &mut Line) {
+    match find(connector, line) {
         Ok(found) => {
             enter_all(nodes, &found);
             nodes.clear_trouble();
@@ -355,23 +355,23 @@ fn look_for(door: &Door, nodes: &Nodes, line: &mut Line) {
 }
 
 /// Sees whether a node answers again.
-fn try_again(door: &Door, nodes: &Nodes, place: u16, line: &mut Line) {
+fn try_again(connector: &Connector, nodes: &Nodes, place: u16, line: &mut Line) {
     line.hang_up();
-    match line.dial(door, nodes.at(place).address, Instant::now() + PATIENCE) {
+    match line.dial(connector, nodes.at(place).address, Instant::now() + PATIENCE) {
         Ok(()) => nodes.succeeded(place),
         Err(LineError::Refused(refusal)) if !refusal.later => nodes.refused(place, &refusal),
         Err(LineError::Refused(refusal)) => drop(nodes.failed(place, &refusal)),
-        Err(LineError::Lost(error)) => drop(nodes.failed(place, &advice::Lost(&error, &door.options))),
+        Err(LineError::Lost(error)) => drop(nodes.failed(place, &advice::Lost(&error, &connector.options))),
     }
     line.hang_up();
 }
 
 /// Whether a node told its map.
-fn ask_one(door: &Door, nodes: &Nodes, place: u16, line: &mut Line) -> bool {
+fn ask_one(connector: &Connector, nodes: &Nodes, place: u16, line: &mut Line) -> bool {
     let address = nodes.at(place).address;
     let until = Instant::now() + PATIENCE;
     let mut ask = || -> Result<bool, LineError> {
-        line.dial(door, address, until)?;
+        line.dial(connector, address, until)?;
         // A node that is no master or replica of the map any more keeps its place.
         let told = survey(line, address, until, &mut |range| enter(nodes, &range))?;
         Ok(told.is_none())

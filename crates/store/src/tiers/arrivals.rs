@@ -1,4 +1,4 @@
-//! What a fetch brings from T2 goes into T0 on its way, if T0 wants it: its bytes cross the network once.
+//! Copies what a fetch brings from T2 into T0 on its way, if T0 wants it: its bytes cross the network once.
 //!
 //! ```text
 //!   Open in T2    is it worth its room? then pages for all of it       begin
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A copy costs a fetch worker time, so no more than [`BYTES_PER_S`] come in this way; the mover brings the rest when
-//! nobody fetches. A fetch of some of a chunk's tokens brings nothing, and one whose bytes proved bad neither.
+//! nobody fetches. A fetch of some of a chunk's tokens brings nothing, and neither does one whose bytes proved bad.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -1,4 +1,4 @@
-//! When T1 is passed over because its disk is slow or fails: the rest is served as if it were not there.
+//! Decides when T1 is passed over because its disk is slow or fails: all is served then as if T1 were not there.
 //!
 //! ```text
 //!   in service --[STRIKES_MAX slow or failed calls, each within MEMORY of the one before]--> out for PAUSE
@@ -6,8 +6,8 @@
 //!   a call that has not come back for SLOW: out for as long as it lasts
 //! ```
 //!
-//! What it cannot do: end a call that the kernel does not end. Who made it waits with it; a disk that hangs all at once
-//! takes with it every thread that reads from it in the first [`SLOW`], and from then on none but the one that tries.
+//! What it cannot do: end a call that the kernel does not end. The thread that made it waits with it; a disk that hangs
+//! all at once holds every thread that reads from it in the first [`SLOW`], and after that only the one that tries.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use block::{ChunkKey, Importance, Manifest};
-use tier::{Limits as Sizes, Policy, Worth};
+use tier::{Policy, Sizes, Worth};
 
 use super::breaker::Breaker;
 use super::chunk;
 use super::facts::set_quotas;
-use crate::dir::{DirStore, Options};
+use crate::dir::{DirOptions, DirStore};
 use crate::namespaces::{Namespaces, UNCLAIMED};
 use crate::open_error::OpenError;
 use crate::{Limits, POISONED};
@@ -40,7 +40,7 @@ impl Disk {
     ) -> Result<Self, OpenError> {
         // A tier that loses what was written last before a power cut loses nothing: bad bytes are found, T2 has the
         // rest.
-        let options = Options { bytes_max: Some(bytes_max), chunks_max: limits.chunks_max, sync: false };
+        let options = DirOptions { bytes_max: Some(bytes_max), chunks_max: limits.chunks_max, sync: false };
         let store = DirStore::open(Path::new(path), limits, options)?;
         let bytes_max = ((store.bytes_max() as f64 * DISK_SHARE) as u64).max(1);
         let sizes = Sizes { bytes_max, chunks_max: limits.chunks_max };

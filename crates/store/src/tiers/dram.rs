@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
 use block::ChunkKey;
-use tier::{Limits as Sizes, NAMESPACES_MAX, Policy, Quota, Worth};
+use tier::{NAMESPACES_MAX, Policy, Quota, Sizes, Worth};
 
 use super::facts::{SCORE_BUCKETS, occupancy, scores, set_quotas};
-use super::pages::{Pages, RUNS_PER_CHUNK_MAX};
+use super::pages::{ChunkPages, RUNS_PER_CHUNK_MAX};
 use super::runs::Run;
-use crate::slab::{Allocate, Plain, Slab};
+use crate::slab::{Allocate, PlainSlab, Slab};
 use crate::{Limits, POISONED, StoreError};
 use landing::{Arrival, Landing, spoil};
 
@@ -46,7 +46,7 @@ const HEAD_BYTES: usize = 8;
 struct State {
     policy: Worth,
     map: HashMap<ChunkKey, u32>,
-    pages: Pages,
+    pages: ChunkPages,
     /// Chunks on their way in, by seat.
     arrivals: Box<[Option<Arrival>]>,
 }
@@ -106,12 +106,12 @@ impl Dram {
         let state = State {
             policy: Worth::new(Sizes { bytes_max, chunks_max }, seed),
             map: HashMap::with_capacity(extent.entries()),
-            pages: Pages::new(count, extent.entries()),
+            pages: ChunkPages::new(count, extent.entries()),
             arrivals: vec![None; limits.chunks_open_max].into(),
         };
         let slab = match allocate {
             Some(allocate) => allocate(count, PAGE_BYTES)?,
-            None => Box::new(Plain::new(count, PAGE_BYTES)),
+            None => Box::new(PlainSlab::new(count, PAGE_BYTES)),
         };
         Ok(Some(Self {
             slab,

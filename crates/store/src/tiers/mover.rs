@@ -1,9 +1,9 @@
 //! The mover: brings chunks that were used into T0 and T1, one at a time, with a reader of its own. It stands back
-//! while fetches read from T2, and moves no more than [`BYTES_PER_S`]. What T0 has by then, since it came in with the
-//! fetch that used it (arrivals.rs), goes to T1 from there; the rest is read from T2 a second time.
+//! while fetches read from T2, and moves no more than [`BYTES_PER_S`]. A chunk that T0 has by then, because it came in
+//! with the fetch that used it (arrivals.rs), goes to T1 from there; others are read from T2 a second time.
 //!
-//! It is asked by `touch`, which does not wait: a wish is a chunk and its parent in a ring of fixed size; where that is
-//! full the wish is lost, and the next use of the chunk makes another.
+//! `touch` asks it, without waiting: a wish is a chunk and its parent in a ring of fixed size. When that is full the
+//! wish is lost, and the next use of the chunk makes another.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;

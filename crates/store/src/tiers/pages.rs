@@ -1,4 +1,4 @@
-//! Which chunk has which pages of T0's slab: no I/O, no locks.
+//! Assigns the pages of T0's slab to chunks. No I/O, no locks.
 //!
 //! A chunk is a chain of runs (runs.rs): one for each of its parts (its head, each of its blocks), so that the part
 //! can be read in place, or several for a part where no run was long enough. Hence room is never lost to
@@ -23,13 +23,13 @@ struct Record {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(super) struct Pages {
+pub(super) struct ChunkPages {
     records: Box<[Record]>,
     free_record: u32,
     runs: Runs,
 }
 
-impl Pages {
+impl ChunkPages {
     /// Init.
     pub(super) fn new(pages: usize, records: usize) -> Self {
         let link = |at: usize| if at + 1 < records { at as u32 + 1 } else { NONE };
@@ -55,7 +55,7 @@ impl Pages {
         Some(record)
     }
 
-    /// Pages for the next part of a chunk, at least one: their first run. `None`: too few are free, or in too many
+    /// ChunkPages for the next part of a chunk, at least one: their first run. `None`: too few are free, or in too many
     /// pieces; what was taken is the record's all the same.
     pub(super) fn extend(&mut self, record: u32, pages: usize) -> Option<Run> {
         let Self { records, runs, .. } = self;
@@ -144,7 +144,7 @@ mod tests {
         let mut next = numbers(5);
         let page_count = (gib << 30) / PAGE_BYTES;
         let spare = (page_count as f64 * SPARE) as usize;
-        let mut pages = Pages::new(page_count, page_count / 16);
+        let mut pages = ChunkPages::new(page_count, page_count / 16);
         let mut held: Vec<(u32, usize)> = Vec::new();
         let (mut brought, mut bytes, mut taken) = (0, 0, 0);
         while brought < 10 * page_count {
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn pages_stay_with_their_last_reader() {
-        let mut pages = Pages::new(8, 4);
+        let mut pages = ChunkPages::new(8, 4);
         let record = pages.begin().expect("a record");
         assert_eq!(pages.extend(record, 4), Some(Run { first: 0, pages: 4 }));
         assert_eq!(pages.extend(record, 2), Some(Run { first: 4, pages: 2 }));

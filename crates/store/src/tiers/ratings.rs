@@ -1,5 +1,5 @@
-//! What hosts said of chunks after those were stored: kept for the day on which a chunk comes into a tier. Fixed
-//! memory; the oldest of a set goes for the newest. A chunk whose rating was forgotten has the importance of its
+//! Importances that hosts gave to chunks after these were stored, kept until a chunk comes into a tier. Fixed memory:
+//! the oldest of a set gives way to the newest. A chunk whose rating was forgotten has the importance of its
 //! manifest.
 
 use std::hash::{DefaultHasher, Hasher};

@@ -8,14 +8,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
-use store::dir::{DirStore, Options};
+use store::dir::{DirOptions, DirStore};
 use store::{Blame, Direct, OpenError, Opening, Store, StoreError};
 
 use crate::chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 
 /// A store that may hold `bytes`, without waiting for the disk.
 fn store(dir: &Path, bytes: u64) -> DirStore {
-    let options = Options { bytes_max: Some(bytes), chunks_max: 64, sync: false };
+    let options = DirOptions { bytes_max: Some(bytes), chunks_max: 64, sync: false };
     DirStore::open(dir, &limits(), options).expect("the directory opens")
 }
 
@@ -199,7 +199,7 @@ fn a_prompt_longer_than_the_store_keeps_its_head() {
 #[test]
 fn the_index_is_a_limit_too() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let options = Options { bytes_max: Some(1 << 30), chunks_max: 3, sync: false };
+    let options = DirOptions { bytes_max: Some(1 << 30), chunks_max: 3, sync: false };
     let store = DirStore::open(dir.path(), &limits(), options).expect("open");
     for n in 0..10 {
         put_block(&store, n).expect("put");
@@ -285,7 +285,7 @@ fn a_restart_finds_the_same_chunks_in_the_same_order_of_use() {
 fn the_second_opener_is_told_the_pid_of_the_first() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let first = store(dir.path(), 1 << 20);
-    let error = DirStore::open(dir.path(), &limits(), Options::default()).expect_err("locked");
+    let error = DirStore::open(dir.path(), &limits(), DirOptions::default()).expect_err("locked");
     assert_eq!(error, OpenError::Busy { path: dir.path().into(), pid: Some(std::process::id()) });
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     drop(first);
@@ -345,7 +345,7 @@ fn a_url_says_the_limits() {
 #[test]
 fn without_a_limit_a_store_takes_half_of_what_is_free() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let options = Options { bytes_max: None, ..Options::default() };
+    let options = DirOptions { bytes_max: None, ..DirOptions::default() };
     let store = DirStore::open(dir.path(), &limits(), options).expect("open");
     let stat = nix::sys::statvfs::statvfs(dir.path()).expect("statvfs");
     let half = stat.blocks_available() * stat.fragment_size() / 2;
@@ -507,9 +507,9 @@ fn a_read_only_disk_serves_fetches_and_refuses_puts() {
     condemn(&store, 3, &key(1));
     assert_eq!(get_block(&store, 1), Err(StoreError::Miss));
     assert!(chunk_path(&dir, &key(1)).exists());
-    let error = DirStore::open(&dir, &limits(), Options::default()).expect_err("locked all the same");
+    let error = DirStore::open(&dir, &limits(), DirOptions::default()).expect_err("locked all the same");
     assert!(matches!(error, OpenError::Busy { .. }), "{error}");
-    let error = DirStore::open(&dir.join("new"), &limits(), Options::default()).expect_err("it cannot be made");
+    let error = DirStore::open(&dir.join("new"), &limits(), DirOptions::default()).expect_err("it cannot be made");
     assert!(error.to_string().contains("mounted read-only") && !error.may_pass(), "{error}");
 }
 

@@ -1,7 +1,7 @@
 //! The directory store against a model of ten lines: least recently used goes first, and the limit holds.
 
 use proptest::prelude::*;
-use store::dir::{DirStore, Options};
+use store::dir::{DirOptions, DirStore};
 use store::{Direct, Store, StoreError};
 
 use crate::chunks::{chunk_path, condemn, get, key, limits, memory_dir, noise, put, soon};
@@ -74,7 +74,7 @@ impl Model {
 }
 
 fn open(dir: &std::path::Path) -> DirStore {
-    let options = Options { bytes_max: Some(BYTES_MAX), chunks_max: CHUNKS_MAX, sync: false };
+    let options = DirOptions { bytes_max: Some(BYTES_MAX), chunks_max: CHUNKS_MAX, sync: false };
     DirStore::open(dir, &limits(), options).expect("the directory opens")
 }
 

@@ -6,14 +6,14 @@ use std::path::Path;
 
 use block::codec::decompress;
 use block::{Codec, Header};
-use store::dir::{DirStore, Options};
-use store::scrub::{self, Damage, Event, Finding, Mode, Report};
+use store::dir::{DirOptions, DirStore};
+use store::scrub::{self, Damage, Event, Finding, Mode, ScrubReport};
 use store::{Direct, OpenError, Store};
 
 use crate::chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
 
-fn options() -> Options {
-    Options { bytes_max: Some(64 << 20), chunks_max: 64, sync: false }
+fn options() -> DirOptions {
+    DirOptions { bytes_max: Some(64 << 20), chunks_max: 64, sync: false }
 }
 
 fn store(dir: &Path) -> DirStore {
@@ -30,7 +30,7 @@ fn filled(dir: &Path, chunks: u64, codec: Codec) -> DirStore {
     store
 }
 
-fn scrub(dir: &Path, mode: Mode) -> (Report, Vec<Finding>) {
+fn scrub(dir: &Path, mode: Mode) -> (ScrubReport, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut directories = 0;
     let report = scrub::run(dir, mode, &mut |event| match event {

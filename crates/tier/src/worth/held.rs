@@ -11,7 +11,7 @@ use super::table::{NONE, Table};
 use crate::{Chunk, NAMESPACES_MAX};
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct HeldChunk {
     pub(super) key: ChunkKey,
     pub(super) history: History,
     pub(super) importance: f32,
@@ -33,7 +33,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Held {
     seed: u64,
-    entries: Box<[Entry]>,
+    entries: Box<[HeldChunk]>,
     table: Table,
     leaves: Sets,
     /// First of the free places.
@@ -48,12 +48,12 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) const fn memory_bytes(chunks_max: usize) -> usize {
-        chunks_max * size_of::<Entry>() + Table::memory_bytes(chunks_max) + Sets::memory_bytes(chunks_max)
+        chunks_max * size_of::<HeldChunk>() + Table::memory_bytes(chunks_max) + Sets::memory_bytes(chunks_max)
     }
 
     pub(super) fn new(chunks_max: usize, seed: u64) -> Self {
         assert!(chunks_max > 0 && chunks_max < NONE as usize / 8, "chunks_max {chunks_max} is out of range");
-        let blank = |at| Entry {
+        let blank = |at| HeldChunk {
             key: ChunkKey::new([0; KEY_BYTES]),
             history: History::first(0, None),
             importance: 1.0,
@@ -120,15 +120,15 @@ impl Held {
         self.table.find(hash, |at| self.entries[at as usize].key == *key)
     }
 
-    pub(super) fn at(&self, place: u32) -> &Entry {
+    pub(super) fn at(&self, place: u32) -> &HeldChunk {
         &self.entries[place as usize]
     }
 
-    pub(super) fn at_mut(&mut self, place: u32) -> &mut Entry {
+    pub(super) fn at_mut(&mut self, place: u32) -> &mut HeldChunk {
         &mut self.entries[place as usize]
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &HeldChunk> {
         self.entries[..self.places].iter().filter(|entry| entry.held)
     }
 
@@ -143,7 +143,7 @@ impl Held {
         let place = self.free;
         let entry = &mut self.entries[place as usize];
         self.free = entry.parent;
-        *entry = Entry {
+        *entry = HeldChunk {
             key: chunk.key,
             importance: chunk.importance,
             cost: chunk.cost_us / chunk.bytes as f32,
@@ -167,7 +167,7 @@ impl Held {
     /// Takes a chunk out; returns its key's hash. Children stay: their parent may come back.
     pub(super) fn remove(&mut self, place: u32) -> u64 {
         let parent = self.parent(place);
-        let Entry { key, bytes, namespace, .. } = self.entries[place as usize];
+        let HeldChunk { key, bytes, namespace, .. } = self.entries[place as usize];
         let hash = self.hash(&key);
         self.table.remove(hash, place);
         self.leaves.remove(usize::from(namespace), place);
@@ -185,7 +185,7 @@ impl Held {
 
     /// Gives a chunk to another namespace.
     pub(super) fn hand_over(&mut self, place: u32, to: u8) {
-        let Entry { namespace: from, bytes, .. } = self.entries[place as usize];
+        let HeldChunk { namespace: from, bytes, .. } = self.entries[place as usize];
         self.leaves.remove(usize::from(from), place);
         self.shares[usize::from(from)] -= u64::from(bytes);
         self.shares[usize::from(to)] += u64::from(bytes);
@@ -242,7 +242,7 @@ impl Held {
 
     /// Puts a chunk among those that can leave, or takes it out.
     fn sort(&mut self, place: u32) {
-        let Entry { children, pins, namespace, .. } = self.entries[place as usize];
+        let HeldChunk { children, pins, namespace, .. } = self.entries[place as usize];
         match (children, pins) {
             (0, 0) => self.leaves.insert(usize::from(namespace), place),
             _ => self.leaves.remove(usize::from(namespace), place),

@@ -1,6 +1,6 @@
 //! What is remembered of chunks that are not held: when and how often they were used, in 32 bytes and a place in a
-//! table for each. A list in an arena: whoever came longest ago is forgotten for the next. They are known by hash
-//! alone: of two with equal hashes, which with 64 bits nobody sees, one would be taken for the other's return.
+//! table for each. A list in an arena: the chunk that came longest ago is forgotten for the next. They are known by
+//! hash alone: of two with equal hashes, which with 64 bits nobody sees, one would be taken for the other's return.
 
 use super::returns::History;
 use super::table::{NONE, Table};

@@ -1,15 +1,15 @@
-//! How soon chunks come back, learned from those that did and those that did not; what is told of a chunk from it is
-//! how many uses a byte of the tier can expect of it.
+//! Learns how soon chunks come back, from those that did and those that did not, and tells how many uses to expect of
+//! a chunk.
 //!
-//! **What is counted.** Chunks are of a class: by the times that they were used, to the power of two, and those of
-//! one use by whether they follow a chunk that was known before. For each class and each age since the last use (two
-//! buckets to an octave): how many came back at that age, and how long chunks were waited for at that age. One
-//! through the other is the hazard, which needs nobody to be waited for to the end: whoever leaves early was waited
-//! for so much less (Kaplan and Meier, 1958). Old counts fade.
+//! **What is counted.** Chunks are classed by the number of their uses, to the power of two, and those of one use by
+//! whether they follow a chunk that was known before. For each class and each age since the last use (two buckets to an
+//! octave) it is counted how many came back at that age, and how long chunks were waited for at that age. The first
+//! divided by the second is the hazard. No chunk has to be waited for to the end: one that leaves early was waited for
+//! less (Kaplan and Meier, 1958). Old counts fade.
 //!
 //! **What is told.** From an age on, the most returns for the time waited, over all times that one might wait:
 //! Gittins' index (1979), as for a bandit that pays once. It is the hit density of LHD (Beckmann et al., NSDI 2018),
-//! with the time after which a chunk is given up free instead of left to the policy. It needs no half-life: that a
+//! except that the time after which a chunk is given up is free and not left to the policy. It needs no half-life: that a
 //! session has paused for longer than sessions pause, or that a document is popular all day, is in the counts.
 
 /// Unit of the times here, in milliseconds.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use block::ChunkKey;
 use clap::ValueEnum;
-use tier::{Chunk, Lfu, Limits, Lru, Policy, S3Fifo, Worth};
+use tier::{Chunk, Lfu, Lru, Policy, S3Fifo, Sizes, Worth};
 
 use super::best::Best;
 use super::trace::Trace;
@@ -103,7 +103,7 @@ pub fn replay(trace: &Trace, tiers: &[TierSize], kind: PolicyKind, chunk_bytes: 
 fn policy(kind: PolicyKind, bytes_max: u64, chunk_bytes: u32, trace: &Trace) -> Box<dyn Policy> {
     let chunks_max = (bytes_max / u64::from(chunk_bytes / 2).max(1) + 16) as usize;
     match kind {
-        PolicyKind::Ours => Box::new(Worth::new(Limits { bytes_max, chunks_max }, 1)),
+        PolicyKind::Ours => Box::new(Worth::new(Sizes { bytes_max, chunks_max }, 1)),
         PolicyKind::Lru => Box::new(Lru::new(bytes_max)),
         PolicyKind::Lfu => Box::new(Lfu::new(bytes_max)),
         PolicyKind::S3fifo => Box::new(S3Fifo::new(bytes_max)),

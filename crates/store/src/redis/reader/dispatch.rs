@@ -7,7 +7,7 @@ use super::errand::{Step, Work};
 use super::{CONTROL, RedisReader};
 use crate::redis::RedisStore;
 use crate::redis::inflow::{Due, Owner, Wants};
-use crate::redis::name::{MANIFEST_FIELD, Name, slot_of};
+use crate::redis::name::{KeyName, MANIFEST_FIELD, slot_of};
 use crate::redis::options::ReadFrom;
 use crate::redis::resp::Digits;
 use crate::{Memory, StoreError};
@@ -59,7 +59,7 @@ impl<M: Memory> RedisReader<'_, M> {
         }
         self.open_lanes(node);
         let first = usize::from(node) * self.lanes_per_node;
-        let window = self.store.door.options.window;
+        let window = self.store.connector.options.window;
         let lanes = &self.lanes;
         let fits = |index: &usize| lanes[*index].is_ready() && lanes[*index].has_room(bytes, replies);
         Ok(match way {
@@ -107,7 +107,7 @@ impl<M: Memory> RedisReader<'_, M> {
         if errand.aside.is_some() {
             lane.send(nodes, &[b"ASKING"], small(Owner::Nobody));
         }
-        let name = Name::of(&errand.key);
+        let name = KeyName::of(&errand.key);
         let owner = Owner::Errand { place, generation, item: 0 };
         match (&mut errand.work, step) {
             (Work::Read { index, bytes, memory, .. }, Step::Ask) => {
@@ -119,7 +119,7 @@ impl<M: Memory> RedisReader<'_, M> {
             }
             (work, _) => {
                 lane.send(nodes, &[b"HGET", name.bytes(), MANIFEST_FIELD], small(owner));
-                if let (Work::Open { .. }, Some(ttl)) = (work, self.store.door.options.ttl) {
+                if let (Work::Open { .. }, Some(ttl)) = (work, self.store.connector.options.ttl) {
                     let mut digits = Digits::default();
                     let words: [&[u8]; 3] = [b"PEXPIRE", name.bytes(), digits.of(ttl.as_millis() as usize)];
                     lane.send(nodes, &words, small(Owner::Nobody));
@@ -161,7 +161,7 @@ impl<M: Memory> RedisReader<'_, M> {
                     if aside.is_some() {
                         lane.send(nodes, &[b"ASKING"], due(Owner::Nobody));
                     }
-                    let name = Name::of(&key);
+                    let name = KeyName::of(&key);
                     let words: [&[u8]; 3] = [b"HEXISTS", name.bytes(), MANIFEST_FIELD];
                     lane.send(nodes, &words, due(Owner::Errand { place, generation, item: item as u16 }));
                     lookup.asked.add(item);
@@ -188,7 +188,7 @@ pub(super) fn route(store: &RedisStore, slot: u16, aside: Option<u16>, owner: bo
     }
     let nodes = &store.nodes;
     let master = nodes.master(slot.into());
-    if store.door.options.read == ReadFrom::Master || owner {
+    if store.connector.options.read == ReadFrom::Master || owner {
         return master;
     }
     let all = || master.into_iter().chain(nodes.replicas(slot.into()));

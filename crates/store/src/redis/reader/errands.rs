@@ -11,7 +11,7 @@ use block::ChunkKey;
 use super::errand::{Errand, Step, Work};
 use super::lookup::Lookup;
 use crate::redis::RedisStore;
-use crate::redis::greeting::Refusal;
+use crate::redis::greeting::LoginRefusal;
 use crate::redis::inflow::{Due, Got, Owner, Wants};
 use crate::redis::name::slot_of;
 use crate::redis::resp::Reply;
@@ -35,7 +35,7 @@ pub(super) struct Errands<'a, M> {
     /// Answers to be given, each with the seat whose manifest is to be copied, if any.
     pub(super) answers: VecDeque<(Answer<M>, Option<usize>)>,
     /// Why the connection whose reply was taken last is not logged in any more, if so.
-    pub(super) revoked: Option<Refusal>,
+    pub(super) revoked: Option<LoginRefusal>,
     random: u64,
 }
 

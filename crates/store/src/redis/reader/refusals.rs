@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::errand::Work;
 use super::errands::Errands;
 use crate::redis::fault::{Fault, said};
-use crate::redis::greeting::Refusal;
+use crate::redis::greeting::LoginRefusal;
 use crate::redis::inflow::{Due, Owner, Wants};
 use crate::{Memory, STORE_TRIES, StoreError};
 
@@ -74,12 +74,13 @@ impl<M: Memory> Errands<'_, M> {
             },
             // Whoever waits for this connection hears so when it is closed.
             Fault::Login => {
-                self.revoked = Some(Refusal { later: false, asked: command, said: said(text, &store.door.login()) });
+                self.revoked =
+                    Some(LoginRefusal { later: false, asked: command, said: said(text, &store.connector.login()) });
                 self.fail(place, StoreError::Denied { call });
             }
             Fault::Permission | Fault::Unknown => {
                 facts.errors.fetch_add(1, Relaxed);
-                store.complain(node, command, fault, &said(text, &store.door.login()));
+                store.complain(node, command, fault, &said(text, &store.connector.login()));
                 self.fail(place, StoreError::Denied { call });
             }
             Fault::Full | Fault::ReadOnly | Fault::NoSuchKey | Fault::Other => {

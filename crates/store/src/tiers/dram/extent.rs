@@ -5,7 +5,7 @@ use tier::Worth;
 
 use super::landing::Landing;
 use crate::Limits;
-use crate::tiers::pages::Pages;
+use crate::tiers::pages::ChunkPages;
 
 /// Bytes of a page: small beside a block, large beside the 16 bytes of tables for it.
 pub(crate) const PAGE_BYTES: usize = 4 << 10;
@@ -48,7 +48,7 @@ impl Extent {
         let map = (self.entries() * 8 / 7).next_power_of_two() * (size_of::<(ChunkKey, u32)>() + 1);
         let landing = Landing::memory_bytes(limits);
         Worth::memory_bytes(self.chunks_max)
-            + Pages::memory_bytes(self.page_count, self.entries())
+            + ChunkPages::memory_bytes(self.page_count, self.entries())
             + map
             + limits.chunks_open_max * landing
     }

@@ -50,13 +50,13 @@ fn check(dram: &Dram, seat: usize, n: u32, bytes: usize) -> usize {
 fn what_is_found_is_right_through_any_eviction_and_no_page_is_lost() {
     let (read, in_place) = churned(None);
     assert!(read > 300 && in_place == 0, "plain memory is copied: {in_place} of {read}");
-    let (read, in_place) = churned(Some(&|pages, page_bytes| Ok(Box::new(Plain::new(pages, page_bytes)))));
+    let (read, in_place) = churned(Some(&|pages, page_bytes| Ok(Box::new(PlainSlab::new(pages, page_bytes)))));
     assert!(read > 300 && in_place > read / 2, "{in_place} of {read}");
 }
 
 #[test]
 fn a_block_that_had_to_be_cut_is_copied_and_right() {
-    let allocate: Allocate<'_> = &|pages, page_bytes| Ok(Box::new(Plain::new(pages, page_bytes)));
+    let allocate: Allocate<'_> = &|pages, page_bytes| Ok(Box::new(PlainSlab::new(pages, page_bytes)));
     let dram = Dram::new(1 << 20, &Limits::default(), 1, Some(allocate)).expect("memory").expect("256 pages");
     // 16 chunks of 13 pages; then 8 holes of 13 pages, and 48 at the end.
     assert!((0..16).all(|n| bring(&dram, n, 30_000, n.into())));
