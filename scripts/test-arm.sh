@@ -63,7 +63,7 @@ kernels_are_neon() {
     aarch64-linux-gnu-objdump --disassemble --demangle --no-show-raw-insn "$1" >"$work/code"
     echo "test-arm: NEON in $1:"
     while read -r kernel instruction; do
-        count=$(awk -v kernel="^<block::simd::$kernel(::run|::neon)?>:\$" -v instruction="[[:space:]]$instruction" '
+        count=$(awk -v kernel="^<block::kernel::simd::$kernel(::run|::neon)?>:\$" -v instruction="[[:space:]]$instruction" '
             $2 ~ /^<.*>:$/ { inside = $2 ~ kernel }
             inside && $0 ~ instruction { count++ }
             END { print count + 0 }' "$work/code")
@@ -80,7 +80,7 @@ split (usra|ushr|shrn).v[0-9]+.(8h|8b|4s)
 merge (shl|shll|ushll).v[0-9]+.(8h|4s)
 KERNELS
     $good || {
-        echo "test-arm: FAILED: the compiler left a kernel without NEON: see crates/block/src/kernel.rs" >&2
+        echo "test-arm: FAILED: the compiler left a kernel without NEON: see crates/block/src/kernel/generic.rs" >&2
         return 1
     }
 }

@@ -2,8 +2,8 @@
 //! encodes. Deflate is one raw RFC 1951 stream, LZ4 one bare block. No frames, no size words: lengths and checksums
 //! are in the block header.
 
-use crate::header::Header;
-use crate::recipe::Codec;
+use crate::format::header::Header;
+use crate::format::recipe::Codec;
 use std::fmt;
 
 /// Levels of Deflate that [`Compressor::new`] takes.

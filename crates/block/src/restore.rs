@@ -2,11 +2,11 @@
 //! it over its output); [`restore_checked`] is for raw payloads and computes it in the same pass, in pieces that stay
 //! in the cache. Either way nothing of the tile may be used unless the call says `Ok`.
 
-use crate::header::Header;
-use crate::recipe::{Granularity, Transform};
-use crate::rows::Rows;
-use crate::shape::{Shape, TileOrder};
-use crate::simd;
+use crate::format::header::Header;
+use crate::format::recipe::{Granularity, Transform};
+use crate::kernel::rows::Rows;
+use crate::kernel::shape::{Shape, TileOrder};
+use crate::kernel::simd;
 use std::fmt;
 
 /// Elements that [`restore_checked`] takes at a time: codes and tile of a piece fit the L2 cache of one core.

@@ -2,7 +2,7 @@
 //! branch-free so that loops over them vectorize. Conversions from f32 round to nearest even and expect a finite value
 //! whose rounding is finite, which is what the quantizer's formula yields.
 
-use crate::geometry::ElementType;
+use crate::format::geometry::ElementType;
 
 /// One element type. `Word` is its bits; magnitudes (bits without the sign) order like absolute values.
 pub(crate) trait Element: Copy + 'static {

@@ -2,7 +2,7 @@
 //! Every limit is a named constant here; a geometry outside the limits is refused by [`Geometry::check`], and every
 //! door of this crate that takes bytes from outside calls it. Byte table: docs/formats.md, "Geometry".
 
-use crate::words::{all_zero, put, u16_at};
+use crate::format::words::{all_zero, put, u16_at};
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,10 +1,10 @@
 //! The oracle of the fast kernels: one element at a time, straight from the formulas of docs/formats.md, with other
 //! people's number conversions. And the claims that compare the two, bit for bit.
 
-use crate::geometry::{ElementType, Geometry};
-use crate::plan::{Kind, Part};
-use crate::recipe::{Granularity, Transform};
-use crate::shape::TileOrder;
+use crate::format::geometry::{ElementType, Geometry};
+use crate::format::plan::{Kind, Part};
+use crate::format::recipe::{Granularity, Transform};
+use crate::kernel::shape::TileOrder;
 use half::{bf16, f16};
 
 fn read(element: ElementType, bytes: &[u8], index: usize) -> f32 {
@@ -166,11 +166,11 @@ pub(crate) fn split(element: ElementType, plain: &[u8]) -> Vec<u8> {
 
 mod tests {
     use super::*;
-    use crate::header::Header;
-    use crate::key::ChunkKey;
-    use crate::recipe::Codec;
+    use crate::format::header::Header;
+    use crate::format::key::ChunkKey;
+    use crate::format::recipe::Codec;
     use crate::restore::{restore, restore_checked};
-    use crate::simd::on_each_instruction_set;
+    use crate::kernel::simd::on_each_instruction_set;
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn the_kernels_run_on_what_the_processor_has() {
-        let sets = crate::simd::instruction_sets();
+        let sets = crate::kernel::simd::instruction_sets();
         println!("kernels of {}: {sets:?}", std::env::consts::ARCH);
         assert!(!cfg!(target_arch = "aarch64") || sets == ["neon", "plain"]);
         assert!(!cfg!(all(target_feature = "avx2", target_feature = "f16c")) || sets.contains(&"avx2"));
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     #[cfg(not(miri))]
     fn conversions_agree_with_half_on_all_words() {
-        use crate::number::{Bf16, Element, F16};
+        use crate::kernel::number::{Bf16, Element, F16};
         for word in 0..=u16::MAX {
             let bytes = word.to_le_bytes();
             if F16::magnitude(bytes) < F16::INFINITE {

@@ -1,7 +1,7 @@
 //! What an instruction set does with some elements at a time. `run` says what for; `simd` has those that we know.
 
-use crate::number::{self, Element};
-use crate::run::unpack;
+use crate::kernel::number::{self, Element};
+use crate::kernel::run::unpack;
 
 /// Elements that are worked on at a time.
 pub(crate) const UNIT: usize = 32;

@@ -2,8 +2,8 @@
 //! shapes, transforms, tenants and ranks. Equal prefixes share keys on every machine and in every process; nothing
 //! here depends on a seed or on pointer values. Derivation: docs/formats.md, "Keys".
 
-use crate::geometry::Geometry;
-use crate::recipe::Recipe;
+use crate::format::geometry::Geometry;
+use crate::format::recipe::Recipe;
 use std::fmt;
 use std::str::FromStr;
 

@@ -4,8 +4,8 @@
 //! Few levels mean few elements: up to [`TABLE_PEAK_MAX`] and in 16 bits, all elements of a step are computed once, into a
 //! table that fits registers, and codes are only looked up. Else each code is multiplied by its step.
 
-use crate::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
-use crate::number::{self, Element};
+use crate::kernel::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
+use crate::kernel::number::{self, Element};
 
 /// The elements that codes of one step stand for.
 pub(crate) trait Levels<L: Lanes>: Copy {

@@ -2,9 +2,9 @@
 //! A plan follows from the geometry and the largest block a slot can hold; the manifest records it, so that a reader
 //! with other slots still knows what it looks at. Spec: docs/formats.md, "Plan".
 
-use crate::geometry::{Geometry, GeometryError};
-use crate::recipe::{Granularity, Transform};
-use crate::words::align64;
+use crate::format::geometry::{Geometry, GeometryError};
+use crate::format::recipe::{Granularity, Transform};
+use crate::format::words::align64;
 use std::fmt;
 
 pub const BLOCKS_PER_CHUNK_MAX: usize = 1024;

@@ -1,8 +1,8 @@
 //! AVX2 with F16C, as all x86-64 servers of the last ten years have it.
 
-use crate::geometry::ElementType;
-use crate::lanes::{Lanes, UNIT};
-use crate::number::Element;
+use crate::format::geometry::ElementType;
+use crate::kernel::lanes::{Lanes, UNIT};
+use crate::kernel::number::Element;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 

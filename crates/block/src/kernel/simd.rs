@@ -10,11 +10,11 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-use crate::geometry::ElementType;
-use crate::kernel;
-use crate::lanes::Plain;
-use crate::number::{Bf16, F16, F32};
-use crate::rows::Rows;
+use crate::format::geometry::ElementType;
+use crate::kernel::generic;
+use crate::kernel::lanes::Plain;
+use crate::kernel::number::{Bf16, F16, F32};
+use crate::kernel::rows::Rows;
 
 /// What the kernels can run on.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +102,7 @@ macro_rules! kernels {
 
         mod $name {
             use super::*;
-            use crate::number::Element;
+            use crate::kernel::number::Element;
 
             pub(super) fn run<E: Element>($($arg: $ty),*) $(-> $ret)? {
                 match Set::chosen() {
@@ -116,44 +116,44 @@ macro_rules! kernels {
                     #[cfg(target_arch = "aarch64")]
                     // SAFETY: as above.
                     Set::Neon(lanes) => unsafe { neon::<E>(lanes, $($arg),*) },
-                    Set::Plain => kernel::$name::<E, Plain>(Plain, $($arg),*),
+                    Set::Plain => generic::$name::<E, Plain>(Plain, $($arg),*),
                 }
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi,avx2,bmi2,fma,f16c")]
             fn avx512<E: Element>(lanes: avx512::Avx512, $($arg: $ty),*) $(-> $ret)? {
-                kernel::$name::<E, avx512::Avx512>(lanes, $($arg),*)
+                generic::$name::<E, avx512::Avx512>(lanes, $($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,bmi2,fma,f16c")]
             fn avx2<E: Element>(lanes: avx2::Avx2, $($arg: $ty),*) $(-> $ret)? {
-                kernel::$name::<E, avx2::Avx2>(lanes, $($arg),*)
+                generic::$name::<E, avx2::Avx2>(lanes, $($arg),*)
             }
 
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon")]
             fn neon<E: Element>(lanes: neon::Neon, $($arg: $ty),*) $(-> $ret)? {
-                kernel::$name::<E, neon::Neon>(lanes, $($arg),*)
+                generic::$name::<E, neon::Neon>(lanes, $($arg),*)
             }
         }
     )*};
 }
 
 kernels! {
-    /// See [`kernel::quantize`].
+    /// See [`generic::quantize`].
     fn quantize(rows: &Rows, tile: &[u8], codes: &mut [u8], scales: &mut [u8]) -> bool;
-    /// See [`kernel::dequantize`].
+    /// See [`generic::dequantize`].
     fn dequantize(rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]);
-    /// See [`kernel::pack_nibbles`]; the element type does not matter.
+    /// See [`generic::pack_nibbles`]; the element type does not matter.
     fn pack_nibbles(codes: &mut [u8], elements: usize);
-    /// See [`kernel::scatter`].
+    /// See [`generic::scatter`].
     fn scatter(rows: &Rows, plain: &[u8], tile: &mut [u8]);
-    /// See [`kernel::gather`].
+    /// See [`generic::gather`].
     fn gather(rows: &Rows, tile: &[u8], plain: &mut [u8]);
-    /// See [`kernel::split`].
+    /// See [`generic::split`].
     fn split(rows: &Rows, tile: &[u8], codes: &mut [u8]);
-    /// See [`kernel::merge`].
+    /// See [`generic::merge`].
     fn merge(rows: &Rows, codes: &[u8], tile: &mut [u8]);
 }

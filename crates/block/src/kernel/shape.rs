@@ -1,8 +1,8 @@
 //! Where an element of a block lies: in codes (canonical order, token-major) and in a tile (the order in which it goes
 //! to host memory). The kernels walk runs that are contiguous in both.
 
-use crate::geometry::Geometry;
-use crate::plan::Part;
+use crate::format::geometry::Geometry;
+use crate::format::plan::Part;
 
 /// The order of a tile's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! How rows are walked: runs that are contiguous in codes and in the tile, in the order in which the tile's memory lies.
 
-use crate::recipe::Granularity;
-use crate::shape::{Shape, TileOrder};
+use crate::format::recipe::Granularity;
+use crate::kernel::shape::{Shape, TileOrder};
 use std::ops::Range;
 
 /// Tokens of a group: what is kept for each of them (16 tables at most) stays in the nearest cache.

@@ -3,11 +3,11 @@
 //! [`Header::parse`] (every field, every length) and [`Header::verify_scales`]; [`Header::open`] does all of it.
 //! Byte table: docs/formats.md, "Block".
 
-use crate::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
-use crate::key::{ChunkKey, KEY_BYTES};
-use crate::plan::{BLOCKS_PER_CHUNK_MAX, Kind, Part};
-use crate::recipe::{Codec, Granularity, PEAK_MAX, Transform};
-use crate::words::{align64, all_zero, put, u16_at, u32_at};
+use crate::format::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
+use crate::format::key::{ChunkKey, KEY_BYTES};
+use crate::format::plan::{BLOCKS_PER_CHUNK_MAX, Kind, Part};
+use crate::format::recipe::{Codec, Granularity, PEAK_MAX, Transform};
+use crate::format::words::{align64, all_zero, put, u16_at, u32_at};
 use std::fmt;
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! NEON, which every 64-bit Arm core has, the card's Cortex-A78 among them: no half-precision arithmetic, no bf16.
 
-use crate::geometry::ElementType;
-use crate::lanes::{Lanes, UNIT};
-use crate::number::Element;
+use crate::format::geometry::ElementType;
+use crate::kernel::lanes::{Lanes, UNIT};
+use crate::kernel::number::Element;
 use std::arch::aarch64::*;
 use std::mem::transmute;
 
@@ -194,7 +194,7 @@ fn to_bf16(low: float32x4_t, high: float32x4_t) -> uint8x16_t {
     vreinterpretq_u8_u16(vuzp2q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high)))
 }
 
-/// As [`crate::number::F16`] reads: exponents' biases differ by 112, and the product is exact.
+/// As [`crate::kernel::number::F16`] reads: exponents' biases differ by 112, and the product is exact.
 #[inline]
 #[target_feature(enable = "neon")]
 fn from_f16(elements: uint8x16_t) -> [float32x4_t; 2] {
@@ -211,7 +211,7 @@ fn from_f16(elements: uint8x16_t) -> [float32x4_t; 2] {
     ]
 }
 
-/// As [`crate::number::F16`] writes, in the low halves of 32 bits.
+/// As [`crate::kernel::number::F16`] writes, in the low halves of 32 bits.
 #[inline]
 #[target_feature(enable = "neon")]
 fn to_f16(values: float32x4_t) -> uint16x8_t {

@@ -2,12 +2,12 @@
 //! and needs no heap. It refuses a plan that does not cover the geometry exactly and a length that no block of that
 //! part can have. Byte table: docs/formats.md, "Manifest".
 
-use crate::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
-use crate::header::{FORMAT_VERSION, HEADER_BYTES};
-use crate::importance::Importance;
-use crate::key::{ChunkKey, KEY_BYTES};
-use crate::plan::{BLOCKS_PER_CHUNK_MAX, Plan, PlanError, wire_bytes_max};
-use crate::words::{put, u16_at, u32_at};
+use crate::format::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
+use crate::format::header::{FORMAT_VERSION, HEADER_BYTES};
+use crate::format::importance::Importance;
+use crate::format::key::{ChunkKey, KEY_BYTES};
+use crate::format::plan::{BLOCKS_PER_CHUNK_MAX, Plan, PlanError, wire_bytes_max};
+use crate::format::words::{put, u16_at, u32_at};
 use std::fmt;
 
 const MAGIC: [u8; 4] = *b"KVLM";

@@ -13,10 +13,10 @@
 //! One CRC-32 covers table, manifest and trailer; the bytes of blocks carry their own checks. It refuses to look into
 //! the manifest, whose door is [`crate::Manifest::parse`]. Byte tables: docs/formats.md, "Chunk in a directory store".
 
-use crate::key::{ChunkKey, KEY_BYTES};
-use crate::manifest::MANIFEST_BYTES_MAX;
-use crate::plan::BLOCKS_PER_CHUNK_MAX;
-use crate::words::{put, u32_at, u64_at};
+use crate::format::key::{ChunkKey, KEY_BYTES};
+use crate::format::manifest::MANIFEST_BYTES_MAX;
+use crate::format::plan::BLOCKS_PER_CHUNK_MAX;
+use crate::format::words::{put, u32_at, u64_at};
 use std::fmt;
 
 /// Where a block may start.

@@ -2,7 +2,7 @@
 //! payload). A recipe is written `transform` or `transform+codec`: `q5`, `q5+lz4`, `lossless+raw`, `peak20`.
 //! Formulas: docs/formats.md, "Transforms".
 
-use crate::plan::Kind;
+use crate::format::plan::Kind;
 use std::fmt;
 use std::str::FromStr;
 

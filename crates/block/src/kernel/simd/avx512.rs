@@ -1,8 +1,8 @@
 //! AVX-512 as Zen 4 and Sapphire Rapids have it, with bf16 conversions and permutations of bytes.
 
-use crate::geometry::ElementType;
-use crate::lanes::{Lanes, UNIT};
-use crate::number::Element;
+use crate::format::geometry::ElementType;
+use crate::kernel::lanes::{Lanes, UNIT};
+use crate::kernel::number::Element;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
