@@ -131,7 +131,7 @@ impl RunError {
             Self::Hub(HubError::Comch(error)) if !error.is_of_the_device() => 2,
             Self::Device(_) | Self::NoDevice { .. } | Self::Unfit(_) => 3,
             Self::Hub(HubError::Comch(_) | HubError::Device(_) | HubError::EngineStuck(_)) => 3,
-            Self::System(_) | Self::Hub(HubError::System { .. }) => 1,
+            Self::System(_) | Self::Hub(HubError::System { .. } | HubError::WorkerHangs(_)) => 1,
         }
     }
 }

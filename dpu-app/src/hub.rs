@@ -39,6 +39,7 @@ mod world;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use block::ChunkKey;
 use doca::{Codec, Context, Device, ProgressEngine};
 use mailbox::Status;
 use mailbox::channel::Listener;
@@ -59,6 +60,7 @@ use crate::hub::notice::Notices;
 use crate::hub::notify::Supervisor;
 use crate::hub::request::Request;
 use crate::hub::session::{Desk, Session};
+use crate::pipeline::job::CrewKind;
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflater, Pipeline};
 use crate::workers::board::HubState;
@@ -71,6 +73,8 @@ const ATTEND_EVERY: Duration = Duration::from_micros(500);
 const DEADLINE_EVERY: Duration = Duration::from_millis(5);
 /// Operations on one engine from which a sleep may be a fixed time instead of until the next completion.
 pub const MODERATED_DEPTH: usize = 5;
+/// Time that a card that leaves gives to calls that hang, once no host waits for them.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Time without a completion, with work in flight, after which the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -83,10 +87,31 @@ pub enum HubError {
     Comch(comch::OpenError),
     /// An engine has not completed anything for 30 s.
     EngineStuck(doca::Kind),
+    /// Everything has drained but a worker that does not come back.
+    WorkerHangs(Hanging),
     System {
         call: &'static str,
         errno: Errno,
     },
+}
+
+/// A call of the store that does not come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hanging {
+    pub crew: CrewKind,
+    pub lasts: Duration,
+    /// Name of the job that it is for, and the chunk.
+    pub job: &'static str,
+    pub key: Option<ChunkKey>,
+}
+
+impl std::fmt::Display for Hanging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (crew, lasts) = (self.crew.name(), self.lasts.as_secs_f64());
+        write!(f, "a {crew} worker has been in one call for {lasts:.1} s ({}", self.job)?;
+        self.key.map_or(Ok(()), |key| write!(f, " of chunk {key}"))?;
+        write!(f, "), which nobody can end: left without it; does the disk or the server behind --store hang?")
+    }
 }
 
 impl std::fmt::Display for HubError {
@@ -97,6 +122,7 @@ impl std::fmt::Display for HubError {
             Self::EngineStuck(kind) => {
                 write!(f, "device: the {kind:?} engine completed nothing for {} s", ENGINE_TIMEOUT.as_secs())
             }
+            Self::WorkerHangs(hanging) => hanging.fmt(f),
             Self::System { call, errno } => write!(f, "{call}: {}", errno.desc()),
         }
     }
@@ -141,6 +167,7 @@ pub struct Hub<'a, 's> {
     /// Whether a wake-up was asked of the progress engine and has not come.
     pub(crate) armed: bool,
     pub(crate) state: HubState,
+    leaving_since: Option<Instant>,
     pub(crate) started: Instant,
     pub(crate) now: Instant,
     pub(crate) last_attend: Instant,
@@ -237,6 +264,7 @@ impl<'a, 's> Hub<'a, 's> {
             epoll,
             armed: false,
             state: HubState::Init,
+            leaving_since: None,
             started: now,
             now,
             last_attend: now,
@@ -287,12 +315,17 @@ impl<'a, 's> Hub<'a, 's> {
     /// Runs until somebody asks to stop and everything has drained.
     ///
     /// # Errors
-    /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed.
+    /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed. Or
+    /// all has drained but a worker that hangs, and whoever waits for its thread waits as long.
     pub fn run(mut self) -> Result<(), HubError> {
         self.become_state(HubState::Steady);
         self.supervisor.ready();
         while !self.drained_for_good() {
             let busy = self.turn()?;
+            if let Some(hanging) = self.hangs_for_good() {
+                self.say_goodbye();
+                return Err(HubError::WorkerHangs(hanging));
+            }
             if !busy && !self.shared.config.busy_poll {
                 self.sleep()?;
             }
@@ -407,11 +440,24 @@ impl<'a, 's> Hub<'a, 's> {
         Ok(())
     }
 
+    /// Leaving, and what is not done is in calls that do not come back: no host waits for it, and no engine moves anything.
+    fn hangs_for_good(&mut self) -> Option<Hanging> {
+        let leaving_for = self.now.saturating_duration_since(self.leaving_since?);
+        let moves = |engine: &Engine| engine.context.in_flight() > 0;
+        if leaving_for < LEAVE_PATIENCE
+            || self.sessions.iter().flatten().any(Session::awaits_answers)
+            || self.inflate.iter().chain([&self.bulk, &self.mail]).any(moves)
+        {
+            return None;
+        }
+        self.watch_workers();
+        let (crew, sight) = self.stuck.longest()?;
+        let key = sight.call.and_then(|job| job.seat()).map(|seat| self.shared.chunks.at(seat).key);
+        Some(Hanging { crew, lasts: sight.longest, job: sight.call.map_or("unknown", |job| job.name()), key })
+    }
+
     fn drained_for_good(&self) -> bool {
-        let waiting = |session: &Session| {
-            session.is_live() && (session.requests.iter().any(Option::is_some) || session.has_words())
-                || !session.is_idle()
-        };
+        let waiting = |session: &Session| session.awaits_answers() || !session.is_idle();
         self.state == HubState::Draining { leave: true }
             && self.pipeline.order.is_empty()
             && !self.sessions.iter().flatten().any(waiting)
@@ -426,6 +472,7 @@ impl<'a, 's> Hub<'a, 's> {
         log::info!("draining{}", if leave { ", then leaving" } else { "" });
         self.become_state(next);
         if leave {
+            self.leaving_since = Some(self.now);
             self.supervisor.stopping();
         }
         for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {

@@ -9,8 +9,8 @@ use store::Readable;
 
 use crate::config::{Config, store_limits};
 use crate::error::RunError;
-use crate::hub::Hub;
 use crate::hub::fit::Fit;
+use crate::hub::{Hub, HubError};
 use crate::metrics;
 use crate::settings;
 use crate::slots::lender::open_store;
@@ -107,8 +107,17 @@ pub fn serve(
         let reload = move || config.reload.run(shared.config, shared.store);
         thread::Builder::new().name("reload".into()).spawn_scoped(scope, reload).map_err(RunError::System)?;
         ready();
-        hub.run().map_err(RunError::Hub)
+        match hub.run().map_err(RunError::Hub) {
+            Err(error @ RunError::Hub(HubError::WorkerHangs(_))) => leave_without(&error),
+            ended => ended,
+        }
     })
+}
+
+/// Ends the process: a scope joins its threads, and one of them does not come back.
+fn leave_without(error: &RunError) -> ! {
+    log::error!("{error}");
+    std::process::exit(error.exit_code().into())
 }
 
 /// Logs what is about to run, once everything was allocated.

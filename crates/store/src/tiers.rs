@@ -27,7 +27,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Importance, Manifest};
 use tier::{Chunk, NAMESPACES_MAX, Worth};
@@ -63,6 +63,9 @@ mod runs;
 pub(crate) use disk::DISK_SHARE;
 pub use facts::{SCORE_BUCKETS, TierFacts};
 pub(crate) use parts::{Parts, SCHEME, USAGE};
+
+/// How long the end of a store waits for its mover, which may be in a call that no thread can end.
+const MOVER_LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Tier that a chunk is in, or comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,9 +160,17 @@ impl TierStore {
 impl Drop for TierStore {
     fn drop(&mut self) {
         self.tiers.wishes.stop();
-        if let Some(mover) = self.mover.take() {
+        let Some(mover) = self.mover.take() else { return };
+        let until = Instant::now() + MOVER_LEAVES_WITHIN;
+        while !mover.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if mover.is_finished() {
             // A panic of its own it has reported itself.
             let _ = mover.join();
+        } else {
+            // What it uses, it owns a share of.
+            log::warn!("store: the mover of tiers is in a call that does not end: left without it; does a disk hang?");
         }
     }
 }

@@ -63,14 +63,14 @@ impl StoreWatch {
 /// Workers whose call has lasted for [`STUCK`], by crew: what the log was told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StuckWorkers {
-    by_crew: [usize; 4],
+    by_crew: [Sight; CrewKind::ALL.len()],
 }
 
 impl StuckWorkers {
     /// Takes note of a look at a crew, and logs when the first worker is stuck and when none is any more; `true` at the
     /// first.
     pub fn saw(&mut self, kind: CrewKind, sight: &Sight) -> bool {
-        let before = std::mem::replace(&mut self.by_crew[kind as usize], sight.stuck);
+        let before = std::mem::replace(&mut self.by_crew[kind as usize], *sight).stuck;
         if before > 0 && sight.stuck == 0 {
             log::info!("no {} worker is stuck any more", kind.name());
         }
@@ -87,7 +87,14 @@ impl StuckWorkers {
 
     #[must_use]
     pub fn total(&self) -> usize {
-        self.by_crew.iter().sum()
+        self.by_crew.iter().map(|sight| sight.stuck).sum()
+    }
+
+    /// The call that has lasted longest of those that count as stuck, and whose it is.
+    #[must_use]
+    pub fn longest(&self) -> Option<(CrewKind, &Sight)> {
+        let stuck = CrewKind::ALL.into_iter().zip(&self.by_crew).filter(|(_, sight)| sight.stuck > 0);
+        stuck.max_by_key(|(_, sight)| sight.longest)
     }
 }
 

@@ -284,6 +284,12 @@ impl Session {
         self.flows == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
     }
 
+    /// Tells whether a host is there to whom a request is to be answered.
+    #[must_use]
+    pub fn awaits_answers(&self) -> bool {
+        self.is_live() && (self.requests.iter().any(Option::is_some) || self.has_words())
+    }
+
     /// Tells whether the host is still to be told something.
     #[must_use]
     pub fn has_words(&self) -> bool {

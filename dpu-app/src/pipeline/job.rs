@@ -21,6 +21,8 @@ pub enum CrewKind {
 }
 
 impl CrewKind {
+    pub const ALL: [Self; 4] = [Self::Ask, Self::Fetch, Self::Dequantize, Self::Encode];
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -33,7 +35,7 @@ impl CrewKind {
 }
 
 /// One piece of work. Answered by exactly one [`Done`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Job {
     /// Counts the leading keys that the store has. For the worker that asks.
     Lookup { session: u16 },
@@ -75,6 +77,46 @@ impl Job {
             Self::Open { .. } | Self::Read { .. } | Self::Close { .. } => CrewKind::Fetch,
             Self::Inflate { .. } | Self::Restore { .. } | Self::Compare { .. } => CrewKind::Dequantize,
             Self::Begin { .. } | Self::Encode { .. } | Self::Commit { .. } | Self::Abort { .. } => CrewKind::Encode,
+        }
+    }
+
+    /// Names it for people.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Lookup { .. } => "look-up",
+            Self::Touch { .. } => "note of use",
+            Self::Rate { .. } => "rating",
+            Self::Open { .. } => "open",
+            Self::Read { .. } => "read",
+            Self::Close { .. } => "close",
+            Self::Inflate { .. } => "inflate",
+            Self::Restore { .. } => "dequantize",
+            Self::Compare { .. } => "compare",
+            Self::Begin { .. } => "begin of a put",
+            Self::Encode { .. } => "put of a block",
+            Self::Commit { .. } => "commit",
+            Self::Abort { .. } => "end of a put",
+        }
+    }
+
+    /// The seat whose chunk it is for; a slot's block has it in the slot's table.
+    #[must_use]
+    pub fn seat(&self) -> Option<Seat> {
+        match *self {
+            Self::Open { seat, .. }
+            | Self::Read { seat, .. }
+            | Self::Close { seat, .. }
+            | Self::Compare { seat, .. }
+            | Self::Begin { seat }
+            | Self::Encode { seat, .. }
+            | Self::Commit { seat }
+            | Self::Abort { seat } => Some(seat),
+            Self::Lookup { .. }
+            | Self::Touch { .. }
+            | Self::Rate { .. }
+            | Self::Inflate { .. }
+            | Self::Restore { .. } => None,
         }
     }
 }

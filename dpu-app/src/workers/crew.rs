@@ -75,6 +75,11 @@ impl<'a> Hand<'a> {
         true
     }
 
+    /// Returns the job that it claimed last, whose call it is in if it is in one.
+    fn claimed(&self) -> Option<Job> {
+        self.recent[self.claims.last() as usize % self.recent.len()]
+    }
+
     /// Returns how long it has been in its present call.
     fn in_call_for(&mut self, now: Instant) -> Duration {
         self.call = match (self.pulse.call(), self.call) {
@@ -90,6 +95,8 @@ impl<'a> Hand<'a> {
 pub struct Sight {
     /// Time of the longest call.
     pub longest: Duration,
+    /// Job that the longest call is for.
+    pub call: Option<Job>,
     /// Workers whose call has taken as long as the look asked about.
     pub stuck: usize,
     /// Jobs that went from them to others.
@@ -185,7 +192,9 @@ impl<'a> Crew<'a> {
         for hand in &mut self.hands {
             let lasts = hand.in_call_for(now);
             hand.hangs = lasts >= PASSED_OVER;
-            sight.longest = sight.longest.max(lasts);
+            if lasts > sight.longest {
+                (sight.longest, sight.call) = (lasts, hand.claimed());
+            }
             sight.stuck += usize::from(lasts >= stuck);
             if let Some(first) = hand.hangs.then(|| hand.claims.take_back(hand.given)).flatten() {
                 let count = hand.given.wrapping_sub(first);
@@ -232,7 +241,7 @@ mod tests {
         assert_eq!(crew.watch(now, STUCK), Sight::default());
         assert_eq!(crew.watch(now + PASSED_OVER / 2, STUCK).passed_on, 0, "it may just be slow");
         let sight = crew.watch(now + PASSED_OVER, STUCK);
-        assert_eq!(sight, Sight { longest: PASSED_OVER, stuck: 0, passed_on: 2 });
+        assert_eq!(sight, Sight { longest: PASSED_OVER, call: Some(job(0)), stuck: 0, passed_on: 2 });
         crew.give(job(6));
         let seats: Vec<u16> = std::iter::from_fn(|| working.claim().map(seat)).collect();
         assert_eq!(seats, [1, 3, 5, 2, 4, 6]);

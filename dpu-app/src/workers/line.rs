@@ -36,13 +36,25 @@ pub type Worked = (Done, Duration);
 pub struct Claims {
     /// The first number that nobody has claimed.
     next: AtomicU32,
+    /// The last number that the worker has claimed.
+    last: AtomicU32,
 }
 
 impl Claims {
     /// Claims a job for the worker that has dequeued it; `false`: it was taken back.
     #[must_use]
     pub fn claim(&self, number: u32) -> bool {
-        self.next.compare_exchange(number, number.wrapping_add(1), Relaxed, Relaxed).is_ok()
+        let claimed = self.next.compare_exchange(number, number.wrapping_add(1), Relaxed, Relaxed).is_ok();
+        if claimed {
+            self.last.store(number, Relaxed);
+        }
+        claimed
+    }
+
+    /// The number of the job that the worker claimed last, if it has claimed any.
+    #[must_use]
+    pub fn last(&self) -> u32 {
+        self.last.load(Relaxed)
     }
 
     /// Takes back all jobs that the worker has not claimed of those below `given`; the first of them. `None` if it
@@ -167,12 +179,12 @@ mod tests {
 
     #[test]
     fn a_job_is_claimed_or_taken_back_and_never_both() {
-        let claims = Claims { next: AtomicU32::new(u32::MAX) };
+        let claims = Claims { next: AtomicU32::new(u32::MAX), ..Claims::default() };
         assert!(claims.claim(u32::MAX) && claims.claim(0), "numbers wrap");
         assert_eq!(claims.take_back(4), Some(1));
         assert!(!claims.claim(1) && !claims.claim(3), "they are somebody else's now");
         assert!(claims.claim(4));
-        assert_eq!(claims.take_back(5), Some(5), "nothing was left");
+        assert_eq!((claims.take_back(5), claims.last()), (Some(5), 4), "nothing was left");
     }
 
     #[test]

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use crate::rig::process::{Dpu, Home};
 use crate::rig::*;
 use crate::scrape::{free_address, get, until};
 use host_ctl::{Arrangement, Client, Completion, Memory, RequestId, Transfer};
 use mailbox::Status;
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
@@ -38,6 +40,8 @@ struct Hanging {
 }
 
 const DEADLINE: Duration = Duration::from_millis(200);
+/// How long a card that leaves waits for what hangs (docs/architecture.md).
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 fn hanging(change: impl FnOnce(&mut dpu_app::Config)) -> Hanging {
     let card = Card::start_with(doca_emulator::Config::default(), change);
@@ -194,6 +198,38 @@ fn memory_answers_while_every_disk_worker_hangs() {
     }
     drop(hanging);
     card.stop().unwrap();
+}
+
+#[test]
+fn a_stop_is_heard_while_every_disk_worker_hangs() {
+    let home = Home::new();
+    let directory = home.dir.path().join("store");
+    let tiers = format!("tiers:dram=8M,dir:{}", directory.display());
+    for url in [home.store(), tiers] {
+        let mut dpu = Dpu::start(&url, &home.socket("card.sock"), "");
+        let source = filled(Arrangement::Contiguous, geometry(), CHUNKS, 1);
+        let (keys, pages) = (keys(geometry(), "lossless", 1, CHUNKS), linear(CHUNKS));
+        let mut host = dpu.attach(&source);
+        assert_eq!(store(&mut host, &keys, &pages).chunks_done, CHUNKS);
+        host.close(WAIT).unwrap();
+        // Nothing of it is in memory then, and no file is open.
+        dpu.signal(Signal::SIGTERM);
+        assert!(dpu.wait().0.success());
+        let mut dpu = Dpu::start(&url, &home.socket("card.sock"), "");
+        let _hanging = HangingFiles::of(&directory, &keys);
+        let mut host = dpu.attach(&memory());
+        let id = within(&mut host, &keys, DEADLINE);
+        assert_eq!(host.wait(id, WAIT).unwrap().status, Status::DeadlineExceeded);
+        let since = Instant::now();
+        dpu.signal(Signal::SIGTERM);
+        let (status, log) = dpu.wait();
+        let took = since.elapsed();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(took < LEAVE_PATIENCE + SLACK, "{took:?}: {log}");
+        let named = keys.iter().any(|key| log.contains(&format!("(open of chunk {key})")));
+        assert!(named && log.contains("a fetch worker has been in one call for"), "{log}");
+        assert!(host.wait_end(WAIT), "the host was told");
+    }
 }
 
 fn took(since: Instant, host: &mut Client, id: RequestId) -> (Completion, Duration) {

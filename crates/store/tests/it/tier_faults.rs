@@ -177,6 +177,20 @@ fn a_disk_that_hangs_holds_who_asked_it_and_nobody_else() {
 }
 
 #[test]
+fn a_store_closes_while_its_mover_hangs() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (store, prompt) = filled(dir.path(), "dram=8M", 2);
+    let file = chunk_path(&dir.path().join("bottom"), &prompt[0].key);
+    hang_on(&file);
+    store.touch(0, None, &keys(&prompt), false);
+    thread::sleep(Duration::from_millis(100));
+    let began = Instant::now();
+    drop(store);
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
+    let_go(&file);
+}
+
+#[test]
 fn a_disk_that_is_slow_again_and_again_is_passed_over() {
     with_bottom_dir("dir:DIR=32M", |dir, open, _| {
         let store = open();
