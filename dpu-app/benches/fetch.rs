@@ -284,7 +284,7 @@ impl Alone {
         let mut wires = Vec::new();
         for index in 0..BLOCKS.min(plan.block_count(&geometry)) {
             let part = plan.part(&geometry, index).expect("by the plan");
-            file.read(&mut tile, kv.row_offset(part.first_layer.into(), part.kind as usize, 0)).expect("the data");
+            file.read(&mut tile, kv.row_offset(part.first_layer.into(), part.kind, 0)).expect("the data");
             let mut area = region.carve(slot.wire).expect("sized for it");
             let order = TileOrder::TokenMajor;
             block::encode_tile(

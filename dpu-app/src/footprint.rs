@@ -7,7 +7,7 @@
 //! buffers; the emulator's engines). `tests/it/footprint.rs` measures all of it together.
 
 use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
-use mailbox::layout::Base;
+use mailbox::layout::{BASES_MAX, Base};
 use store::{Outline, Part};
 
 use crate::config::{ANSWER_BYTES, Config, store_limits};
@@ -33,8 +33,6 @@ const ENCODER_BYTES: usize = 1 << 20;
 const ENCODER_BYTES_OPTIMUM: usize = 10 << 20;
 /// State of a decoder.
 const DECODER_BYTES: usize = 16 << 10;
-/// K and V of each layer.
-const BASES_MAX: usize = 2 * block::LAYERS_MAX;
 
 /// Lists the memory that is registered with the device, and so pinned: `(consumer, bytes)`, each in whole huge pages.
 #[must_use]

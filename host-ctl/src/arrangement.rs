@@ -10,7 +10,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use block::Geometry;
+use block::{Geometry, Kind};
 use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
 
@@ -58,7 +58,7 @@ impl Arrangement {
         };
         let form = match self {
             Arrangement::Contiguous | Arrangement::Vllm => token_major,
-            Arrangement::VllmJoint => Form { page_stride: 2 * page, ..token_major },
+            Arrangement::VllmJoint => Form { page_stride: Kind::ALL.len() as u64 * page, ..token_major },
             Arrangement::HeadMajor => Form {
                 order: Order::HeadMajor,
                 token_stride: head,
@@ -66,19 +66,20 @@ impl Arrangement {
                 ..token_major
             },
         };
-        let layers = geometry.layers;
-        let base = |index: u16| match self {
-            Arrangement::Contiguous => Base { region: 0, offset: u64::from(index) * plane },
-            Arrangement::VllmJoint => Base { region: index / 2, offset: u64::from(index % 2) * page },
-            Arrangement::Vllm | Arrangement::HeadMajor => {
-                Base { region: index / 2, offset: u64::from(index % 2) * plane }
+        let base = |index: usize| {
+            let (layer, kind) = Kind::of_plane(index);
+            let of_layer = |step: u64| Base { region: layer as u16, offset: kind as u64 * step };
+            match self {
+                Arrangement::Contiguous => Base { region: 0, offset: index as u64 * plane },
+                Arrangement::VllmJoint => of_layer(page),
+                Arrangement::Vllm | Arrangement::HeadMajor => of_layer(plane),
             }
         };
         let regions = match self {
-            Arrangement::Contiguous => vec![2 * plane * u64::from(layers)],
-            _ => vec![2 * plane; usize::from(layers)],
+            Arrangement::Contiguous => vec![geometry.planes() as u64 * plane],
+            _ => vec![Kind::ALL.len() as u64 * plane; geometry.layers.into()],
         };
-        (form, (0..2 * layers).map(base).collect(), regions)
+        (form, (0..geometry.planes()).map(base).collect(), regions)
     }
 
     /// Anonymous memory in this arrangement.

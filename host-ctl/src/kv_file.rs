@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{ElementType, Geometry, Part};
+use block::{ElementType, Geometry, Kind, Part};
 use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
 use mailbox::quoted;
@@ -74,9 +74,14 @@ impl TensorShape {
         self.heads * self.head_size * self.element.bytes()
     }
 
+    /// K and V of each layer.
+    pub fn planes(&self) -> usize {
+        self.layers * Kind::ALL.len()
+    }
+
     /// Bytes of all of it. Cannot overflow for a tensor that lies in a file.
     pub fn bytes(&self) -> u64 {
-        self.layers as u64 * 2 * self.tokens as u64 * self.row_bytes() as u64
+        self.planes() as u64 * self.tokens as u64 * self.row_bytes() as u64
     }
 }
 
@@ -92,8 +97,8 @@ pub struct KvTensor {
 
 impl KvTensor {
     /// Where row `token` of one layer's K or V lies.
-    pub fn row_offset(&self, layer: usize, kind: usize, token: usize) -> u64 {
-        let row = (layer * 2 + kind) as u64 * self.shape.tokens as u64 + token as u64;
+    pub fn row_offset(&self, layer: usize, kind: Kind, token: usize) -> u64 {
+        let row = kind.plane(layer) as u64 * self.shape.tokens as u64 + token as u64;
         self.offset + row * self.shape.row_bytes() as u64
     }
 }
@@ -332,7 +337,7 @@ impl KvFile {
         let token = chunk * usize::from(geometry.chunk_tokens) + usize::from(part.first_token);
         let layer_bytes = out.len() / usize::from(part.layers);
         for (layer, bytes) in out.chunks_exact_mut(layer_bytes).enumerate() {
-            self.read(bytes, kv.row_offset(usize::from(part.first_layer) + layer, part.kind as usize, token))?;
+            self.read(bytes, kv.row_offset(usize::from(part.first_layer) + layer, part.kind, token))?;
         }
         Ok(())
     }
@@ -383,6 +388,6 @@ pub(crate) fn contiguous(geometry: &Geometry, shape: &TensorShape, page_tokens: 
 
 /// Where K and V of each layer start in the file.
 pub(crate) fn bases(kv: &KvTensor) -> Vec<Base> {
-    let planes = (0..kv.shape.layers).flat_map(|layer| [(layer, 0), (layer, 1)]);
+    let planes = (0..kv.shape.planes()).map(Kind::of_plane);
     planes.map(|(layer, kind)| Base { region: 0, offset: kv.row_offset(layer, kind, 0) }).collect()
 }

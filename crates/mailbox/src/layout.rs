@@ -14,10 +14,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use block::{Geometry, Kind, LAYERS_MAX, Part, TileOrder};
+use block::{Geometry, Kind, PLANES_MAX, Part, TileOrder};
 
-/// Bases of one layout: K and V of every layer.
-pub const BASES_MAX: usize = 2 * LAYERS_MAX;
+/// Bases of one layout: one for each plane.
+pub const BASES_MAX: usize = PLANES_MAX;
 
 /// Which way a page's tokens and heads are nested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,8 +110,8 @@ pub(crate) struct BaseName(pub(crate) u64);
 
 impl fmt::Display for BaseName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.0.is_multiple_of(2) { "K" } else { "V" };
-        write!(f, "{kind} of layer {}", self.0 / 2)
+        let (layer, kind) = Kind::of_plane(self.0 as usize);
+        write!(f, "{} of layer {layer}", kind.name())
     }
 }
 
@@ -216,7 +216,7 @@ impl Layout {
         if form.page_count == 0 {
             return Err(LayoutError::NoPages);
         }
-        let expected = 2 * usize::from(geometry.layers);
+        let expected = geometry.planes();
         if bases.len() != expected {
             return Err(LayoutError::BaseCount { found: bases.len(), expected });
         }
@@ -289,7 +289,7 @@ impl Layout {
     }
 
     fn base(&self, kind: Kind, layer: usize) -> Base {
-        self.bases[2 * layer + kind as usize]
+        self.bases[kind.plane(layer)]
     }
 
     fn head_bytes(&self) -> usize {

@@ -75,7 +75,7 @@ impl Prefix {
 
     /// Of all its elements.
     pub(crate) fn bytes(&self) -> f64 {
-        (self.shape.tokens * self.geometry().row_bytes() * 2 * self.shape.layers) as f64
+        (self.shape.tokens * self.geometry().token_bytes()) as f64
     }
 
     /// Names of its chunks in a store.

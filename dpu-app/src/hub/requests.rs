@@ -149,7 +149,7 @@ impl Hub<'_, '_> {
                 let tokens = (tokens.end - tokens.start) as usize;
                 // Of a chunk that the store had already nothing moved.
                 let known = direction == Direction::Store && wire_bytes == 0;
-                let moved = if known { 0 } else { tokens * 2 * usize::from(geometry.layers) * geometry.row_bytes() };
+                let moved = if known { 0 } else { tokens * geometry.token_bytes() };
                 request.done.insert(index);
                 request.wire_bytes += wire_bytes;
                 request.restored_bytes += moved as u64;

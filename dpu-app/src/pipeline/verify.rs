@@ -114,8 +114,8 @@ mod tests {
                 head_stride: if head_major { 8 * u64::from(page_tokens) } else { 8 },
             };
             let plane = 48 * u64::from(page_tokens) * row;
-            let bases = (0..2 * layers).map(|index| Base { region: 0, offset: u64::from(index) * plane }).collect();
-            let region = Extent { address: 4096, bytes: 2 * u64::from(layers) * plane };
+            let bases = (0..geometry.planes()).map(|index| Base { region: 0, offset: index as u64 * plane }).collect();
+            let region = Extent { address: 4096, bytes: geometry.planes() as u64 * plane };
             let layout = Layout::new(geometry, form, bases, &[region]).unwrap();
             let first_token = (which.index(usize::from(48 / part_tokens)) as u16) * part_tokens;
             let part = Part { kind: Kind::V, first_layer: 0, layers, first_token, tokens: part_tokens };

@@ -87,7 +87,7 @@ impl<'a> Trip<'a> {
         let id = host.post_fetch(&Transfer { tokens, ..Transfer::new(&self.keys, &pages) }).unwrap();
         let fetched = host.wait(id, WAIT).unwrap();
         assert_eq!((fetched.status, fetched.chunks_done), (Status::Ok, CHUNKS), "{what}");
-        let moved = range.len() * 2 * usize::from(target.geometry.layers) * target.geometry.row_bytes();
+        let moved = range.len() * target.geometry.token_bytes();
         assert_eq!(fetched.restored_bytes, moved as u64, "{what}");
         host.close(WAIT).unwrap();
         assert!(regions(target) == expected, "{what}: tokens {range:?} and nothing else");

@@ -93,7 +93,7 @@ fn numbers_are_those_of_what_was_done() {
     let over = |now: &Samples| now.at("kvlane_sessions") == 0.0 && now.at("kvlane_store_chunks") == 5.0;
     let now = until(|| scrape(address), over);
 
-    let chunk_bytes = (usize::from(CHUNK_TOKENS) * geometry().row_bytes() * 2 * usize::from(geometry().layers)) as f64;
+    let chunk_bytes = geometry().chunk_bytes() as f64;
     let tokens = f64::from(CHUNK_TOKENS);
     let exact = [
         ("kvlane_requests_total{operation=\"fetch\",status=\"ok\"}", 2.0),

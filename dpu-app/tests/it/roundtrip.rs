@@ -51,7 +51,7 @@ fn every_recipe_comes_back_within_its_bound() {
         for layer in 0..geometry().layers {
             for kind in [block::Kind::K, block::Kind::V] {
                 for chunk in 0..CHUNKS {
-                    let start = (2 * usize::from(layer) + kind as usize) * plane + chunk * part_bytes;
+                    let start = kind.plane(layer.into()) * plane + chunk * part_bytes;
                     let part =
                         block::Part { kind, first_layer: layer, layers: 1, first_token: 0, tokens: CHUNK_TOKENS };
                     let errors = block::compare(

@@ -193,9 +193,7 @@ impl<'a, 's> Trial<'a, 's> {
     /// Bytes of elements that one fetch restores.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let geometry = self.memory.geometry;
-        let chunk = 2 * usize::from(geometry.layers) * usize::from(geometry.chunk_tokens) * geometry.row_bytes();
-        self.keys.len() * chunk
+        self.keys.len() * self.memory.geometry.chunk_bytes()
     }
 
     /// `true` if anything happened.

@@ -8,7 +8,7 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use block::ElementType;
+use block::{ElementType, Kind};
 use half::{bf16, f16};
 use host_ctl::{Announce, Error, KvFile, KvTensor, OutFile, Random, TensorShape, dtype_name};
 
@@ -55,7 +55,7 @@ pub fn generate(
     let mut writer = BufWriter::with_capacity(1 << 20, out.file());
     let mut write = || -> std::io::Result<()> {
         for layer in 0..shape.layers {
-            for kind in 0..2 {
+            for kind in Kind::ALL {
                 from.write_plane(&mut writer, wanted, layer, kind)?;
             }
             watch(layer + 1, shape.layers);
@@ -117,12 +117,12 @@ impl Source {
     }
 
     /// K or V of one layer: `[token][head][channel]`.
-    fn write_plane(&self, out: &mut impl Write, wanted: &Synthetic, layer: usize, kind: usize) -> std::io::Result<()> {
+    fn write_plane(&self, out: &mut impl Write, wanted: &Synthetic, layer: usize, kind: Kind) -> std::io::Result<()> {
         let TensorShape { tokens, heads, head_size, element, .. } = wanted.shape;
         let from = &self.shape;
         let plane_words = from.tokens * from.heads * from.head_size;
-        let plane = &self.words[(layer % from.layers * 2 + kind) * plane_words..][..plane_words];
-        let mut random = Random::new(wanted.seed ^ ((layer * 2 + kind) as u64) << 40);
+        let plane = &self.words[kind.plane(layer % from.layers) * plane_words..][..plane_words];
+        let mut random = Random::new(wanted.seed ^ (kind.plane(layer) as u64) << 40);
         let mut tiles = self.tiles(heads, head_size, element, &mut random);
         let mut row = Vec::with_capacity(wanted.shape.row_bytes());
         for token in 0..tokens {

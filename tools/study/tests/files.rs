@@ -136,7 +136,7 @@ fn synthetic_files_are_reproducible_storable_and_not_repetitive() {
     // Layers 0 and 2 come from the same source layer, and differ.
     let row = |layer| {
         let mut row = vec![0; shape.row_bytes()];
-        file.read(&mut row, made.row_offset(layer, 0, 0)).unwrap();
+        file.read(&mut row, made.row_offset(layer, block::Kind::K, 0)).unwrap();
         row
     };
     assert_ne!(row(0), row(2));
@@ -163,7 +163,7 @@ fn ratio(file: &KvFile, kv: &KvTensor, recipe: &str) -> f64 {
             let layers = tile.chunks_exact_mut(part.tile_bytes(&geometry) / usize::from(part.layers));
             for (layer, bytes) in (usize::from(part.first_layer)..).zip(layers) {
                 let token = chunk * 256 + usize::from(part.first_token);
-                file.read(bytes, kv.row_offset(layer, part.kind as usize, token)).unwrap();
+                file.read(bytes, kv.row_offset(layer, part.kind, token)).unwrap();
             }
             raw += tile.len();
             let (key, order) = (ChunkKey::new([0; 32]), TileOrder::TokenMajor);

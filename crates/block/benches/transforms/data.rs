@@ -32,7 +32,7 @@ impl Set {
         let geometry =
             Geometry::new(layers, heads, head_size, 256, ElementType::Bf16).expect("a geometry within limits");
         let plan = Plan::choose(&geometry, BLOCK_ELEMENTS).expect("a plan");
-        let text_bytes = layers * 2 * tokens * geometry.row_bytes();
+        let text_bytes = tokens * geometry.token_bytes();
         let mut blocks = Vec::new();
         for text in kv.data().chunks_exact(text_bytes) {
             for chunk in 0..tokens / 256 {
@@ -41,7 +41,7 @@ impl Set {
                     let mut tile = Vec::with_capacity(part.tile_bytes(&geometry));
                     for layer in part.first_layer..part.first_layer + part.layers {
                         let token = chunk * 256 + part.first_token as usize;
-                        let row = (layer as usize * 2 + part.kind as usize) * tokens + token;
+                        let row = part.kind.plane(layer.into()) * tokens + token;
                         let span = part.tokens as usize * geometry.row_bytes();
                         tile.extend_from_slice(&text[row * geometry.row_bytes()..][..span]);
                     }

@@ -2,6 +2,7 @@
 //! Every limit is a named constant here; a geometry outside the limits is refused by [`Geometry::check`], and every
 //! door of this crate that takes bytes from outside calls it. Byte table: docs/formats.md, "Geometry".
 
+use crate::format::plan::Kind;
 use crate::format::words::{all_zero, put, u16_at};
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +10,8 @@ use std::str::FromStr;
 pub const LAYERS_MAX: usize = 256;
 pub const HEADS_MAX: usize = 256;
 pub const HEAD_SIZE_MAX: usize = 1024;
+/// Planes of the largest cache.
+pub const PLANES_MAX: usize = LAYERS_MAX * Kind::ALL.len();
 pub const CHUNK_TOKENS_MAX: usize = 1024;
 /// Bytes of an encoded geometry.
 pub const GEOMETRY_BYTES: usize = 12;
@@ -160,9 +163,19 @@ impl Geometry {
         self.row_bytes() * self.chunk_tokens as usize
     }
 
-    /// Bytes of one chunk in host memory: K and V of all layers.
+    /// Planes of the cache: K and V of each layer ([`Kind::plane`]).
+    pub const fn planes(&self) -> usize {
+        self.layers as usize * Kind::ALL.len()
+    }
+
+    /// Bytes of one token in host memory, over all planes.
+    pub const fn token_bytes(&self) -> usize {
+        self.row_bytes() * self.planes()
+    }
+
+    /// Bytes of one chunk in host memory, over all planes.
     pub const fn chunk_bytes(&self) -> usize {
-        self.layer_chunk_bytes() * 2 * self.layers as usize
+        self.layer_chunk_bytes() * self.planes()
     }
 
     pub fn encode(&self) -> [u8; GEOMETRY_BYTES] {

@@ -19,12 +19,21 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order of its word. Each layer of a cache has one plane of each.
+    pub const ALL: [Kind; 2] = [Kind::K, Kind::V];
+
     pub const fn from_word(word: u8) -> Option<Self> {
-        match word {
-            0 => Some(Self::K),
-            1 => Some(Self::V),
-            _ => None,
-        }
+        if (word as usize) < Self::ALL.len() { Some(Self::ALL[word as usize]) } else { None }
+    }
+
+    /// Place of a layer's plane among all planes of a cache: K before V, layer after layer.
+    pub const fn plane(self, layer: usize) -> usize {
+        layer * Self::ALL.len() + self as usize
+    }
+
+    /// The layer and the kind of a plane.
+    pub const fn of_plane(plane: usize) -> (usize, Self) {
+        (plane / Self::ALL.len(), Self::ALL[plane % Self::ALL.len()])
     }
 
     pub const fn name(self) -> &'static str {
@@ -129,7 +138,7 @@ impl Plan {
 
     /// Blocks of one chunk.
     pub const fn block_count(&self, geometry: &Geometry) -> usize {
-        geometry.layers.div_ceil(self.layers_per_block) as usize * 2 * self.ranges(geometry)
+        geometry.layers.div_ceil(self.layers_per_block) as usize * Kind::ALL.len() * self.ranges(geometry)
     }
 
     /// What block `index` holds; `None` past the last.
@@ -138,9 +147,10 @@ impl Plan {
             return None;
         }
         let ranges = self.ranges(geometry);
-        let first_layer = (index / (2 * ranges)) as u16 * self.layers_per_block;
+        let (group, kind) = Kind::of_plane(index / ranges);
+        let first_layer = group as u16 * self.layers_per_block;
         Some(Part {
-            kind: if (index / ranges).is_multiple_of(2) { Kind::K } else { Kind::V },
+            kind,
             first_layer,
             layers: self.layers_per_block.min(geometry.layers - first_layer),
             first_token: (index % ranges) as u16 * self.tokens_per_block,

@@ -101,14 +101,14 @@ proptest! {
         let geometry = Geometry::new(layers, heads, head_size, chunk_tokens, ElementType::Bf16).unwrap();
         let Ok(plan) = Plan::choose(&geometry, block_elements_max) else { return Ok(()) };
         prop_assert!(plan.block_count(&geometry) <= BLOCKS_PER_CHUNK_MAX);
-        let mut seen = vec![0u8; layers * 2 * chunk_tokens];
+        let mut seen = vec![0u8; geometry.planes() * chunk_tokens];
         for index in 0..plan.block_count(&geometry) {
             let part = plan.part(&geometry, index).unwrap();
             prop_assert!(part.within(&geometry) && part.elements(&geometry) <= block_elements_max);
             prop_assert!(part.elements(&geometry) <= plan.largest(&geometry).elements(&geometry));
             for layer in part.first_layer..part.first_layer + part.layers {
                 for token in part.first_token..part.first_token + part.tokens {
-                    seen[(layer as usize * 2 + part.kind as usize) * chunk_tokens + token as usize] += 1;
+                    seen[part.kind.plane(layer.into()) * chunk_tokens + token as usize] += 1;
                 }
             }
         }

@@ -168,7 +168,7 @@ impl Intake {
 
     fn layout(&mut self, part: &LayoutPart<'_>) -> Result<(), Refuse> {
         let geometry = self.geometry.expect("only a session with a geometry has a layout");
-        let expected = 2 * usize::from(geometry.layers);
+        let expected = geometry.planes();
         let known = self.bases.len();
         let fits = usize::from(part.first) == known
             && part.bases.count() > 0
