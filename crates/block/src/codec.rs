@@ -1,10 +1,56 @@
-//! Software codecs: what the card's engine does in hardware when it decodes, and what nobody's hardware does when it
-//! encodes. Deflate is one raw RFC 1951 stream, LZ4 one bare block. No frames, no size words: lengths and checksums
-//! are in the block header.
+//! Codecs: what they are called, and how software encodes and decodes them. The card's engine decodes some of them in
+//! hardware; nothing encodes in hardware. Deflate is one raw RFC 1951 stream, LZ4 one bare block. No frames, no size
+//! words: lengths and checksums are in the block header.
+//!
+//! A new codec is a variant of [`Codec`], its name, and an arm each in [`Compressor::compress`] and
+//! [`Decompressor::decompress`]; the tests of this file run over all of them. What the engine does not know, software
+//! decodes.
 
 use crate::format::header::Header;
-use crate::format::recipe::Codec;
 use std::fmt;
+
+/// Codes to payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Codec {
+    /// The codes themselves.
+    Raw = 0,
+    /// One raw Deflate stream (RFC 1951).
+    Deflate = 1,
+    /// One bare LZ4 block: no frame, no size word.
+    Lz4 = 2,
+}
+
+impl Codec {
+    /// Every codec, in the order of its word.
+    pub const ALL: [Codec; 3] = [Codec::Raw, Codec::Deflate, Codec::Lz4];
+
+    pub const fn word(self) -> u8 {
+        self as u8
+    }
+
+    pub const fn from_word(word: u8) -> Option<Self> {
+        if (word as usize) < Self::ALL.len() { Some(Self::ALL[word as usize]) } else { None }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Deflate => "deflate",
+            Self::Lz4 => "lz4",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| codec.name() == name)
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// Levels of Deflate that [`Compressor::new`] takes.
 pub const DEFLATE_LEVEL_MAX: i32 = 12;
@@ -146,4 +192,39 @@ impl Decompressor {
 /// [`Decompressor::decompress`] with a decoder made for this call.
 pub fn decompress(codec: Codec, payload: &[u8], codes: &mut [u8]) -> Result<(), CodecError> {
     Decompressor::new().decompress(codec, payload, codes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_and_name_of_a_codec_comes_back() {
+        for codec in Codec::ALL {
+            assert_eq!((Codec::from_word(codec.word()), Codec::parse(codec.name())), (Some(codec), Some(codec)));
+        }
+        assert_eq!((Codec::from_word(Codec::ALL.len() as u8), Codec::parse("zstd")), (None, None));
+    }
+
+    #[test]
+    #[cfg(not(miri))] // Deflate is C
+    fn every_codec_gives_back_what_it_was_given_and_nothing_else() {
+        let codes: Vec<u8> = (0..5000_u32).map(|i| (i * i / 700) as u8 & 15).collect();
+        let mut compressor = Compressor::new(DEFLATE_LEVEL_DEFAULT, codes.len()).unwrap();
+        let mut decompressor = Decompressor::new();
+        for codec in Codec::ALL {
+            let mut payload = vec![0; codes.len()];
+            let bytes = compressor.compress(codec, &codes, &mut payload).expect("it does not grow");
+            assert!((bytes < codes.len()) == (codec != Codec::Raw), "{codec}");
+            let payload = &payload[..bytes];
+            let mut decoded = vec![0xee; codes.len()];
+            assert_eq!(decompressor.decompress(codec, payload, &mut decoded), Ok(()), "{codec}");
+            assert!(decoded == codes, "{codec}");
+            for wrong in [codes.len() - 1, codes.len() + 1] {
+                assert!(decompressor.decompress(codec, payload, &mut vec![0; wrong]).is_err(), "{codec}: {wrong}");
+            }
+            assert!(decompressor.decompress(codec, &payload[..bytes - 1], &mut decoded).is_err(), "{codec}: cut off");
+            assert_eq!(compressor.compress(codec, &codes, &mut vec![0; bytes - 1]), None, "{codec}: no room");
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! How far restored elements are from the originals, and whether the quantizer kept its documented bound.
 
 use crate::format::geometry::{ElementType, Geometry};
-use crate::kernel::number::{Bf16, Element, F16, F32};
 use crate::format::plan::Part;
 use crate::format::recipe::{Granularity, Recipe};
+use crate::kernel::number::{Bf16, Element, F16, F32};
 
 /// Differences between an original part and its restoration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

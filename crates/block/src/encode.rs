@@ -3,16 +3,16 @@
 //! What cannot be quantized within the documented bound is stored lossless, and what does not shrink is stored raw:
 //! the header says what was done, so these are facts of one block, not errors. Callers pass every buffer.
 
-use crate::codec::Compressor;
+use crate::codec::{Codec, Compressor};
 use crate::format::geometry::{Geometry, GeometryError};
 use crate::format::header::{HEADER_BYTES, Header};
 use crate::format::key::ChunkKey;
 use crate::format::plan::{BLOCKS_PER_CHUNK_MAX, Part, wire_bytes_max};
-use crate::format::recipe::{Codec, Granularity, Recipe, Transform};
+use crate::format::recipe::{Granularity, Recipe, Transform};
+use crate::format::words::align64;
 use crate::kernel::rows::Rows;
 use crate::kernel::shape::{Shape, TileOrder};
 use crate::kernel::simd;
-use crate::format::words::align64;
 use std::fmt;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,17 +18,19 @@ mod format;
 mod kernel;
 mod restore;
 
+pub use codec::Codec;
 pub use compare::{Errors, compare, compare_at};
 pub use encode::{EncodeError, Quantized, encode_tile, pack, quantize};
 pub use format::geometry::{
-    CHUNK_TOKENS_MAX, ElementType, GEOMETRY_BYTES, Geometry, GeometryError, HEAD_SIZE_MAX, HEADS_MAX, LAYERS_MAX, PLANES_MAX,
+    CHUNK_TOKENS_MAX, ElementType, GEOMETRY_BYTES, Geometry, GeometryError, HEAD_SIZE_MAX, HEADS_MAX, LAYERS_MAX,
+    PLANES_MAX,
 };
 pub use format::header::{FORMAT_VERSION, HEADER_BYTES, Header, HeaderError};
 pub use format::importance::Importance;
 pub use format::key::{ChunkKey, KEY_BYTES, KeyChain, KeyError, Namespace};
 pub use format::manifest::{MANIFEST_BYTES_MAX, Manifest, ManifestError, manifest_bytes};
 pub use format::plan::{BLOCK_ELEMENTS_MAX, BLOCKS_PER_CHUNK_MAX, Kind, Part, Plan, PlanError, wire_bytes_max};
-pub use format::recipe::{Codec, Granularity, PEAK_MAX, PEAK_PACKED_MAX, Recipe, RecipeError, Transform};
+pub use format::recipe::{Granularity, PEAK_MAX, PEAK_PACKED_MAX, Recipe, RecipeError, Transform};
 pub use format::tail;
 pub use format::words::align64;
 pub use kernel::shape::TileOrder;

@@ -102,7 +102,7 @@ pub trait Scheduler: World {
         let knows = |lz4| match work.facts.codec {
             Codec::Deflate => true,
             Codec::Lz4 => lz4,
-            Codec::Raw => false,
+            _ => false,
         };
         work.blames < BLAMES_MAX && pipeline.inflater.is_some_and(|inflater| knows(inflater.lz4))
     }
@@ -185,7 +185,7 @@ pub trait Scheduler: World {
                 }
                 match facts.codec {
                     Codec::Raw => self.dequantize(slot, true, true),
-                    Codec::Deflate | Codec::Lz4 => self.queue_inflate(slot),
+                    _ => self.queue_inflate(slot),
                 }
             }
             Done::Inflated { slot, result: Ok(()) } => {

@@ -3,10 +3,11 @@
 //! [`Header::parse`] (every field, every length) and [`Header::verify_scales`]; [`Header::open`] does all of it.
 //! Byte table: docs/formats.md, "Block".
 
+use crate::codec::Codec;
 use crate::format::geometry::{GEOMETRY_BYTES, Geometry, GeometryError};
 use crate::format::key::{ChunkKey, KEY_BYTES};
 use crate::format::plan::{BLOCKS_PER_CHUNK_MAX, Kind, Part};
-use crate::format::recipe::{Codec, Granularity, PEAK_MAX, Transform};
+use crate::format::recipe::{Granularity, PEAK_MAX, Transform};
 use crate::format::words::{align64, all_zero, put, u16_at, u32_at};
 use std::fmt;
 use std::ops::Range;
@@ -170,7 +171,7 @@ impl Header {
         put(head, at::FIRST_TOKEN, &self.part.first_token.to_le_bytes());
         put(head, at::TOKENS, &self.part.tokens.to_le_bytes());
         put(head, at::TRANSFORM, &self.transform.words());
-        head[at::CODEC] = self.codec as u8;
+        head[at::CODEC] = self.codec.word();
         put(head, at::SCALE_BYTES, &self.scale_bytes.to_le_bytes());
         put(head, at::CODES_BYTES, &self.codes_bytes.to_le_bytes());
         put(head, at::PAYLOAD_BYTES, &self.payload_bytes.to_le_bytes());

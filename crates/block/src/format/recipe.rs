@@ -2,6 +2,7 @@
 //! payload). A recipe is written `transform` or `transform+codec`: `q5`, `q5+lz4`, `lossless+raw`, `peak20`.
 //! Formulas: docs/formats.md, "Transforms".
 
+use crate::codec::Codec;
 use crate::format::plan::Kind;
 use std::fmt;
 use std::str::FromStr;
@@ -118,45 +119,6 @@ impl fmt::Display for Transform {
     }
 }
 
-/// Codes to payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Codec {
-    /// The codes themselves.
-    Raw = 0,
-    /// One raw Deflate stream (RFC 1951).
-    Deflate = 1,
-    /// One bare LZ4 block: no frame, no size word.
-    Lz4 = 2,
-}
-
-impl Codec {
-    pub const ALL: [Codec; 3] = [Codec::Raw, Codec::Deflate, Codec::Lz4];
-
-    pub const fn from_word(word: u8) -> Option<Self> {
-        match word {
-            0 => Some(Self::Raw),
-            1 => Some(Self::Deflate),
-            2 => Some(Self::Lz4),
-            _ => None,
-        }
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Deflate => "deflate",
-            Self::Lz4 => "lz4",
-        }
-    }
-}
-
-impl fmt::Display for Codec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 /// A transform and a codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Recipe {
@@ -188,7 +150,7 @@ impl fmt::Display for RecipeError {
             Self::Transform => {
                 f.write_str("transform is not one of none, lossless, q8, q6, q5, q4, q3, q4p, q3p, cachegen, peak1..peak127, packed1..packed7")
             }
-            Self::Codec => f.write_str("codec is not one of raw, deflate, lz4"),
+            Self::Codec => write!(f, "codec is not one of {}", Codec::ALL.map(Codec::name).join(", ")),
         }
     }
 }
@@ -231,7 +193,7 @@ impl FromStr for Recipe {
         let Some((transform, codec)) = text.split_once('+') else {
             return Ok(Transform::from_str(text)?.into());
         };
-        let codec = Codec::ALL.into_iter().find(|c| c.name() == codec).ok_or(RecipeError::Codec)?;
+        let codec = Codec::parse(codec).ok_or(RecipeError::Codec)?;
         Ok(Self { transform: transform.parse()?, codec })
     }
 }

@@ -2,9 +2,9 @@
 //! instruction sets it knows; results are bit for bit those of `oracle`, on every machine.
 
 use crate::format::geometry::ElementType;
+use crate::format::recipe::Granularity;
 use crate::kernel::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::kernel::number::{Element, SMALLEST_PEAK_VALUE, inverse, step};
-use crate::format::recipe::Granularity;
 use crate::kernel::rows::{Rows, TOKENS};
 use crate::kernel::run::{self, Levels, Step, Table};
 

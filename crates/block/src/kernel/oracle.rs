@@ -166,11 +166,11 @@ pub(crate) fn split(element: ElementType, plain: &[u8]) -> Vec<u8> {
 
 mod tests {
     use super::*;
+    use crate::codec::Codec;
     use crate::format::header::Header;
     use crate::format::key::ChunkKey;
-    use crate::format::recipe::Codec;
-    use crate::restore::{restore, restore_checked};
     use crate::kernel::simd::on_each_instruction_set;
+    use crate::restore::{restore, restore_checked};
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]
