@@ -1,10 +1,13 @@
 //! Messages come back as they went, garbage never panics, versions tell each other apart, and an attach keeps its order.
 
-use block::{ElementType, Kind, Part};
+use block::{Codec, ElementType, Geometry, Kind, Part, Recipe, Transform};
 use proptest::prelude::*;
 
+use super::message::crc_of;
 use super::*;
-use crate::limits::PAGE_BYTES;
+use crate::layout::{Base, Form, Order};
+use crate::limits::{PAGE_BYTES, VERSION};
+use crate::words::Word;
 
 fn geometry() -> Geometry {
     Geometry::new(200, 2, 8, 16, ElementType::Bf16).unwrap()
