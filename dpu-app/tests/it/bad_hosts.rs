@@ -10,20 +10,52 @@ use std::time::{Duration, Instant};
 use crate::rig::process::{Dpu, Home};
 use crate::rig::*;
 use doca::Mapping;
-use host_ctl::{Arrangement, Client, Memory, Options, Route};
+use host_ctl::{Arrangement, Client, Memory, Options, Route, Transfer};
 use mailbox::Status;
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 
 const CHUNKS: usize = 4;
 /// How long the bad host is at it.
 const ORDEAL: Duration = Duration::from_secs(4);
 
+/// What a KV cache lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Backing {
+    File,
+    Memfd,
+    /// A memfd that cannot shrink, and so one that a card maps.
+    SealedMemfd,
+}
+
+impl Backing {
+    fn open(self, bytes: usize) -> File {
+        let memfd = || memfd_create(c"kv", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap().into();
+        let file = if self == Self::File { tempfile::tempfile().unwrap() } else { memfd() };
+        file.set_len(bytes as u64).unwrap();
+        if self == Self::SealedMemfd {
+            fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+        }
+        file
+    }
+
+    /// Takes all of the file's pages away.
+    fn take_away(self, file: &File) {
+        let cut = file.set_len(0);
+        assert_eq!(cut.is_err(), self == Self::SealedMemfd, "{self:?}: {cut:?}");
+        if cut.is_err() {
+            let holes = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(file, holes, 0, file.metadata().unwrap().len() as i64).unwrap();
+        }
+    }
+}
+
 /// A KV cache in a file, so that it can be made unreachable by cutting the file off.
-fn in_a_file() -> (Memory, File) {
+fn in_a_file(backing: Backing) -> (Memory, File) {
     let mut memory = empty(Arrangement::Contiguous, geometry(), CHUNKS);
-    let file = tempfile::tempfile().unwrap();
     let bytes = memory.regions[0].mapping.bytes();
-    file.set_len(bytes as u64).unwrap();
+    let file = backing.open(bytes);
     memory.regions[0].mapping = Arc::new(Mapping::of_file(&file, bytes, doca::Access::ReadWrite).unwrap());
     (memory, file)
 }
@@ -35,9 +67,9 @@ fn bad_host(options: &Options, over: &AtomicBool) -> usize {
         if over.load(Relaxed) {
             break;
         }
-        let (memory, file) = in_a_file();
+        let (memory, file) = in_a_file(Backing::File);
         let mut host = Client::attach(options, Some(memory)).expect("it may come again");
-        file.set_len(0).unwrap();
+        Backing::File.take_away(&file);
         let keys = keys(geometry(), "lossless", 100 + (salt % 100) as u8, CHUNKS);
         let pages = linear(CHUNKS);
         for _ in 0..4 {
@@ -107,6 +139,43 @@ fn memory_that_goes_away_never_ends_an_idle_card() {
 #[test]
 fn memory_that_goes_away_costs_a_busy_neighbour_nothing() {
     ordeal(true);
+}
+
+#[test]
+fn a_file_cut_off_while_the_card_copies_is_no_signal_in_a_card_that_maps_files() {
+    const ROUNDS: u64 = 12;
+    const REQUESTS: usize = 8;
+    let home = Home::new();
+    let mut dpu = Dpu::start(&home.store(), &home.socket("card.sock"), "window=1");
+    for backing in [Backing::File, Backing::Memfd, Backing::SealedMemfd] {
+        let mut answered = 0;
+        for round in 0..ROUNDS {
+            let (memory, file) = in_a_file(backing);
+            let mut host = Client::attach(&dpu.options(), Some(memory)).expect("it may come again");
+            let pages = linear(CHUNKS);
+            let salt = 128 + (backing as u64 * ROUNDS + round) as u8;
+            let keys = keys(geometry(), "lossless", salt, CHUNKS);
+            assert_eq!(store(&mut host, &keys, &pages).chunks_done, CHUNKS, "while all of it is there");
+            // Both ways: pages that are read, and pages that are written.
+            let mut post = |n: usize| match n % 2 {
+                0 => host.post_fetch(&transfer(&keys, &pages)),
+                _ => host.post_store(&Transfer { again: true, ..transfer(&keys, &pages) }),
+            };
+            let posted: Vec<_> = (0..REQUESTS).map(&mut post).collect();
+            thread::sleep(Duration::from_micros(200 * round));
+            backing.take_away(&file);
+            for id in posted.into_iter().flatten() {
+                answered += usize::from(host.wait(id, WAIT).is_ok_and(|done| done.status == Status::Ok));
+            }
+        }
+        println!("{backing:?}: {answered} of {} answered", ROUNDS as usize * REQUESTS);
+        assert!(backing != Backing::SealedMemfd || answered == ROUNDS as usize * REQUESTS, "holes read as zeroes");
+        assert!(dpu.child.try_wait().unwrap().is_none(), "{backing:?}: the card is gone");
+        assert_eq!(honest_host(&dpu, &AtomicBool::new(true)), 2);
+    }
+    dpu.signal(Signal::SIGTERM);
+    let (status, log) = dpu.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 /// Clock ticks of processor time that a process has used.
