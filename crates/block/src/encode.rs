@@ -47,7 +47,7 @@ impl fmt::Display for EncodeError {
 
 impl std::error::Error for EncodeError {}
 
-/// What [`quantize`] made of a tile: the transform that was used in the end, and the lengths of its two outputs.
+/// Result of [`quantize`]: the transform that was used in the end, and the lengths of its two outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantized {
     pub transform: Transform,
@@ -161,8 +161,8 @@ fn room<'a>(buffer: &'static str, bytes: &'a mut [u8], expected: usize) -> Resul
     bytes.get_mut(..expected).ok_or(EncodeError::Bytes { buffer, expected, found })
 }
 
-/// Compresses what [`quantize`] left in `codes` and finishes the wire block, whose peaks and scales are in place already
-/// ([`HEADER_BYTES`] from the start of `wire`). Returns the block's bytes. `wire` needs [`wire_bytes_max`].
+/// Compresses what [`quantize`] left in `codes` and finishes the wire block, whose peaks and scales are in place
+/// already ([`HEADER_BYTES`] from the start of `wire`). Returns the block's bytes. `wire` needs [`wire_bytes_max`].
 ///
 /// A payload that saves less than 1/64 is stored raw; raw byte planes are merged back to elements
 /// ([`Transform::None`]), so that a reader need not undo what won nothing.

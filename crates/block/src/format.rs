@@ -1,5 +1,5 @@
-//! What is stored, byte by byte: names, shapes, the cut into blocks, the words of headers, manifests and tails. What comes
-//! from outside is checked here, once. The spec is docs/formats.md.
+//! What is stored, byte by byte: names, shapes, the cut into blocks, the words of headers, manifests and tails. What
+//! comes from outside is checked here, once. The spec is docs/formats.md.
 
 pub(crate) mod geometry;
 pub(crate) mod header;

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Pure: no I/O, no threads, and nothing is allocated by encode or decode paths (a [`codec::Compressor`] allocates when
-//! it is made). Everything that comes from outside enters by [`Header::open`] (or its steps), [`Manifest::parse`]
-//! and [`tail::parse`], which refuse what is not exactly right. The spec is docs/formats.md; the oracle of the fast kernels is `kernel/oracle.rs`.
+//! it is made). Everything that comes from outside enters by [`Header::open`] (or its steps), [`Manifest::parse`] and
+//! [`tail::parse`], which refuse what is not exactly right. The spec is docs/formats.md; the oracle of the fast kernels
+//! is `kernel/oracle.rs`.
 #![deny(unsafe_code)]
 
 pub mod codec;

@@ -7,9 +7,10 @@
 //!  Doorbell  <->  Doorbell                                     either way, afterwards
 //!  Bye       <->  Bye
 //! ```
-//! One message each, at most [`ATTACH_MESSAGE_MAX`] bytes, on a channel that keeps messages whole. Encoded into and decoded
-//! from byte slices without allocation; every field is checked on decode. The 16-byte head and the body of `Refuse` are
-//! the same in every version, so that two versions can at least tell each other apart. Byte tables: docs/mailbox.md.
+//! One message each, at most [`ATTACH_MESSAGE_MAX`] bytes, on a channel that keeps messages whole. Encoded into and
+//! decoded from byte slices without allocation; every field is checked on decode. The 16-byte head and the body of
+//! `Refuse` are the same in every version, so that two versions can at least tell each other apart. Byte tables:
+//! docs/mailbox.md.
 
 mod answer;
 mod bases;
@@ -29,7 +30,7 @@ pub use intake::{Attachment, Export, Intake, IntakeState};
 pub use message::{Commit, Message};
 pub use region::Region;
 
-/// What dpu-app is called where services have names (DOCA Comch), if nobody says otherwise.
+/// Default name of dpu-app's service, where services have names (DOCA Comch).
 pub const SERVICE_NAME: &str = "kvlane";
 /// Largest message. A DOCA Comch channel carries about 4 KB.
 pub const ATTACH_MESSAGE_MAX: usize = 4000;

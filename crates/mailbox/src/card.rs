@@ -33,13 +33,13 @@ pub struct Command {
     pub tokens: Tokens,
     /// 0: the card's configuration decides.
     pub deadline_us: u32,
-    /// For `Cancel`: the request to give up.
+    /// The request that a `Cancel` gives up.
     pub target: u64,
     pub(crate) area: u16,
 }
 
 impl Command {
-    /// Without chunks, for tests.
+    /// A command without chunks, for tests.
     #[cfg(test)]
     pub(crate) fn new(request: u64, operation: Operation) -> Command {
         let (flags, chunk_count, pages_per_chunk, deadline_us, target, area) = Default::default();
@@ -72,7 +72,7 @@ fn is_known(operation: Operation, flags: u16) -> bool {
     operation.flags().contains(&flags) && !matches!(operation, Operation::Unknown(_))
 }
 
-/// What a window of command slots held.
+/// Result of looking at a window of command slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Commands appended.
@@ -81,7 +81,7 @@ pub struct Progress {
     pub again: bool,
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub request: u64,
@@ -97,7 +97,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// With nothing done and nothing said.
+    /// An answer with nothing done and no text.
     pub const fn new(request: u64, status: Status) -> Answer {
         Answer {
             request,
@@ -127,13 +127,13 @@ pub struct CardRing {
     line: LineWriter,
     host: LineReader,
     state: CardState,
-    /// By argument area.
+    /// The command of each argument area.
     live: [Option<Live>; COMMANDS],
     torn: u32,
 }
 
 impl CardRing {
-    /// For a page of this generation (from the host's hello), at its start.
+    /// The ring of a page of this generation (from the host's hello), at its start.
     pub fn new(generation: u64) -> CardRing {
         CardRing {
             generation,
@@ -147,7 +147,7 @@ impl CardRing {
         }
     }
 
-    /// As if `sequence - 1` commands and completions had passed.
+    /// Begins as if `sequence - 1` commands and completions had passed.
     #[cfg(test)]
     pub(crate) fn starting_at(mut self, sequence: u32) -> CardRing {
         self.commands = self.commands.starting_at(sequence);
@@ -155,7 +155,7 @@ impl CardRing {
         self
     }
 
-    /// What to copy first of all, for [`CardRing::check_identity`].
+    /// The span to copy first of all, for [`CardRing::check_identity`].
     pub fn identity_span(&self) -> Span {
         Span::new(IDENTITY_AT, LINE_BYTES)
     }
@@ -298,8 +298,8 @@ impl CardRing {
         Ok(Records::new(owner, command, first, window))
     }
 
-    /// Where the answer's text goes, before the completion: from the start of the command's area. `bytes` is ours, so
-    /// 0 or more than [`ARGUMENT_BYTES`] panics. Read all records first.
+    /// The span of the answer's text, which is written before the completion: from the start of the command's area.
+    /// `bytes` is ours, so 0 or more than [`ARGUMENT_BYTES`] panics. Read all records first.
     pub fn answer_span(&self, command: &Command, bytes: usize) -> Span {
         assert!(bytes <= ARGUMENT_BYTES, "answer of {bytes} bytes");
         Span::new(area_at(command.area), bytes)
@@ -346,7 +346,7 @@ impl CardRing {
         (Span::new(offset, LINE_BYTES), line)
     }
 
-    /// From now on the line says `Draining`. Write it.
+    /// Makes the line say `Draining`. Write it afterwards.
     pub fn drain(&mut self) {
         if self.state != CardState::Draining {
             assert!(self.state.may_become(CardState::Draining));
@@ -354,7 +354,7 @@ impl CardRing {
         }
     }
 
-    /// From now on the line says `Steady` again. Write it.
+    /// Makes the line say `Steady` again. Write it afterwards.
     pub fn resume(&mut self) {
         if self.state != CardState::Steady {
             assert!(self.state.may_become(CardState::Steady));
@@ -362,12 +362,12 @@ impl CardRing {
         }
     }
 
-    /// What the line says.
+    /// The state that the line says.
     pub fn state(&self) -> CardState {
         self.state
     }
 
-    /// What to copy after a completion was written.
+    /// The span to copy after a completion was written.
     pub fn host_line_span(&self) -> Span {
         Span::new(HOST_LINE_AT, FACES_BYTES)
     }

@@ -1,9 +1,9 @@
 //! The attach channel: whole messages, in order, both ways; and a Unix socket that is one.
 //!
-//! [`Channel`], [`Listener`] (the card's side) and [`Line`] (the host's) are all that sessions know of it; DOCA Comch is
-//! the other implementation, in the rooms that know DOCA. The socket is SOCK_SEQPACKET: it keeps messages whole, tells
-//! when the peer dies, and names the peer's process. It refuses to understand what it carries, and to block where it does
-//! not say that it waits.
+//! [`Channel`], [`Listener`] (the card's side) and [`Line`] (the host's) are all that sessions know of it; DOCA Comch
+//! is the other implementation, in the rooms that know DOCA. The socket is SOCK_SEQPACKET: it keeps messages whole,
+//! tells when the peer dies, and names the peer's process. It refuses to understand what it carries, and to block where
+//! it does not say that it waits.
 
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -102,13 +102,13 @@ pub trait Channel: fmt::Debug {
         None
     }
 
-    /// Who the peer is, where the channel can tell.
+    /// The peer's identity, where the channel can tell.
     fn peer(&self) -> Option<Peer> {
         None
     }
 }
 
-/// Where peers come from.
+/// The card's side: accepts hosts.
 pub trait Listener: fmt::Debug {
     /// The next peer. `None`: nobody yet.
     fn accept(&mut self) -> Result<Option<Box<dyn Channel>>, ChannelError>;
@@ -118,14 +118,14 @@ pub trait Listener: fmt::Debug {
         None
     }
 
-    /// For what has no descriptor: whether peers or messages came since this was last asked, or messages still wait.
-    /// The answer changes only in the progress of the engine that the listener lives on and when a channel is dropped, so
-    /// who has progressed until nothing happened and is told `false` may arm that engine and sleep.
+    /// Whether peers or messages came since the last call, or messages still wait: for channels without a descriptor.
+    /// The answer changes only in the progress of the engine that the listener lives on and when a channel is dropped,
+    /// so who has progressed until nothing happened and is told `false` may arm that engine and sleep.
     fn take_news(&mut self) -> bool {
         false
     }
 
-    /// As [`Self::take_news`], without taking it: the last look before sleep.
+    /// Asks what [`Self::take_news`] would answer, and leaves it so: the last look before sleep.
     fn has_news(&self) -> bool {
         false
     }
@@ -137,7 +137,7 @@ pub trait Line: Channel + Send {
     /// came before the call counts: a doorbell that rang between the last look and this one is not lost.
     fn wait(&mut self, timeout: Duration) -> Result<bool, ChannelError>;
 
-    /// As [`Self::wait`], until there is room to send.
+    /// Waits until there is room to send.
     fn wait_for_room(&mut self, timeout: Duration) -> Result<bool, ChannelError>;
 }
 
@@ -198,7 +198,8 @@ impl Channel for UnixChannel {
     fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, ChannelError> {
         // MSG_TRUNC: the true length even where it is more than fits.
         let mut take = || retry(|| recv(self.socket.as_raw_fd(), out, MsgFlags::MSG_TRUNC));
-        // A peer that closed with messages of ours unread: Linux says so once, and only then gives out what it had sent.
+        // A peer that closed with messages of ours unread: Linux says so once, and only then gives out what it had
+        // sent.
         let taken = match take() {
             Err(Errno::ECONNRESET) => take(),
             taken => taken,
@@ -293,7 +294,7 @@ impl UnixListener {
         Ok(listener)
     }
 
-    /// Where it serves.
+    /// Path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -14,13 +14,13 @@ pub(crate) struct Cursor {
     slots: usize,
     index: usize,
     sequence: u32,
-    /// What the slot holds until then: 0 in the first lap, else the sequence one lap back.
+    /// Sequence that the slot holds until then: 0 in the first lap, else the one a lap back.
     lap: u32,
     /// Slots passed, modulo 2^32.
     passed: u32,
 }
 
-/// What a private copy of the next slot turned out to be.
+/// Judgement of a private copy of the next slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Still the line of the last lap, or never written.
@@ -36,7 +36,7 @@ impl Cursor {
         Cursor { what, base, slots, index: 0, sequence: 1, lap: 0, passed: 0 }
     }
 
-    /// As if the ring had run for a long time. `sequence` is at least one lap.
+    /// Begins as if the ring had run for a long time. `sequence` is at least one lap.
     #[cfg(test)]
     pub(crate) fn starting_at(mut self, sequence: u32) -> Cursor {
         self.sequence = sequence;

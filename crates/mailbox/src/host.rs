@@ -7,7 +7,7 @@
 //! post:  records, slot (Release) -> full fence -> card's line: asleep? ring, once per sleep
 //! sleep: own line "asleep" -> full fence -> completion ring again: empty? sleep until a doorbell
 //! ```
-//! It refuses to wait, to ring (that is the channel's) and to retry a request (that is the caller's).
+//! It does not wait, does not ring (the channel does) and does not retry a request (the caller may).
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::words::{
     AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, Tokens, WITH_IMPORTANCE,
 };
 
-/// What to ask the card, beside the chunks.
+/// A request to the card, without its chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The caller's number: not 0, and not one that is in flight.
@@ -33,14 +33,14 @@ pub struct Request {
     pub tokens: Tokens,
     /// Counted by the card from when it takes the command. 0: the card's configuration decides.
     pub deadline_us: u32,
-    /// For `Cancel`: the request to give up. Else 0.
+    /// The request that a `Cancel` gives up; else 0.
     pub target: u64,
-    /// For `Store`: also what the store has.
+    /// Whether a `Store` puts what the store has, too.
     pub again: bool,
 }
 
 impl Request {
-    /// With all tokens, the card's own deadline and no target.
+    /// A request for all tokens, with the card's own deadline and no target.
     pub const fn new(id: u64, operation: Operation) -> Request {
         Request { id, operation, tokens: Tokens::ALL, deadline_us: 0, target: 0, again: false }
     }
@@ -57,12 +57,12 @@ pub struct Chunk<'a> {
     pub key: &'a ChunkKey,
     /// Host pages in token order.
     pub pages: &'a [u32],
-    /// What a store or a rating says that it is worth; of other operations nothing but neutral.
+    /// Worth, said by a store or a rating; neutral with other operations.
     pub importance: Importance,
 }
 
 impl<'a> Chunk<'a> {
-    /// Of which nothing is said.
+    /// A chunk of neutral importance.
     pub const fn new(key: &'a ChunkKey, pages: &'a [u32]) -> Chunk<'a> {
         Chunk { key, pages, importance: Importance::NEUTRAL }
     }
@@ -131,7 +131,7 @@ impl From<PeerError> for PostError {
     }
 }
 
-/// What became of a request: checked against it.
+/// The end of a request, checked against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     pub request: u64,
@@ -231,7 +231,7 @@ impl HostRing {
         ring
     }
 
-    /// As if `sequence - 1` commands and completions had passed.
+    /// Begins as if `sequence - 1` commands and completions had passed.
     #[cfg(test)]
     pub(crate) fn starting_at(mut self, sequence: u32) -> HostRing {
         self.commands = self.commands.starting_at(sequence);
@@ -257,7 +257,7 @@ impl HostRing {
         COMMANDS - self.free.len()
     }
 
-    /// What the card said of itself when its line was last read: at each post and [`HostRing::look`].
+    /// State of the card when its line was last read: at each post and [`HostRing::look`].
     pub fn card_state(&self) -> CardState {
         self.card_state
     }

@@ -1,9 +1,9 @@
 //! Where the paged KV cache of a host lies, and which stretches of it a block covers.
 //!
 //! A session registers one [`Layout`]; afterwards requests name pages and no addresses. Everything that any page number
-//! below `page_count` can lead to is proved to lie inside its region here, once, so that the data path only compares page
-//! numbers. It refuses layouts whose parts overlap, in one region or across regions that show the same memory: a block
-//! restored into one would destroy another.
+//! below `page_count` can lead to is proved to lie inside its region here, once, so that the data path only compares
+//! page numbers. It refuses layouts whose parts overlap, in one region or across regions that show the same memory: a
+//! block restored into one would destroy another.
 //!
 //! ```text
 //! byte of (layer, kind, page, token in page, head, byte of head) =
@@ -19,7 +19,7 @@ use block::{Geometry, Kind, PLANES_MAX, Part, TileOrder};
 /// Bases of one layout: one for each plane.
 pub const BASES_MAX: usize = PLANES_MAX;
 
-/// Which way a page's tokens and heads are nested.
+/// Nesting of a page's tokens and heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Order {
@@ -39,7 +39,7 @@ impl Order {
     }
 }
 
-/// What all layers have in common. Strides in bytes.
+/// The form that all layers share. Strides in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     pub order: Order,
@@ -52,7 +52,7 @@ pub struct Form {
     pub head_stride: u64,
 }
 
-/// Where a region lies in its host's addresses, bytes.
+/// Place of a region in its host's addresses, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub address: u64,
@@ -105,7 +105,7 @@ impl fmt::Display for Named {
     }
 }
 
-/// What lies at a base of this index: K or V of a layer.
+/// Name of the plane at a base of this index, for people.
 pub(crate) struct BaseName(pub(crate) u64);
 
 impl fmt::Display for BaseName {
@@ -126,7 +126,7 @@ pub enum LayoutError {
     PagesPerChunk { pages: usize, limit: usize },
     /// No pages at all.
     NoPages,
-    /// Not one base for K and one for V of each layer.
+    /// The bases are not one for each plane.
     BaseCount { found: usize, expected: usize },
     /// A base in a region that was not registered.
     Region { base: usize, region: u16, regions: usize },
@@ -140,7 +140,7 @@ pub enum LayoutError {
     Overlap { one: Named, other: Named },
     /// A part that is not of this geometry.
     Part(Part),
-    /// Not one page number for each page of a chunk.
+    /// The page numbers are not one for each page of a chunk.
     PageCount { found: usize, expected: usize },
     /// A page number that the layout does not have.
     Page { index: usize, page: u32, page_count: u32 },
@@ -193,7 +193,7 @@ pub struct Layout {
 /// A stretch that is contiguous whatever the page numbers are.
 struct Piece {
     layer: usize,
-    /// Which of the chunk's pages.
+    /// Index among the chunk's pages.
     page_index: usize,
     in_page: u64,
     tile_offset: usize,
@@ -252,8 +252,8 @@ impl Layout {
     }
 
     /// Calls `run` for the host stretches of one block of a chunk, in tile order, neighbours joined. `pages` are the
-    /// chunk's page numbers; `clip` limits the tokens, counted from the chunk's first. Page numbers under clipped tokens
-    /// are not looked at. On an error nothing was called.
+    /// chunk's page numbers; `clip` limits the tokens, counted from the chunk's first. Page numbers under clipped
+    /// tokens are not looked at. On an error nothing was called.
     pub fn runs(
         &self,
         part: &Part,
@@ -338,8 +338,8 @@ impl Layout {
     }
 
     /// No byte belongs to two bases, even where K and V or layers are interleaved page by page or token by token, and
-    /// whatever regions name it. Each base is compared with those that begin within its extent: with none where layers lie
-    /// apart, with all of at most [`BASES_MAX`] where they are interleaved.
+    /// whatever regions name it. Each base is compared with those that begin within its extent: with none where layers
+    /// lie apart, with all of at most [`BASES_MAX`] where they are interleaved.
     fn check_apart(&self, regions: &[Extent], steps: &[(u64, u64); 3], extent: u64) -> Result<(), LayoutError> {
         let head_bytes = self.head_bytes() as u64;
         // Cannot overflow: the region does not wrap, and the base lies in it.
@@ -417,7 +417,8 @@ impl Layout {
         }
     }
 
-    /// Tile order `[page of the part][head][token]`: whole pages where host and tile nest alike, else heads, else tokens.
+    /// Tile order `[page of the part][head][token]`: whole pages where host and tile nest alike, else heads, else
+    /// tokens.
     fn head_major(&self, part: &Part, tokens: &Range<usize>, mut emit: impl FnMut(usize, u64, usize, usize)) {
         let (heads, head_bytes, row) = (usize::from(self.geometry.heads), self.head_bytes(), self.geometry.row_bytes());
         let page_tokens = usize::from(self.form.page_tokens);

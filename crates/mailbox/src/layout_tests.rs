@@ -272,7 +272,8 @@ proptest! {
             for page in 0..u64::from(page_count) {
                 for token in 0..u64::from(p) {
                     for head in 0..heads as u64 {
-                        let at = base.offset + page * form.page_stride + token * form.token_stride + head * form.head_stride;
+                        let in_page = token * form.token_stride + head * form.head_stride;
+                        let at = base.offset + page * form.page_stride + in_page;
                         inside &= at + 8 <= region.bytes;
                         let at = (region.address + at) as usize;
                         marks[at..at + 8].iter_mut().for_each(|mark| *mark += 1);

@@ -288,7 +288,11 @@ proptest! {
     #![proptest_config(cases(2000))]
 
     #[test]
-    fn what_is_believed_of_a_sealed_command_is_in_range(line in any::<[[u8; 32]; 2]>(), known in any::<bool>(), small in any::<bool>()) {
+    fn what_is_believed_of_a_sealed_command_is_in_range(
+        line in any::<[[u8; 32]; 2]>(),
+        known in any::<bool>(),
+        small in any::<bool>(),
+    ) {
         let mut line: Line = line.concat().try_into().unwrap();
         if known {
             (line[24], line[25]) = (line[24] % 9, 0);

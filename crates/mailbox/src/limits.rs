@@ -1,5 +1,5 @@
-//! Every limit of the page, each with its unit in its name. Both sides compile these in; the identity line repeats them,
-//! so two builds that disagree find out at attach and not in the middle of a ring.
+//! Every limit of the page, each with its unit in its name. Both sides compile these in; the identity line repeats
+//! them, so two builds that disagree find out at attach and not in the middle of a ring.
 
 /// Version of the page and of the attach messages. Raised by any change of a byte's meaning; equal or refused.
 pub const VERSION: u32 = 1;

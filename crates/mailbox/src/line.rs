@@ -1,8 +1,8 @@
 //! A side's own line: asleep or awake, and how far it has read.
 //!
-//! Each line has two faces of 64 bytes, written in turn. A writer that is stopped in the middle of one (a preempted host,
-//! an emulator's memcpy) leaves the other whole, so a reader always finds the last state that was completely said, and
-//! persistent nonsense on both faces is a liar's.
+//! Each line has two faces of 64 bytes, written in turn. A writer that is stopped in the middle of one (a preempted
+//! host, an emulator's memcpy) leaves the other whole, so a reader always finds the last state that was completely
+//! said, and persistent nonsense on both faces is a liar's.
 
 use crate::limits::{LINE_BYTES, TORN_MAX};
 use crate::peer::PeerError;
@@ -115,7 +115,7 @@ fn is_newer(one: u32, other: u32) -> bool {
     one.wrapping_sub(other) as i32 > 0
 }
 
-/// What the host's line says, for the card.
+/// Content of the host's line, for the card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostLine {
     /// The host sleeps, or is about to.

@@ -1,8 +1,8 @@
 //! The page in host memory: a sealed memfd, mapped shared, read and written as 64-bit atomics.
 //!
-//! The one file of this crate with `unsafe`. Other agents write this memory at any time (the card by DMA, an emulator in
-//! another process), so nobody here ever holds a reference to its bytes: only to its atomics, and everything is copied
-//! out before it is looked at. It refuses to interpret what it copies; that is for `words.rs` and the rings.
+//! The one file of this crate with `unsafe`. Other agents write this memory at any time (the card by DMA, an emulator
+//! in another process), so nobody here ever holds a reference to its bytes: only to its atomics, and everything is
+//! copied out before it is looked at. It refuses to interpret what it copies; that is for `words.rs` and the rings.
 //!
 //! Under miri, which knows no mmap, the same words live in one shared allocation.
 #![allow(unsafe_code)]
@@ -188,9 +188,9 @@ impl Memory {
     #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < PAGE_BYTES / WORD_BYTES, "word {index} is not in the page");
-        // SAFETY: `base` is the page-aligned start of PAGE_BYTES of memory that live as long as `self`, and the index was
-        // just checked; any bits are a valid u64. Other agents write the memory too, and so nothing but atomics is ever
-        // made over it.
+        // SAFETY: `base` is the page-aligned start of PAGE_BYTES of memory that live as long as `self`, and the index
+        // was just checked; any bits are a valid u64. Other agents write the memory too, and so nothing but atomics is
+        // ever made over it.
         unsafe { self.base().add(index).as_ref() }
     }
 }
@@ -290,7 +290,7 @@ mod owned {
     use super::PageError;
     use crate::limits::PAGE_BYTES;
 
-    /// What miri sees in place of a mapping: one allocation, shared by all that "map" it.
+    /// A stand-in for the mapping under miri: one allocation, shared by all that "map" it.
     pub(super) struct Memory(Arc<Allocation>);
 
     struct Allocation(NonNull<AtomicU64>);

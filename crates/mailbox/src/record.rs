@@ -26,7 +26,7 @@ const IMPORTANCE_AT: usize = 60;
 const RESERVED_AT: usize = 62;
 const _: () = assert!(RESERVED_AT + 2 == RECORD_HEAD_BYTES && KEY_AT + 32 == PAGE_COUNT_AT);
 
-/// Whose a record is.
+/// The request that a record belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owner {
     pub(crate) generation: u64,
@@ -55,7 +55,7 @@ pub(crate) fn encode(owner: Owner, index: u32, chunk: &Chunk<'_>, out: &mut [u8]
 /// One chunk of a request, read from a private copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// Which chunk of the request, from 0.
+    /// Index of the chunk in the request, from 0.
     pub index: u32,
     pub key: ChunkKey,
     /// Neutral where the command says nothing of importance.
@@ -69,7 +69,7 @@ pub struct Record<'a> {
 pub struct Pages<'a>(&'a [u8]);
 
 impl<'a> Pages<'a> {
-    /// How many.
+    /// Count of page numbers.
     pub fn count(&self) -> usize {
         self.0.len() / 4
     }

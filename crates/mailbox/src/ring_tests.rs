@@ -92,7 +92,9 @@ fn step() -> impl Strategy<Value = Step> {
     let tokens = (0..100_u32, 1..100_u32).prop_map(|(start, count)| Tokens { start, end: start + count });
     prop_oneof![
         6 => (operation, 1..40_usize, 1..40_usize, any::<u32>(), tokens).prop_map(
-            |(operation, chunks, pages, deadline_us, tokens)| Step::Post { operation, chunks, pages, deadline_us, tokens }
+            |(operation, chunks, pages, deadline_us, tokens)| {
+                Step::Post { operation, chunks, pages, deadline_us, tokens }
+            }
         ),
         4 => Just(Step::Accept),
         5 => (any::<usize>(), 1..=14_u16, 0..200_usize).prop_map(|(which, status, text)| Step::Complete {
@@ -110,7 +112,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 type Named = (Request, Vec<(ChunkKey, Vec<u32>)>);
 
-/// What both ends should be like, in plain collections.
+/// Model of both ends, in plain collections.
 #[derive(Default)]
 struct Oracle {
     next: u64,

@@ -1,5 +1,5 @@
-//! Text of others (a peer's names, a server's answers, names of files and tensors) made fit for a terminal and a log: what
-//! would move the cursor, colour the screen or turn the direction of writing is shown as its escape.
+//! Text of others (a peer's names, a server's answers, names of files and tensors) made fit for a terminal and a log:
+//! what would move the cursor, colour the screen or turn the direction of writing is shown as its escape.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,8 +1,8 @@
 //! The words of the page, one `repr(C)` struct per kind of 64-byte line, with its offsets pinned where it is declared.
 //!
-//! Fixed width, little-endian, reserved bytes named and zero. Every line but the identity starts with the same 16 bytes:
-//! sequence, CRC-32 of the other 60 bytes, generation. Encoding is by value; nothing here points into shared memory.
-//! Byte tables: docs/mailbox.md.
+//! Fixed width, little-endian, reserved bytes named and zero. Every line but the identity starts with the same 16
+//! bytes: sequence, CRC-32 of the other 60 bytes, generation. Encoding is by value; nothing here points into shared
+//! memory. Byte tables: docs/mailbox.md.
 
 use std::mem::{offset_of, size_of};
 
@@ -21,7 +21,7 @@ pub type Line = [u8; LINE_BYTES];
 /// A stretch of the page, in bytes from its start. What the card is to copy by DMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// From the start of the page.
+    /// Offset from the start of the page.
     pub offset: usize,
     /// Never 0, never past the page's end.
     pub bytes: usize,
@@ -102,7 +102,7 @@ macro_rules! line_words {
 }
 
 line_words! {
-    /// Who the page is. Written once by the host before anyone else knows the page; `magic` is stored last.
+    /// Identity of the page. Written once by the host before anyone else knows the page; `magic` is stored last.
     IdentityWords {
         magic: u64 = 0,
         version: u32 = 8,
@@ -155,7 +155,7 @@ line_words! {
         /// Tokens of the request to move, counted from its first chunk's first token; `u32::MAX` ends at its end.
         token_start: u32 = 44,
         token_end: u32 = 48,
-        /// From when the card takes the command; 0 leaves it to the card's configuration.
+        /// Deadline, counted from when the card takes the command; 0: the card's configuration decides.
         deadline_us: u32 = 52,
         /// The request that a `Cancel` is about; else 0.
         target: u64 = 56,

@@ -1,10 +1,10 @@
 //! The sleep protocol, every interleaving of it: a producer of work and a sleeper, each behind a store buffer.
 //!
-//! One model serves both directions of the page. A store buffer stands for a CPU's on the host's side and for DMA writes
-//! under way on the card's; a fence, or waiting for a write's completion, empties it. A line's face is written in two
-//! steps, torn between them, and a reader copies the two faces one after the other. The rules can be dropped one by one:
-//! the model must then find the lost wake-up, or it proves nothing.
-//! Not under miri: safe code on plain values, and far too many states.
+//! One model serves both directions of the page. A store buffer stands for a CPU's on the host's side and for DMA
+//! writes under way on the card's; a fence, or waiting for a write's completion, empties it. A line's face is written
+//! in two steps, torn between them, and a reader copies the two faces one after the other. The rules can be dropped one
+//! by one: the model must then find the lost wake-up, or it proves nothing. Not under miri: safe code on plain values,
+//! and far too many states.
 #![forbid(unsafe_code)]
 #![cfg(not(miri))]
 
@@ -224,8 +224,8 @@ fn without_the_last_look_a_wake_up_is_lost() {
     assert_eq!((lost.sleeper, lost.bells), (ASLEEP, 0));
 }
 
-/// With one face only, a reader that meets a stopped writer finds nothing to believe: it has to copy again for as long
-/// as the writer is stopped, and nobody can tell that from a lie. Two faces always leave one.
+/// A line of one face only: a reader that meets a stopped writer finds nothing to believe: it has to copy again for as
+/// long as the writer is stopped, and nobody can tell that from a lie. Two faces always leave one.
 #[test]
 fn two_faces_always_leave_one_to_believe() {
     let blind = |rules: Rules| {

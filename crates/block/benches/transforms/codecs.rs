@@ -28,11 +28,11 @@ pub(crate) fn report(set: &Set, turns: Turns, command: &str) -> Report {
     let cpus = place::cpus();
     let threads: Vec<usize> = if cpus.len() > 1 { vec![1, 2] } else { vec![1] };
     report.notes.push(format!(
-        "{} blocks of {} of up to {} elements, Deflate by libdeflate at level {DEFLATE_LEVEL_DEFAULT} and LZ4 by lz4_flex. GB/s of \
-         restored bf16 bytes, the median of passes over all blocks (half the distance of the quartiles); each thread on a \
-         core of its own (CPUs {:?}), passes of all columns in turns. \"inflate\" ends with the codes, \"restore\" goes on \
-         to their CRC-32 and the elements. Blocks that a codec does not shrink are stored raw: there \"inflate\" is a \
-         copy.",
+        "{} blocks of {} of up to {} elements, Deflate by libdeflate at level {DEFLATE_LEVEL_DEFAULT} and LZ4 by \
+         lz4_flex. GB/s of restored bf16 bytes, the median of passes over all blocks (half the distance of the \
+         quartiles); each thread on a core of its own (CPUs {:?}), passes of all columns in turns. \"inflate\" ends \
+         with the codes, \"restore\" goes on to their CRC-32 and the elements. Blocks that a codec does not shrink \
+         are stored raw: there \"inflate\" is a copy.",
         set.blocks.len(),
         set.name,
         crate::data::BLOCK_ELEMENTS,

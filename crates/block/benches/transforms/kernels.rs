@@ -1,5 +1,5 @@
-//! What a kernel costs beside the memcpy of the bytes that it reads or writes in a tile, on one core: in the L2 cache, and
-//! through memory as in the pipeline's ring.
+//! What a kernel costs beside the memcpy of the bytes that it reads or writes in a tile, on one core: in the L2 cache,
+//! and through memory as in the pipeline's ring.
 
 use crate::data::{Set, convert};
 use crate::place;
@@ -15,7 +15,8 @@ use std::hint::black_box;
 
 /// Tile bytes of a call: with its codes and a copy they fit the L2 cache of one core.
 const TILE_BYTES: usize = 256 << 10;
-/// Slots of the ring that goes through memory: 64 MiB of tiles beside their codes, twice any cache of the machines we know.
+/// Slots of the ring that goes through memory: 64 MiB of tiles beside their codes, twice any cache of the machines we
+/// know.
 const SLOTS: usize = 256;
 const HEADS: usize = 8;
 const HEAD_SIZE: usize = 64;
@@ -28,9 +29,10 @@ pub(crate) fn report(set: &Set, turns: Turns, command: &str) -> Report {
     let cpu = place::cpus()[0];
     place::pin(cpu);
     report.notes.push(format!(
-        "Tiles of {} KiB ({HEADS} heads of {HEAD_SIZE}; elements of {}), kernels of {}, CPU {cpu}. The yardstick is the memcpy of \
-         as many bytes as the tile has, in the same turn as the kernels. Each figure is the median of the turns: the \
-         kernel's speed as a share of memcpy's (GB/s of tile bytes; half the distance of the quartiles). {GOALS}",
+        "Tiles of {} KiB ({HEADS} heads of {HEAD_SIZE}; elements of {}), kernels of {}, CPU {cpu}. The yardstick is \
+         the memcpy of as many bytes as the tile has, in the same turn as the kernels. Each figure is the median of \
+         the turns: the kernel's speed as a share of memcpy's (GB/s of tile bytes; half the distance of the \
+         quartiles). {GOALS}",
         TILE_BYTES >> 10,
         set.name,
         block::instruction_set(),
@@ -42,8 +44,8 @@ pub(crate) fn report(set: &Set, turns: Turns, command: &str) -> Report {
         series.extend(bars);
     }
     report.tables[1].note = format!(
-        "A ring of {SLOTS} slots for tiles, one for codes and one for what is written: more than the caches hold, as a slot's \
-         memory in the pipeline when its turn comes again."
+        "A ring of {SLOTS} slots for tiles, one for codes and one for what is written: more than the caches hold, as a \
+         slot's memory in the pipeline when its turn comes again."
     );
     report.plots.push(Plot {
         name: "kernels".into(),

@@ -1,8 +1,8 @@
-//! What the transforms cost and win on real KV:
-//! `cargo bench -p block --bench transforms -- [--only study|ratio|kernel|codec|level] [--quick] [FILE...]`
-//! Each FILE is a safetensors file with a bf16 tensor `kv` of shape [.., layers, 2, tokens, heads, head size]; without
-//! one it is the repository's own, and without `--only` nothing is measured: `kernel` and `codec` are reports of the page
-//! that `scripts/bench.sh` makes, the others print tables for docs/measurements.md.
+//! What the transforms cost and win on real KV: `cargo bench -p block --bench transforms -- [--only
+//! study|ratio|kernel|codec|level] [--quick] [FILE...]` Each FILE is a safetensors file with a bf16 tensor `kv` of
+//! shape [.., layers, 2, tokens, heads, head size]; without one it is the repository's own, and without `--only`
+//! nothing is measured: `kernel` and `codec` are reports of the page that `scripts/bench.sh` makes, the others print
+//! tables for docs/measurements.md.
 
 mod codecs;
 mod data;

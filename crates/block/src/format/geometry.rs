@@ -1,6 +1,6 @@
 //! The shape of a model's KV cache and of its chunks: element type, layers, heads, head size, tokens per chunk.
-//! Every limit is a named constant here; a geometry outside the limits is refused by [`Geometry::check`], and every
-//! door of this crate that takes bytes from outside calls it. Byte table: docs/formats.md, "Geometry".
+//! Every limit is a named constant here; a geometry outside the limits is refused by [`Geometry::check`], which
+//! every function of this crate that takes bytes from outside calls. Byte table: docs/formats.md, "Geometry".
 
 use crate::format::plan::Kind;
 use crate::format::words::{all_zero, put, u16_at};
@@ -16,7 +16,7 @@ pub const CHUNK_TOKENS_MAX: usize = 1024;
 /// Bytes of an encoded geometry.
 pub const GEOMETRY_BYTES: usize = 12;
 
-/// What one number of the KV cache is.
+/// Type of one number of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ElementType {
@@ -143,7 +143,7 @@ impl Geometry {
         })
     }
 
-    /// The fields are public, so whoever takes a geometry from elsewhere checks it again.
+    /// Checks the limits again: the fields are public.
     pub fn check(&self) -> Result<(), GeometryError> {
         Self::new(self.layers.into(), self.heads.into(), self.head_size.into(), self.chunk_tokens.into(), self.element)
             .map(|_| ())

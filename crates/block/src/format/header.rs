@@ -105,8 +105,8 @@ impl fmt::Display for HeaderError {
 impl std::error::Error for HeaderError {}
 
 impl HeaderError {
-    /// Whether [`Header::open`] says with this that the bytes are not those that were stored. All others it says of
-    /// bytes whose checksum holds: somebody else's, whom this reader does not understand, and good for them.
+    /// Whether the error means that the bytes are not those that were stored. All other errors are about bytes whose
+    /// checksum holds: another version wrote them, and can read them.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Short { .. } | Self::Magic | Self::HeadCrc { .. } | Self::WireBytes { .. } => true,
@@ -117,7 +117,7 @@ impl HeaderError {
         }
     }
 
-    /// What it is that a reader does not understand, for whoever counts such blocks.
+    /// Names what a reader does not understand, for those who count such blocks.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Version { .. } => "a block version",
@@ -129,7 +129,7 @@ impl HeaderError {
     }
 }
 
-/// What a wire block says of itself.
+/// The header of a wire block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     pub key: ChunkKey,
@@ -328,12 +328,12 @@ impl Header {
         Ok(header)
     }
 
-    /// Where peaks and scales lie in the wire block.
+    /// Range of peaks and scales in the wire block.
     pub fn scales_range(&self) -> Range<usize> {
         HEADER_BYTES..HEADER_BYTES + self.scale_bytes as usize
     }
 
-    /// Where the payload lies in the wire block; it starts at a multiple of 64.
+    /// Range of the payload in the wire block; it starts at a multiple of 64.
     pub fn payload_range(&self) -> Range<usize> {
         let start = align64(self.scales_range().end);
         start..start + self.payload_bytes as usize
@@ -354,7 +354,8 @@ impl Header {
     }
 }
 
-/// Checks the CRC of header and scales, of any version: magic, bytes of scales and CRC keep their places (docs/upgrades.md).
+/// Checks the CRC of header and scales, of any version: magic, bytes of scales and CRC keep their places
+/// (docs/upgrades.md).
 fn check_sum(wire: &[u8]) -> Result<(), HeaderError> {
     let Some(head) = wire.first_chunk::<HEADER_BYTES>() else {
         return Err(HeaderError::Short { bytes: wire.len() });

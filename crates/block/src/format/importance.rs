@@ -1,7 +1,7 @@
 //! What a host says that a chunk is worth to it, beside how often it is used: a factor in steps of 1/256, from 1/256 to
 //! just below 256. It travels in chunk records and is kept in the manifest; docs/tiers.md says what it does.
 //!
-//! Every word is some importance, so a peer cannot lie with one; 0 is the word of who says nothing: neutral.
+//! Every word is some importance, so a peer cannot lie with one; 0 means that nothing was said: neutral.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ impl Importance {
     pub const LEAST: f32 = 1.0 / ONE as f32;
     pub const MOST: f32 = u16::MAX as f32 / ONE as f32;
 
-    /// The nearest step to a factor; `None` for what is none, or outside [`Self::LEAST`] to [`Self::MOST`].
+    /// Rounds a factor to the nearest step; `None` if it is not a number, or outside [`Self::LEAST`] to [`Self::MOST`].
     pub fn of(factor: f32) -> Option<Self> {
         let fits = (Self::LEAST..=Self::MOST).contains(&factor);
         fits.then(|| Self::from_word((factor * f32::from(ONE)).round() as u16))
@@ -27,12 +27,12 @@ impl Importance {
         if self == Self::NEUTRAL { 1.0 } else { f32::from(self.0) / f32::from(ONE) }
     }
 
-    /// As it travels.
+    /// The word that travels.
     pub const fn word(self) -> u16 {
         self.0
     }
 
-    /// Total. A spelt-out 1 is neutral, too.
+    /// The importance of a word; each word is one. A spelt-out 1 is neutral, too.
     pub const fn from_word(word: u16) -> Self {
         if word == ONE { Self::NEUTRAL } else { Self(word) }
     }

@@ -71,13 +71,13 @@ impl fmt::Display for ManifestError {
 impl std::error::Error for ManifestError {}
 
 impl ManifestError {
-    /// Whether the bytes are proven not to be those that were stored. All others are said of manifests whose checksum
-    /// holds: somebody else's, whom this reader does not understand, and good for them.
+    /// Whether the error means that the bytes are not those that were stored. All other errors are about manifests
+    /// whose checksum holds: another version wrote them, and can read them.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Bytes { .. } | Self::Magic | Self::Crc { .. })
     }
 
-    /// What it is that a reader does not understand, for whoever counts such manifests.
+    /// Names what a reader does not understand, for those who count such manifests.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Version { .. } => "a manifest version",

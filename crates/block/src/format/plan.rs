@@ -141,7 +141,7 @@ impl Plan {
         geometry.layers.div_ceil(self.layers_per_block) as usize * Kind::ALL.len() * self.ranges(geometry)
     }
 
-    /// What block `index` holds; `None` past the last.
+    /// The part that block `index` holds; `None` past the last.
     pub fn part(&self, geometry: &Geometry, index: usize) -> Option<Part> {
         if index >= self.block_count(geometry) {
             return None;
@@ -158,7 +158,7 @@ impl Plan {
         })
     }
 
-    /// The largest part of any block: what slots are sized for.
+    /// The largest part of any block; slots are sized for it.
     pub fn largest(&self, geometry: &Geometry) -> Part {
         self.part(geometry, 0).expect("a checked plan has a first block, and no block is larger")
     }
@@ -168,7 +168,7 @@ impl Plan {
     }
 }
 
-/// What one block holds: K or V, a range of layers, a range of the chunk's tokens, all heads.
+/// The content of one block: K or V, a range of layers, a range of the chunk's tokens, all heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
     pub kind: Kind,

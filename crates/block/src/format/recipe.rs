@@ -21,8 +21,8 @@ pub enum Transform {
     Lossless,
     /// One byte a code, `2 * peak + 1` levels, peak 1..=127.
     Quant { peak: u8 },
-    /// `2 * peak + 1` levels, peak 1..=7, two codes a byte. Smaller after Deflate than one code a byte (a symbol spans two
-    /// codes, so less is lost to whole bits) and half the bytes through the engine.
+    /// `2 * peak + 1` levels, peak 1..=7, two codes a byte. Smaller after Deflate than one code a byte (a symbol spans
+    /// two codes, so less is lost to whole bits) and half the bytes through the engine.
     Packed { peak: u8 },
     /// The bins of CacheGen's released codec for 8B-class models, by layer and kind; scale per token over all heads.
     CacheGen,
@@ -82,7 +82,8 @@ impl Transform {
         }
     }
 
-    /// The codec that this transform's codes are stored with unless the recipe names one: measured, docs/measurements.md.
+    /// The codec that this transform's codes are stored with unless the recipe names one: measured,
+    /// docs/measurements.md.
     pub const fn default_codec(self) -> Codec {
         match self {
             Self::None => Codec::Raw,
@@ -147,9 +148,10 @@ pub enum RecipeError {
 impl fmt::Display for RecipeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Transform => {
-                f.write_str("transform is not one of none, lossless, q8, q6, q5, q4, q3, q4p, q3p, cachegen, peak1..peak127, packed1..packed7")
-            }
+            Self::Transform => f.write_str(
+                "transform is not one of none, lossless, q8, q6, q5, q4, q3, q4p, q3p, cachegen, peak1..peak127, \
+                     packed1..packed7",
+            ),
             Self::Codec => write!(f, "codec is not one of {}", Codec::ALL.map(Codec::name).join(", ")),
         }
     }
@@ -198,7 +200,7 @@ impl FromStr for Recipe {
     }
 }
 
-/// Which elements of a layer of a block share one scale.
+/// The elements of a layer of a block that share one scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Granularity {
@@ -225,7 +227,7 @@ impl Granularity {
         }
     }
 
-    /// What the encoder uses: all heads of a token, for K and for V. Decided by measurement (docs/measurements.md):
+    /// The encoder's choice: all heads of a token, for K and for V. Decided by measurement (docs/measurements.md):
     /// per channel is 1 to 10 % smaller at equal RMS error of K, but per token is smaller at equal loss of the model.
     /// Readers take any, so this may change without a new format version.
     pub const fn chosen(transform: Transform, _kind: Kind) -> Self {

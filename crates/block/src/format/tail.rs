@@ -11,7 +11,7 @@
 //! The tail comes last because lengths are known last, so blocks stream to disk in the order in which they are encoded
 //! and nothing is copied twice. Blocks start at multiples of 4096 so that a later reader may bypass the page cache.
 //! One CRC-32 covers table, manifest and trailer; the bytes of blocks carry their own checks. It refuses to look into
-//! the manifest, whose door is [`crate::Manifest::parse`]. Byte tables: docs/formats.md, "Chunk in a directory store".
+//! the manifest, which [`crate::Manifest::parse`] reads. Byte tables: docs/formats.md, "Chunk in a directory store".
 
 use crate::format::key::{ChunkKey, KEY_BYTES};
 use crate::format::manifest::MANIFEST_BYTES_MAX;
@@ -19,7 +19,7 @@ use crate::format::plan::BLOCKS_PER_CHUNK_MAX;
 use crate::format::words::{put, u32_at, u64_at};
 use std::fmt;
 
-/// Where a block may start.
+/// Blocks start at multiples of this.
 pub const ALIGN: u64 = 4096;
 pub const TRAILER_BYTES: usize = 64;
 /// The first bytes of a trailer.
@@ -46,7 +46,7 @@ const _: () = assert!(at::KEY + KEY_BYTES == at::ZERO_2 && at::CRC + 4 == TRAILE
 pub enum TailError {
     /// The bytes are wrong; `value` is what was found.
     Corrupt { what: &'static str, value: u64 },
-    /// The checksum holds, and a word is one that this reader does not know: somebody else's, and good for them.
+    /// The checksum holds, and a word is one that this reader does not know: another version wrote it.
     Foreign { what: &'static str, value: u64 },
     /// More blocks than the caller has places for. The file may be good.
     Large { blocks: usize, max: usize },
@@ -64,21 +64,21 @@ impl fmt::Display for TailError {
 
 impl std::error::Error for TailError {}
 
-/// Where a block lies in its file. `bytes` is 0 where there is none.
+/// Place of a block in its file. `bytes` is 0 where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     pub offset: u64,
     pub bytes: u32,
 }
 
-/// What a tail says, checked, beside the places and the manifest.
+/// Content of a tail, checked, beside the places and the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail {
     pub key: ChunkKey,
     pub blocks: usize,
     /// First byte after the last block and its zeros.
     pub start: u64,
-    /// Where the manifest lies in the window that was parsed.
+    /// Offset of the manifest in the window that was parsed.
     pub manifest_at: usize,
     pub manifest_bytes: usize,
 }

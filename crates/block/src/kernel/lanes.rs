@@ -26,7 +26,7 @@ pub(crate) trait Lanes: Copy {
     fn signed(self, codes: &[u8; UNIT], peak: u8) -> Self::Floats;
     /// Values of at most the peak, rounded to nearest even, plus the peak.
     fn coded(self, values: Self::Floats, peak: u8, codes: &mut [u8; UNIT]);
-    /// For peaks up to [`TABLE_PEAK_MAX`], or `WIDE` ones.
+    /// Makes the table of a step, for peaks up to [`TABLE_PEAK_MAX`], or `WIDE` ones.
     fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Self::Table;
     fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Self::Table, elements: &mut [u8]);
     /// Two codes a byte to one code a byte.

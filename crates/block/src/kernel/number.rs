@@ -21,7 +21,8 @@ pub(crate) trait Element: Copy + 'static {
     fn write(value: f32) -> Self::Bytes;
     /// Rotated left by one bit, so that the sign lies with the mantissa and the exponent fills the highest byte.
     fn rotated(bytes: Self::Bytes) -> Self::Bytes;
-    /// Elements from their byte planes, undoing [`Element::rotated`]. `planes[j]` holds byte j; surplus planes are empty.
+    /// Elements from their byte planes, undoing [`Element::rotated`]. `planes[j]` holds byte j; surplus planes are
+    /// empty.
     fn merge(planes: [&[u8]; 4], out: &mut [Self::Bytes]);
 }
 

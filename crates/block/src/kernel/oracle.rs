@@ -223,11 +223,16 @@ mod tests {
     prop_compose! {
         fn cases()(
             // Miri knows AVX2, but no conversions from and to f16.
-            element in prop::sample::select(if cfg!(miri) { &[ElementType::Bf16, ElementType::F32] } else { &ElementType::ALL[..] }),
+            element in prop::sample::select(
+                if cfg!(miri) { &[ElementType::Bf16, ElementType::F32] } else { &ElementType::ALL[..] }
+            ),
             layers in 1usize..4,
             first_layer in 0u16..12,
             heads in 1usize..5,
-            head_size in prop_oneof![prop::sample::select(&[1usize, 3, 16, 33, 64, 80, 128, 257, 576][..]), 1usize..200],
+            head_size in prop_oneof![
+                prop::sample::select(&[1usize, 3, 16, 33, 64, 80, 128, 257, 576][..]),
+                1usize..200,
+            ],
             tokens in 1usize..40,
             page_tokens in prop::option::of(1u16..45),
             kind in prop::sample::select(&[Kind::K, Kind::V][..]),

@@ -1,4 +1,5 @@
-//! How rows are walked: runs that are contiguous in codes and in the tile, in the order in which the tile's memory lies.
+//! How rows are walked: runs that are contiguous in codes and in the tile, in the order in which the tile's memory
+//! lies.
 
 use crate::format::recipe::Granularity;
 use crate::kernel::shape::{Shape, TileOrder};
@@ -32,7 +33,7 @@ impl Rows {
         self.first_token..self.first_token + self.tokens
     }
 
-    /// How a row falls into runs: (runs in a row, elements in a run).
+    /// Runs in a row, and elements in a run.
     #[inline(always)]
     pub(crate) fn runs(&self) -> (usize, usize) {
         let Shape { heads, head_size, order, .. } = self.shape;
@@ -116,8 +117,8 @@ pub(crate) struct Group {
     run_stride: usize,
 }
 
-/// The same run of some tokens: `count` times `elements` elements, and the indices of the first of them in the block's codes
-/// and in its tile.
+/// The same run of some tokens: `count` times `elements` elements, and the indices of the first of them in the block's
+/// codes and in its tile.
 pub(crate) struct Stripe {
     pub(crate) count: usize,
     pub(crate) elements: usize,

@@ -1,8 +1,8 @@
 //! What the kernels do with one run of elements. A run is contiguous in codes and in the tile; elements are bytes here,
 //! [`Element::BYTES`] of them for each code.
 //!
-//! Few levels mean few elements: up to [`TABLE_PEAK_MAX`] and in 16 bits, all elements of a step are computed once, into a
-//! table that fits registers, and codes are only looked up. Else each code is multiplied by its step.
+//! Few levels mean few elements: up to [`TABLE_PEAK_MAX`] and in 16 bits, all elements of a step are computed once,
+//! into a table that fits registers, and codes are only looked up. Else each code is multiplied by its step.
 
 use crate::kernel::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::kernel::number::{self, Element};

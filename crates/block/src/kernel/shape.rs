@@ -49,7 +49,7 @@ impl Shape {
         self.layers * self.layer()
     }
 
-    /// Where a token lies in a tile's layer: the index of its first element, and from there on the distance of its heads.
+    /// Place of a token in a tile's layer: the index of its first element, and the distance from one head to the next.
     #[inline(always)]
     pub(crate) fn place(&self, token: usize) -> (usize, usize) {
         match self.order {

@@ -1,6 +1,6 @@
-//! The kernels compiled for each instruction set that we know, and the choice between them at run time. Only the files of
-//! this folder have `unsafe` in them: vector loads and stores, whose lengths are checked where they are made, and calls of
-//! functions that need CPU features, for which a value of the instruction set's type is the proof.
+//! The kernels compiled for each instruction set that we know, and the choice between them at run time. Only the files
+//! of this folder have `unsafe` in them: vector loads and stores, whose lengths are checked where they are made, and
+//! calls of functions that need CPU features, for which a value of the instruction set's type is the proof.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -16,7 +16,7 @@ use crate::kernel::lanes::Plain;
 use crate::kernel::number::{Bf16, F16, F32};
 use crate::kernel::rows::Rows;
 
-/// What the kernels can run on.
+/// An instruction set that the kernels can run on.
 #[derive(Clone, Copy, Debug)]
 enum Set {
     #[cfg(target_arch = "x86_64")]
@@ -29,7 +29,7 @@ enum Set {
 }
 
 impl Set {
-    /// What this processor has, the best of it first.
+    /// Lists what this processor has, the best first.
     fn all() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let fast = avx512::Avx512::detect().map(Self::Avx512).into_iter().chain(avx2::Avx2::detect().map(Self::Avx2));
@@ -72,7 +72,7 @@ thread_local! {
     static FORCED: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
 }
 
-/// What this processor has, the best of it first.
+/// Lists what this processor has, the best first.
 #[cfg(test)]
 pub(crate) fn instruction_sets() -> Vec<&'static str> {
     Set::all().map(Set::name).collect()
@@ -107,8 +107,8 @@ macro_rules! kernels {
             pub(super) fn run<E: Element>($($arg: $ty),*) $(-> $ret)? {
                 match Set::chosen() {
                     #[cfg(target_arch = "x86_64")]
-                    // SAFETY: a safe function but for the CPU features that it is compiled for, and `lanes` exists only where
-                    // the CPU has every one of them; its arguments are passed on as they are.
+                    // SAFETY: a safe function but for the CPU features that it is compiled for, and `lanes` exists only
+                    // where the CPU has every one of them; its arguments are passed on as they are.
                     Set::Avx512(lanes) => unsafe { avx512::<E>(lanes, $($arg),*) },
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.

@@ -13,7 +13,7 @@ use crate::words::Word;
 pub struct Welcome<'a> {
     /// The card's number for this session, for people and logs.
     pub session: u32,
-    /// Of the hello: this welcome is for that page.
+    /// Generation that the hello named: the welcome is for that page.
     pub generation: u64,
     /// Elements of the largest block, from the card's slot size.
     pub block_elements: u32,
@@ -106,7 +106,7 @@ impl Refuse {
         Refuse { reason: reason as u16, ours, theirs }
     }
 
-    /// To a peer of another version.
+    /// Refuses a peer of another version.
     pub const fn version(theirs: u32) -> Refuse {
         Refuse::new(Reason::Version, VERSION as u64, theirs as u64)
     }
@@ -122,7 +122,7 @@ impl Refuse {
     }
 }
 
-/// For people on the host, with what to do.
+/// Text for people on the host, with what to do.
 impl fmt::Display for Refuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (ours, theirs) = (self.ours, self.theirs);
@@ -181,7 +181,7 @@ impl Farewell {
     pub const ALL: [Farewell; 5] =
         [Farewell::Done, Farewell::Stopping, Farewell::PeerError, Farewell::DeviceError, Farewell::Replaced];
 
-    /// For people.
+    /// Text for people.
     pub const fn text(self) -> &'static str {
         match self {
             Farewell::Done => "done",

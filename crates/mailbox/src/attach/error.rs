@@ -9,17 +9,17 @@ use super::NAME_BYTES_MAX;
 pub enum AttachError {
     /// Shorter than its kind, or longer.
     Length { kind: u16, found: usize, expected: usize },
-    /// Not one of our messages at all.
+    /// The bytes are none of our messages.
     Magic { found: u32 },
     /// The checksum does not cover what is there.
     Checksum,
-    /// From another version. Answer [`Refuse::version`].
+    /// The peer has another version. Answer [`Refuse::version`](super::Refuse::version).
     Version { ours: u32, theirs: u32 },
     /// A kind of message that this version does not have.
     Kind { found: u16 },
     /// A word outside its range.
     Field { what: &'static str, value: u64, limit: u64 },
-    /// Not a geometry that can be.
+    /// The geometry is outside its limits.
     Geometry(block::GeometryError),
     /// A name that is not printable UTF-8 of a fitting length.
     Name,
@@ -52,7 +52,7 @@ impl fmt::Display for AttachError {
 
 impl std::error::Error for AttachError {}
 
-/// Who has to move, said by a side of version `ours`.
+/// Says which side has to be upgraded.
 fn upgrade(ours: u32, theirs: u32) -> &'static str {
     if theirs < ours { "upgrade the peer" } else { "upgrade this side" }
 }

@@ -17,11 +17,12 @@ pub struct Hello<'a> {
     pub region_count: u16,
     /// Shape of the cache; `None`: a control-only session, which has no regions and no layout.
     pub geometry: Option<Geometry>,
-    /// How the card is to store this session's chunks; `None` leaves it to the card's configuration.
+    /// Recipe that the card stores this session's chunks with; `None`: the card's own.
     pub recipe: Option<Recipe>,
-    /// For people: 1 to [`NAME_BYTES_MAX`] printable bytes.
+    /// Name for people: 1 to [`NAME_BYTES_MAX`](super::NAME_BYTES_MAX) printable bytes.
     pub client: &'a str,
-    /// Whose quota of the card's tiers this session uses, likewise; `None`: the one of all who do not say.
+    /// Namespace whose quota of the card's tiers the session uses, likewise; `None`: the one for sessions that name
+    /// none.
     pub namespace: Option<&'a str>,
 }
 

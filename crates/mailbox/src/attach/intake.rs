@@ -11,7 +11,7 @@ use super::{Commit, Hello, LayoutPart, Message, PAGE_REGION, Reason, Refuse, Reg
 use crate::layout::{Base, Extent, Form, Layout, LayoutError};
 use crate::limits::PAGE_BYTES;
 
-/// What is expected next.
+/// The message that is expected next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntakeState {
     /// Nothing came yet.
@@ -22,7 +22,7 @@ pub enum IntakeState {
     Layout,
     /// Everything came but the host's word that it is everything.
     Commit,
-    /// Over, by a commit or by a refusal.
+    /// Nothing more: a commit or a refusal ended it.
     Over,
 }
 
@@ -47,7 +47,7 @@ pub struct Export {
 }
 
 impl Export {
-    /// Where it lies in the host; its message was checked not to wrap.
+    /// Place in the host's addresses; the message was checked not to wrap.
     pub fn extent(&self) -> Extent {
         Extent { address: self.base, bytes: self.bytes }
     }
@@ -63,7 +63,7 @@ pub struct Attachment {
     /// `None`: as the card is configured.
     pub recipe: Option<Recipe>,
     pub page: Export,
-    /// By region index.
+    /// Exports, by region index.
     pub regions: Vec<Export>,
     /// `None`: control-only.
     pub layout: Option<Layout>,
@@ -110,7 +110,7 @@ impl Intake {
         }
     }
 
-    /// What is expected next.
+    /// The message that is expected next.
     pub fn state(&self) -> IntakeState {
         self.state
     }

@@ -14,7 +14,7 @@ pub struct Region<'a> {
     /// Host address of the first byte, as the export blob has it. A number, never a pointer here.
     pub base: u64,
     pub bytes: u64,
-    /// What the exporting device said. Sensitive: whoever has it can reach the memory.
+    /// The exporting device's blob. Sensitive: whoever has it can reach the memory.
     pub export: &'a [u8],
 }
 

@@ -1,4 +1,5 @@
-//! Messages come back as they went, garbage never panics, versions tell each other apart, and an attach keeps its order.
+//! Messages come back as they went, garbage never panics, versions tell each other apart, and an attach keeps its
+//! order.
 
 use block::{Codec, ElementType, Geometry, Kind, Part, Recipe, Transform};
 use proptest::prelude::*;

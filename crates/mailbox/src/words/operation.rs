@@ -1,16 +1,17 @@
 //! What a command asks for, and the flags that go with it.
 
-/// Flag of a command: its records say what chunks are worth. Always with `Rate`, with `Store` where it is said, else never.
+/// Flag of a command: its records say what chunks are worth. Always with `Rate`, with `Store` where it is said, else
+/// never.
 pub(crate) const WITH_IMPORTANCE: u16 = 1;
 /// Flag of a store: its chunks are put even where the store has them.
 pub(crate) const AGAIN: u16 = 2;
 
-/// What a command asks for.
+/// The operation that a command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Nothing: an answer proves that the card lives.
     Ping,
-    /// How many leading chunks the store has. Moves nothing.
+    /// Counts the leading chunks that the store has. Moves nothing.
     Lookup,
     /// Restore leading chunks into host pages.
     Fetch,
@@ -22,15 +23,15 @@ pub enum Operation {
     Status,
     /// The card finishes what runs and takes nothing new, from anybody.
     Drain,
-    /// As `Drain`, and then the card's program ends.
+    /// Drains, and then the card's program ends.
     Stop,
     /// Say what chunks are worth, stored or not. Moves nothing.
     Rate,
     /// Undoes a `Drain`: new requests are taken again. `Draining` is the answer of a card that ends.
     Resume,
-    /// What requests waited for lately, and which were late, as JSON text in the answer.
+    /// The spans that requests waited for lately, and the late ones, as JSON text in the answer.
     Trace,
-    /// From a newer host. Answered `Unsupported`; the session lives on.
+    /// An operation of a newer host. Answered `Unsupported`; the session lives on.
     Unknown(u16),
 }
 

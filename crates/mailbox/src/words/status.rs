@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How a command ended. A miss or a partial hit is `Ok` with fewer chunks done than asked: an answer, not an error.
+/// The end of a command. A miss or a partial hit is `Ok` with fewer chunks done than asked: an answer, not an error.
 /// Whatever the status, the first `chunks_done` chunks are whole and right, and nothing past them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -83,7 +83,7 @@ impl Status {
         )
     }
 
-    /// What happened and what to do about it, for people.
+    /// Text for people: what happened and what to do about it.
     pub const fn text(self) -> &'static str {
         match self {
             Status::Ok => "ok",

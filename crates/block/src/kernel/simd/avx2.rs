@@ -20,7 +20,8 @@ impl Avx2 {
     }
 }
 
-/// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart, in both halves.
+/// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart, in both
+/// halves.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
     low: __m256i,
@@ -30,8 +31,8 @@ pub(super) struct Table {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
-// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof; memory is
-// read and written by the functions at the end of this file alone, which take safe references.
+// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof;
+// memory is read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Avx2 {
     type Floats = [__m256; 4];
     type Table = Table;

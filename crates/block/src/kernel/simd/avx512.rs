@@ -44,8 +44,8 @@ const fn multiples(factor: u8) -> [u8; 64] {
     numbers
 }
 
-// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof; memory is
-// read and written by the functions at the end of this file alone, which take safe references.
+// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof;
+// memory is read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Avx512 {
     type Floats = [__m512; 2];
     /// The second 32 elements only if wide.

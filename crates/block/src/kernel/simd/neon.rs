@@ -27,8 +27,8 @@ pub(super) struct Table {
 /// A unit: [low, high] of each 8.
 type Floats = [[float32x4_t; 2]; 4];
 
-// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof; memory is
-// read and written by the functions at the end of this file alone, which take safe references.
+// SAFETY of all blocks below: the intrinsics ask for nothing but their CPU features, of which `self` is the proof;
+// memory is read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Neon {
     type Floats = Floats;
     type Table = Table;
@@ -194,7 +194,7 @@ fn to_bf16(low: float32x4_t, high: float32x4_t) -> uint8x16_t {
     vreinterpretq_u8_u16(vuzp2q_u16(vreinterpretq_u16_u32(low), vreinterpretq_u16_u32(high)))
 }
 
-/// As [`crate::kernel::number::F16`] reads: exponents' biases differ by 112, and the product is exact.
+/// Reads as [`crate::kernel::number::F16`] does: exponents' biases differ by 112, and the product is exact.
 #[inline]
 #[target_feature(enable = "neon")]
 fn from_f16(elements: uint8x16_t) -> [float32x4_t; 2] {
@@ -211,7 +211,7 @@ fn from_f16(elements: uint8x16_t) -> [float32x4_t; 2] {
     ]
 }
 
-/// As [`crate::kernel::number::F16`] writes, in the low halves of 32 bits.
+/// Writes as [`crate::kernel::number::F16`] does, to the low halves of 32 bits.
 #[inline]
 #[target_feature(enable = "neon")]
 fn to_f16(values: float32x4_t) -> uint16x8_t {
