@@ -11,18 +11,18 @@ use mailbox::layout::{BASES_MAX, Base};
 use store::{Outline, Part};
 
 use crate::config::{ANSWER_BYTES, Config, store_limits};
-use crate::count::trace::Trace;
+use crate::count::trace::RequestTrace;
 use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX};
 use crate::hub::comch;
 use crate::hub::events::Events;
-use crate::hub::session::{Desk, Session};
+use crate::hub::session::{Session, SessionDesk};
 use crate::metrics;
-use crate::pipeline::chunk::Flow;
+use crate::pipeline::chunk::ChunkInFlight;
 use crate::pipeline::job::Job;
 use crate::pipeline::slots::SlotWork;
-use crate::workers::chunks::Chunk;
+use crate::workers::chunks::WorkerChunk;
 use crate::workers::line::{BLOCK_QUEUE, Numbered, QUEUE, Worked};
-use crate::workers::shared::{Prefix, Question};
+use crate::workers::shared::{Question, StartedPrefix};
 use crate::workers::unreadable::Unreadable;
 
 /// Most that the defaults of any machine take before hosts come, bytes.
@@ -40,7 +40,7 @@ pub fn pinned(config: &Config) -> Vec<(&'static str, usize)> {
     let whole = |bytes: usize| bytes.next_multiple_of(doca::HUGE_PAGE_BYTES);
     vec![
         ("ring", whole(config.slots * config.slot_bytes().total())),
-        ("staging of sessions", Desk::bytes_of(config.places())),
+        ("staging of sessions", SessionDesk::bytes_of(config.places())),
         ("tier in memory", whole(outline(config).pinned_bytes())),
     ]
 }
@@ -62,17 +62,17 @@ fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
     let encoder = if config.deflate_level > 9 { ENCODER_BYTES_OPTIMUM } else { ENCODER_BYTES };
     vec![
         ("ring", config.slots * config.slot_bytes().total()),
-        ("staging of sessions", Desk::bytes_of(1)),
+        ("staging of sessions", SessionDesk::bytes_of(1)),
         ("table of sessions", config.places() * size_of::<Session>()),
         ("chunks that cannot be read", Unreadable::memory_bytes()),
-        ("chunks in progress", config.chunks * (size_of::<Chunk>() + size_of::<Flow>())),
+        ("chunks in progress", config.chunks * (size_of::<WorkerChunk>() + size_of::<ChunkInFlight>())),
         ("slot table", config.slots * size_of::<SlotWork>()),
         ("queues of workers", queue_bytes(QUEUE) + (workers - 1) * queue_bytes(BLOCK_QUEUE)),
         ("manifests of workers", workers * block::MANIFEST_BYTES_MAX),
         ("encoders", config.encode_workers * encoder),
         ("decoders", (config.dequantize_workers + config.encode_workers) * DECODER_BYTES),
         ("channels", servers(config) * comch::memory_bytes(config.sessions)),
-        ("events, trace and status", size_of::<Events>() + size_of::<Trace>() + ANSWER_BYTES),
+        ("events, trace and status", size_of::<Events>() + size_of::<RequestTrace>() + ANSWER_BYTES),
         ("metrics", config.metrics.map_or(0, |_| metrics::memory_bytes())),
         ("store", outline(config).memory_bytes()),
     ]
@@ -83,7 +83,7 @@ fn of_sessions(config: &Config) -> Vec<(&'static str, usize)> {
     let places = config.places();
     let visitors = places + OPERATORS_MAX + REFUSED_MAX;
     vec![
-        ("staging of more sessions", Desk::bytes_of(places) - Desk::bytes_of(1)),
+        ("staging of more sessions", SessionDesk::bytes_of(places) - SessionDesk::bytes_of(1)),
         ("memory of sessions", places * memory_of_session()),
         ("attaches", visitors * ATTACH_MESSAGE_MAX),
         ("channels of sessions", servers(config) * comch::memory_of_hosts(config.sessions)),
@@ -99,12 +99,12 @@ fn servers(config: &Config) -> usize {
 #[must_use]
 pub fn of_session(config: &Config) -> usize {
     let channel = if config.attach.has_comch() { comch::memory_of_host() } else { 0 };
-    Desk::bytes() + memory_of_session() + ATTACH_MESSAGE_MAX + channel
+    SessionDesk::bytes() + memory_of_session() + ATTACH_MESSAGE_MAX + channel
 }
 
 /// Counts the bytes of a session beside its staging memory and its channel.
 fn memory_of_session() -> usize {
-    REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Question::BYTES + Prefix::BYTES
+    REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Question::BYTES + StartedPrefix::BYTES
 }
 
 /// Lists the memory of the whole, with all sessions: `(consumer, bytes)`.

@@ -48,18 +48,18 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::config::Config;
 use crate::count::counters::add;
-use crate::count::trace::Trace;
+use crate::count::trace::RequestTrace;
 use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX, Visitor};
 use crate::hub::complaints::Complaints;
-use crate::hub::engine::{Engine, RESTARTS_MAX};
-use crate::hub::events::{Event, Events};
+use crate::hub::engine::{CardEngine, RESTARTS_MAX};
+use crate::hub::events::{Events, HubEvent};
 use crate::hub::fit::{Fit, InflateFit};
 use crate::hub::health::{StoreWatch, StuckWorkers};
 use crate::hub::marks::Marks;
 use crate::hub::notice::Notices;
 use crate::hub::notify::Supervisor;
-use crate::hub::request::Request;
-use crate::hub::session::{Desk, Session};
+use crate::hub::request::RequestInFlight;
+use crate::hub::session::{Session, SessionDesk};
 use crate::pipeline::job::CrewKind;
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::{Inflater, Pipeline};
@@ -84,7 +84,7 @@ pub enum HubError {
     /// The device failed for good.
     Device(doca::Error),
     /// Hosts cannot come by Comch.
-    Comch(comch::OpenError),
+    Comch(comch::ComchError),
     /// An engine has not completed anything for 30 s.
     EngineStuck(doca::Kind),
     /// Everything has drained but a worker that does not come back.
@@ -150,14 +150,14 @@ pub struct Hub<'a, 's> {
     pub(crate) encoders: Crew<'a>,
     pub(crate) engine: ProgressEngine,
     /// `None`: the device inflates nothing and software does (`--allow-software`).
-    pub(crate) inflate: Option<Engine>,
-    pub(crate) bulk: Engine,
-    pub(crate) mail: Engine,
+    pub(crate) inflate: Option<CardEngine>,
+    pub(crate) bulk: CardEngine,
+    pub(crate) mail: CardEngine,
     /// Chunks, slots and queues in progress.
     pub(crate) pipeline: Pipeline,
     pub(crate) sessions: Vec<Option<Session>>,
     /// Desks that no session has, and the number of all desks.
-    pub(crate) desks: Vec<Desk>,
+    pub(crate) desks: Vec<SessionDesk>,
     pub(crate) desks_made: usize,
     pub(crate) visitors: Vec<Visitor>,
     pub(crate) listeners: Vec<Box<dyn Listener>>,
@@ -175,7 +175,7 @@ pub struct Hub<'a, 's> {
     pub(crate) sessions_seen: u32,
     pub(crate) requests_seen: u64,
     pub(crate) events: Events,
-    pub(crate) trace: Trace,
+    pub(crate) trace: RequestTrace,
     pub(crate) marks: Marks,
     pub(crate) notices: Notices,
     pub(crate) store_watch: StoreWatch,
@@ -220,12 +220,12 @@ impl<'a, 's> Hub<'a, 's> {
         let (inflate, crc_trusted) = Self::inflate_engine(&engine, &device, config, fit.inflate)?;
         let lz4 = fit.inflate.is_some_and(|inflate| inflate.lz4);
         let inflater = inflate.is_some().then_some(Inflater { lz4, crc_trusted });
-        let mut bulk = Engine::new(Context::dma(&engine, &device, fit.bulk)?);
-        let mut mail = Engine::new(Context::dma(&engine, &device, fit.mail)?);
+        let mut bulk = CardEngine::new(Context::dma(&engine, &device, fit.bulk)?);
+        let mut mail = CardEngine::new(Context::dma(&engine, &device, fit.mail)?);
         bulk.can_prove_itself(&device)?;
         mail.can_prove_itself(&device)?;
         let mut desks = Vec::with_capacity(config.places());
-        let desks_made = Desk::lay_out(&device, config.places(), &mut desks)?;
+        let desks_made = SessionDesk::lay_out(&device, config.places(), &mut desks)?;
         let supervisor = Supervisor::new(config.supervisor.as_ref())
             .map_err(|error| system("socket")(Errno::try_from(error).unwrap_or(Errno::EIO)))?;
         let now = Instant::now();
@@ -272,7 +272,7 @@ impl<'a, 's> Hub<'a, 's> {
             sessions_seen: 0,
             requests_seen: 0,
             events: Events::new(now),
-            trace: Trace::new(now, config.slow),
+            trace: RequestTrace::new(now, config.slow),
             marks: Marks::new(config, now),
             notices: Notices::default(),
             store_watch: StoreWatch::default(),
@@ -290,7 +290,7 @@ impl<'a, 's> Hub<'a, 's> {
         device: &Device,
         config: &Config,
         fit: Option<InflateFit>,
-    ) -> Result<(Option<Engine>, bool), HubError> {
+    ) -> Result<(Option<CardEngine>, bool), HubError> {
         let Some(InflateFit { lz4, depth }) = fit else { return Ok((None, false)) };
         let codecs: &[Codec] = if lz4 { &[Codec::Deflate, Codec::Lz4Block] } else { &[Codec::Deflate] };
         let mut context = Context::decompress(engine, device, codecs, depth)?;
@@ -298,7 +298,7 @@ impl<'a, 's> Hub<'a, 's> {
         if !trusted {
             log::warn!("the engine's CRC-32 is not the one of docs/formats.md: codes are checked in software");
         }
-        Ok((Some(Engine::new(context)), trusted && !config.software_crc))
+        Ok((Some(CardEngine::new(context)), trusted && !config.software_crc))
     }
 
     /// Tells whether the engine's CRC-32 can stand for ours.
@@ -308,7 +308,7 @@ impl<'a, 's> Hub<'a, 's> {
 
     pub(crate) fn become_state(&mut self, next: HubState) {
         assert!(self.state.may_become(next), "{:?} -> {next:?}", self.state);
-        self.events.add(Event::State(next.name()), 0);
+        self.events.add(HubEvent::State(next.name()), 0);
         self.state = next;
     }
 
@@ -403,7 +403,7 @@ impl<'a, 's> Hub<'a, 's> {
     /// Computes the longest permitted sleep.
     fn patience(&self) -> EpollTimeout {
         let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
-        let next = requests.map(|request: &Request| request.until).chain(self.visitors.iter().map(|v| v.until));
+        let next = requests.map(|request: &RequestInFlight| request.until).chain(self.visitors.iter().map(|v| v.until));
         let next = next
             .chain(self.next_operator())
             .chain(self.supervisor.next_ping())
@@ -443,7 +443,7 @@ impl<'a, 's> Hub<'a, 's> {
     /// Leaving, and what is not done is in calls that do not come back: no host waits for it, and no engine moves anything.
     fn hangs_for_good(&mut self) -> Option<Hanging> {
         let leaving_for = self.now.saturating_duration_since(self.leaving_since?);
-        let moves = |engine: &Engine| engine.context.in_flight() > 0;
+        let moves = |engine: &CardEngine| engine.context.in_flight() > 0;
         if leaving_for < LEAVE_PATIENCE
             || self.sessions.iter().flatten().any(Session::awaits_answers)
             || self.inflate.iter().chain([&self.bulk, &self.mail]).any(moves)
@@ -477,7 +477,7 @@ impl<'a, 's> Hub<'a, 's> {
         }
         for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
             session.ring.drain();
-            session.wake = crate::hub::session::Wake::Saying;
+            session.wake = crate::hub::session::SessionWake::Saying;
         }
     }
 
@@ -493,7 +493,7 @@ impl<'a, 's> Hub<'a, 's> {
         self.become_state(HubState::Steady);
         for session in self.sessions.iter_mut().flatten().filter(|session| session.is_live()) {
             session.ring.resume();
-            session.wake = crate::hub::session::Wake::Saying;
+            session.wake = crate::hub::session::SessionWake::Saying;
         }
         Status::Ok
     }

@@ -38,8 +38,8 @@ mod process;
 mod tiers;
 
 use clerk::Clerk;
-use connection::Connection;
-pub use families::{Family, Kind, all as families};
+use connection::HttpConnection;
+pub use families::{MetricFamily, MetricKind, all as families};
 
 /// Connections at the same time.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -74,13 +74,13 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// A socket that listens, before anything else of the data plane is there.
 #[derive(Debug)]
-pub struct Server {
+pub struct MetricsServer {
     listener: TcpListener,
     address: SocketAddr,
     leave: EventFd,
 }
 
-impl Server {
+impl MetricsServer {
     /// # Errors
     /// The address cannot be had.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
@@ -104,9 +104,9 @@ impl Server {
         shared: &'env Shared<'s>,
         device: &str,
         settings: &[(&str, String)],
-    ) -> io::Result<Leave<'env>> {
+    ) -> io::Result<ServerGuard<'env>> {
         let clerk = Clerk::new(shared, config_text(shared, device, settings, self.address));
-        let table = (0..CONNECTIONS_MAX).map(|_| Connection::new()).collect();
+        let table = (0..CONNECTIONS_MAX).map(|_| HttpConnection::new()).collect();
         let body = move || {
             // Refused where a seccomp filter says so: then it is a thread like the others.
             let _ = rustix::process::nice(NICE);
@@ -114,15 +114,15 @@ impl Server {
         };
         thread::Builder::new().name(String::from("metrics")).spawn_scoped(scope, body)?;
         log::info!("metrics on http://{}/metrics", self.address);
-        Ok(Leave(&self.leave))
+        Ok(ServerGuard(&self.leave))
     }
 }
 
 /// Ends the metrics thread when it is dropped.
 #[derive(Debug)]
-pub struct Leave<'a>(&'a EventFd);
+pub struct ServerGuard<'a>(&'a EventFd);
 
-impl Drop for Leave<'_> {
+impl Drop for ServerGuard<'_> {
     fn drop(&mut self) {
         // Fails only if the counter is at its maximum, and then it is readable anyway.
         let _ = self.0.write(1);
@@ -146,8 +146,8 @@ fn config_text(shared: &Shared<'_>, device: &str, settings: &[(&str, String)], a
 
 /// The thread's connections, and who answers them.
 struct Desk<'a, 's> {
-    server: &'a Server,
-    table: Vec<Connection>,
+    server: &'a MetricsServer,
+    table: Vec<HttpConnection>,
     clerk: Clerk<'a, 's>,
 }
 
@@ -187,7 +187,7 @@ impl Desk<'_, '_> {
                 places.push(place).expect("a place for each");
             }
         }
-        let next = self.table.iter().filter_map(Connection::until).min();
+        let next = self.table.iter().filter_map(HttpConnection::until).min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).expect("a connection has seconds, not weeks")

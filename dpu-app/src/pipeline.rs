@@ -23,7 +23,7 @@ use heapless::binary_heap::{BinaryHeap, Min};
 
 use crate::config::{CHUNKS_ACTIVE_MAX, Config, PLACES_MAX, SLOTS_MAX};
 use crate::count::counters::Counters;
-use crate::pipeline::chunk::{Direction, Flow};
+use crate::pipeline::chunk::{ChunkInFlight, Direction};
 use crate::pipeline::job::{Failure, Job, Seat};
 use crate::pipeline::slots::{SlotState, SlotTable, Ticket};
 use crate::pipeline::turns::Turns;
@@ -47,7 +47,7 @@ pub struct Pipeline {
     /// Slots that each session holds.
     held: [usize; PLACES_MAX],
     /// Chunks in progress, by seat.
-    pub flows: Vec<Option<Flow>>,
+    pub chunks: Vec<Option<ChunkInFlight>>,
     /// Seats in the order in which their chunks were started.
     pub order: heapless::Vec<Seat, CHUNKS_ACTIVE_MAX>,
     pub to_inflate: Queue,
@@ -68,7 +68,7 @@ impl Pipeline {
         Self {
             slots: SlotTable::new(config.slots),
             held: [0; PLACES_MAX],
-            flows: (0..config.chunks).map(|_| None).collect(),
+            chunks: (0..config.chunks).map(|_| None).collect(),
             order: heapless::Vec::new(),
             to_inflate: Queue::new(),
             to_transfer: Queue::new(),
@@ -82,21 +82,21 @@ impl Pipeline {
     }
 
     /// Borrows the chunk in a seat that a slot or a job names.
-    pub(crate) fn flow(&mut self, seat: Seat) -> &mut Flow {
-        self.flows[usize::from(seat.0)].as_mut().expect("a seat stays taken while anything of it is in flight")
+    pub(crate) fn chunk(&mut self, seat: Seat) -> &mut ChunkInFlight {
+        self.chunks[usize::from(seat.0)].as_mut().expect("a seat stays taken while anything of it is in flight")
     }
 
     /// Counts the seats that chunks of this direction may take: the store path leaves most of them to fetches.
     fn seats(&self, direction: Direction) -> usize {
         match direction {
-            Direction::Fetch => self.flows.len(),
-            Direction::Store => (self.flows.len() / 4).max(1),
+            Direction::Fetch => self.chunks.len(),
+            Direction::Store => (self.chunks.len() / 4).max(1),
         }
     }
 
     /// Counts the seats that are kept for sessions which have none.
     fn seats_kept(&self) -> usize {
-        (self.sessions - 1).min(self.flows.len() / 4)
+        (self.sessions - 1).min(self.chunks.len() / 4)
     }
 
     /// Counts the slots that are kept for sessions which hold fewer than these: what waits for the network, in all the
@@ -107,26 +107,28 @@ impl Pipeline {
 
     /// Finds a seat for one more chunk of this session and direction.
     pub fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
-        let taken = |wanted: &dyn Fn(&Flow) -> bool| self.flows.iter().flatten().filter(|flow| wanted(flow)).count();
-        let free = self.flows.iter().position(Option::is_none)?;
-        let kept = if taken(&|flow| flow.session == session) == 0 { 0 } else { self.seats_kept() };
-        let may = self.flows.len() - self.order.len() > kept
-            && taken(&|flow| flow.direction == direction) < self.seats(direction);
+        let taken = |wanted: &dyn Fn(&ChunkInFlight) -> bool| {
+            self.chunks.iter().flatten().filter(|chunk| wanted(chunk)).count()
+        };
+        let free = self.chunks.iter().position(Option::is_none)?;
+        let kept = if taken(&|chunk| chunk.session == session) == 0 { 0 } else { self.seats_kept() };
+        let may = self.chunks.len() - self.order.len() > kept
+            && taken(&|chunk| chunk.direction == direction) < self.seats(direction);
         may.then_some(Seat(free as u16))
     }
 
     /// Puts a chunk into a seat that was free.
-    pub fn sit(&mut self, seat: Seat, flow: Flow) {
-        let place = &mut self.flows[usize::from(seat.0)];
+    pub fn sit(&mut self, seat: Seat, chunk: ChunkInFlight) {
+        let place = &mut self.chunks[usize::from(seat.0)];
         assert!(place.is_none(), "{seat:?} is taken");
-        *place = Some(flow);
+        *place = Some(chunk);
         self.order.push(seat).expect("a place per seat");
     }
 
     /// Frees a seat whose chunk is over for the store too.
     pub(crate) fn vacate(&mut self, seat: Seat) {
-        debug_assert!(self.flow(seat).concluded && self.flow(seat).in_flight == 0);
-        self.flows[usize::from(seat.0)] = None;
+        debug_assert!(self.chunk(seat).concluded && self.chunk(seat).in_flight == 0);
+        self.chunks[usize::from(seat.0)] = None;
         self.order.retain(|other| *other != seat);
     }
 
@@ -136,8 +138,8 @@ impl Pipeline {
         let (kept, free) = (self.slots_kept(), self.slots.free());
         let may = |session: usize| free > kept || free > 0 && self.held[session] < kept;
         let mut waiting = self.order.iter().filter_map(|&seat| {
-            let flow = self.flows[usize::from(seat.0)].as_ref().expect("as in flow()");
-            (flow.direction == direction && flow.wants_slot() && may(flow.session)).then_some((seat, flow.session))
+            let chunk = self.chunks[usize::from(seat.0)].as_ref().expect("as in chunk()");
+            (chunk.direction == direction && chunk.wants_slot() && may(chunk.session)).then_some((seat, chunk.session))
         });
         let first = match direction {
             Direction::Fetch => waiting.min_by_key(|&(_, session)| self.turns.of(session)),
@@ -148,7 +150,7 @@ impl Pipeline {
 
     /// Takes a slot for a block; one is free.
     pub(crate) fn take_slot(&mut self, direction: Direction, seat: Seat, block: u16) -> Ticket {
-        let session = self.flow(seat).session;
+        let session = self.chunk(seat).session;
         let (state, turn) = match direction {
             Direction::Fetch => (SlotState::Fetching, self.turns.take(session)),
             Direction::Store => (SlotState::Gathering, self.turns.after_all()),
@@ -172,7 +174,7 @@ impl Pipeline {
     /// Frees a slot.
     pub(crate) fn free_slot(&mut self, slot: Ticket) {
         let work = *self.slots.at(slot);
-        let session = self.flow(work.seat).session;
+        let session = self.chunk(work.seat).session;
         self.held[session] -= 1;
         if !work.state.stores() {
             self.turns.passed(work.turn);

@@ -82,7 +82,7 @@ pub fn serve(
     if let Some(what) = fit.in_software() {
         log::warn!("{}: {what}", device.info().name());
     }
-    let bind = |address| metrics::Server::bind(address).map_err(|error| RunError::Metrics { address, error });
+    let bind = |address| metrics::MetricsServer::bind(address).map_err(|error| RunError::Metrics { address, error });
     let metrics = config.metrics.map(bind).transpose()?;
     let mut listeners: Vec<Box<dyn Listener>> = Vec::new();
     if config.attach.has_socket() {

@@ -41,7 +41,7 @@ const MOVED: [&str; 2] = ["calibrate", "simulate"];
 #[command(after_help = "Exit codes: 0 ok, 1 runtime, 2 usage, 3 device.\n\
     Every flag of `run` has an environment variable KVLANE_<FLAG> and a line `flag = value` in the --config file.\n\
     Some defaults follow from the machine's cores: `dpu-app limits` prints those of this one.")]
-pub(crate) struct Arguments {
+pub(crate) struct CommandLine {
     #[command(subcommand)]
     command: Command,
 }
@@ -49,10 +49,10 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the data plane until SIGTERM, SIGINT or `host-ctl stop`
-    Run(Box<Run>),
+    Run(Box<RunFlags>),
     /// Print every limit and the memory that `run` would have with these flags, or the error with which it would refuse
     /// them; only the device is opened
-    Limits(Box<Limits>),
+    Limits(Box<LimitsFlags>),
     /// List the devices that DOCA sees, the abilities of their engines, and the functions of the host that they
     /// represent
     Devices(Devices),
@@ -77,7 +77,7 @@ enum Way {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Run {
+pub(crate) struct RunFlags {
     /// File of `flag = value` lines, with the flags below without their dashes; a # at the start of a line or after a
     /// space begins a comment
     #[arg(long, env = "KVLANE_CONFIG", value_name = "FILE")]
@@ -206,9 +206,9 @@ pub(crate) struct Run {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Limits {
+pub(crate) struct LimitsFlags {
     #[command(flatten)]
-    pub(crate) run: Run,
+    pub(crate) run: RunFlags,
     /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
@@ -225,7 +225,7 @@ fn defaults() -> Config {
     Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-impl Run {
+impl RunFlags {
     pub(crate) fn config(&self) -> Result<Config, store::NamespaceError> {
         let derived = defaults().with_slots(self.slots);
         Ok(Config {
@@ -306,7 +306,7 @@ pub fn main() -> ExitCode {
         Command::Limits(limits) => limits_report::limits(&limits, origins),
         Command::Devices(Devices { json }) => list_devices(json),
         Command::Scrub(scrub) => scrub_store(&scrub),
-        Command::Man { directory } => match clap_mangen::generate_to(Arguments::command(), &directory) {
+        Command::Man { directory } => match clap_mangen::generate_to(CommandLine::command(), &directory) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),
         },
@@ -323,11 +323,11 @@ fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> s
 }
 
 /// Command line, environment and file, as they are now.
-fn read() -> Result<(Arguments, Told), Complaint> {
+fn read() -> Result<(CommandLine, Told), Complaint> {
     let environment: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
-    let told = config_file::told(&Arguments::command(), std::env::args_os().collect(), &environment);
+    let told = config_file::told(&CommandLine::command(), std::env::args_os().collect(), &environment);
     let told = told.map_err(|wrong| Complaint { help: None, text: wrong.to_string() })?;
-    match Arguments::try_parse_from(&told.arguments) {
+    match CommandLine::try_parse_from(&told.arguments) {
         Ok(arguments) => Ok((arguments, told)),
         Err(error) => Err(Complaint::of(error, told.arguments)),
     }
@@ -346,7 +346,7 @@ impl Complaint {
             return Self { help: Some(error), text: String::new() };
         }
         let mut text = error.render().to_string();
-        if let Some(variable) = config_file::variable_in(&Arguments::command(), &error) {
+        if let Some(variable) = config_file::variable_in(&CommandLine::command(), &error) {
             text = text.replacen('\n', &format!(" (from {variable})\n"), 1);
         }
         let texts = |texts: Vec<OsString>| -> Vec<String> {
@@ -395,7 +395,7 @@ pub(crate) fn fail_by(error: &RunError, origins: &HashMap<String, Origin>) -> Ex
     }
 }
 
-fn run_data_plane(run: &Run, origins: &HashMap<String, Origin>) -> ExitCode {
+fn run_data_plane(run: &RunFlags, origins: &HashMap<String, Origin>) -> ExitCode {
     let mut config = match run.config() {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),

@@ -8,10 +8,10 @@ use crate::count::json::Quoted;
 use mailbox::visible;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-use crate::cli::arguments::{EXIT_USAGE, Limits, fail, fail_by};
+use crate::cli::arguments::{EXIT_USAGE, LimitsFlags, fail, fail_by};
 use crate::cli::config_file::Origin;
 
-pub(crate) fn limits(limits: &Limits, origins: &HashMap<String, Origin>) -> ExitCode {
+pub(crate) fn limits(limits: &LimitsFlags, origins: &HashMap<String, Origin>) -> ExitCode {
     let config: Config = match limits.run.config() {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),

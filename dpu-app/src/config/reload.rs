@@ -77,16 +77,16 @@ impl Reload {
     }
 
     /// Ends the thread when the value that this returns is dropped.
-    pub(crate) fn leave(&self) -> Leave<'_> {
-        Leave(self)
+    pub(crate) fn leave(&self) -> ReloadGuard<'_> {
+        ReloadGuard(self)
     }
 }
 
 /// See [`Reload::leave`].
 #[derive(Debug)]
-pub(crate) struct Leave<'a>(&'a Reload);
+pub(crate) struct ReloadGuard<'a>(&'a Reload);
 
-impl Drop for Leave<'_> {
+impl Drop for ReloadGuard<'_> {
     fn drop(&mut self) {
         self.0.change(|wanted| wanted.leave = true);
     }

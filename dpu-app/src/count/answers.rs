@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use mailbox::{Answer, Command, Operation, Status, Tokens};
 
 use crate::count::counters::{add, get};
-use crate::count::histogram::Histogram;
+use crate::count::histogram::DurationHistogram;
 
 /// Kind of a command; `Control` is every one that names no chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +63,7 @@ pub struct Prefixes {
 #[derive(Debug, Default)]
 pub struct Answers {
     statuses: [[AtomicU64; Status::ALL.len()]; Asked::ALL.len()],
-    took: [Histogram; Asked::CHUNKS.len()],
+    took: [DurationHistogram; Asked::CHUNKS.len()],
     prefixes: [Prefixes; Asked::PREFIX.len()],
 }
 
@@ -103,7 +103,7 @@ impl Answers {
 
     /// Returns how long requests of a kind in [`Asked::CHUNKS`] took, from their arrival to their answer.
     #[must_use]
-    pub fn took(&self, asked: Asked) -> &Histogram {
+    pub fn took(&self, asked: Asked) -> &DurationHistogram {
         &self.took[asked as usize]
     }
 

@@ -8,14 +8,14 @@ use crate::count::answers::Answers;
 
 /// What one stage has done. Busy time is summed over its workers.
 #[derive(Debug, Default)]
-pub struct Stage {
+pub struct StageCounter {
     jobs: AtomicU64,
     busy_ns: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
 
-impl Stage {
+impl StageCounter {
     /// Counts one job that began at `since` and ends now.
     pub fn count(&self, since: Instant, bytes_in: usize, bytes_out: usize) {
         self.jobs.fetch_add(1, Relaxed);
@@ -48,7 +48,7 @@ pub struct Occupancy {
 
 impl Occupancy {
     /// Takes note of the number in flight; to be called whenever that has changed.
-    pub fn observe(&mut self, in_flight: usize, stage: &Stage) {
+    pub fn observe(&mut self, in_flight: usize, stage: &StageCounter) {
         match (self.since, in_flight) {
             (None, 1..) => self.since = Some(Instant::now()),
             (Some(since), 0) => {
@@ -64,19 +64,19 @@ impl Occupancy {
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Store -> wire.
-    pub fetch: Stage,
+    pub fetch: StageCounter,
     /// Wire -> codes, on the engine; busy is the time with work in flight.
-    pub inflate: Stage,
+    pub inflate: StageCounter,
     /// Codes -> tile.
-    pub dequantize: Stage,
+    pub dequantize: StageCounter,
     /// Tile -> host pages, on the engine; busy is the time with work in flight.
-    pub write: Stage,
+    pub write: StageCounter,
     /// Host pages -> tile, on the engine.
-    pub gather: Stage,
+    pub gather: StageCounter,
     /// Tile -> codes -> wire, without the store.
-    pub encode: Stage,
+    pub encode: StageCounter,
     /// Wire -> store.
-    pub put: Stage,
+    pub put: StageCounter,
     pub requests: AtomicU64,
     pub answers: Answers,
     pub chunks_fetched: AtomicU64,
@@ -110,7 +110,7 @@ pub struct Counters {
 impl Counters {
     /// Lists the stages by name, in the order of the pipeline.
     #[must_use]
-    pub fn stages(&self) -> [(&'static str, &Stage); 7] {
+    pub fn stages(&self) -> [(&'static str, &StageCounter); 7] {
         [
             ("fetch", &self.fetch),
             ("inflate", &self.inflate),

@@ -15,12 +15,12 @@ const BUCKETS: usize = BOUNDS_US.len() + 1;
 
 /// Counts of durations by bucket.
 #[derive(Debug, Default)]
-pub struct Histogram {
+pub struct DurationHistogram {
     buckets: [AtomicU64; BUCKETS],
     sum_us: AtomicU64,
 }
 
-impl Histogram {
+impl DurationHistogram {
     pub fn record(&self, us: u64) {
         let bucket = BOUNDS_US.partition_point(|bound| *bound < us);
         self.buckets[bucket].fetch_add(1, Relaxed);
@@ -29,21 +29,21 @@ impl Histogram {
 
     /// Copies the counts.
     #[must_use]
-    pub fn read(&self) -> Reading {
+    pub fn read(&self) -> HistogramReading {
         // The sum first: it never includes a value that the buckets lack.
         let sum_us = self.sum_us.load(Relaxed);
-        Reading { buckets: std::array::from_fn(|index| self.buckets[index].load(Relaxed)), sum_us }
+        HistogramReading { buckets: std::array::from_fn(|index| self.buckets[index].load(Relaxed)), sum_us }
     }
 }
 
-/// What a [`Histogram`] held at some moment.
+/// What a [`DurationHistogram`] held at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct HistogramReading {
     pub buckets: [u64; BUCKETS],
     pub sum_us: u64,
 }
 
-impl Reading {
+impl HistogramReading {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_value_falls_into_the_first_bucket_that_reaches_it() {
-        let histogram = Histogram::default();
+        let histogram = DurationHistogram::default();
         for us in [0, 10, 11, 10_000_000, 10_000_001, u64::from(u32::MAX)] {
             histogram.record(us);
         }
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn quantiles_lie_within_the_bucket_of_the_true_value() {
-        let histogram = Histogram::default();
+        let histogram = DurationHistogram::default();
         assert_eq!(histogram.read().quantile_us(0.5), 0);
         (1..=1000).for_each(|us| histogram.record(us));
         let read = histogram.read();

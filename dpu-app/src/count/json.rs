@@ -22,12 +22,12 @@ impl fmt::Display for Quoted<'_> {
 
 /// Writes into a byte slice and stops at its end.
 #[derive(Debug)]
-pub(crate) struct Text<'a> {
+pub(crate) struct BoundedText<'a> {
     bytes: &'a mut [u8],
     written: usize,
 }
 
-impl<'a> Text<'a> {
+impl<'a> BoundedText<'a> {
     pub(crate) fn new(bytes: &'a mut [u8]) -> Self {
         Self { bytes, written: 0 }
     }
@@ -42,7 +42,7 @@ impl<'a> Text<'a> {
     }
 }
 
-impl Write for Text<'_> {
+impl Write for BoundedText<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = self.bytes.get_mut(self.written..self.written + text.len()).ok_or(fmt::Error)?;
         room.copy_from_slice(text.as_bytes());
@@ -59,7 +59,7 @@ impl Comma {
         Self(false)
     }
 
-    pub(crate) fn put(&mut self, text: &mut Text<'_>) -> fmt::Result {
+    pub(crate) fn put(&mut self, text: &mut BoundedText<'_>) -> fmt::Result {
         match std::mem::replace(&mut self.0, true) {
             true => text.write_char(','),
             false => Ok(()),

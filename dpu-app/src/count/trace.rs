@@ -7,7 +7,7 @@
 //! ```
 //! A **span** is one stage of one block (or of one chunk, or of one request): for whom, how long it was queued and how
 //! long it was worked on. The last [`SPANS`] are kept, and of each request the slowest, so that a request that is late
-//! can say at once what it waited for, also if that goes on: [`Trace::judge`] keeps the last [`LATES`] of those and
+//! can say at once what it waited for, also if that goes on: [`RequestTrace::judge`] keeps the last [`LATES`] of those and
 //! says them in the log, one a second at most.
 //!
 //! The clock is the turn's of the engine thread, so a span costs a few stores; the workers time their own work.
@@ -27,9 +27,9 @@ pub const LATES: usize = 32;
 /// Least time between two late requests in the log.
 const SAID_EVERY: Duration = Duration::from_secs(1);
 
-/// Stage that a block, a chunk or a request is in or waits for.
+/// TraceStage that a block, a chunk or a request is in or waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stage {
+pub enum TraceStage {
     /// A request's next chunk waits for a seat: behind requests of its session before it, or chunks of others.
     Seat,
     /// The store counts the leading keys.
@@ -49,7 +49,7 @@ pub enum Stage {
     Commit,
 }
 
-impl Stage {
+impl TraceStage {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -95,14 +95,14 @@ pub struct Asker {
 
 /// Part of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Piece {
+pub struct RequestPart {
     /// `None`: the request as a whole.
     pub chunk: Option<u32>,
     /// `None`: the chunk as a whole.
     pub block: Option<u16>,
 }
 
-impl Piece {
+impl RequestPart {
     pub const ALL: Self = Self { chunk: None, block: None };
 
     #[must_use]
@@ -118,26 +118,26 @@ impl Piece {
 
 /// See the module's head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span {
+pub struct TraceSpan {
     /// End, milliseconds since the start.
     pub at_ms: u64,
     pub asker: Asker,
-    pub piece: Piece,
-    pub stage: Stage,
+    pub piece: RequestPart,
+    pub stage: TraceStage,
     pub queued: Duration,
     pub worked: Duration,
     /// The request was answered before it had ended.
     pub unfinished: bool,
 }
 
-impl Span {
+impl TraceSpan {
     #[must_use]
     pub fn took(&self) -> Duration {
         self.queued + self.worked
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for TraceSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.stage.name())?;
         if let Some(chunk) = self.piece.chunk {
@@ -168,7 +168,7 @@ pub struct Late {
     pub cut: bool,
     pub chunks_done: u32,
     pub chunk_count: u32,
-    pub slowest: Option<Span>,
+    pub slowest: Option<TraceSpan>,
 }
 
 impl fmt::Display for Late {
@@ -189,9 +189,9 @@ impl fmt::Display for Late {
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Trace {
+pub struct RequestTrace {
     started: Instant,
-    spans: HistoryBuf<Span, SPANS>,
+    spans: HistoryBuf<TraceSpan, SPANS>,
     lates: HistoryBuf<Late, LATES>,
     /// Age from which on a request counts as late whatever its deadline; `None`: at no age.
     slow: Option<Duration>,
@@ -199,7 +199,7 @@ pub struct Trace {
     unsaid: u64,
 }
 
-impl Trace {
+impl RequestTrace {
     #[must_use]
     pub fn new(started: Instant, slow: Option<Duration>) -> Self {
         Self { started, spans: HistoryBuf::new(), lates: HistoryBuf::new(), slow, said: None, unsaid: 0 }
@@ -214,11 +214,11 @@ impl Trace {
         &mut self,
         now: Instant,
         asker: Asker,
-        piece: Piece,
-        stage: Stage,
+        piece: RequestPart,
+        stage: TraceStage,
         (queued, worked): (Duration, Duration),
-    ) -> Span {
-        let span = Span { at_ms: self.ms(now), asker, piece, stage, queued, worked, unfinished: false };
+    ) -> TraceSpan {
+        let span = TraceSpan { at_ms: self.ms(now), asker, piece, stage, queued, worked, unfinished: false };
         self.spans.write(span);
         span
     }
@@ -241,7 +241,7 @@ impl Trace {
     }
 
     /// Iterates, newest first.
-    pub fn spans(&self) -> impl Iterator<Item = &Span> {
+    pub fn spans(&self) -> impl Iterator<Item = &TraceSpan> {
         let (older, newer) = self.spans.as_slices();
         newer.iter().rev().chain(older.iter().rev())
     }
@@ -255,7 +255,7 @@ impl Trace {
 
 /// Returns the slower of what a request has waited for so far and one more stage.
 #[must_use]
-pub fn slower(so_far: Option<Span>, span: Span) -> Option<Span> {
+pub fn slower(so_far: Option<TraceSpan>, span: TraceSpan) -> Option<TraceSpan> {
     match so_far {
         Some(slowest) if slowest.took() >= span.took() => Some(slowest),
         _ => Some(span),
@@ -272,17 +272,17 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn late(took: Duration, cut: bool, slowest: Option<Span>) -> Late {
+    fn late(took: Duration, cut: bool, slowest: Option<TraceSpan>) -> Late {
         Late { at_ms: 0, asker: ASKER, operation: Operation::Fetch, took, cut, chunks_done: 3, chunk_count: 8, slowest }
     }
 
     #[test]
     fn the_slowest_stage_is_what_a_late_request_says() {
         let now = Instant::now();
-        let mut trace = Trace::new(now, None);
+        let mut trace = RequestTrace::new(now, None);
         let mut slowest = None;
         for (block, worked) in [(4, 10), (5, 1100), (6, 300)] {
-            let span = trace.add(now, ASKER, Piece::block(3, block), Stage::Fetch, (ms(2), ms(worked)));
+            let span = trace.add(now, ASKER, RequestPart::block(3, block), TraceStage::Fetch, (ms(2), ms(worked)));
             slowest = slower(slowest, span);
         }
         assert_eq!(
@@ -290,8 +290,13 @@ mod tests {
             "session 7 request 12: fetch took 1240 ms and was cut by its deadline, 3 of 8 chunks; slowest: fetch of chunk 3 \
              block 5 waited 2 ms and took 1100 ms (store)"
         );
-        let span =
-            Span { unfinished: true, worked: ms(0), piece: Piece::ALL, stage: Stage::Lookup, ..slowest.unwrap() };
+        let span = TraceSpan {
+            unfinished: true,
+            worked: ms(0),
+            piece: RequestPart::ALL,
+            stage: TraceStage::Lookup,
+            ..slowest.unwrap()
+        };
         assert_eq!(span.to_string(), "lookup waited 2 ms so far (store)");
     }
 
@@ -301,12 +306,12 @@ mod tests {
     fn what_a_span_costs() {
         const SPANS: u32 = 4_000_000;
         let now = Instant::now();
-        let mut trace = Trace::new(now, None);
+        let mut trace = RequestTrace::new(now, None);
         let mut slowest = None;
         let since = Instant::now();
         for chunk in 0..SPANS {
             let parts = (Duration::from_nanos(chunk.into()), ms(1));
-            let span = trace.add(std::hint::black_box(now), ASKER, Piece::chunk(chunk), Stage::Fetch, parts);
+            let span = trace.add(std::hint::black_box(now), ASKER, RequestPart::chunk(chunk), TraceStage::Fetch, parts);
             slowest = slower(slowest, span);
         }
         let span = since.elapsed() / SPANS;
@@ -318,9 +323,9 @@ mod tests {
     #[test]
     fn the_last_spans_and_late_requests_are_kept_newest_first() {
         let now = Instant::now();
-        let mut trace = Trace::new(now, Some(ms(100)));
+        let mut trace = RequestTrace::new(now, Some(ms(100)));
         for chunk in 0..SPANS as u32 + 9 {
-            trace.add(now, ASKER, Piece::chunk(chunk), Stage::Open, (ms(0), ms(1)));
+            trace.add(now, ASKER, RequestPart::chunk(chunk), TraceStage::Open, (ms(0), ms(1)));
         }
         let chunks: Vec<u32> = trace.spans().map(|span| span.piece.chunk.unwrap()).collect();
         assert_eq!(chunks, (9..SPANS as u32 + 9).rev().collect::<Vec<u32>>());

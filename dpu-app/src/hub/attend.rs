@@ -22,9 +22,9 @@ use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::count::counters::add;
 use crate::hub::engines::RUNS_MAX;
-use crate::hub::events::Event;
+use crate::hub::events::HubEvent;
 use crate::hub::importer::{Imported, Importing};
-use crate::hub::session::{Desk, Memory, Session, SessionState, Staged, Wake};
+use crate::hub::session::{Session, SessionDesk, SessionMemory, SessionState, SessionWake, Staged};
 use crate::hub::{Hub, HubError, tag};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::board::HubState;
@@ -203,7 +203,7 @@ impl Hub<'_, '_> {
 
     /// Tells a visitor why it is not let in, and lets it linger.
     fn refuse(&mut self, mut visitor: Visitor, refusal: Refuse) {
-        self.events.add(Event::Refused, u64::from(refusal.reason));
+        self.events.add(HubEvent::Refused, u64::from(refusal.reason));
         if !say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer) {
             return;
         }
@@ -333,7 +333,7 @@ impl Hub<'_, '_> {
                 true
             }
             Some(session) if session.is_live() && self.now >= session.seated + OPERATOR_TURN => {
-                self.events.add(Event::Left, session.id.into());
+                self.events.add(HubEvent::Left, session.id.into());
                 self.end(index, Some(Farewell::Replaced));
                 true
             }
@@ -359,17 +359,17 @@ impl Hub<'_, '_> {
             Ok((page, memory, desk)) => self.seat_session(index, attachment, visitor, page, memory, desk),
             Err(refusal) => {
                 log::warn!("{} refused: {refusal}", attachment.client);
-                self.events.add(Event::Refused, u64::from(refusal.reason));
+                self.events.add(HubEvent::Refused, u64::from(refusal.reason));
                 say(visitor.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
             }
         }
     }
 
     /// Takes staging memory for one more session; where all is in use, more is made: an attach is Init for its session.
-    fn desk(&mut self) -> Result<Desk, Refuse> {
+    fn desk(&mut self) -> Result<SessionDesk, Refuse> {
         if self.desks.is_empty() {
             let left = self.shared.config.places() - self.desks_made;
-            self.desks_made += Desk::lay_out(&self.device, left, &mut self.desks).map_err(|error| {
+            self.desks_made += SessionDesk::lay_out(&self.device, left, &mut self.desks).map_err(|error| {
                 log::error!("no memory for one more session: {error}: lower --sessions, or see `dpu-app limits`");
                 Refuse::new(Reason::Sessions, self.desks_made as u64, self.desks_made as u64)
             })?;
@@ -383,8 +383,8 @@ impl Hub<'_, '_> {
         attachment: Attachment,
         visitor: Visitor,
         page: Remote,
-        memory: Option<Memory>,
-        desk: Desk,
+        memory: Option<SessionMemory>,
+        desk: SessionDesk,
     ) {
         let is_local = visitor.is_local();
         let Visitor { channel, number, .. } = visitor;
@@ -411,7 +411,7 @@ impl Hub<'_, '_> {
             memory,
             desk,
             seated: self.now,
-            wake: Wake::Awake,
+            wake: SessionWake::Awake,
             welcomed: false,
             last_command: self.now,
             commands_due: true,
@@ -426,13 +426,13 @@ impl Hub<'_, '_> {
             questions: VecDeque::with_capacity(COMMANDS),
             looking: None,
             touching: false,
-            flows: 0,
+            chunks: 0,
             blames: 0,
         });
     }
 
     /// Chooses how chunks of this session are cut, so that every block fits a slot and every transfer its list.
-    fn lay_out(&self, layout: Layout, regions: Vec<Remote>, writable: bool) -> Result<Memory, Refuse> {
+    fn lay_out(&self, layout: Layout, regions: Vec<Remote>, writable: bool) -> Result<SessionMemory, Refuse> {
         let geometry = *layout.geometry();
         let slot = self.shared.ring.slot_bytes();
         let fits = |part: &Part| {
@@ -452,7 +452,7 @@ impl Hub<'_, '_> {
             elements /= 2;
         };
         let order = layout.tile_order();
-        Ok(Memory { geometry, layout, order, plan, regions, writable })
+        Ok(SessionMemory { geometry, layout, order, plan, regions, writable })
     }
 
     /// Begins a session, whose page is the host's.
@@ -477,7 +477,7 @@ impl Hub<'_, '_> {
             card: &card,
         };
         add(&self.shared.counters.sessions_opened, 1);
-        self.events.add_session(Event::Attached, session.id);
+        self.events.add_session(HubEvent::Attached, session.id);
         let blocks = session.memory.as_ref().map_or(0, |memory| memory.plan.block_count(&memory.geometry));
         let (id, client, pid) = (session.id, &session.client, session.pid);
         log::info!("session {id} of {client} (pid {pid}) attached: {recipe}, {blocks} blocks a chunk");
@@ -513,7 +513,7 @@ impl Hub<'_, '_> {
                     }
                     Ok(Message::Bye(_)) => {
                         log::info!("session {} of {} left", session.id, session.client);
-                        self.events.add_session(Event::Left, session.id);
+                        self.events.add_session(HubEvent::Left, session.id);
                         return self.end(index, None);
                     }
                     Ok(message) => {
@@ -543,7 +543,7 @@ impl Hub<'_, '_> {
             _ => Refuse::new(Reason::Page, 0, 0),
         };
         log::warn!("{} refused: {error}", session.client);
-        self.events.add(Event::Refused, u64::from(refusal.reason));
+        self.events.add(HubEvent::Refused, u64::from(refusal.reason));
         say(session.channel.as_mut(), &Message::Refuse(refusal), &mut self.attach_buffer);
         self.end(index, None);
     }
@@ -553,7 +553,7 @@ impl Hub<'_, '_> {
     pub(crate) fn lose(&mut self, index: usize, farewell: Farewell) {
         let Some(session) = self.sessions[index].as_ref().filter(|session| session.is_live()) else { return };
         add(&self.shared.counters.sessions_lost, 1);
-        self.events.add_session(Event::Lost, session.id);
+        self.events.add_session(HubEvent::Lost, session.id);
         self.end(index, Some(farewell));
     }
 

@@ -12,7 +12,7 @@ const PLACES_SPARE: usize = 8;
 
 /// Reason for which hosts cannot come by Comch; an operator can do something about each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OpenError {
+pub enum ComchError {
     /// The device is not a card's.
     NoServer {
         device: String,
@@ -29,7 +29,7 @@ pub enum OpenError {
     Comch(doca::comch::Error),
 }
 
-impl OpenError {
+impl ComchError {
     /// Tells whether a device failed, and no setting was wrong.
     #[must_use]
     pub fn is_of_the_device(&self) -> bool {
@@ -37,7 +37,7 @@ impl OpenError {
     }
 }
 
-impl std::fmt::Display for OpenError {
+impl std::fmt::Display for ComchError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         const SOCKET: &str = "serve the socket only, with --attach socket";
         match self {
@@ -77,17 +77,17 @@ impl std::fmt::Display for OpenError {
 /// virtual one may be a guest's, and whoever attaches reads and writes the store.
 ///
 /// # Errors
-/// See [`OpenError`].
-pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Result<Vec<ComchListener>, OpenError> {
+/// See [`ComchError`].
+pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Result<Vec<ComchListener>, ComchError> {
     let name = || device.info().pci_address.clone();
     if !Caps::of(device).can_serve {
-        return Err(OpenError::NoServer { device: name() });
+        return Err(ComchError::NoServer { device: name() });
     }
-    let there = Representor::list(device).map_err(|error| OpenError::Comch(error.into()))?;
+    let there = Representor::list(device).map_err(|error| ComchError::Comch(error.into()))?;
     let mut chosen: Vec<&RepresentorInfo> = Vec::new();
     for wanted in &config.representors {
         let found = there.iter().find(|info| info.is_named(wanted));
-        let found = found.ok_or_else(|| OpenError::Unknown { name: wanted.clone(), there: there.clone() })?;
+        let found = found.ok_or_else(|| ComchError::Unknown { name: wanted.clone(), there: there.clone() })?;
         if !chosen.contains(&found) {
             chosen.push(found);
         }
@@ -96,7 +96,7 @@ pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Resu
         chosen.extend(there.iter().filter(|info| info.is_physical));
     }
     if chosen.is_empty() {
-        return Err(OpenError::NoRepresentor { device: name() });
+        return Err(ComchError::NoRepresentor { device: name() });
     }
     let limits = Limits { connections: config.sessions + PLACES_SPARE, message_bytes: ATTACH_MESSAGE_MAX };
     let start = |info: &RepresentorInfo| {
@@ -105,7 +105,7 @@ pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Resu
         log::info!("comch: `{}` serves function {info} of the host", config.comch_name);
         Ok(ComchListener { server })
     };
-    chosen.into_iter().map(start).collect::<Result<_, _>>().map_err(OpenError::Comch)
+    chosen.into_iter().map(start).collect::<Result<_, _>>().map_err(ComchError::Comch)
 }
 
 /// Counts the bytes of the messages on their way out at the server of one function.

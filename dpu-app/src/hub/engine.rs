@@ -26,7 +26,7 @@ const PROOF: u64 = u64::MAX;
 
 /// A context with its probation, its proofs and its clock.
 #[derive(Debug)]
-pub struct Engine {
+pub struct CardEngine {
     pub context: Context,
     pub probation: Probation,
     pub occupancy: Occupancy,
@@ -44,7 +44,7 @@ struct Proof {
     byte: u8,
 }
 
-impl Engine {
+impl CardEngine {
     #[must_use]
     pub fn new(context: Context) -> Self {
         let (probation, occupancy) = (Probation::default(), Occupancy::default());

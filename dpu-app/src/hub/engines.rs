@@ -6,11 +6,11 @@ use block::Codec;
 use doca::{Completion, Context, Outcome, RemoteRun, Source};
 
 use crate::count::counters::add;
-use crate::count::trace::Stage;
-use crate::hub::events::Event;
-use crate::hub::session::Memory;
+use crate::count::trace::TraceStage;
+use crate::hub::events::HubEvent;
+use crate::hub::session::SessionMemory;
 use crate::hub::{Hub, HubError};
-use crate::pipeline::chunk::{Direction, Flow};
+use crate::pipeline::chunk::{ChunkInFlight, Direction};
 use crate::pipeline::job::{BlockFacts, Failure, Restored};
 use crate::pipeline::scheduler::Scheduler;
 use crate::pipeline::slots::{SlotState, SlotWork, Ticket};
@@ -75,10 +75,10 @@ pub fn start_transfer(
     ring: &Ring,
     slot: Ticket,
     work: &mut SlotWork,
-    flow: &Flow,
-    memory: &Memory,
+    chunk: &ChunkInFlight,
+    memory: &SessionMemory,
 ) -> Launch {
-    let part = flow.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
+    let part = chunk.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
     let comes_back = comes_back(work.state);
     let shift = match work.from {
         Restored::Wire { start } if !comes_back => start,
@@ -87,8 +87,8 @@ pub fn start_transfer(
     let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
     let runs_max = context.runs_max(part.tile_bytes(&memory.geometry)).min(RUNS_MAX);
     let mut seen = 0;
-    let clip = flow.tokens.start as usize..flow.tokens.end as usize;
-    let laid_out = memory.layout.runs(&part, &flow.pages, clip, |run| {
+    let clip = chunk.tokens.start as usize..chunk.tokens.end as usize;
+    let laid_out = memory.layout.runs(&part, &chunk.pages, clip, |run| {
         let remote = &memory.regions[usize::from(run.region)];
         let run = RemoteRun { remote, offset: run.offset, local: shift + run.tile_offset, bytes: run.bytes };
         if seen >= work.moves.before && runs.len() < runs_max {
@@ -105,7 +105,7 @@ pub fn start_transfer(
     work.moves.more = seen > work.moves.before + runs.len();
     let mut areas = ring.memory(slot);
     let held = "nothing holds a slot that waits for the engine";
-    let submitted = match flow.direction {
+    let submitted = match chunk.direction {
         _ if comes_back => context.read(word(slot), areas.codes.take().expect(held), &runs),
         Direction::Fetch => {
             let source = match work.from {
@@ -179,7 +179,7 @@ impl Hub<'_, '_> {
 
     pub(crate) fn restarted(&mut self, kind: doca::Kind) {
         add(&self.shared.counters.engine_restarts[kind as usize], 1);
-        self.events.add(Event::EngineRestarted(kind), 0);
+        self.events.add(HubEvent::EngineRestarted(kind), 0);
     }
 
     pub(super) fn launch_inflate(&mut self, slot: Ticket) -> Launch {
@@ -215,18 +215,18 @@ impl Hub<'_, '_> {
             }
             Err(_) => Inflated::Failed { to_blame },
         };
-        self.stage_ended(ticket, Stage::Inflate, None);
+        self.stage_ended(ticket, TraceStage::Inflate, None);
         self.inflated(ticket, outcome);
     }
 
     pub(super) fn launch_transfer(&mut self, slot: Ticket) -> Launch {
         let mut work = *self.pipeline.slots.at(slot);
-        let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
-        let memory = self.sessions[flow.session].as_ref().and_then(|session| session.memory.as_ref());
+        let chunk = self.pipeline.chunks[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
+        let memory = self.sessions[chunk.session].as_ref().and_then(|session| session.memory.as_ref());
         let memory = memory.expect("a session lives as long as its chunks, and only one with memory has any");
-        let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &mut work, flow, memory);
+        let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &mut work, chunk, memory);
         if launch == Launch::Started {
-            let stage = match flow.direction {
+            let stage = match chunk.direction {
                 Direction::Fetch => &self.shared.counters.write,
                 Direction::Store => &self.shared.counters.gather,
             };
@@ -253,9 +253,9 @@ impl Hub<'_, '_> {
             stage.tally(outcome.bytes, outcome.bytes);
         }
         let stage = match state {
-            SlotState::Gathering => Stage::Gather,
-            SlotState::Verifying | SlotState::Confirming => Stage::Verify,
-            _ => Stage::Write,
+            SlotState::Gathering => TraceStage::Gather,
+            SlotState::Verifying | SlotState::Confirming => TraceStage::Verify,
+            _ => TraceStage::Write,
         };
         self.stage_ended(ticket, stage, None);
         self.transferred(ticket, outcome.map(|_| ()).map_err(|error| Unreached { error, to_blame }));

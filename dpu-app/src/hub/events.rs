@@ -11,7 +11,7 @@ use crate::pipeline::job::{CrewKind, Failure};
 pub const EVENTS: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum HubEvent {
     State(&'static str),
     Attached,
     Left,
@@ -24,7 +24,7 @@ pub enum Event {
     WorkersStuck(CrewKind),
 }
 
-impl Event {
+impl HubEvent {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl Event {
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub at_ms: u64,
-    pub event: Event,
+    pub event: HubEvent,
     /// Id of the session; 0: it concerns none.
     pub session: u32,
     /// The host's number of the request; 0: it concerns none.
@@ -71,20 +71,20 @@ impl Events {
         Self { started, ring: HistoryBuf::new(), refused: 0 }
     }
 
-    pub fn add(&mut self, event: Event, value: u64) {
+    pub fn add(&mut self, event: HubEvent, value: u64) {
         self.add_of(Asker { session: 0, request: 0 }, event, value);
     }
 
     /// Adds what happened to a session.
-    pub fn add_session(&mut self, event: Event, session: u32) {
+    pub fn add_session(&mut self, event: HubEvent, session: u32) {
         self.add_of(Asker { session, request: 0 }, event, session.into());
     }
 
     /// Adds what happened to a request.
-    pub fn add_of(&mut self, of: Asker, event: Event, value: u64) {
+    pub fn add_of(&mut self, of: Asker, event: HubEvent, value: u64) {
         let at_ms = self.started.elapsed().as_millis() as u64;
         self.ring.write(Entry { at_ms, event, session: of.session, request: of.request, value });
-        self.refused += u64::from(event == Event::Refused);
+        self.refused += u64::from(event == HubEvent::Refused);
     }
 
     /// Counts the attaches that were refused since the start.

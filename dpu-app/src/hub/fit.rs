@@ -11,7 +11,7 @@ use block::Codec;
 use doca::{Depth, Device, DeviceInfo, Kind};
 
 use crate::config::Config;
-use crate::hub::session::Lane;
+use crate::hub::session::MailLane;
 
 /// Engines to use, and the depth of each.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +116,7 @@ impl Fit {
         let bulk = Depth { operations: config.dma_depth, tasks: config.dma_depth * 4 + 64 };
         let bulk = Depth { tasks: bulk.tasks.min(copies as usize), ..bulk };
         within("--dma-depth", config.dma_depth, config.dma_depth, copies)?;
-        let letters = config.places() * Lane::ALL.len();
+        let letters = config.places() * MailLane::ALL.len();
         within("--sessions", config.sessions, letters, copies)?;
         let mail = Depth { operations: letters, tasks: letters };
 
@@ -244,7 +244,7 @@ mod tests {
     fn the_sum_over_the_task_types_is_what_counts() {
         let config = Config::for_cores(2);
         let sum = 2 * config.inflate_depth as u32;
-        let tasks = sum.max((config.places() * Lane::ALL.len()) as u32);
+        let tasks = sum.max((config.places() * MailLane::ALL.len()) as u32);
         assert!(choose(&bf3(), &config, tasks).is_ok());
         let info = DeviceInfo { lz4_block: None, ..bf3() };
         let deep = Config { inflate_depth: 60, dma_depth: 8, sessions: 8, ..config.clone() };

@@ -18,8 +18,8 @@ use mailbox::{Answer, COMMAND_WINDOW, CardRing, Command, LINE_BYTES, Operation, 
 
 use crate::count::counters::add;
 use crate::hub::Hub;
-use crate::hub::request::Request;
-use crate::hub::session::{Lane, Outgoing, Reading, Session, Wake};
+use crate::hub::request::RequestInFlight;
+use crate::hub::session::{MailLane, Outgoing, RecordsReading, Session, SessionWake};
 use crate::hub::status;
 use crate::pipeline::job::Failure;
 use crate::pipeline::probation::UNREACHABLE_MIN;
@@ -27,19 +27,19 @@ use crate::workers::board::HubState;
 use crate::workers::shared::Question;
 
 /// Encodes a lane as the DOCA user data of its copy.
-fn word(session: usize, lane: Lane) -> u64 {
+fn word(session: usize, lane: MailLane) -> u64 {
     (session as u64) << 8 | lane as u64
 }
 
-fn place(word: u64) -> (usize, Lane) {
-    ((word >> 8) as usize, Lane::ALL[(word & 3) as usize])
+fn place(word: u64) -> (usize, MailLane) {
+    ((word >> 8) as usize, MailLane::ALL[(word & 3) as usize])
 }
 
 impl Hub<'_, '_> {
     /// Takes finished copies and starts new ones; `true` if there was anything.
     pub(crate) fn mail(&mut self) -> bool {
         let mut busy = false;
-        let depth = self.shared.config.places() * Lane::ALL.len();
+        let depth = self.shared.config.places() * MailLane::ALL.len();
         while let Some(completion) = self.mail.poll(depth) {
             self.mailed(completion, depth);
             busy = true;
@@ -55,7 +55,7 @@ impl Hub<'_, '_> {
             if self.sessions[index].is_none() {
                 continue;
             }
-            for lane in Lane::ALL {
+            for lane in MailLane::ALL {
                 if !self.mail.admits() {
                     return busy;
                 }
@@ -69,10 +69,10 @@ impl Hub<'_, '_> {
     }
 
     /// Finds what a lane has to copy now, if it is free.
-    fn due(&mut self, index: usize, lane: Lane) -> Option<Span> {
+    fn due(&mut self, index: usize, lane: MailLane) -> Option<Span> {
         let session = self.sessions[index].as_mut().filter(|session| session.is_live())?;
         session.desk.area(lane).as_ref()?;
-        if lane == Lane::Out
+        if lane == MailLane::Out
             && session.out.is_none()
             && let Some(command) = session.texts.pop_front()
         {
@@ -83,7 +83,7 @@ impl Hub<'_, '_> {
 
     /// Writes the text that a command asked for into the out lane's area, which is free.
     fn write_text(&mut self, index: usize, command: &Command) {
-        let mut area = self.session(index).desk.area(Lane::Out).take().expect("the lane is free");
+        let mut area = self.session(index).desk.area(MailLane::Out).take().expect("the lane is free");
         let bytes = match command.operation {
             Operation::Trace => status::write_trace(self, &mut area),
             _ => status::write(self, &mut area),
@@ -91,16 +91,16 @@ impl Hub<'_, '_> {
         let answer_crc = CardRing::answer_crc(&area[..bytes]);
         let answer = Answer { answer_bytes: bytes as u32, answer_crc, ..Answer::new(command.request, Status::Ok) };
         let session = self.session(index);
-        *session.desk.area(Lane::Out) = Some(area);
+        *session.desk.area(MailLane::Out) = Some(area);
         session.out = Some((Outgoing::Text(answer), session.ring.answer_span(command, bytes)));
     }
 
-    fn post(&mut self, index: usize, lane: Lane, span: Span) {
+    fn post(&mut self, index: usize, lane: MailLane, span: Span) {
         let session = self.sessions[index].as_mut().expect("a session is there while a copy of it is due");
         let area = session.desk.area(lane).take().expect("a lane whose copy is due is free");
         let runs = [RemoteRun { remote: &session.page, offset: span.offset as u64, local: 0, bytes: span.bytes }];
         let posted = match lane {
-            Lane::Out => self.mail.context.write(word(index, lane), area, &runs),
+            MailLane::Out => self.mail.context.write(word(index, lane), area, &runs),
             _ => self.mail.context.read(word(index, lane), area, &runs),
         };
         match posted {
@@ -137,15 +137,15 @@ impl Hub<'_, '_> {
         }
         session.blames = 0;
         let handled = match lane {
-            Lane::Commands => self.commands(index),
-            Lane::Records => session.take_records(self.shared.lookups.get(index)),
-            Lane::HostLine => session.read_host_line().map(|ring| {
+            MailLane::Commands => self.commands(index),
+            MailLane::Records => session.take_records(self.shared.lookups.get(index)),
+            MailLane::HostLine => session.read_host_line().map(|ring| {
                 if ring {
                     add(&self.shared.counters.doorbells_rung, 1);
                     self.tell(index, &Message::Doorbell);
                 }
             }),
-            Lane::Out => {
+            MailLane::Out => {
                 if let Some(text) = session.written() {
                     self.shared.counters.answers.count(Operation::Status, text.status);
                 }
@@ -161,7 +161,7 @@ impl Hub<'_, '_> {
 
     fn commands(&mut self, index: usize) -> Result<(), PeerError> {
         let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
-        let area = session.desk.area(Lane::Commands).as_ref().expect("it just came back");
+        let area = session.desk.area(MailLane::Commands).as_ref().expect("it just came back");
         if !session.welcomed {
             match session.ring.check_identity(&area[..LINE_BYTES]) {
                 Ok(()) => self.welcome(index),
@@ -181,10 +181,10 @@ impl Hub<'_, '_> {
             let polls = self.shared.config.busy_poll && self.state != (HubState::Draining { leave: true });
             let quiet = self.now - session.last_command >= self.shared.config.awake && !polls;
             match session.wake {
-                Wake::Awake if quiet => session.wake = Wake::Saying,
-                Wake::Awake => session.commands_due = true,
-                Wake::Checking => session.wake = Wake::Asleep,
-                Wake::Saying | Wake::Asleep => {}
+                SessionWake::Awake if quiet => session.wake = SessionWake::Saying,
+                SessionWake::Awake => session.commands_due = true,
+                SessionWake::Checking => session.wake = SessionWake::Asleep,
+                SessionWake::Saying | SessionWake::Asleep => {}
             }
         }
         for command in commands {
@@ -273,7 +273,8 @@ impl Hub<'_, '_> {
             us => std::time::Duration::from_micros(us.into()),
         };
         self.requests_seen += 1;
-        session.requests[place] = Some(Request::new(command, self.requests_seen, self.now, self.now + patience));
+        session.requests[place] =
+            Some(RequestInFlight::new(command, self.requests_seen, self.now, self.now + patience));
         match command.operation.takes_pages() {
             true => session.queue.push_back(place),
             false => session.questions.push_back(place),
@@ -284,18 +285,18 @@ impl Hub<'_, '_> {
 
 impl Session {
     /// Finds what a free lane has to copy now: a read, or the write that was prepared in the out lane's area.
-    fn due(&mut self, lane: Lane) -> Option<Span> {
+    fn due(&mut self, lane: MailLane) -> Option<Span> {
         match lane {
-            Lane::Commands if self.commands_due => {
+            MailLane::Commands if self.commands_due => {
                 self.commands_due = false;
                 Some(if self.welcomed { self.ring.command_window() } else { self.ring.identity_span() })
             }
-            Lane::Records => self.records_due.map(|reading| reading.span),
-            Lane::HostLine if self.host_line_due => {
+            MailLane::Records => self.records_due.map(|reading| reading.span),
+            MailLane::HostLine if self.host_line_due => {
                 self.host_line_due = false;
                 Some(self.ring.host_line_span())
             }
-            Lane::Out => {
+            MailLane::Out => {
                 self.out = self.out.or_else(|| self.next_line());
                 self.out.map(|(_, span)| span)
             }
@@ -307,12 +308,12 @@ impl Session {
     fn next_line(&mut self) -> Option<(Outgoing, Span)> {
         let (outgoing, (span, line)) = if let Some(answer) = self.answers.pop_front() {
             (Outgoing::Completion, self.ring.complete(&answer))
-        } else if self.wake == Wake::Saying {
+        } else if self.wake == SessionWake::Saying {
             (Outgoing::Line, self.ring.line(true))
         } else {
             return None;
         };
-        let area = self.desk.area(Lane::Out).as_mut().expect("the lane is free");
+        let area = self.desk.area(MailLane::Out).as_mut().expect("the lane is free");
         area[..LINE_BYTES].copy_from_slice(&line);
         Some((outgoing, span))
     }
@@ -320,7 +321,7 @@ impl Session {
     /// Checks a window of chunk records, and keeps chunks until they have seats, keys of a question until all are
     /// there.
     fn take_records(&mut self, question: Option<&Mutex<Question>>) -> Result<(), PeerError> {
-        let Reading { whose, span } = self.records_due.take().expect("they were being read");
+        let RecordsReading { whose, span } = self.records_due.take().expect("they were being read");
         let Self { requests, ring, desk, staged, .. } = self;
         // It may have been answered meanwhile.
         let request = requests[whose.place].as_mut().filter(|request| request.serial == whose.serial);
@@ -350,7 +351,7 @@ impl Session {
 
     /// Reads the host's line; `true` if the host sleeps, and is to be woken.
     fn read_host_line(&mut self) -> Result<bool, PeerError> {
-        let area = self.desk.area(Lane::HostLine).as_ref().expect("it just came back");
+        let area = self.desk.area(MailLane::HostLine).as_ref().expect("it just came back");
         let bytes = self.ring.host_line_span().bytes;
         let line = self.ring.read_host_line(&area[..bytes])?;
         self.host_line_due |= line.is_none();
@@ -365,8 +366,8 @@ impl Session {
                 return Some(answer);
             }
             Outgoing::Completion => self.host_line_due = true,
-            Outgoing::Line if self.wake == Wake::Saying => {
-                self.wake = Wake::Checking;
+            Outgoing::Line if self.wake == SessionWake::Saying => {
+                self.wake = SessionWake::Checking;
                 self.commands_due = true;
             }
             Outgoing::Line => {}
@@ -375,11 +376,11 @@ impl Session {
     }
 
     /// Has the copy of a lane made again. Records and writes remember themselves.
-    fn again(&mut self, lane: Lane) {
+    fn again(&mut self, lane: MailLane) {
         match lane {
-            Lane::Commands => self.commands_due = true,
-            Lane::HostLine => self.host_line_due = true,
-            Lane::Records | Lane::Out => {}
+            MailLane::Commands => self.commands_due = true,
+            MailLane::HostLine => self.host_line_due = true,
+            MailLane::Records | MailLane::Out => {}
         }
     }
 }

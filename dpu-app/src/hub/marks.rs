@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::count::trace::{Asker, Piece, Span, Stage, slower};
+use crate::count::trace::{Asker, RequestPart, TraceSpan, TraceStage, slower};
 use crate::hub::Hub;
 use crate::hub::session::Whose;
 use crate::pipeline::chunk::{Direction, Phase};
@@ -74,9 +74,9 @@ fn parts(since: Instant, now: Instant, worked: Duration) -> (Duration, Duration)
 
 impl Hub<'_, '_> {
     /// Keeps a stage of a chunk or block that has ended, in its request too if none was slower.
-    pub(crate) fn note(&mut self, seat: Seat, block: Option<u16>, stage: Stage, parts: (Duration, Duration)) {
+    pub(crate) fn note(&mut self, seat: Seat, block: Option<u16>, stage: TraceStage, parts: (Duration, Duration)) {
         let SeatMark { asker, index, whose, chunk, .. } = *self.marks.seat(seat);
-        let span = self.trace.add(self.now, asker, Piece { chunk: Some(chunk), block }, stage, parts);
+        let span = self.trace.add(self.now, asker, RequestPart { chunk: Some(chunk), block }, stage, parts);
         // A chunk that is over for its request may outlive its session.
         let Some(request) = self.sessions[index].as_mut().and_then(|session| session.request_of(whose)) else { return };
         if request.slowest.is_some_and(|slowest| slowest.took() >= span.took()) {
@@ -84,7 +84,7 @@ impl Hub<'_, '_> {
         }
         // A wait for a place behind itself is a wait for what those are at.
         let (seats, slots) = self.holds(index, whose, seat);
-        let behind_itself = stage == Stage::Seat && seats > 0 || stage == Stage::Slot && slots > 1;
+        let behind_itself = stage == TraceStage::Seat && seats > 0 || stage == TraceStage::Slot && slots > 1;
         let request = self.sessions[index].as_mut().and_then(|session| session.request_of(whose));
         if let Some(request) = request.filter(|_| !behind_itself) {
             request.slowest = Some(span);
@@ -97,9 +97,9 @@ impl Hub<'_, '_> {
         for &seat in &self.pipeline.order {
             let mark = &self.marks.seats[usize::from(seat.0)];
             if mark.index == index && mark.whose == whose {
-                let flow = self.pipeline.flows[usize::from(seat.0)].as_ref();
+                let chunk = self.pipeline.chunks[usize::from(seat.0)].as_ref();
                 seats += usize::from(seat != but);
-                slots += flow.map_or(0, |flow| usize::from(flow.in_flight));
+                slots += chunk.map_or(0, |chunk| usize::from(chunk.in_flight));
             }
         }
         (seats, slots)
@@ -111,11 +111,11 @@ impl Hub<'_, '_> {
         let (seat, block, now) = (work.seat, work.block, self.now);
         let since = std::mem::replace(&mut self.marks.seat(seat).since, now);
         self.marks.slots[usize::from(slot.index)] = SlotMark { since: now, began: None };
-        self.note(seat, Some(block), Stage::Slot, (now.saturating_duration_since(since), Duration::ZERO));
+        self.note(seat, Some(block), TraceStage::Slot, (now.saturating_duration_since(since), Duration::ZERO));
     }
 
     /// Notes that a stage of a slot's block has ended, and the next begins. `worked` is the worker's own time.
-    pub(crate) fn stage_ended(&mut self, slot: Ticket, stage: Stage, worked: Option<Duration>) {
+    pub(crate) fn stage_ended(&mut self, slot: Ticket, stage: TraceStage, worked: Option<Duration>) {
         let work = self.pipeline.slots.at(slot);
         let (seat, block, now) = (work.seat, work.block, self.now);
         let mark = &mut self.marks.slots[usize::from(slot.index)];
@@ -128,20 +128,22 @@ impl Hub<'_, '_> {
     /// Notes that a worker has answered.
     pub(crate) fn job_ended(&mut self, done: &Done, worked: Duration) {
         match *done {
-            Done::Read { slot, .. } => self.stage_ended(slot, Stage::Fetch, Some(worked)),
-            Done::Inflated { slot, .. } => self.stage_ended(slot, Stage::Inflate, Some(worked)),
-            Done::Compared { slot, .. } => self.stage_ended(slot, Stage::Verify, Some(worked)),
-            Done::Restored { slot, .. } => self.stage_ended(slot, Stage::Dequantize, Some(worked)),
-            Done::Encoded { slot, .. } => self.stage_ended(slot, Stage::Encode, Some(worked)),
-            Done::Opened { seat, .. } | Done::Misread { seat, .. } => self.seat_stage_ended(seat, Stage::Open, worked),
-            Done::Began { seat, .. } => self.seat_stage_ended(seat, Stage::Begin, worked),
-            Done::Committed { seat, .. } => self.seat_stage_ended(seat, Stage::Commit, worked),
+            Done::Read { slot, .. } => self.stage_ended(slot, TraceStage::Fetch, Some(worked)),
+            Done::Inflated { slot, .. } => self.stage_ended(slot, TraceStage::Inflate, Some(worked)),
+            Done::Compared { slot, .. } => self.stage_ended(slot, TraceStage::Verify, Some(worked)),
+            Done::Restored { slot, .. } => self.stage_ended(slot, TraceStage::Dequantize, Some(worked)),
+            Done::Encoded { slot, .. } => self.stage_ended(slot, TraceStage::Encode, Some(worked)),
+            Done::Opened { seat, .. } | Done::Misread { seat, .. } => {
+                self.seat_stage_ended(seat, TraceStage::Open, worked)
+            }
+            Done::Began { seat, .. } => self.seat_stage_ended(seat, TraceStage::Begin, worked),
+            Done::Committed { seat, .. } => self.seat_stage_ended(seat, TraceStage::Commit, worked),
             Done::Looked { session, .. } => self.looked_up(usize::from(session), worked),
             Done::Rated { .. } | Done::Touched { .. } | Done::Closed { .. } | Done::Aborted { .. } => {}
         }
     }
 
-    fn seat_stage_ended(&mut self, seat: Seat, stage: Stage, worked: Duration) {
+    fn seat_stage_ended(&mut self, seat: Seat, stage: TraceStage, worked: Duration) {
         let since = std::mem::replace(&mut self.marks.seat(seat).since, self.now);
         self.note(seat, None, stage, parts(since, self.now, worked));
     }
@@ -151,7 +153,13 @@ impl Hub<'_, '_> {
         let (id, whose) = (session.id, session.looking);
         let Some(request) = whose.and_then(|whose| session.request_of(whose)) else { return };
         let asker = Asker { session: id, request: request.command.request };
-        let span = self.trace.add(self.now, asker, Piece::ALL, Stage::Lookup, parts(request.moved, self.now, worked));
+        let span = self.trace.add(
+            self.now,
+            asker,
+            RequestPart::ALL,
+            TraceStage::Lookup,
+            parts(request.moved, self.now, worked),
+        );
         request.slowest = slower(request.slowest, span);
     }
 
@@ -166,29 +174,29 @@ impl Hub<'_, '_> {
         let mut consider = |piece, stage, since: Instant, began: Option<Instant>| {
             let worked = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
             let (queued, worked) = parts(since, now, worked);
-            let span = Span { at_ms: 0, asker, piece, stage, queued, worked, unfinished: true };
+            let span = TraceSpan { at_ms: 0, asker, piece, stage, queued, worked, unfinished: true };
             slowest = slower(slowest, span);
         };
         // Who waits for a place behind itself waits for what those are at.
         let nobody = Seat(u16::MAX);
         let (seats, slots) = self.holds(index, whose, nobody);
         if request.asked {
-            consider(Piece::ALL, Stage::Lookup, request.moved, None);
+            consider(RequestPart::ALL, TraceStage::Lookup, request.moved, None);
         } else if request.wants_more() && seats == 0 {
-            consider(Piece::chunk(request.next), Stage::Seat, request.moved, None);
+            consider(RequestPart::chunk(request.next), TraceStage::Seat, request.moved, None);
         }
         for &seat in &self.pipeline.order {
             let mark = self.marks.seats[usize::from(seat.0)];
-            let flow = self.pipeline.flows[usize::from(seat.0)].as_ref().expect("a seat in order is taken");
-            if mark.index == index && mark.whose == whose && !flow.concluded {
-                let stage = match (flow.phase, flow.direction) {
-                    (Phase::Opening, Direction::Fetch) => Some(Stage::Open),
-                    (Phase::Opening, Direction::Store) => Some(Stage::Begin),
-                    (Phase::Closing, Direction::Store) => Some(Stage::Commit),
-                    (Phase::Flowing, _) if flow.wants_slot() && slots == 0 => Some(Stage::Slot),
+            let chunk = self.pipeline.chunks[usize::from(seat.0)].as_ref().expect("a seat in order is taken");
+            if mark.index == index && mark.whose == whose && !chunk.concluded {
+                let stage = match (chunk.phase, chunk.direction) {
+                    (Phase::Opening, Direction::Fetch) => Some(TraceStage::Open),
+                    (Phase::Opening, Direction::Store) => Some(TraceStage::Begin),
+                    (Phase::Closing, Direction::Store) => Some(TraceStage::Commit),
+                    (Phase::Flowing, _) if chunk.wants_slot() && slots == 0 => Some(TraceStage::Slot),
                     _ => None,
                 };
-                stage.into_iter().for_each(|stage| consider(Piece::chunk(mark.chunk), stage, mark.since, None));
+                stage.into_iter().for_each(|stage| consider(RequestPart::chunk(mark.chunk), stage, mark.since, None));
             }
         }
         for (number, work) in self.pipeline.slots.taken() {
@@ -196,16 +204,16 @@ impl Hub<'_, '_> {
             if seat.index == index && seat.whose == whose {
                 let stage = match work.state {
                     SlotState::Free => continue,
-                    SlotState::Fetching => Stage::Fetch,
-                    SlotState::Inflating => Stage::Inflate,
-                    SlotState::Restoring => Stage::Dequantize,
-                    SlotState::Writing => Stage::Write,
-                    SlotState::Verifying | SlotState::Confirming => Stage::Verify,
-                    SlotState::Gathering => Stage::Gather,
-                    SlotState::Encoding => Stage::Encode,
+                    SlotState::Fetching => TraceStage::Fetch,
+                    SlotState::Inflating => TraceStage::Inflate,
+                    SlotState::Restoring => TraceStage::Dequantize,
+                    SlotState::Writing => TraceStage::Write,
+                    SlotState::Verifying | SlotState::Confirming => TraceStage::Verify,
+                    SlotState::Gathering => TraceStage::Gather,
+                    SlotState::Encoding => TraceStage::Encode,
                 };
                 let mark = self.marks.slots[number];
-                consider(Piece::block(seat.chunk, work.block), stage, mark.since, mark.began);
+                consider(RequestPart::block(seat.chunk, work.block), stage, mark.since, mark.began);
             }
         }
         if let Some(request) = self.sessions[index].as_mut().and_then(|session| session.request_of(whose)) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mailbox::{CHUNKS_PER_REQUEST_MAX, Command};
 
-use crate::count::trace::Span;
+use crate::count::trace::TraceSpan;
 use crate::pipeline::job::Failure;
 
 /// A set of chunk indices.
@@ -29,7 +29,7 @@ impl ChunkSet {
 
 /// A look-up, fetch or store in progress.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct RequestInFlight {
     pub command: Command,
     /// Number that no other request of this card has.
     pub serial: u64,
@@ -51,10 +51,10 @@ pub struct Request {
     /// Time at which it last started a chunk; since then the next one waits for its seat.
     pub moved: Instant,
     /// Slowest stage so far.
-    pub slowest: Option<Span>,
+    pub slowest: Option<TraceSpan>,
 }
 
-impl Request {
+impl RequestInFlight {
     #[must_use]
     pub fn new(command: Command, serial: u64, arrived: Instant, until: Instant) -> Self {
         let limit = command.chunk_count;

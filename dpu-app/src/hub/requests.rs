@@ -6,15 +6,15 @@ use mailbox::{Answer, Operation, Status, Tokens};
 use store::Position;
 
 use crate::count::counters::add;
-use crate::count::trace::{Asker, Late, Stage};
+use crate::count::trace::{Asker, Late, TraceStage};
 use crate::hub::Hub;
-use crate::hub::events::Event;
+use crate::hub::events::HubEvent;
 use crate::hub::health::STUCK;
 use crate::hub::marks::SeatMark;
-use crate::hub::request::Request;
-use crate::hub::session::{Reading, Session, Whose};
+use crate::hub::request::RequestInFlight;
+use crate::hub::session::{RecordsReading, Session, Whose};
 use crate::pipeline::World;
-use crate::pipeline::chunk::{Direction, Flow, OTHERWISE, Pages};
+use crate::pipeline::chunk::{ChunkInFlight, Direction, OTHERWISE, Pages};
 use crate::pipeline::job::{CrewKind, Done, Failure, Job, Seat};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::crew::Crew;
@@ -48,7 +48,7 @@ impl Hub<'_, '_> {
         for (kind, crew) in crews {
             let sight = crew.watch(self.now, STUCK);
             if self.stuck.saw(kind, &sight) {
-                self.events.add(Event::WorkersStuck(kind), sight.stuck as u64);
+                self.events.add(HubEvent::WorkersStuck(kind), sight.stuck as u64);
             }
         }
         self.fetch_off_disk();
@@ -71,8 +71,8 @@ impl Hub<'_, '_> {
     /// Frees slots and seats of chunks that nobody waits for, where all fetch workers hang: for stores.
     fn give_up_waiting(&mut self) {
         let mut unwanted = heapless::Vec::<Done, QUEUE>::new();
-        let flows = &self.pipeline.flows;
-        let over = |seat: Seat| flows[usize::from(seat.0)].as_ref().is_some_and(|flow| flow.given_up);
+        let chunks = &self.pipeline.chunks;
+        let over = |seat: Seat| chunks[usize::from(seat.0)].as_ref().is_some_and(|chunk| chunk.given_up);
         let is_over = |job: &Job| matches!(*job, Job::Open { seat, .. } | Job::Read { seat, .. } if over(seat));
         self.fetchers.take_waiting(is_over, |job| {
             let done = match job {
@@ -111,9 +111,9 @@ impl Hub<'_, '_> {
 
     /// Tells the request how its chunk ended.
     pub(crate) fn tell_request(&mut self, seat: Seat, result: Result<(), Failure>) {
-        let flow = self.pipeline.flow(seat);
-        let (index, session_index, request_index) = (flow.index, flow.session, flow.request);
-        let (direction, wire_bytes, tokens) = (flow.direction, flow.wire_bytes, flow.tokens);
+        let chunk = self.pipeline.chunk(seat);
+        let (index, session_index, request_index) = (chunk.index, chunk.session, chunk.request);
+        let (direction, wire_bytes, tokens) = (chunk.direction, chunk.wire_bytes, chunk.tokens);
         let counters = &self.shared.counters;
         match (result, direction) {
             (Ok(()), Direction::Fetch) => add(&counters.chunks_fetched, 1),
@@ -136,11 +136,11 @@ impl Hub<'_, '_> {
                     _ => {}
                 }
                 add(&counters.chunks_failed, 1);
-                self.events.add_of(self.marks.asker(seat), Event::ChunkFailed(failure), index.into());
+                self.events.add_of(self.marks.asker(seat), HubEvent::ChunkFailed(failure), index.into());
             }
         }
         let session = self.sessions[session_index].as_mut().expect("a session lives as long as its chunks");
-        session.flows -= 1;
+        session.chunks -= 1;
         let Some(request) = session.requests[request_index].as_mut() else { return };
         request.active -= 1;
         match result {
@@ -183,7 +183,7 @@ impl Hub<'_, '_> {
         let whose = Whose { place, serial: request.serial };
         if request.wants_more() {
             let span = session.ring.record_window(&request.command, request.next).expect("next is below the count");
-            session.records_due = Some(Reading { whose, span });
+            session.records_due = Some(RecordsReading { whose, span });
             return true;
         }
         request.asked = true;
@@ -216,7 +216,7 @@ impl Hub<'_, '_> {
             if session.staged.is_empty() {
                 let span = session.ring.record_window(&request.command, request.next).expect("next is below the count");
                 let whose = Whose { place: front, serial: request.serial };
-                session.records_due = Some(Reading { whose, span });
+                session.records_due = Some(RecordsReading { whose, span });
                 return true;
             }
             let direction = match request.command.operation {
@@ -283,8 +283,8 @@ impl Hub<'_, '_> {
         let tokens = request.command.tokens;
         let tokens = Tokens { start: within(tokens.start), end: within(tokens.end) };
         let pages = Pages::from_slice(pages).expect("a record's pages fit");
-        let opening = Flow::opening(index, pages, (memory.geometry, memory.order, memory.plan));
-        let flow = Flow { request: place, index: request.next, direction, tokens, ..opening };
+        let opening = ChunkInFlight::opening(index, pages, (memory.geometry, memory.order, memory.plan));
+        let opened = ChunkInFlight { request: place, index: request.next, direction, tokens, ..opening };
         let parent = {
             let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
             if request.next == 0 {
@@ -307,7 +307,7 @@ impl Hub<'_, '_> {
             chunk.importance = importance;
             chunk.order = memory.order;
             chunk.plan = memory.plan;
-            chunk.blocks = usize::from(flow.blocks);
+            chunk.blocks = usize::from(opened.blocks);
             chunk.until = request.until;
         }
         let piece = request.next;
@@ -317,10 +317,10 @@ impl Hub<'_, '_> {
             (Whose { place, serial: request.serial }, self.now.saturating_duration_since(request.moved));
         request.moved = self.now;
         let asker = Asker { session: session.id, request: request.command.request };
-        session.flows += 1;
-        self.pipeline.sit(seat, flow);
+        session.chunks += 1;
+        self.pipeline.sit(seat, opened);
         self.marks.sat(seat, SeatMark { asker, index, whose, chunk: piece, since: self.now });
-        self.note(seat, None, Stage::Seat, (waited, Duration::ZERO));
+        self.note(seat, None, TraceStage::Seat, (waited, Duration::ZERO));
         self.give(match direction {
             Direction::Fetch => Job::Open { seat, anew: false },
             Direction::Store => Job::Begin { seat },
@@ -334,8 +334,8 @@ impl Hub<'_, '_> {
             for place in 0..mailbox::COMMANDS {
                 let Some(session) = self.sessions[index].as_mut().filter(|session| session.is_live()) else { break };
                 // Also one that has failed further on already: what it still waits for is before that.
-                let waits = |request: &Request| request.done.leading() < request.limit;
-                let late = |request: &Request| request.until <= self.now && waits(request);
+                let waits = |request: &RequestInFlight| request.done.leading() < request.limit;
+                let late = |request: &RequestInFlight| request.until <= self.now && waits(request);
                 if session.requests[place].as_ref().is_some_and(late) {
                     busy = true;
                     self.note_unfinished(index, place);
@@ -387,7 +387,7 @@ impl Hub<'_, '_> {
             slowest: request.slowest,
         };
         if late.cut {
-            self.events.add_of(late.asker, Event::Deadline, late.took.as_millis() as u64);
+            self.events.add_of(late.asker, HubEvent::Deadline, late.took.as_millis() as u64);
         }
         self.trace.judge(self.now, late);
         session.requests[place] = None;

@@ -18,14 +18,14 @@ use mailbox::{
 };
 
 use crate::config::ANSWER_BYTES;
-use crate::hub::request::Request;
+use crate::hub::request::RequestInFlight;
 
 /// Records in one window at most.
 pub const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
 
 /// The four kinds of small DMA that a session has in flight, at most one of each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lane {
+pub enum MailLane {
     /// Command slots (and, first of all, the page's identity).
     Commands,
     /// Chunk records of a request.
@@ -36,7 +36,7 @@ pub enum Lane {
     Out,
 }
 
-impl Lane {
+impl MailLane {
     pub const ALL: [Self; 4] = [Self::Commands, Self::Records, Self::HostLine, Self::Out];
 
     const fn bytes(self) -> usize {
@@ -51,15 +51,15 @@ impl Lane {
 
 /// Registered staging memory of one session, by lane; an empty place means that the DMA engine holds it.
 #[derive(Debug, Default)]
-pub struct Desk {
-    areas: [Option<Area>; Lane::ALL.len()],
+pub struct SessionDesk {
+    areas: [Option<Area>; MailLane::ALL.len()],
 }
 
-impl Desk {
+impl SessionDesk {
     /// Counts the bytes of one desk.
     #[must_use]
     pub fn bytes() -> usize {
-        Lane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
+        MailLane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
     }
 
     /// Bytes of one allocation of desks: a page that a region has whole anyway.
@@ -84,20 +84,20 @@ impl Desk {
 
     fn carve(region: &mut Region) -> Self {
         let mut desk = Self::default();
-        for lane in Lane::ALL {
+        for lane in MailLane::ALL {
             desk.areas[lane as usize] = Some(region.carve(lane.bytes()).expect("the region was sized for all desks"));
         }
         desk
     }
 
-    pub fn area(&mut self, lane: Lane) -> &mut Option<Area> {
+    pub fn area(&mut self, lane: MailLane) -> &mut Option<Area> {
         &mut self.areas[lane as usize]
     }
 
     /// Returns the records that were just read.
     #[must_use]
     pub fn areas_records(&self) -> &[u8] {
-        self.areas[Lane::Records as usize].as_deref().expect("the records just came back")
+        self.areas[MailLane::Records as usize].as_deref().expect("the records just came back")
     }
 
     #[must_use]
@@ -118,7 +118,7 @@ pub enum Outgoing {
 
 /// Whether the card looks at this session's commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Wake {
+pub enum SessionWake {
     Awake,
     /// The line that says "asleep" is to be written.
     Saying,
@@ -198,14 +198,14 @@ pub struct Whose {
 
 /// Records that are being read for a request, from the next that it wants on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Reading {
+pub struct RecordsReading {
     pub whose: Whose,
     pub span: Span,
 }
 
-/// Memory that a session has registered.
+/// SessionMemory that a session has registered.
 #[derive(Debug)]
-pub struct Memory {
+pub struct SessionMemory {
     pub geometry: Geometry,
     pub layout: Layout,
     pub order: TileOrder,
@@ -233,23 +233,23 @@ pub struct Session {
     pub channel: Box<dyn Channel>,
     pub ring: CardRing,
     pub page: Remote,
-    pub memory: Option<Memory>,
-    pub desk: Desk,
+    pub memory: Option<SessionMemory>,
+    pub desk: SessionDesk,
     /// Time at which it got its place.
     pub seated: Instant,
-    pub wake: Wake,
+    pub wake: SessionWake,
     /// Whether the page has shown its identity and the host was welcomed.
     pub welcomed: bool,
     pub last_command: Instant,
     pub commands_due: bool,
     pub host_line_due: bool,
-    pub records_due: Option<Reading>,
+    pub records_due: Option<RecordsReading>,
     pub staged: Staged,
     /// Written, or being written, by the out lane; kept until it succeeds.
     pub out: Option<(Outgoing, Span)>,
     pub answers: Deque<Answer, COMMANDS>,
     pub texts: Deque<Command, COMMANDS>,
-    pub requests: [Option<Request>; COMMANDS],
+    pub requests: [Option<RequestInFlight>; COMMANDS],
     /// Requests with chunks to start, oldest first. Capacity is taken at attach.
     pub queue: VecDeque<usize>,
     /// Look-ups and ratings whose keys are not all there, or that wait for the one before. They start no chunk, so they
@@ -260,7 +260,7 @@ pub struct Session {
     /// Whether a worker is telling the store about the prefix whose chunks were started last.
     pub touching: bool,
     /// Chunks in progress of this session.
-    pub flows: usize,
+    pub chunks: usize,
     /// Small DMAs that failed alone, in a row.
     pub blames: u8,
 }
@@ -281,7 +281,7 @@ impl Session {
     /// Tells whether nothing of it is in flight.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.flows == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
+        self.chunks == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
     }
 
     /// Tells whether a host is there to whom a request is to be answered.
@@ -298,13 +298,13 @@ impl Session {
 
     /// Has the commands looked at again, after a new command or a doorbell.
     pub fn stir(&mut self, now: Instant) {
-        self.wake = Wake::Awake;
+        self.wake = SessionWake::Awake;
         self.commands_due = true;
         self.last_command = now;
     }
 
     /// Finds the request that an answer is for, if it still waits for it.
-    pub fn request_of(&mut self, whose: Whose) -> Option<&mut Request> {
+    pub fn request_of(&mut self, whose: Whose) -> Option<&mut RequestInFlight> {
         self.requests[whose.place].as_mut().filter(|request| request.serial == whose.serial)
     }
 

@@ -4,8 +4,8 @@ use std::fmt::{self, Write};
 
 use crate::count::answers::Asked;
 use crate::count::facts::{self, Sources};
-use crate::count::json::{Comma, Quoted, Text};
-use crate::count::trace::{Late, Span};
+use crate::count::json::{BoundedText, Comma, Quoted};
+use crate::count::trace::{Late, TraceSpan};
 use crate::hub::Hub;
 use crate::pipeline::slots::SlotState;
 
@@ -16,7 +16,7 @@ const SESSIONS_SHOWN: usize = 32;
 
 /// Renders the status into `out` and returns its length.
 pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
-    let mut text = Text::new(out);
+    let mut text = BoundedText::new(out);
     if render(hub, &mut text).is_err() {
         // Longer than any host can ask for: say so instead of sending half of it.
         text.clear();
@@ -30,7 +30,7 @@ pub(crate) fn write(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
 pub(crate) fn write_trace(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
     const END: &str = "]}";
     let room = out.len() - END.len();
-    let mut text = Text::new(&mut out[..room]);
+    let mut text = BoundedText::new(&mut out[..room]);
     let mut comma = Comma::new();
     let begun = write!(text, "{{\"now_ms\":{},\"late\":[", hub.now.saturating_duration_since(hub.started).as_millis());
     let lates = hub.trace.lates().try_for_each(|late| comma.put(&mut text).and_then(|()| write_late(late, &mut text)));
@@ -46,7 +46,7 @@ pub(crate) fn write_trace(hub: &Hub<'_, '_>, out: &mut [u8]) -> usize {
     whole + END.len()
 }
 
-fn write_late(late: &Late, text: &mut Text<'_>) -> fmt::Result {
+fn write_late(late: &Late, text: &mut BoundedText<'_>) -> fmt::Result {
     let Late { at_ms, asker, operation, took, cut, chunks_done, chunk_count, slowest } = late;
     write!(
         text,
@@ -63,8 +63,8 @@ fn write_late(late: &Late, text: &mut Text<'_>) -> fmt::Result {
     text.write_str("}")
 }
 
-fn write_span(span: &Span, text: &mut Text<'_>) -> fmt::Result {
-    let Span { at_ms, asker, piece, stage, queued, worked, .. } = span;
+fn write_span(span: &TraceSpan, text: &mut BoundedText<'_>) -> fmt::Result {
+    let TraceSpan { at_ms, asker, piece, stage, queued, worked, .. } = span;
     write!(text, "{{\"at_ms\":{at_ms},\"session\":{},\"request\":{}", asker.session, asker.request)?;
     if let Some(chunk) = piece.chunk {
         write!(text, ",\"chunk\":{chunk}")?;
@@ -77,7 +77,7 @@ fn write_span(span: &Span, text: &mut Text<'_>) -> fmt::Result {
 }
 
 /// The servers behind the store, the first [`NODES_SHOWN`] of them.
-fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::Result {
+fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut BoundedText<'_>) -> fmt::Result {
     text.write_str("\"nodes\":[")?;
     let (mut comma, mut count, mut result) = (Comma::new(), 0, Ok(()));
     store.nodes(&mut |node| {
@@ -100,7 +100,11 @@ fn nodes(store: &dyn store::Readable<doca::Area>, text: &mut Text<'_>) -> fmt::R
 }
 
 /// The tiers in front of the store.
-fn tiers(store: &dyn store::Readable<doca::Area>, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
+fn tiers(
+    store: &dyn store::Readable<doca::Area>,
+    namespaces: &store::Namespaces,
+    text: &mut BoundedText<'_>,
+) -> fmt::Result {
     text.write_str("\"tiers\":[")?;
     let (mut comma, mut result) = (Comma::new(), Ok(()));
     store.tiers(true, &mut |tier| {
@@ -110,7 +114,7 @@ fn tiers(store: &dyn store::Readable<doca::Area>, namespaces: &store::Namespaces
     text.write_str("],")
 }
 
-fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mut Text<'_>) -> fmt::Result {
+fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mut BoundedText<'_>) -> fmt::Result {
     write!(text, "{{\"tier\":\"{}\"", tier.name)?;
     for (name, number) in facts::of_status(facts::TIERS, |value| value(tier)) {
         write!(text, ",\"{name}\":{number}")?;
@@ -130,7 +134,7 @@ fn write_tier(tier: &store::TierFacts, namespaces: &store::Namespaces, text: &mu
     text.write_str("}}")
 }
 
-fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
+fn render(hub: &Hub<'_, '_>, text: &mut BoundedText<'_>) -> fmt::Result {
     let shared = hub.shared;
     let device = &hub.device.info();
     write!(
@@ -224,8 +228,8 @@ fn render(hub: &Hub<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
             Quoted(config.namespaces.names().nth(usize::from(session.namespace)).unwrap_or_default()),
             session.recipe,
             session.requests.iter().flatten().count(),
-            session.flows,
-            session.wake == crate::hub::session::Wake::Asleep,
+            session.chunks,
+            session.wake == crate::hub::session::SessionWake::Asleep,
         )?;
     }
     text.write_str("],\"events\":[")?;

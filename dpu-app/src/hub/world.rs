@@ -5,7 +5,7 @@ use mailbox::attach::Farewell;
 
 use crate::count::counters::{Counters, get};
 use crate::hub::Hub;
-use crate::hub::engine::Engine;
+use crate::hub::engine::CardEngine;
 use crate::pipeline::chunk::Direction;
 use crate::pipeline::job::{CrewKind, Failure, Job, Seat};
 use crate::pipeline::slots::Ticket;
@@ -37,7 +37,7 @@ impl World for Hub<'_, '_> {
     }
 
     fn inflate_has_room(&self) -> bool {
-        self.inflate.as_ref().is_some_and(Engine::admits)
+        self.inflate.as_ref().is_some_and(CardEngine::admits)
     }
 
     fn inflate(&mut self, slot: Ticket) -> Launch {
@@ -71,8 +71,8 @@ impl World for Hub<'_, '_> {
             return;
         }
         let work = *self.pipeline.slots.at(slot);
-        let flow = self.pipeline.flow(work.seat);
-        let (session, direction, block) = (flow.session, flow.direction, work.block);
+        let chunk = self.pipeline.chunk(work.seat);
+        let (session, direction, block) = (chunk.session, chunk.direction, work.block);
         let Some(session) = self.sessions[session].as_ref() else { return };
         let way = match direction {
             Direction::Fetch => "was written to the pages of",

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::connection::{JSON, PLAIN, PROMETHEUS, Reply, Status};
+use super::connection::{HttpReply, HttpStatus, JSON, PLAIN, PROMETHEUS};
 use super::families;
 use super::health::Unwell;
 use super::process::{Process, Usage};
 use crate::count::json::Quoted;
-use crate::workers::board::Face;
+use crate::workers::board::Snapshot;
 use crate::workers::shared::Shared;
 
 /// Age from which on the engine thread is asked to show itself again.
@@ -22,10 +22,10 @@ const FACE_LOOK: Duration = Duration::from_micros(500);
 
 /// Everything that families are written from.
 #[derive(Debug)]
-pub(super) struct View<'a, 's> {
+pub(super) struct MetricsView<'a, 's> {
     pub(super) shared: &'a Shared<'s>,
     /// Last state that the engine thread has shown.
-    pub(super) face: &'a Face,
+    pub(super) face: &'a Snapshot,
     pub(super) process: Usage,
     pub(super) uptime: Duration,
     /// Reasons to give this card no work, and whether each holds.
@@ -37,7 +37,7 @@ pub(super) struct Clerk<'a, 's> {
     shared: &'a Shared<'s>,
     config: String,
     /// Last state that the engine thread has shown.
-    face: Face,
+    face: Snapshot,
     /// Time at which it was asked last.
     asked: Option<Instant>,
     process: Process,
@@ -47,7 +47,7 @@ pub(super) struct Clerk<'a, 's> {
 impl<'a, 's> Clerk<'a, 's> {
     pub(super) fn new(shared: &'a Shared<'s>, config: String) -> Self {
         let process = Process::new();
-        Self { shared, config, face: Face::new(), asked: None, process, started: Instant::now() }
+        Self { shared, config, face: Snapshot::new(), asked: None, process, started: Instant::now() }
     }
 
     /// Gets what the engine thread knows, unless it was asked a moment ago.
@@ -83,51 +83,54 @@ impl<'a, 's> Clerk<'a, 's> {
         Unwell::ALL.map(|unwell| (unwell, unwell.is_so(&self.face.shown, owed)))
     }
 
-    pub(super) fn answer(&mut self, path: &str, reply: &mut Reply) {
+    pub(super) fn answer(&mut self, path: &str, reply: &mut HttpReply) {
         match path.split('?').next().unwrap_or(path) {
             "/metrics" => self.metrics(reply),
             "/healthcheck" => self.healthcheck(reply),
             "/status" => self.status(reply),
-            "/config" => reply.write(Status::OK, JSON, |text| text.write_str(&self.config)),
-            _ => reply.write(Status::NOT_FOUND, PLAIN, |text| {
+            "/config" => reply.write(HttpStatus::OK, JSON, |text| text.write_str(&self.config)),
+            _ => reply.write(HttpStatus::NOT_FOUND, PLAIN, |text| {
                 text.write_str("here are: /metrics /healthcheck /status /config\n")
             }),
         }
     }
 
-    fn metrics(&mut self, reply: &mut Reply) {
+    fn metrics(&mut self, reply: &mut HttpReply) {
         self.look_up();
-        let view = View {
+        let view = MetricsView {
             shared: self.shared,
             face: &self.face,
             process: self.process.usage(),
             uptime: self.started.elapsed(),
             unwell: self.unwell(),
         };
-        reply.write(Status::OK, PROMETHEUS, |text| families::write(&view, text));
+        reply.write(HttpStatus::OK, PROMETHEUS, |text| families::write(&view, text));
     }
 
-    fn healthcheck(&mut self, reply: &mut Reply) {
+    fn healthcheck(&mut self, reply: &mut HttpReply) {
         self.look_up();
         match self.unwell().iter().find(|(_, so)| *so) {
-            None => reply.write(Status::OK, PLAIN, |text| text.write_str("ok\n")),
-            Some((Unwell::Degraded, _)) => reply.write(Status::UNAVAILABLE, PLAIN, |text| {
+            None => reply.write(HttpStatus::OK, PLAIN, |text| text.write_str("ok\n")),
+            Some((Unwell::Degraded, _)) => reply.write(HttpStatus::UNAVAILABLE, PLAIN, |text| {
                 let mut written = Ok(());
                 // It may be over since the engine thread looked.
                 self.shared.store.trouble(&mut |trouble| written = writeln!(text, "degraded: store {trouble}"));
                 written
             }),
-            Some((unwell, _)) => reply.write(Status::UNAVAILABLE, PLAIN, |text| writeln!(text, "{}", unwell.text())),
+            Some((unwell, _)) => {
+                reply.write(HttpStatus::UNAVAILABLE, PLAIN, |text| writeln!(text, "{}", unwell.text()))
+            }
         }
     }
 
-    fn status(&mut self, reply: &mut Reply) {
+    fn status(&mut self, reply: &mut HttpReply) {
         self.look_up();
         if self.face.status().is_empty() || self.shared.board.is_asked() {
             let silent = Unwell::Silent.text();
-            return reply.write(Status::UNAVAILABLE, JSON, |text| writeln!(text, "{{\"error\":{}}}", Quoted(silent)));
+            return reply
+                .write(HttpStatus::UNAVAILABLE, JSON, |text| writeln!(text, "{{\"error\":{}}}", Quoted(silent)));
         }
         let json = std::str::from_utf8(self.face.status()).expect("it was written as text");
-        reply.write(Status::OK, JSON, |text| writeln!(text, "{json}"));
+        reply.write(HttpStatus::OK, JSON, |text| writeln!(text, "{json}"));
     }
 }

@@ -16,7 +16,7 @@ use nix::poll::PollFlags;
 
 use super::clerk::Clerk;
 use super::{REPLY_BYTES, REQUEST_BYTES};
-use crate::count::json::Text;
+use crate::count::json::BoundedText;
 
 /// Header lines of a request. A browser sends some 20.
 const HEADERS_MAX: usize = 64;
@@ -40,19 +40,19 @@ impl Phase {
 
 /// One place of the table of connections.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct HttpConnection {
     /// End of its time; `None`: the place is free.
     socket: Option<(TcpStream, Instant)>,
     phase: Phase,
     request: Box<[u8; REQUEST_BYTES]>,
     read: usize,
-    reply: Reply,
+    reply: HttpReply,
 }
 
-impl Connection {
+impl HttpConnection {
     pub(super) fn new() -> Self {
         let request = Box::new([0; REQUEST_BYTES]);
-        Self { socket: None, phase: Phase::Reading, request, read: 0, reply: Reply::new() }
+        Self { socket: None, phase: Phase::Reading, request, read: 0, reply: HttpReply::new() }
     }
 
     /// Takes a client in, in place of the one that was here.
@@ -103,9 +103,9 @@ impl Connection {
         let reply = &mut self.reply;
         match Request::parse(&self.request[..self.read]) {
             Request::Partial if self.read < REQUEST_BYTES => return true,
-            Request::Partial | Request::TooLarge => reply.refuse(Status::TOO_LARGE, "the request head is too long"),
-            Request::Garbage => reply.refuse(Status::BAD_REQUEST, "this is no HTTP request"),
-            Request::OtherMethod => reply.refuse(Status::METHOD_NOT_ALLOWED, "only GET and HEAD are served"),
+            Request::Partial | Request::TooLarge => reply.refuse(HttpStatus::TOO_LARGE, "the request head is too long"),
+            Request::Garbage => reply.refuse(HttpStatus::BAD_REQUEST, "this is no HTTP request"),
+            Request::OtherMethod => reply.refuse(HttpStatus::METHOD_NOT_ALLOWED, "only GET and HEAD are served"),
             Request::Get { path, body } => {
                 clerk.answer(path, reply);
                 if !body {
@@ -188,11 +188,11 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Status line of an answer.
+/// HttpStatus line of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Status(&'static str);
+pub(super) struct HttpStatus(&'static str);
 
-impl Status {
+impl HttpStatus {
     pub(super) const OK: Self = Self("200 OK");
     const BAD_REQUEST: Self = Self("400 Bad Request");
     pub(super) const NOT_FOUND: Self = Self("404 Not Found");
@@ -206,7 +206,7 @@ pub(super) const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(super) const PLAIN: &str = "text/plain; charset=utf-8";
 pub(super) const JSON: &str = "application/json";
 
-impl fmt::Display for Status {
+impl fmt::Display for HttpStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
@@ -214,44 +214,49 @@ impl fmt::Display for Status {
 
 /// An answer: its head ends where its body begins, at a fixed place of the buffer.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct HttpReply {
     bytes: Box<[u8]>,
     next: usize,
     end: usize,
 }
 
-impl Reply {
+impl HttpReply {
     pub(super) fn new() -> Self {
         Self { bytes: vec![0; HEAD_BYTES + REPLY_BYTES].into(), next: 0, end: 0 }
     }
 
-    pub(super) fn write(&mut self, status: Status, content: &str, body: impl FnOnce(&mut Text<'_>) -> fmt::Result) {
-        let mut text = Text::new(&mut self.bytes[HEAD_BYTES..]);
+    pub(super) fn write(
+        &mut self,
+        status: HttpStatus,
+        content: &str,
+        body: impl FnOnce(&mut BoundedText<'_>) -> fmt::Result,
+    ) {
+        let mut text = BoundedText::new(&mut self.bytes[HEAD_BYTES..]);
         let written = body(&mut text);
         let bytes = text.written();
         match written {
             Ok(()) => self.put_head(status, content, bytes),
             Err(fmt::Error) => {
-                let mut text = Text::new(&mut self.bytes[HEAD_BYTES..]);
+                let mut text = BoundedText::new(&mut self.bytes[HEAD_BYTES..]);
                 text.write_str("the answer is longer than its buffer: please report this\n").expect("a line fits");
                 let bytes = text.written();
-                self.put_head(Status::INTERNAL, PLAIN, bytes);
+                self.put_head(HttpStatus::INTERNAL, PLAIN, bytes);
             }
         }
     }
 
-    fn put_head(&mut self, status: Status, content: &str, bytes: usize) {
+    fn put_head(&mut self, status: HttpStatus, content: &str, bytes: usize) {
         let head = heapless::format!(
             HEAD_BYTES;
             "HTTP/1.1 {status}\r\nContent-Type: {content}\r\nContent-Length: {bytes}\r\nCache-Control: no-store\r\n\
-             Connection: close\r\n\r\n"
+             HttpConnection: close\r\n\r\n"
         );
         let head = head.expect("heads are short");
         (self.next, self.end) = (HEAD_BYTES - head.len(), HEAD_BYTES + bytes);
         self.bytes[self.next..HEAD_BYTES].copy_from_slice(head.as_bytes());
     }
 
-    fn refuse(&mut self, status: Status, why: &str) {
+    fn refuse(&mut self, status: HttpStatus, why: &str) {
         self.write(status, PLAIN, |text| writeln!(text, "{why}"));
     }
 
@@ -293,11 +298,11 @@ mod tests {
 
     #[test]
     fn an_answer_that_does_not_fit_says_so() {
-        let mut reply = Reply::new();
-        reply.write(Status::OK, PLAIN, |text| (0..=REPLY_BYTES).try_for_each(|_| text.write_char('x')));
+        let mut reply = HttpReply::new();
+        reply.write(HttpStatus::OK, PLAIN, |text| (0..=REPLY_BYTES).try_for_each(|_| text.write_char('x')));
         let text = std::str::from_utf8(reply.left()).unwrap();
         assert!(text.starts_with("HTTP/1.1 500 ") && text.ends_with("please report this\n"), "{text}");
-        reply.write(Status::METHOD_NOT_ALLOWED, PLAIN, |text| text.write_str("body"));
+        reply.write(HttpStatus::METHOD_NOT_ALLOWED, PLAIN, |text| text.write_str("body"));
         reply.drop_body();
         let text = std::str::from_utf8(reply.left()).unwrap();
         assert!(text.contains("\r\nAllow: GET, HEAD\r\n") && text.contains("\r\nContent-Length: 4\r\n"), "{text}");

@@ -7,25 +7,25 @@ use std::fmt::{self, Display, Write as _};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::clerk::View;
+use super::clerk::MetricsView;
 use super::nodes::NODE_FAMILIES;
 use super::tiers::TIER_FAMILIES;
 use crate::count::answers::Asked;
 use crate::count::counters::get;
 use crate::count::facts::{self, Sources};
-use crate::count::histogram::{BOUNDS_US, Reading};
-use crate::count::json::Text;
+use crate::count::histogram::{BOUNDS_US, HistogramReading};
+use crate::count::json::BoundedText;
 use crate::pipeline::slots::SlotState;
 use crate::workers::board::HubState;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -38,25 +38,25 @@ impl Kind {
 
 /// One metric with all its series.
 #[derive(Clone, Copy, Debug)]
-pub struct Family {
+pub struct MetricFamily {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
     pub labels: &'static [&'static str],
     /// Meaning; ends the HELP line and the row of docs/metrics.md.
     pub help: &'static str,
     /// Writes its series.
-    series: fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result,
+    series: fn(&MetricsView<'_, '_>, &mut MetricSeries<'_, '_>) -> fmt::Result,
 }
 
-pub(super) type Writer = fn(&View<'_, '_>, &mut Series<'_, '_>) -> fmt::Result;
+pub(super) type Writer = fn(&MetricsView<'_, '_>, &mut MetricSeries<'_, '_>) -> fmt::Result;
 
 pub(super) const fn counter(
     name: &'static str,
     labels: &'static [&'static str],
     help: &'static str,
     series: Writer,
-) -> Family {
-    Family { name, kind: Kind::Counter, labels, help, series }
+) -> MetricFamily {
+    MetricFamily { name, kind: MetricKind::Counter, labels, help, series }
 }
 
 pub(super) const fn gauge(
@@ -64,16 +64,16 @@ pub(super) const fn gauge(
     labels: &'static [&'static str],
     help: &'static str,
     series: Writer,
-) -> Family {
-    Family { name, kind: Kind::Gauge, labels, help, series }
+) -> MetricFamily {
+    MetricFamily { name, kind: MetricKind::Gauge, labels, help, series }
 }
 
 /// Lists all families in the order in which they are written.
-pub fn all() -> impl Iterator<Item = &'static Family> {
+pub fn all() -> impl Iterator<Item = &'static MetricFamily> {
     FAMILIES.iter().chain(NODE_FAMILIES).chain(TIER_FAMILIES)
 }
 
-const FAMILIES: &[Family] = &[
+const FAMILIES: &[MetricFamily] = &[
     // What runs, and whether it is well.
     gauge("kvlane_build_info", &["version", "flavour"], "1, with what this program is in its labels", |_, out| {
         out.put(&[env!("CARGO_PKG_VERSION"), doca::FLAVOUR], 1)
@@ -106,9 +106,9 @@ const FAMILIES: &[Family] = &[
             all.into_iter().try_for_each(|(asked, status, count)| out.put(&[asked.name(), status.name()], count))
         },
     ),
-    Family {
+    MetricFamily {
         name: "kvlane_request_duration_seconds",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         labels: &["operation"],
         help: "Time from the arrival of a command that names chunks to its answer",
         series: |view, out| {
@@ -267,16 +267,16 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// Writes all families.
-pub(super) fn write(view: &View<'_, '_>, text: &mut Text<'_>) -> fmt::Result {
+pub(super) fn write(view: &MetricsView<'_, '_>, text: &mut BoundedText<'_>) -> fmt::Result {
     all().try_for_each(|family| {
         writeln!(text, "# HELP {} {}.\n# TYPE {} {}", family.name, family.help, family.name, family.kind.name())?;
-        (family.series)(view, &mut Series { text, family })
+        (family.series)(view, &mut MetricSeries { text, family })
     })
 }
 
 fn prefixes(
-    view: &View<'_, '_>,
-    out: &mut Series<'_, '_>,
+    view: &MetricsView<'_, '_>,
+    out: &mut MetricSeries<'_, '_>,
     of: fn(&crate::count::answers::Prefixes) -> &AtomicU64,
 ) -> fmt::Result {
     let answers = &view.shared.counters.answers;
@@ -284,7 +284,7 @@ fn prefixes(
 }
 
 /// Writes the series of a family whose numbers are in the table of facts.
-fn of_card(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
+fn of_card(view: &MetricsView<'_, '_>, out: &mut MetricSeries<'_, '_>) -> fmt::Result {
     let shown = &view.face.shown;
     let of = Sources { counters: &view.shared.counters, refused: shown.refused, store: &shown.store };
     let mut rows = [facts::COUNTERS, facts::STORE]
@@ -296,7 +296,11 @@ fn of_card(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
 /// Jobs, busy nanoseconds, bytes in, bytes out of a stage.
 type Totals = (u64, u64, u64, u64);
 
-fn stages<T: Display>(view: &View<'_, '_>, out: &mut Series<'_, '_>, value: fn(Totals) -> T) -> fmt::Result {
+fn stages<T: Display>(
+    view: &MetricsView<'_, '_>,
+    out: &mut MetricSeries<'_, '_>,
+    value: fn(Totals) -> T,
+) -> fmt::Result {
     view.shared.counters.stages().iter().try_for_each(|(name, stage)| out.put(&[name], value(stage.read())))
 }
 
@@ -311,18 +315,18 @@ impl Display for Seconds {
 
 /// Writes the series of one family.
 #[derive(Debug)]
-pub(super) struct Series<'a, 'b> {
-    text: &'a mut Text<'b>,
-    pub(super) family: &'static Family,
+pub(super) struct MetricSeries<'a, 'b> {
+    text: &'a mut BoundedText<'b>,
+    pub(super) family: &'static MetricFamily,
 }
 
-impl Series<'_, '_> {
+impl MetricSeries<'_, '_> {
     /// Writes one value; `labels` are the values of the family's labels.
     pub(super) fn put(&mut self, labels: &[&str], value: impl Display) -> fmt::Result {
         self.line("", labels, None::<u64>, value)
     }
 
-    pub(super) fn put_histogram(&mut self, labels: &[&str], reading: &Reading) -> fmt::Result {
+    pub(super) fn put_histogram(&mut self, labels: &[&str], reading: &HistogramReading) -> fmt::Result {
         let mut below = 0;
         for (bound, count) in BOUNDS_US.iter().zip(&reading.buckets) {
             below += count;
@@ -371,7 +375,7 @@ mod tests {
     const BEGIN: &str = "| name | type | labels | meaning |\n|---|---|---|---|\n";
 
     fn rows() -> String {
-        let row = |family: &Family| {
+        let row = |family: &MetricFamily| {
             let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
             format!("| `{}` | {} | {} | {} |\n", family.name, family.kind.name(), labels.join(" "), family.help)
         };
@@ -411,7 +415,7 @@ mod tests {
         for family in all() {
             let (name, kind) = (family.name, family.kind);
             assert!(name.starts_with("kvlane_"), "{name}");
-            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), kind == MetricKind::Counter, "{name}");
             let stem = name.strip_suffix("_total").unwrap_or(name);
             for unit in units {
                 assert!(!stem.contains(unit) || stem.ends_with(unit), "{name}: its unit is not last");
@@ -423,12 +427,12 @@ mod tests {
 
     #[test]
     fn labels_are_escaped_and_histograms_add_up() {
-        static FAMILY: Family = Family { labels: &["node"], ..FAMILIES[0] };
+        static FAMILY: MetricFamily = MetricFamily { labels: &["node"], ..FAMILIES[0] };
         let mut bytes = [0; 4096];
-        let mut text = Text::new(&mut bytes);
-        let mut series = Series { text: &mut text, family: &FAMILY };
+        let mut text = BoundedText::new(&mut bytes);
+        let mut series = MetricSeries { text: &mut text, family: &FAMILY };
         series.put(&["a\"b\\c\nd"], 7).unwrap();
-        let histogram = crate::count::histogram::Histogram::default();
+        let histogram = crate::count::histogram::DurationHistogram::default();
         [5, 15, 20_000_000].into_iter().for_each(|us| histogram.record(us));
         series.put_histogram(&["x"], &histogram.read()).unwrap();
         let written = text.written();

@@ -6,12 +6,12 @@ use std::fmt;
 
 use store::{NodeFacts, NodeState};
 
-use super::clerk::View;
-use super::families::{Family, Seconds, Series, counter, gauge};
+use super::clerk::MetricsView;
+use super::families::{MetricFamily, MetricSeries, Seconds, counter, gauge};
 use crate::count::facts;
 
 /// Writes the series of a family whose numbers are in the table of facts.
-fn of_node(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
+fn of_node(view: &MetricsView<'_, '_>, out: &mut MetricSeries<'_, '_>) -> fmt::Result {
     rows(view, out, |node, out| {
         let mut facts = facts::of_family(facts::NODES, out.family.name, |value| value(node));
         facts.try_for_each(|(_, value)| out.put(&[node.address], value))
@@ -19,16 +19,16 @@ fn of_node(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
 }
 
 fn rows(
-    view: &View<'_, '_>,
-    out: &mut Series<'_, '_>,
-    mut write: impl FnMut(&NodeFacts<'_>, &mut Series<'_, '_>) -> fmt::Result,
+    view: &MetricsView<'_, '_>,
+    out: &mut MetricSeries<'_, '_>,
+    mut write: impl FnMut(&NodeFacts<'_>, &mut MetricSeries<'_, '_>) -> fmt::Result,
 ) -> fmt::Result {
     let mut result = Ok(());
     view.shared.store.nodes(&mut |node| result = result.and_then(|()| write(node, out)));
     result
 }
 
-pub(super) const NODE_FAMILIES: &[Family] = &[
+pub(super) const NODE_FAMILIES: &[MetricFamily] = &[
     gauge(
         "kvlane_store_node_usable",
         &["node", "role"],

@@ -5,12 +5,12 @@ use std::fmt;
 
 use store::TierFacts;
 
-use super::clerk::View;
-use super::families::{Family, Series, counter, gauge};
+use super::clerk::MetricsView;
+use super::families::{MetricFamily, MetricSeries, counter, gauge};
 use crate::count::facts;
 
 /// Writes the series of a family whose numbers are in the table of facts.
-fn of_tier(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
+fn of_tier(view: &MetricsView<'_, '_>, out: &mut MetricSeries<'_, '_>) -> fmt::Result {
     rows(view, out, |tier, out| {
         let mut facts = facts::of_family(facts::TIERS, out.family.name, |value| value(tier));
         facts.try_for_each(|(label, value)| match label {
@@ -21,16 +21,16 @@ fn of_tier(view: &View<'_, '_>, out: &mut Series<'_, '_>) -> fmt::Result {
 }
 
 fn rows(
-    view: &View<'_, '_>,
-    out: &mut Series<'_, '_>,
-    mut write: impl FnMut(&TierFacts, &mut Series<'_, '_>) -> fmt::Result,
+    view: &MetricsView<'_, '_>,
+    out: &mut MetricSeries<'_, '_>,
+    mut write: impl FnMut(&TierFacts, &mut MetricSeries<'_, '_>) -> fmt::Result,
 ) -> fmt::Result {
     let mut result = Ok(());
     view.shared.store.tiers(false, &mut |tier| result = result.and_then(|()| write(tier, out)));
     result
 }
 
-pub(super) const TIER_FAMILIES: &[Family] = &[
+pub(super) const TIER_FAMILIES: &[MetricFamily] = &[
     gauge("kvlane_tier_chunks", &["tier"], "Chunks in a tier", of_tier),
     gauge("kvlane_tier_bytes", &["tier"], "Their bytes", of_tier),
     gauge("kvlane_tier_limit_bytes", &["tier"], "What these never exceed", of_tier),

@@ -48,7 +48,7 @@ pub const FETCHES_MAX: usize = 3;
 
 /// Judgement on a fetched chunk that did not come whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum FetchVerdict {
     /// It ends as it is.
     Over,
     /// It is fetched anew.
@@ -65,7 +65,7 @@ pub const OTHERWISE: Failure = Failure::Store(StoreError::Io { call: "read_block
 
 /// Progress of one chunk. Its place in the table is its seat.
 #[derive(Debug)]
-pub struct Flow {
+pub struct ChunkInFlight {
     pub session: usize,
     /// Place in the session's table of requests.
     pub request: usize,
@@ -104,7 +104,7 @@ pub struct Flow {
     pub concluded: bool,
 }
 
-impl Flow {
+impl ChunkInFlight {
     /// Describes a fetch of a whole chunk, the first of its request, of which nothing has happened yet.
     #[must_use]
     pub fn opening(session: usize, pages: Pages, (geometry, order, plan): (Geometry, TileOrder, Plan)) -> Self {
@@ -162,24 +162,24 @@ impl Flow {
     }
 
     /// Judges a fetch that failed. `went`: the chunk was there when it was opened.
-    pub fn verdict(&mut self, went: bool) -> Verdict {
+    pub fn verdict(&mut self, went: bool) -> FetchVerdict {
         let again = self.fetched + 1 < FETCHES_MAX;
         match self.failure {
-            _ if self.given_up => Verdict::Over,
-            Some(Failure::Miss) if went && self.fetched == 0 => Verdict::Anew,
+            _ if self.given_up => FetchVerdict::Over,
+            Some(Failure::Miss) if went && self.fetched == 0 => FetchVerdict::Anew,
             Some(Failure::Corrupt(evidence)) => {
                 let doubt = (self.failed_at, evidence);
                 if self.doubts.contains(&doubt) {
-                    return Verdict::Bad(Why { what: evidence.what, block: self.failed_at });
+                    return FetchVerdict::Bad(Why { what: evidence.what, block: self.failed_at });
                 }
                 if again {
                     self.doubts.push(doubt).expect("a place for each fetch");
-                    return Verdict::Anew;
+                    return FetchVerdict::Anew;
                 }
                 self.failure = Some(OTHERWISE);
-                Verdict::Over
+                FetchVerdict::Over
             }
-            _ => Verdict::Over,
+            _ => FetchVerdict::Over,
         }
     }
 
@@ -229,18 +229,18 @@ impl Flow {
 mod tests {
     use super::*;
 
-    fn flow(blocks: u16) -> Flow {
+    fn chunk(blocks: u16) -> ChunkInFlight {
         let geometry = Geometry::new(1, 1, 1, 16, block::ElementType::Bf16).unwrap();
         let plan = Plan { layers_per_block: 1, tokens_per_block: 16 };
-        Flow { blocks, ..Flow::opening(0, Pages::new(), (geometry, TileOrder::TokenMajor, plan)) }
+        ChunkInFlight { blocks, ..ChunkInFlight::opening(0, Pages::new(), (geometry, TileOrder::TokenMajor, plan)) }
     }
 
-    /// Fails a flow and has it judged, as far as its phase goes.
-    fn judged(flow: &mut Flow, failure: Failure, at: Option<u16>) -> Verdict {
-        flow.become_phase(Phase::Flowing);
-        flow.fail(failure, at);
-        flow.become_phase(Phase::Closing);
-        flow.verdict(true)
+    /// Fails a chunk and has it judged, as far as its phase goes.
+    fn judged(chunk: &mut ChunkInFlight, failure: Failure, at: Option<u16>) -> FetchVerdict {
+        chunk.become_phase(Phase::Flowing);
+        chunk.fail(failure, at);
+        chunk.become_phase(Phase::Closing);
+        chunk.verdict(true)
     }
 
     fn bad(digest: u32) -> Failure {
@@ -249,32 +249,32 @@ mod tests {
 
     #[test]
     fn the_same_bad_bytes_twice_are_proof_and_others_are_the_paths_doing() {
-        let mut same = flow(4);
-        assert_eq!(judged(&mut same, bad(1), Some(2)), Verdict::Anew);
+        let mut same = chunk(4);
+        assert_eq!(judged(&mut same, bad(1), Some(2)), FetchVerdict::Anew);
         same.start_over();
         let order: Vec<u16> = (0..4).map(|nth| same.block_at(nth)).collect();
         assert_eq!(order, [2, 0, 1, 3], "what is in doubt comes first");
-        assert_eq!(judged(&mut same, bad(1), Some(2)), Verdict::Bad(Why { what: "its codes", block: Some(2) }));
-        let mut other = flow(4);
+        assert_eq!(judged(&mut same, bad(1), Some(2)), FetchVerdict::Bad(Why { what: "its codes", block: Some(2) }));
+        let mut other = chunk(4);
         for digest in 0..FETCHES_MAX as u32 - 1 {
-            assert_eq!(judged(&mut other, bad(digest), Some(2)), Verdict::Anew);
+            assert_eq!(judged(&mut other, bad(digest), Some(2)), FetchVerdict::Anew);
             other.start_over();
         }
-        assert_eq!((judged(&mut other, bad(77), Some(2)), other.failure), (Verdict::Over, Some(OTHERWISE)));
+        assert_eq!((judged(&mut other, bad(77), Some(2)), other.failure), (FetchVerdict::Over, Some(OTHERWISE)));
     }
 
     #[test]
     fn what_went_while_it_was_read_is_asked_for_once_more_and_what_nobody_wants_is_not() {
-        let mut gone = flow(4);
-        assert_eq!(judged(&mut gone, Failure::Miss, Some(1)), Verdict::Anew);
+        let mut gone = chunk(4);
+        assert_eq!(judged(&mut gone, Failure::Miss, Some(1)), FetchVerdict::Anew);
         gone.start_over();
         assert!(gone.block_at(0) == 0 && gone.failure.is_none());
-        assert_eq!(judged(&mut gone, Failure::Miss, Some(1)), Verdict::Over);
-        let mut cut = flow(4);
+        assert_eq!(judged(&mut gone, Failure::Miss, Some(1)), FetchVerdict::Over);
+        let mut cut = chunk(4);
         cut.cut_off(Failure::Deadline);
-        assert_eq!((judged(&mut cut, bad(1), Some(0)), cut.failure), (Verdict::Over, Some(Failure::Deadline)));
-        let mut cut = flow(4);
-        assert_eq!(judged(&mut cut, bad(1), Some(0)), Verdict::Anew);
+        assert_eq!((judged(&mut cut, bad(1), Some(0)), cut.failure), (FetchVerdict::Over, Some(Failure::Deadline)));
+        let mut cut = chunk(4);
+        assert_eq!(judged(&mut cut, bad(1), Some(0)), FetchVerdict::Anew);
         cut.cut_off(Failure::Deadline);
         assert_eq!(cut.failure, Some(Failure::Miss), "nothing is proven");
     }

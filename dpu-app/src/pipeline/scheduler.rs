@@ -11,7 +11,7 @@ use block::Codec;
 
 use crate::config::VERIFY_TRIES;
 use crate::count::counters::add;
-use crate::pipeline::chunk::{Direction, Phase, Verdict};
+use crate::pipeline::chunk::{Direction, FetchVerdict, Phase};
 use crate::pipeline::job::{Done, Failure, Job, Restored, Seat};
 use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::pipeline::slots::{Moves, SlotState, SlotWork, Ticket};
@@ -36,15 +36,15 @@ pub trait Scheduler: World {
         let mut busy = false;
         while !(direction == Direction::Store && self.pipeline().stores_are_full()) {
             let Some(seat) = self.pipeline().next_in_line(direction) else { break };
-            let flow = self.pipeline().flow(seat);
-            let block = flow.block_at(flow.next);
-            flow.next += 1;
+            let chunk = self.pipeline().chunk(seat);
+            let block = chunk.block_at(chunk.next);
+            chunk.next += 1;
             busy = true;
-            if direction == Direction::Fetch && flow.is_clipped(block) {
-                flow.done += 1;
+            if direction == Direction::Fetch && chunk.is_clipped(block) {
+                chunk.done += 1;
                 self.nudge(seat);
             } else {
-                flow.in_flight += 1;
+                chunk.in_flight += 1;
                 self.start_block(direction, seat, block);
             }
         }
@@ -127,7 +127,7 @@ pub trait Scheduler: World {
             Launch::Started => {
                 let pipeline = self.pipeline();
                 let seat = pipeline.slots.at(slot).seat;
-                pipeline.flow(seat).moving += 1;
+                pipeline.chunk(seat).moving += 1;
             }
             Launch::Nothing => self.block_done(slot),
             Launch::Failed(failure) => self.block_failed(slot, failure),
@@ -146,13 +146,13 @@ pub trait Scheduler: World {
                 unreachable!("{done:?} is for the session")
             }
             Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
-                let flow = self.pipeline().flow(seat);
-                (flow.plan, flow.blocks) = (plan, blocks);
-                flow.become_phase(Phase::Flowing);
+                let chunk = self.pipeline().chunk(seat);
+                (chunk.plan, chunk.blocks) = (plan, blocks);
+                chunk.become_phase(Phase::Flowing);
                 self.nudge(seat);
             }
             Done::Began { seat, started: Ok(true) } => {
-                self.pipeline().flow(seat).become_phase(Phase::Flowing);
+                self.pipeline().chunk(seat).become_phase(Phase::Flowing);
                 self.nudge(seat);
             }
             Done::Began { seat, started: Ok(false) } => {
@@ -160,21 +160,21 @@ pub trait Scheduler: World {
                 self.leave(seat, Ok(()));
             }
             Done::Opened { seat, blocks: Err(failure) } => {
-                let flow = self.pipeline().flow(seat);
-                flow.fail(failure, None);
-                match flow.verdict(false) {
-                    Verdict::Anew => self.open_anew(seat),
+                let chunk = self.pipeline().chunk(seat);
+                chunk.fail(failure, None);
+                match chunk.verdict(false) {
+                    FetchVerdict::Anew => self.open_anew(seat),
                     // Its store knows how to judge what it cannot open, and has done so.
-                    Verdict::Over | Verdict::Bad(_) => {
-                        let failure = flow.failure.expect("just set");
+                    FetchVerdict::Over | FetchVerdict::Bad(_) => {
+                        let failure = chunk.failure.expect("just set");
                         self.leave(seat, Err(failure));
                     }
                 }
             }
             Done::Misread { seat, failure } => {
-                let flow = self.pipeline().flow(seat);
-                flow.become_phase(Phase::Flowing);
-                flow.fail(failure, None);
+                let chunk = self.pipeline().chunk(seat);
+                chunk.become_phase(Phase::Flowing);
+                chunk.fail(failure, None);
                 self.nudge(seat);
             }
             Done::Began { seat, started: Err(failure) } => self.leave(seat, Err(failure)),
@@ -212,7 +212,7 @@ pub trait Scheduler: World {
             Done::Encoded { slot, wire_bytes: Ok(bytes) } => {
                 let pipeline = self.pipeline();
                 let seat = pipeline.slots.at(slot).seat;
-                pipeline.flow(seat).wire_bytes += u64::from(bytes);
+                pipeline.chunk(seat).wire_bytes += u64::from(bytes);
                 self.block_done(slot);
             }
             Done::Read { slot, facts: Err(failure) }
@@ -226,13 +226,13 @@ pub trait Scheduler: World {
                 self.leave(seat, result);
             }
             Done::Aborted { seat } => {
-                let failure = self.pipeline().flow(seat).failure.unwrap_or(Failure::Gone);
+                let failure = self.pipeline().chunk(seat).failure.unwrap_or(Failure::Gone);
                 self.leave(seat, Err(failure));
             }
             Done::Closed { seat } => {
-                let flow = self.pipeline().flow(seat);
-                let failure = flow.failure;
-                if flow.reopens && !flow.given_up {
+                let chunk = self.pipeline().chunk(seat);
+                let failure = chunk.failure;
+                if chunk.reopens && !chunk.given_up {
                     self.open_anew(seat);
                 } else {
                     self.leave(seat, failure.map_or(Ok(()), Err));
@@ -271,7 +271,7 @@ pub trait Scheduler: World {
         }
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
-        let order = pipeline.flow(seat).order;
+        let order = pipeline.chunk(seat).order;
         pipeline.slots.set(slot, SlotState::Restoring);
         self.give(Job::Restore { slot, order, from_wire, check });
     }
@@ -280,7 +280,7 @@ pub trait Scheduler: World {
     fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
-        pipeline.flow(seat).moving -= 1;
+        pipeline.chunk(seat).moving -= 1;
         self.let_go_of_pages(seat);
         let work = self.pipeline().slots.at(slot);
         match outcome {
@@ -302,7 +302,7 @@ pub trait Scheduler: World {
                     self.pipeline().queue_transfer(slot);
                     return;
                 }
-                let session = self.pipeline().flow(seat).session;
+                let session = self.pipeline().chunk(seat).session;
                 self.block_failed(slot, Failure::Device(error));
                 self.unreachable(session, error);
             }
@@ -319,7 +319,7 @@ pub trait Scheduler: World {
             SlotState::Writing => return self.block_done(slot),
             _ if self.abandoned(slot) => return,
             SlotState::Verifying | SlotState::Confirming => {
-                let tokens = self.pipeline().flow(work.seat).tokens;
+                let tokens = self.pipeline().chunk(work.seat).tokens;
                 let SlotWork { seat, block, from, .. } = work;
                 return self.give(Job::Compare { slot, seat, block, from, tokens });
             }
@@ -376,7 +376,7 @@ pub trait Scheduler: World {
     fn abandoned(&mut self, slot: Ticket) -> bool {
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
-        let failed = pipeline.flow(seat).failure.is_some();
+        let failed = pipeline.chunk(seat).failure.is_some();
         if failed {
             self.release(slot);
         }
@@ -387,10 +387,10 @@ pub trait Scheduler: World {
     fn block_done(&mut self, slot: Ticket) {
         let pipeline = self.pipeline();
         let work = *pipeline.slots.at(slot);
-        let flow = pipeline.flow(work.seat);
-        flow.done += 1;
-        if flow.direction == Direction::Fetch {
-            flow.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
+        let chunk = pipeline.chunk(work.seat);
+        chunk.done += 1;
+        if chunk.direction == Direction::Fetch {
+            chunk.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
         }
         self.release(slot);
     }
@@ -402,7 +402,7 @@ pub trait Scheduler: World {
         }
         let pipeline = self.pipeline();
         let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
-        pipeline.flow(seat).fail(failure, Some(block));
+        pipeline.chunk(seat).fail(failure, Some(block));
         self.release(slot);
     }
 
@@ -411,35 +411,35 @@ pub trait Scheduler: World {
         let pipeline = self.pipeline();
         let seat = pipeline.slots.at(slot).seat;
         pipeline.free_slot(slot);
-        pipeline.flow(seat).in_flight -= 1;
+        pipeline.chunk(seat).in_flight -= 1;
         self.nudge(seat);
     }
 
     /// Ends a chunk that has nothing left to do.
     fn nudge(&mut self, seat: Seat) {
-        let flow = self.pipeline().flow(seat);
-        if !flow.drained() {
+        let chunk = self.pipeline().chunk(seat);
+        if !chunk.drained() {
             return;
         }
-        flow.become_phase(Phase::Closing);
-        match (flow.direction, flow.failure) {
+        chunk.become_phase(Phase::Closing);
+        match (chunk.direction, chunk.failure) {
             (Direction::Fetch, None) => {
                 self.give(Job::Close { seat, bad: None });
                 // The data is in place: no need to wait for the seat.
                 self.conclude(seat, Ok(()));
             }
-            (Direction::Fetch, Some(_)) => match flow.verdict(true) {
-                Verdict::Over => {
-                    let failure = flow.failure.expect("a verdict changes it and takes it not away");
+            (Direction::Fetch, Some(_)) => match chunk.verdict(true) {
+                FetchVerdict::Over => {
+                    let failure = chunk.failure.expect("a verdict changes it and takes it not away");
                     self.give(Job::Close { seat, bad: None });
                     self.conclude(seat, Err(failure));
                 }
-                Verdict::Anew => {
-                    flow.reopens = true;
+                FetchVerdict::Anew => {
+                    chunk.reopens = true;
                     self.give(Job::Close { seat, bad: None });
                 }
                 // A host that is told of a bad chunk may store it again at once: by then the store has to know.
-                Verdict::Bad(why) => self.give(Job::Close { seat, bad: Some(why) }),
+                FetchVerdict::Bad(why) => self.give(Job::Close { seat, bad: Some(why) }),
             },
             (Direction::Store, None) => self.give(Job::Commit { seat }),
             (Direction::Store, Some(_)) => self.give(Job::Abort { seat }),
@@ -448,14 +448,14 @@ pub trait Scheduler: World {
 
     /// Fetches a chunk once more, by another way.
     fn open_anew(&mut self, seat: Seat) {
-        self.pipeline().flow(seat).start_over();
+        self.pipeline().chunk(seat).start_over();
         add(&self.counters().chunks_reread, 1);
         self.give(Job::Open { seat, anew: true });
     }
 
     /// Tells the request, once, how its chunk ended.
     fn conclude(&mut self, seat: Seat, result: Result<(), Failure>) {
-        if !std::mem::replace(&mut self.pipeline().flow(seat).concluded, true) {
+        if !std::mem::replace(&mut self.pipeline().chunk(seat).concluded, true) {
             self.concluded(seat, result);
         }
     }
@@ -468,11 +468,11 @@ pub trait Scheduler: World {
 
     /// Aborts the chunks of a request from `limit` on.
     fn abort_from(&mut self, session: usize, request: usize, limit: u32, failure: Failure) {
-        for place in 0..self.pipeline().flows.len() {
-            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
-            let concerned = flow.session == session && flow.request == request && !flow.concluded;
-            if concerned && flow.index >= limit {
-                flow.cut_off(failure);
+        for place in 0..self.pipeline().chunks.len() {
+            let Some(chunk) = self.pipeline().chunks[place].as_mut() else { continue };
+            let concerned = chunk.session == session && chunk.request == request && !chunk.concluded;
+            if concerned && chunk.index >= limit {
+                chunk.cut_off(failure);
                 let seat = Seat(place as u16);
                 self.let_go_of_pages(seat);
                 self.nudge(seat);
@@ -482,13 +482,13 @@ pub trait Scheduler: World {
 
     /// Frees a request from all its chunks, even those about to leave the store.
     fn give_up(&mut self, session: usize, request: usize) {
-        for place in 0..self.pipeline().flows.len() {
-            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
-            if flow.session == session && flow.request == request && !flow.concluded && flow.failure.is_some() {
-                if flow.is_condemned() {
-                    flow.given_up = true;
+        for place in 0..self.pipeline().chunks.len() {
+            let Some(chunk) = self.pipeline().chunks[place].as_mut() else { continue };
+            if chunk.session == session && chunk.request == request && !chunk.concluded && chunk.failure.is_some() {
+                if chunk.is_condemned() {
+                    chunk.given_up = true;
                 } else {
-                    flow.cut_off(Failure::Deadline);
+                    chunk.cut_off(Failure::Deadline);
                 }
                 self.let_go_of_pages(Seat(place as u16));
             }
@@ -498,18 +498,18 @@ pub trait Scheduler: World {
     /// Ends a chunk that nobody waits for any more, for its request, as soon as nothing moves from or to its pages: not
     /// when the store, or a worker that hangs in it, has answered what is still asked of it.
     fn let_go_of_pages(&mut self, seat: Seat) {
-        let flow = self.pipeline().flow(seat);
-        if let Some(failure) = flow.failure.filter(|_| flow.given_up && flow.moving == 0) {
+        let chunk = self.pipeline().chunk(seat);
+        if let Some(failure) = chunk.failure.filter(|_| chunk.given_up && chunk.moving == 0) {
             self.conclude(seat, Err(failure));
         }
     }
 
     /// Aborts the chunks of a session that has ended.
     fn abort_session(&mut self, session: usize) {
-        for place in 0..self.pipeline().flows.len() {
-            let Some(flow) = self.pipeline().flows[place].as_mut() else { continue };
-            if flow.session == session && !flow.concluded {
-                flow.cut_off(Failure::Gone);
+        for place in 0..self.pipeline().chunks.len() {
+            let Some(chunk) = self.pipeline().chunks[place].as_mut() else { continue };
+            if chunk.session == session && !chunk.concluded {
+                chunk.cut_off(Failure::Gone);
                 let seat = Seat(place as u16);
                 self.let_go_of_pages(seat);
                 self.nudge(seat);

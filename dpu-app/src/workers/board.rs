@@ -106,13 +106,13 @@ impl Default for Shown {
 
 /// A [`Shown`] and the text of `host-ctl status` at the same moment.
 #[derive(Debug)]
-pub struct Face {
+pub struct Snapshot {
     pub shown: Shown,
     status: Box<[u8]>,
     status_bytes: usize,
 }
 
-impl Face {
+impl Snapshot {
     #[must_use]
     pub fn new() -> Self {
         Self { shown: Shown::new(), status: vec![0; ANSWER_BYTES].into(), status_bytes: 0 }
@@ -137,7 +137,7 @@ impl Face {
     }
 }
 
-impl Default for Face {
+impl Default for Snapshot {
     fn default() -> Self {
         Self::new()
     }
@@ -147,7 +147,7 @@ impl Default for Face {
 #[derive(Debug, Default)]
 pub struct Board {
     asked: AtomicBool,
-    face: Mutex<Face>,
+    face: Mutex<Snapshot>,
 }
 
 impl Board {
@@ -166,12 +166,12 @@ impl Board {
     }
 
     /// Returns what was shown last. For the thread that asks, while nothing is owed.
-    pub fn face(&self) -> MutexGuard<'_, Face> {
+    pub fn face(&self) -> MutexGuard<'_, Snapshot> {
         self.face.try_lock().expect("the flag says whose it is")
     }
 
     /// Answers: the engine thread has written everything.
-    pub(crate) fn answer(&self, face: MutexGuard<'_, Face>) {
+    pub(crate) fn answer(&self, face: MutexGuard<'_, Snapshot>) {
         drop(face);
         self.asked.store(false, Ordering::Release);
     }

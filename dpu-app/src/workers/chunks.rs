@@ -10,7 +10,7 @@ use crate::pipeline::job::{Evidence, Failure, Seat};
 
 /// A chunk in progress, as workers know it.
 #[derive(Debug)]
-pub struct Chunk {
+pub struct WorkerChunk {
     pub key: ChunkKey,
     pub geometry: Geometry,
     pub recipe: Recipe,
@@ -28,7 +28,7 @@ pub struct Chunk {
     pub until: Instant,
 }
 
-impl Chunk {
+impl WorkerChunk {
     /// Returns the part of the chunk that a block is.
     #[must_use]
     pub fn part(&self, block: u16) -> Part {
@@ -39,14 +39,14 @@ impl Chunk {
 /// The table of chunks in progress, shared between the engine thread and the workers. Locks are held for copies only.
 #[derive(Debug)]
 pub struct Chunks {
-    seats: Vec<Mutex<Chunk>>,
+    seats: Vec<Mutex<WorkerChunk>>,
 }
 
 impl Chunks {
     #[must_use]
     pub fn new(count: usize) -> Self {
         let geometry = Geometry::new(1, 1, 1, 1, block::ElementType::Bf16).expect("the smallest geometry");
-        let empty = || Chunk {
+        let empty = || WorkerChunk {
             key: ChunkKey::new([0; block::KEY_BYTES]),
             geometry,
             recipe: "lossless".parse().expect("a recipe of our own"),
@@ -62,7 +62,7 @@ impl Chunks {
         Self { seats: (0..count).map(|_| Mutex::new(empty())).collect() }
     }
 
-    pub fn at(&self, seat: Seat) -> MutexGuard<'_, Chunk> {
+    pub fn at(&self, seat: Seat) -> MutexGuard<'_, WorkerChunk> {
         self.seats[usize::from(seat.0)].lock().expect("no holder of this lock panics: panic is abort")
     }
 
@@ -72,7 +72,7 @@ impl Chunks {
     }
 }
 
-impl Chunk {
+impl WorkerChunk {
     /// Takes over what a manifest says, if this card can read such a chunk.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ mod tests {
     fn a_chunk_of_another_version_is_not_ours_to_throw_away() {
         let chunks = Chunks::new(1);
         let mut chunk = chunks.at(Seat(0));
-        let Chunk { key, geometry, plan, .. } = *chunk;
+        let WorkerChunk { key, geometry, plan, .. } = *chunk;
         let lengths = vec![block::HEADER_BYTES as u32 + 1; plan.block_count(&geometry)];
         let manifest = Manifest::new(key, geometry, plan, &lengths).expect("a manifest");
         let mut bytes = [0; block::MANIFEST_BYTES_MAX];

@@ -29,7 +29,7 @@ fn bad_codes(header: &Header, wire: &[u8]) -> Failure {
 }
 
 /// One worker's ends of its queues.
-pub struct Worker<'a, 's> {
+pub struct ComputeWorker<'a, 's> {
     pub shared: &'a Shared<'s>,
     pub bell: &'a WorkerBell,
     pub duties: Duties<'a>,
@@ -39,13 +39,13 @@ pub struct Worker<'a, 's> {
     pub manifest: Vec<u8>,
 }
 
-impl std::fmt::Debug for Worker<'_, '_> {
+impl std::fmt::Debug for ComputeWorker<'_, '_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker").field("encodes", &self.compressor.is_some()).finish_non_exhaustive()
+        f.debug_struct("ComputeWorker").field("encodes", &self.compressor.is_some()).finish_non_exhaustive()
     }
 }
 
-impl Worker<'_, '_> {
+impl ComputeWorker<'_, '_> {
     /// Runs the thread.
     pub fn run(mut self) {
         self.bell.belongs_here();

@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::pipeline::job::{Done, Seat};
     use crate::workers::bell::WorkerBell;
-    use crate::workers::line::Line;
+    use crate::workers::line::WorkerLine;
 
     const STUCK: Duration = Duration::from_secs(1);
 
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_waits_behind_a_call_that_hangs_goes_to_others_and_comes_back_to_nobody() {
-        let (mut lines, bell) = ([Line::<16>::default(), Line::default()], WorkerBell::default());
+        let (mut lines, bell) = ([WorkerLine::<16>::default(), WorkerLine::default()], WorkerBell::default());
         let [one, other] = &mut lines;
         let ((first, mut hanging), (second, mut working)) = (one.ends(&bell), other.ends(&bell));
         let mut crew = Crew::new(vec![first, second]);
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn where_everybody_hangs_jobs_wait_for_the_first_that_comes_back() {
-        let (mut line, bell) = (Line::<16>::default(), WorkerBell::default());
+        let (mut line, bell) = (WorkerLine::<16>::default(), WorkerBell::default());
         let (hand, mut duties) = line.ends(&bell);
         let mut crew = Crew::new(vec![hand]);
         let now = Instant::now();

@@ -23,7 +23,7 @@ use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Seat};
 use crate::pipeline::slots::Ticket;
 use crate::workers::bell::EventBell;
 use crate::workers::line::Duties;
-use crate::workers::shared::{Prefix, Shared};
+use crate::workers::shared::{Shared, StartedPrefix};
 
 /// Least time for taking a bad chunk out of the store, however near its deadline: its host waits for it. One that stays
 /// is found bad again.
@@ -127,7 +127,7 @@ impl<'a, 's> Fetcher<'a, 's> {
                 let prefix = self.shared.prefixes[usize::from(session)].lock().expect("panic is abort");
                 let stated = prefix.importances.len();
                 self.shared.store.rate(&prefix.keys[..stated], &prefix.importances);
-                let Prefix { namespace, parent, keys, fetched, .. } = &*prefix;
+                let StartedPrefix { namespace, parent, keys, fetched, .. } = &*prefix;
                 self.shared.store.touch(*namespace, parent.as_ref(), keys, *fetched);
                 drop(prefix);
                 return self.answer(Done::Touched { session });

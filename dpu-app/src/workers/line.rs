@@ -91,14 +91,14 @@ impl Pulse {
 
 /// Two queues, the claims and the pulse of one worker.
 #[derive(Debug, Default)]
-pub struct Line<const N: usize> {
+pub struct WorkerLine<const N: usize> {
     jobs: Queue<Numbered, N>,
     answers: Queue<Worked, N>,
     claims: Claims,
     pulse: Pulse,
 }
 
-impl<const N: usize> Line<N> {
+impl<const N: usize> WorkerLine<N> {
     /// Splits it into its two ends, one for each thread.
     pub fn ends<'a>(&'a mut self, bell: &'a dyn Bell) -> (Hand<'a>, Duties<'a>) {
         let (given, jobs) = self.jobs.split();

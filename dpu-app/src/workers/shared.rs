@@ -60,7 +60,7 @@ impl Default for Question {
 
 /// A request whose chunks are being started, as the store is told of it.
 #[derive(Debug, Default)]
-pub struct Prefix {
+pub struct StartedPrefix {
     pub namespace: u8,
     /// Whether the chunks are fetched; else they are put.
     pub fetched: bool,
@@ -73,7 +73,7 @@ pub struct Prefix {
     pub importances: Vec<Importance>,
 }
 
-impl Prefix {
+impl StartedPrefix {
     /// Bytes of the longest request.
     pub const BYTES: usize = Question::BYTES;
 
@@ -117,7 +117,7 @@ pub struct Shared<'a> {
     pub chunks: Chunks,
     pub lookups: Vec<Mutex<Question>>,
     /// Request whose chunks are being started, in prefix order, by session.
-    pub prefixes: Vec<Mutex<Prefix>>,
+    pub prefixes: Vec<Mutex<StartedPrefix>>,
     pub counters: Counters,
     pub unreadable: Unreadable,
     /// Board on which the engine thread shows itself to the metrics thread.
@@ -148,7 +148,7 @@ impl<'a> Shared<'a> {
             ring: Ring::allocate(device, config.slots, config.slot_bytes()).map_err(StartError::Device)?,
             chunks: Chunks::new(config.chunks),
             lookups: (0..config.sessions).map(|_| Mutex::new(Question::new())).collect(),
-            prefixes: (0..config.sessions).map(|_| Mutex::new(Prefix::default())).collect(),
+            prefixes: (0..config.sessions).map(|_| Mutex::new(StartedPrefix::default())).collect(),
             counters: Counters::default(),
             unreadable: Unreadable::new(),
             board: Board::default(),

@@ -12,10 +12,10 @@ use crate::config::Config;
 use crate::pipeline::job::CrewKind;
 use crate::workers::affinity;
 use crate::workers::bell::{Bell, EventBell, WorkerBell};
-use crate::workers::compute::Worker;
+use crate::workers::compute::ComputeWorker;
 use crate::workers::crew::{Crew, Crews};
 use crate::workers::fetch::Fetcher;
-use crate::workers::line::{BLOCK_QUEUE, Line, QUEUE};
+use crate::workers::line::{BLOCK_QUEUE, QUEUE, WorkerLine};
 use crate::workers::shared::Shared;
 
 /// Reason for which the workers, or what they share, could not be had.
@@ -37,15 +37,15 @@ fn on_core(cpus: &[usize], index: usize, work: impl FnOnce()) {
 /// Lines and bells of all crews.
 #[derive(Debug)]
 pub struct Lines {
-    ask: Vec<(Line<QUEUE>, EventBell)>,
-    fetch: Vec<(Line<BLOCK_QUEUE>, EventBell)>,
-    dequantize: Vec<(Line<BLOCK_QUEUE>, WorkerBell)>,
-    encode: Vec<(Line<BLOCK_QUEUE>, WorkerBell)>,
+    ask: Vec<(WorkerLine<QUEUE>, EventBell)>,
+    fetch: Vec<(WorkerLine<BLOCK_QUEUE>, EventBell)>,
+    dequantize: Vec<(WorkerLine<BLOCK_QUEUE>, WorkerBell)>,
+    encode: Vec<(WorkerLine<BLOCK_QUEUE>, WorkerBell)>,
 }
 
 /// Makes the lines of workers that read from the store.
-fn readers<const N: usize>(count: usize) -> Result<Vec<(Line<N>, EventBell)>, StartError> {
-    let line = |_| EventBell::new().map(|bell| (Line::default(), bell));
+fn readers<const N: usize>(count: usize) -> Result<Vec<(WorkerLine<N>, EventBell)>, StartError> {
+    let line = |_| EventBell::new().map(|bell| (WorkerLine::default(), bell));
     (0..count).map(line).collect::<Result<_, _>>().map_err(StartError::System)
 }
 
@@ -105,7 +105,7 @@ fn start_readers<'scope, 'env, 's: 'env, const N: usize>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
     kind: CrewKind,
-    lines: &'env mut [(Line<N>, EventBell)],
+    lines: &'env mut [(WorkerLine<N>, EventBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, StartError> {
     let mut hands = Vec::with_capacity(lines.len());
@@ -130,7 +130,7 @@ fn start_crew<'scope, 'env, 's: 'env>(
     scope: &'scope thread::Scope<'scope, 'env>,
     shared: &'env Shared<'s>,
     kind: &'static str,
-    lines: &'env mut [(Line<BLOCK_QUEUE>, WorkerBell)],
+    lines: &'env mut [(WorkerLine<BLOCK_QUEUE>, WorkerBell)],
     leaving: &mut Leaving<'env, 's>,
 ) -> Result<Crew<'env>, StartError> {
     let config = shared.config;
@@ -144,7 +144,7 @@ fn start_crew<'scope, 'env, 's: 'env>(
             _ => None,
         };
         let manifest = vec![0; block::MANIFEST_BYTES_MAX];
-        let worker = Worker { shared, bell, duties, compressor, decompressor: Decompressor::new(), manifest };
+        let worker = ComputeWorker { shared, bell, duties, compressor, decompressor: Decompressor::new(), manifest };
         let name = format!("{kind}-{index}");
         let cpus = if kind == "encode" { &config.encode_cpus } else { &config.dequantize_cpus };
         let body = move || on_core(cpus, index, || worker.run());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::rig::*;
 use crate::scrape::{Samples, connect, dpu_app, free_address, get, say, scrape, start, until};
 use block::Header;
-use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, Kind, REPLY_BYTES, REQUEST_BYTES, families};
+use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, MetricKind, REPLY_BYTES, REQUEST_BYTES, families};
 use host_ctl::{Arrangement, CardStatus, Client, Transfer};
 use mailbox::Status;
 
@@ -57,7 +57,7 @@ fn the_text_is_what_prometheus_takes_and_holds_every_family_and_no_other() {
     assert_eq!(types, wanted);
     let series = scrape(address).0;
     for family in families() {
-        let end = if family.kind == Kind::Histogram { "_bucket" } else { "" };
+        let end = if family.kind == MetricKind::Histogram { "_bucket" } else { "" };
         let mine = |name: &&String| name.split('{').next() == Some(&format!("{}{end}", family.name));
         if family.labels.contains(&"node") || family.labels.contains(&"tier") {
             assert_eq!(series.keys().find(mine), None, "a directory has no servers and no tiers");

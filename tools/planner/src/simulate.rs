@@ -15,7 +15,7 @@ use block::{Codec, Geometry, Plan, TileOrder};
 use dpu_app::Config;
 use dpu_app::count::counters::Counters;
 use dpu_app::hub::MODERATED_DEPTH;
-use dpu_app::pipeline::chunk::{Direction, Flow, Pages};
+use dpu_app::pipeline::chunk::{ChunkInFlight, Direction, Pages};
 use dpu_app::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
 use dpu_app::pipeline::scheduler::Scheduler;
 use dpu_app::pipeline::slots::{SlotState, Ticket};
@@ -395,7 +395,8 @@ impl World for Simulation<'_> {
             return false;
         }
         let Some(seat) = self.pipeline.free_seat(session, Direction::Fetch) else { return false };
-        let mut flow = Flow::opening(session, Pages::new(), (self.model.geometry, TileOrder::TokenMajor, self.plan));
+        let mut flow =
+            ChunkInFlight::opening(session, Pages::new(), (self.model.geometry, TileOrder::TokenMajor, self.plan));
         flow.index = self.started;
         self.started += 1;
         self.pipeline.sit(seat, flow);

@@ -28,8 +28,8 @@ use dpu_app::count::counters::Counters;
 use dpu_app::hub::MODERATED_DEPTH;
 use dpu_app::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
 use dpu_app::hub::fit::Fit;
-use dpu_app::hub::session::Memory;
-use dpu_app::pipeline::chunk::{Direction, Flow, Pages};
+use dpu_app::hub::session::SessionMemory;
+use dpu_app::pipeline::chunk::{ChunkInFlight, Direction, Pages};
 use dpu_app::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
 use dpu_app::pipeline::scheduler::Scheduler;
 use dpu_app::pipeline::slots::Ticket;
@@ -87,7 +87,7 @@ pub struct Trial<'a, 's> {
     inflate: Context,
     bulk: Context,
     pipeline: Pipeline,
-    memory: Memory,
+    memory: SessionMemory,
     keys: &'a [ChunkKey],
     pages: &'a [u32],
     way: Way,
@@ -146,7 +146,7 @@ impl<'a, 's> Trial<'a, 's> {
         let codecs: &[Codec] = if inflate.lz4 { &[Codec::Deflate, Codec::Lz4Block] } else { &[Codec::Deflate] };
         let geometry: Geometry = *order.layout.geometry();
         let import = |blob: &Vec<u8>| Remote::import(device, blob).map_err(RunError::Device);
-        let memory = Memory {
+        let memory = SessionMemory {
             geometry,
             order: order.layout.tile_order(),
             plan: block::Plan::choose(&geometry, config.block_bytes / geometry.element.bytes()).expect("a plan"),
@@ -396,7 +396,7 @@ impl World for Trial<'_, '_> {
             return Launch::Started;
         }
         let mut work = *self.pipeline.slots.at(slot);
-        let flow = self.pipeline.flows[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
+        let flow = self.pipeline.chunks[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
         let launch = start_transfer(&mut self.bulk, &self.shared.ring, slot, &mut work, flow, &self.memory);
         if launch == Launch::Started {
             self.pipeline.slots.at(slot).moves = work.moves;
@@ -410,10 +410,10 @@ impl World for Trial<'_, '_> {
             return false;
         }
         let Some(seat) = self.pipeline.free_seat(session, Direction::Fetch) else { return false };
-        let Memory { geometry, order, plan, .. } = self.memory;
+        let SessionMemory { geometry, order, plan, .. } = self.memory;
         let pages = self.memory.layout.pages_per_chunk();
         let pages = Pages::from_slice(&self.pages[self.started * pages..][..pages]).expect("a chunk's pages fit");
-        let mut flow = Flow::opening(session, pages, (geometry, order, plan));
+        let mut flow = ChunkInFlight::opening(session, pages, (geometry, order, plan));
         flow.index = self.started as u32;
         flow.tokens = Tokens { start: 0, end: u32::from(geometry.chunk_tokens) };
         {
