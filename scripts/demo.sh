@@ -7,7 +7,7 @@ usage() {
     cat <<'USAGE'
 Usage: scripts/demo.sh [--yes] [--bin DIR] [--store dir|redis|cluster] [--recipes LIST] [--keep]
   --yes           let setup.sh install what is missing without asking
-  --bin DIR       take dpu-app, host-ctl and kvlane-plan from there instead of building them
+  --bin DIR       take dpu-app and host-ctl from there instead of building them
   --store KIND    dir: a directory; redis: a redis-server of its own; cluster: six of them, three masters and three
                   replicas [default: dir]
   --recipes LIST  comma-separated [default: lossless,q8,q6,q5,q4,q3,q4p,cachegen]
@@ -58,7 +58,7 @@ esac
 if [ -z "$bin" ]; then
     scripts/setup.sh ${setup[@]+"${setup[@]}"}
     echo "demo: building (release; minutes the first time)"
-    KVLANE_BUILD=$(scripts/build-word.sh) scripts/build.sh build --release --locked -p dpu-app -p host-ctl -p kvlane-plan
+    KVLANE_BUILD=$(scripts/build-word.sh) scripts/build.sh build --release --locked -p dpu-app -p host-ctl
     bin=${CARGO_TARGET_DIR:-target}/release
 fi
 
@@ -170,7 +170,7 @@ failed=0
 for recipe in ${recipes//,/ }; do
     "$bin/host-ctl" store "$data" --model demo --recipe "$recipe" --quiet >"$work/store.out"
     "$bin/host-ctl" fetch --model demo --recipe "$recipe" --like "$data" --out "$work/$recipe.safetensors" --json >"$work/fetch.json"
-    verdict=$("$bin/kvlane-plan" compare "$data" "$work/$recipe.safetensors" --recipe "$recipe" --quiet) || failed=1
+    verdict=$("$bin/host-ctl" compare "$data" "$work/$recipe.safetensors" --recipe "$recipe" --quiet) || failed=1
     # shellcheck disable=SC2059
     printf "$row" "$recipe" "$(field tokens)" "$(field raw_bytes | in_millions)" "$(field wire_bytes | in_millions)" \
         "$(field ratio | awk '{printf "%.2f", $1}')" "$(stage fetch)" "$(stage inflate)" "$(stage dequantize)" \

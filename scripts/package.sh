@@ -19,7 +19,7 @@ Usage: scripts/package.sh [options]
 
 dpu-app                    program, unit, user, /etc/kvlane/dpu-app.conf (a conffile), manual pages
 host-ctl                   program, manual pages
-kvlane-plan                program, manual pages: for the card (calibrate) and for hosts (compare, generate, tiers)
+kvlane-plan                program, manual pages: for the card (calibrate) and for hosts (generate, tiers)
 kvlane-doca-emulator       /usr/lib/TRIPLET/kvlane-doca/lib: libdoca_*.so.2, out of the way of the SDK's /opt/mellanox/doca
 kvlane-doca-emulator-dev   the same prefix's include and lib/pkgconfig; PKG_CONFIG_PATH or DOCA_DIR choose it.
                            doca_build_config.h says host on amd64 and DPU on arm64
@@ -225,8 +225,8 @@ TEXT
     put 755 "$built/host-ctl" usr/bin/host-ctl
     manuals host-ctl
     finish "$flavour_version" "$(libc)" net "control tool of the kvlane KV-cache data plane" <<'TEXT'
-Attaches to dpu-app, stores KV-cache prefixes through it and fetches them, and
-shows its limits, counters and events.
+Attaches to dpu-app, stores KV-cache prefixes through it, fetches and compares
+them, and shows its limits, counters and events.
 TEXT
 
     start kvlane-plan
@@ -234,8 +234,7 @@ TEXT
     manuals kvlane-plan
     finish "$flavour_version" "$(libc)" net "planning tool of the kvlane KV-cache data plane" <<'TEXT'
 Measures a card and proposes a configuration for dpu-app, simulates cards and
-tiers, compares fetched KV-cache files with their originals, and makes synthetic
-ones.
+tiers, and makes synthetic KV-cache files.
 TEXT
 
     prefix=usr/lib/$triplet/kvlane-doca

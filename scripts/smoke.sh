@@ -9,7 +9,7 @@ Usage: scripts/smoke.sh [options]
   --card TARGET      run it on that card (user@address), sending what it needs [default: here]
   --data FILE        safetensors file with a KV cache [default: testdata/decoder-kv.safetensors]
   --recipes LIST     comma-separated; lossless has to come back bit for bit, others within their bound [default: lossless,q5]
-  --bin DIR          where host-ctl and kvlane-plan are [default: /opt/kvlane/current/bin, then PATH]
+  --bin DIR          where host-ctl is [default: /opt/kvlane/current/bin, then PATH]
   --socket PATH      go by dpu-app's socket [default: KVLANE_SOCKET, else /run/kvlane/dpu-app.sock where it is there, as on
                      the card; else by DOCA Comch, as from the host]
   --comch-name NAME  name that dpu-app serves by DOCA Comch, instead of any socket
@@ -109,18 +109,12 @@ if [ -n "$card" ]; then
     exit "$code"
 fi
 
-# A program of ours: where it was named, where deploy.sh puts it, or on the way.
-ours() {
-    if [ -n "$bin" ]; then
-        echo "$bin/$1"
-    elif [ -x "${KVLANE_ROOT:-}/opt/kvlane/current/bin/$1" ]; then
-        echo "${KVLANE_ROOT:-}/opt/kvlane/current/bin/$1"
-    else
-        echo "$1"
-    fi
-}
-client=$(ours host-ctl)
-planner=$(ours kvlane-plan)
+client=host-ctl
+if [ -n "$bin" ]; then
+    client=$bin/host-ctl
+elif [ -x "${KVLANE_ROOT:-}/opt/kvlane/current/bin/host-ctl" ]; then
+    client=${KVLANE_ROOT:-}/opt/kvlane/current/bin/host-ctl
+fi
 if [ -n "$comch_name" ]; then
     socket=
 elif [ -z "$socket" ] && [ -e "${KVLANE_ROOT:-}/run/kvlane/dpu-app.sock" ]; then
@@ -139,14 +133,12 @@ if $dry_run; then
     for recipe in ${recipes//,/ }; do
         echo "  $client store $data --model kvlane-smoke --recipe $recipe --again ${attach[*]}"
         echo "  $client fetch --model kvlane-smoke --recipe $recipe --like $data --out TEMPORARY ${attach[*]}"
-        echo "  $planner compare $data TEMPORARY --recipe $recipe"
+        echo "  $client compare $data TEMPORARY --recipe $recipe"
     done
     echo "  $client status ${attach[*]}"
     exit 0
 fi
-for program in "$client" "$planner"; do
-    command -v "$program" >/dev/null 2>&1 || wrong "no $program here: install ${program##*/}, or name its directory by --bin"
-done
+command -v "$client" >/dev/null 2>&1 || wrong "no $client here: install host-ctl, or name its directory by --bin"
 
 # The card reaches into host-ctl's memory and only its socket's owner may attach: run as that user.
 as=()
@@ -170,7 +162,6 @@ if [ ${#as[@]} -gt 0 ]; then
     ulimit -l unlimited 2>/dev/null || true
 fi
 ctl() { "${as[@]}" "$client" "$@"; }
-plan() { "${as[@]}" "$planner" "$@"; }
 
 answers=()
 # What went wrong, exit code, what to do
@@ -207,7 +198,7 @@ for recipe in ${recipes//,/ }; do
         fail "fetch with $recipe: $(last_word)" 1 "scripts/collect.sh gathers what is needed to find out"
     [ "$(field "$out.fetch" whole)" = true ] || fail "fetch with $recipe: $(field "$out.fetch" chunks_fetched) of $(field "$out.store" chunks) chunks came back" 1 \
         "the store evicted or lost some: look at bytes in its URL and at dpu-app scrub"
-    verdict=$(plan compare "$data" "$out.safetensors" --recipe "$recipe" --quiet 2>"$work/errors") ||
+    verdict=$(ctl compare "$data" "$out.safetensors" --recipe "$recipe" --quiet 2>"$work/errors") ||
         fail "compare with $recipe: ${verdict:-$(last_word)}" 1 "the data came back wrong: keep it (--keep), run scripts/collect.sh and tell us"
     answers+=("$recipe|$(field "$out.fetch" tokens)|$(field "$out.fetch" raw_bytes)|$(field "$out.fetch" wire_bytes)|$(field "$out.fetch" seconds)|$(field "$out.fetch" raw_mb_s)|$verdict")
 done

@@ -1,6 +1,7 @@
 //! The commands. Each is a file: its arguments, then what it does and prints.
 
 mod amounts;
+mod compare;
 mod control;
 mod fetch;
 mod given;
@@ -29,8 +30,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// What moved to kvlane-plan: the words that it was asked by, and what to ask now.
-const MOVED: [(&[&str], &str); 4] = [
-    (&["compare"], "kvlane-plan compare` takes the same arguments"),
+const MOVED: [(&[&str], &str); 3] = [
     (&["generate"], "kvlane-plan generate` takes the same arguments"),
     (&["tiers", "simulate"], "kvlane-plan tiers simulate` takes the same arguments"),
     (&["tiers", "show", "--plot"], "host-ctl tiers show --json | kvlane-plan tiers plot --out FILE` draws them"),
@@ -61,6 +61,8 @@ enum Command {
     Store(store::Arguments),
     /// Fetch the stored leading chunks of a prompt into a file, or into memory to measure
     Fetch(fetch::Arguments),
+    /// Compare a restored file with its original, to the bit or to the quantizer's bound
+    Compare(compare::Arguments),
     /// Ask how much of a prompt is stored
     Lookup(lookup::Arguments),
     /// Say what the chunks of a prompt are worth to the card's tiers, beside how often they are used
@@ -94,6 +96,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
     match arguments.command {
         Command::Store(arguments) => store::run(&arguments),
         Command::Fetch(arguments) => fetch::run(&arguments),
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Lookup(arguments) => lookup::run(&arguments),
         Command::Importance(arguments) => importance::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

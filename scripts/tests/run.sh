@@ -117,15 +117,15 @@ run() {
 preflight() { run bash "$scripts/preflight.sh" --role "$side" "$@"; }
 host_preflight() { preflight --memlock-mib 0 "$@"; }
 
-# A host-ctl with the answers of a healthy dpu-app, and a kvlane-plan; a file named after a command makes that fail.
+# A host-ctl with the answers of a healthy dpu-app; a file named after a command makes that fail.
 fake_client() {
     mkdir -p "$1"
     cat >"$1/host-ctl" <<'CLIENT'
 #!/usr/bin/env bash
 command=$1
-echo "${0##*/} $*" >>"$FAKE/calls"
+echo "host-ctl $*" >>"$FAKE/calls"
 if [ -e "$FAKE/fails-$command" ]; then
-    echo "${0##*/}: $(cat "$FAKE/fails-$command")" >&2
+    echo "host-ctl: $(cat "$FAKE/fails-$command")" >&2
     exit "$(cat "$FAKE/code-$command" 2>/dev/null || echo 1)"
 fi
 case "$command" in
@@ -147,7 +147,6 @@ case "$command" in
 esac
 CLIENT
     chmod +x "$1/host-ctl"
-    cp "$1/host-ctl" "$1/kvlane-plan"
 }
 fresh_smoke() {
     fresh host

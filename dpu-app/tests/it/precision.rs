@@ -5,10 +5,9 @@ use std::path::Path;
 use crate::rig::{Card, WAIT};
 use block::Header;
 use host_ctl::{
-    Budget, Client, Error, FetchOrder, Identity, KvFile, MixedReport, Mixture, Prefix, StoreOrder, Target, fetch,
-    store_mixed,
+    Budget, Client, Error, FetchOrder, Identity, KvFile, MixedReport, Mixture, Prefix, StoreOrder, Target, compare,
+    fetch, store_mixed,
 };
-use study::compare;
 
 const CHUNK: usize = 256;
 const CHUNKS: usize = 8;

@@ -268,8 +268,7 @@ fn inspect_lists_what_can_be_stored_and_exits_with_1_on_a_damaged_chunk() {
 #[test]
 fn what_moved_to_kvlane_plan_is_named_and_exits_with_2() {
     for (arguments, now) in [
-        (&["compare", "a", "b"][..], "`kvlane-plan compare`"),
-        (&["generate", "--out", "x"], "`kvlane-plan generate`"),
+        (&["generate", "--out", "x"][..], "`kvlane-plan generate`"),
         (&["tiers", "simulate", "--tier", "dram=1G"], "`kvlane-plan tiers simulate`"),
         (&["tiers", "show", "--plot=x.svg"], "kvlane-plan tiers plot"),
     ] {
@@ -277,4 +276,20 @@ fn what_moved_to_kvlane_plan_is_named_and_exits_with_2() {
         assert_eq!((code, error.lines().count()), (2, 1), "{error}");
         assert!(error.contains("moved") && error.contains(now), "{error}");
     }
+}
+
+#[test]
+fn compare_exits_with_1_beyond_the_bound_and_0_within() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, same, other) = (kv_file(dir.path(), "a", 0), kv_file(dir.path(), "b", 0), kv_file(dir.path(), "c", 255));
+    let [one, same, other] = [&one, &same, &other].map(|path| path.to_str().unwrap());
+    let options = ["--chunk-tokens", "16", "--recipe", "lossless"];
+    let text = prints(&[&["compare", one, same][..], &options].concat());
+    assert!(text.trim_end().ends_with("equal: every bit (4 chunks, lossless+deflate)"), "{text}");
+    let quiet = prints(&[&["compare", one, same, "--quiet"][..], &options].concat());
+    assert_eq!(quiet.lines().count(), 1);
+    let output = host_ctl(&[&["compare", one, other, "--json"][..], &options].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&value["ok"], &value["bit_equal"]), (&Value::Bool(false), &Value::Bool(false)));
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod command;
+mod compare;
 mod fake;
 mod files;
 mod kv_files;

@@ -37,7 +37,7 @@ smoke --card ubuntu@192.168.100.2 --recipes q5
 expect_code 0
 expect "smoke: pass: q5"
 cp "$cell/card/calls" "$out"
-expect "kvlane-plan compare"
+expect "host-ctl compare"
 holds [ -z "$(ls "$cell/card/tmp")" ]
 
 claim "smoke: no dpu-app is code 4 with the fix"

@@ -1,7 +1,6 @@
 //! The commands. Each is a file: its arguments, then what it does and prints.
 
 mod calibrate;
-mod compare;
 mod generate;
 mod given;
 mod simulate;
@@ -22,9 +21,9 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 const EXIT_RUNTIME: u8 = 1;
 const EXIT_USAGE: u8 = 2;
 
-/// Plans and checks around kvlane: what a card would do, which configuration and tiers suit, and whether KV came back right.
+/// Plans for kvlane: what a card would do, and which configuration and tiers suit.
 ///
-/// Exit codes: 0 done; 1 it went wrong, or what was compared is beyond its bound; 2 bad arguments or input; 3 device.
+/// Exit codes: 0 done; 1 it went wrong; 2 bad arguments or input; 3 device.
 #[derive(Debug, Parser)]
 #[command(name = "kvlane-plan", version = VERSION.as_str(), max_term_width = 120)]
 pub(crate) struct Arguments {
@@ -40,8 +39,6 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Size tiers with a trace of requests, or draw what a card's tiers hold
     Tiers(tiers::Arguments),
-    /// Compare a restored file with its original, to the bit or to the quantizer's bound
-    Compare(compare::Arguments),
     /// Make a large synthetic KV file from a small real one, for benchmarks
     ///
     /// The result is SYNTHETIC: its elements are the source's in other places, tokens, channels and signs shuffled for
@@ -79,7 +76,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Failure> {
         Command::Calibrate(arguments) => or_code(arguments.run(), EXIT_RUNTIME),
         Command::Simulate(arguments) => or_code(arguments.run(), EXIT_USAGE),
         Command::Tiers(arguments) => Ok(tiers::run(&arguments)?),
-        Command::Compare(arguments) => Ok(compare::run(&arguments)?),
         Command::Generate(arguments) => Ok(generate::run(&arguments)?),
         Command::Man { directory } => {
             let written = clap_mangen::generate_to(Arguments::command(), &directory);

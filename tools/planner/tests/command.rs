@@ -41,8 +41,7 @@ fn kv_file(dir: &Path, name: &str, seed: u8) -> PathBuf {
 #[test]
 fn every_command_explains_itself_with_its_defaults() {
     for (command, word) in [
-        (&["compare"][..], "[default: 524288]"),
-        (&["generate"], "SYNTHETIC"),
+        (&["generate"][..], "SYNTHETIC"),
         (&["tiers", "simulate"], "[default: ours,lru,lfu,s3fifo,best]"),
         (&["tiers", "plot"], "host-ctl tiers show --json"),
         (&["simulate"], "[default: llama-3.1-8b]"),
@@ -67,8 +66,6 @@ fn bad_arguments_and_bad_input_exit_with_2_and_say_what_to_do() {
     let text = text.to_str().unwrap();
     for arguments in [
         &["sing"][..],
-        &["compare", file, text, "--recipe", "q5"],
-        &["compare", file, none, "--recipe", "q5"],
         &["generate", "--from", text, "--out", none],
         &["generate", "--from", none, "--out", none],
         &["generate", "--from", file, "--layers", "0", "--out", none],
@@ -90,22 +87,6 @@ fn bad_arguments_and_bad_input_exit_with_2_and_say_what_to_do() {
     let (code, error) = fails(&["calibrate", "--device", "ff:00.0", "--seconds", "0.1"]);
     assert_eq!(code, 1, "{error}");
     assert!(error.starts_with("kvlane-plan: device: "), "{error}");
-}
-
-#[test]
-fn compare_exits_with_1_beyond_the_bound_and_0_within() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, same, other) = (kv_file(dir.path(), "a", 0), kv_file(dir.path(), "b", 0), kv_file(dir.path(), "c", 255));
-    let [one, same, other] = [&one, &same, &other].map(|path| path.to_str().unwrap());
-    let options = ["--chunk-tokens", "16", "--recipe", "lossless"];
-    let text = prints(&[&["compare", one, same][..], &options].concat());
-    assert!(text.trim_end().ends_with("equal: every bit (4 chunks, lossless+deflate)"), "{text}");
-    let quiet = prints(&[&["compare", one, same, "--quiet"][..], &options].concat());
-    assert_eq!(quiet.lines().count(), 1);
-    let output = plan(&[&["compare", one, other, "--json"][..], &options].concat());
-    assert_eq!(output.status.code(), Some(1));
-    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&value["ok"], &value["bit_equal"]), (&Value::Bool(false), &Value::Bool(false)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from place import DPU_APP, HOST_CTL, PLAN, bound
+from place import DPU_APP, HOST_CTL, bound
 from prefix import CHUNK_BYTES
 from ways.way import Way
 
@@ -63,7 +63,7 @@ class Kvlane(Way):
     def check(self):
         back = f"{self.place.directory}/{os.getpid()}.safetensors"
         self.command("fetch", "--like", self.place.file, "--out", back)
-        compared = subprocess.run([PLAN, "compare", self.place.file, back, "--recipe", self.recipe], capture_output=True, text=True)
+        compared = subprocess.run([HOST_CTL, "compare", self.place.file, back, "--recipe", self.recipe], capture_output=True, text=True)
         os.unlink(back)
         if compared.returncode != 0:
             raise ValueError(compared.stdout.strip() or compared.stderr.strip())

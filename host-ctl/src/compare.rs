@@ -1,8 +1,8 @@
 //! Two KV tensors, original and restored, compared in the groups in which the card quantized: chunk by chunk, block by
 //! block, with the bound that docs/formats.md promises.
 
+use crate::{Error, KvFile, KvTensor};
 use block::{Errors, Geometry, Kind, Plan, Recipe};
-use host_ctl::{Error, KvFile, KvTensor};
 
 /// Differences of all K, or all V.
 #[derive(Clone, Copy, Debug, PartialEq)]

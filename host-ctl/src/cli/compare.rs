@@ -1,13 +1,12 @@
-//! `kvlane-plan compare`.
+//! `host-ctl compare`.
 
 use std::path::PathBuf;
 
 use block::Recipe;
 use clap::Args;
-use host_ctl::Error;
 use host_ctl::command::{Output, Pick, Show, Verdict, open, parse_recipe};
+use host_ctl::{Error, KindErrors, compare};
 use serde_json::{Value, json};
-use study::{KindErrors, compare};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
