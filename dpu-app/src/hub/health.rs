@@ -78,7 +78,7 @@ impl StuckWorkers {
         if begins {
             let (name, lasts) = (kind.name(), sight.longest.as_secs_f64());
             log::warn!(
-                "a {name} worker has been in one call for {lasts:.1} s; what waited behind it went to others: does the disk or \
+                "one {name} worker has been in one call for {lasts:.1} s; what waited behind it went to others: does the disk or \
                  the server behind --store hang?"
             );
         }
