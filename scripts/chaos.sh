@@ -6,10 +6,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/chaos.sh [--seconds N] [--seed S] [--scenario NAME,...] [--list] [--json] [--keep] [--yes]
+Usage: scripts/chaos.sh [--seconds N] [--seed S] [--scenario NAME,...] [--old DIR] [--list] [--json] [--keep] [--yes]
   --seconds N      go on for so long [default: 60]; every scenario runs at least once
   --seed S         start of all random draws [default: from the clock; printed]
   --scenario NAME  only these, in this order, with --seconds 0 once each
+  --old DIR        a dpu-app and a host-ctl of an earlier commit, for the scenario two-versions, which is skipped without them:
+                   git worktree add OLD COMMIT, cargo build --release in OLD, --old OLD/target/release
   --list           print the scenarios and leave
   --json           print the totals as one JSON object on standard output, everything else on standard error
   --keep           leave stores and logs behind and say where they are
@@ -23,7 +25,7 @@ arguments=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) setup+=(--yes) ;;
-        --seconds | --seed | --scenario)
+        --seconds | --seed | --scenario | --old)
             arguments+=("$1" "${2:?$1 needs a value}")
             shift
             ;;

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import kvlane
-from scenarios import SCENARIOS, Stage, be_a_victim
+from scenarios import SCENARIOS, Skipped, Stage, be_a_victim
 from tally import ZEROS, Tally
 
 
@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % (1 << 31))
     parser.add_argument("--scenario", default=",".join(SCENARIOS))
+    parser.add_argument("--old")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", action="store_true")
@@ -38,7 +39,7 @@ def main() -> int:
         return 2
     print(f"chaos: seed {given.seed}", file=sys.stderr)
     work = Path(tempfile.mkdtemp(prefix="kvlane-chaos."))
-    total = campaign(work, names, given.seed, given.seconds)
+    total = campaign(work, names, given.seed, given.seconds, given.old)
     if given.keep:
         print(f"chaos: files are in {work}", file=sys.stderr)
     else:
@@ -50,11 +51,12 @@ def main() -> int:
     return 0 if total.clean else 1
 
 
-def campaign(work: Path, names: list[str], seed: int, seconds: float) -> Tally:
+def campaign(work: Path, names: list[str], seed: int, seconds: float, old: str | None) -> Tally:
     """Every scenario once, then on in the same order until the time is over."""
     total, began, round_ = Tally(), time.monotonic(), 0
-    while round_ == 0 or time.monotonic() - began < seconds:
-        for name in names:
+    names = list(names)
+    while names and (round_ == 0 or time.monotonic() - began < seconds):
+        for name in tuple(names):
             if round_ and time.monotonic() - began >= seconds:
                 break
             # Of its name and round, so that one scenario can be run again by itself.
@@ -62,9 +64,13 @@ def campaign(work: Path, names: list[str], seed: int, seconds: float) -> Tally:
             directory = work / f"{name}-{round_}"
             directory.mkdir()
             since = time.monotonic()
-            with Stage(directory, dice.randrange(1 << 30)) as stage:
+            with Stage(directory, dice.randrange(1 << 30), old) as stage:
                 try:
                     SCENARIOS[name](stage)
+                except Skipped as reason:
+                    print(f"chaos: {name}: skipped: {reason}", file=sys.stderr)
+                    names.remove(name)
+                    continue
                 except (RuntimeError, kvlane.KvlaneError) as error:
                     # A process that does not start, a card that is gone or refuses: nothing that a scenario asks for.
                     stage.tally.wrong("hangs", 1, f"{type(error).__name__}: {error}")

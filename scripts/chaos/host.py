@@ -117,7 +117,8 @@ class Host:
     # Requests
 
     def post(self, prompt: Prompt, operation: str, deadline: float = DEADLINE) -> None:
-        assert self._session is not None
+        if self._session is None:
+            raise RuntimeError("the session was given up: a request was not answered")
         if operation == "store":
             number = self._session.store(prompt.keys, prompt.pages, deadline=deadline)
             self._flights[number] = Flight(prompt, operation, deadline)

@@ -68,17 +68,17 @@ class Process:
 
 
 class Card(Process):
-    """A dpu-app on the emulator, met by its Unix socket."""
+    """A dpu-app on the emulator, met by its Unix socket. `program`: another version of it."""
 
-    def __init__(self, directory: Path, name: str, *flags: str) -> None:
+    def __init__(self, directory: Path, name: str, *flags: str, program: str = "dpu-app", **environment: str) -> None:
         super().__init__(directory / f"{name}.log")
         self.socket = str(directory / f"{name}.sock")
-        self._flags = list(flags)
+        self._program, self._flags, self._environment = program, list(flags), environment
 
     def start(self, store: str, *flags: str, emulator: str = "", wait: bool = True) -> None:
-        command = ["dpu-app", "run", "--attach", "socket", "--socket", self.socket, "--recipe", "lossless"]
+        command = [self._program, "run", "--attach", "socket", "--socket", self.socket, "--recipe", "lossless"]
         began = self.log.stat().st_size if self.log.exists() else 0
-        self.spawn([*command, "--store", store, *self._flags, *flags], DOCA_EMULATOR=emulator)
+        self.spawn([*command, "--store", store, *self._flags, *flags], DOCA_EMULATOR=emulator, **self._environment)
         if wait:
             said = f"hosts attach to {self.socket}"
             self.until(lambda: said in self.log.read_text(errors="replace")[began:], "dpu-app")

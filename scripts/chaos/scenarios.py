@@ -14,12 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from host import Host
+from disk import Disk
+from host import DEADLINE, Host
 from processes import Card, Process, Server
 from proxy import Proxy
 from tally import Tally
+from versions import Pair
 
 P = TypeVar("P", bound=Process)
+
+
+class Skipped(Exception):
+    """What a scenario needs is not here; the text says what."""
 
 
 @dataclass
@@ -28,6 +34,8 @@ class Stage:
 
     directory: Path
     seed: int
+    old: str | None = None
+    """Directory of an older dpu-app and host-ctl, where the caller has one."""
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -44,8 +52,8 @@ class Stage:
         self._ends.callback(process.end, signal.SIGTERM)
         return process
 
-    def card(self, name: str = "card", *flags: str) -> Card:
-        return self.keep(Card(self.directory, name, *flags))
+    def card(self, name: str = "card", *flags: str, program: str = "dpu-app", **environment: str) -> Card:
+        return self.keep(Card(self.directory, name, *flags, program=program, **environment))
 
     def server(self, name: str = "redis") -> Server:
         return self.keep(Server(self.directory, name))
@@ -144,6 +152,41 @@ def freeze_store(stage: Stage) -> None:
         host.burst(4)
         host.settle()
     host.read_back()
+
+
+@scenario
+def hanging_disk(stage: Stage) -> None:
+    """Each read of a directory hangs: fetches are answered in time, look-ups and stores go on, and nothing is lost."""
+    if lacks := Disk.lacks():
+        raise Skipped(lacks)
+    root = stage.directory / "store"
+    disk = Disk(stage.directory, root)
+    card = stage.card(**disk.environment)
+    card.start(f"dir:{root}")
+    host, other = stage.host(card), stage.host(card, "other")
+    host.fill()
+    for _ in range(2):
+        before = set(stage.files())
+        disk.freeze()
+        stage.tally.fault("disk hung")
+        host.burst(6, stores=0, deadline=0.3 + stage.dice.random() * 0.7)
+        for prompt in other.prompts:
+            other.post(prompt, "store")
+            other.post(prompt, "lookup")
+        host.settle()
+        other.settle()
+        for prompt in host.prompts:
+            host.post(prompt, "lookup")
+        for answer in host.settle():
+            if answer.elapsed_seconds > DEADLINE:
+                stage.tally.wrong("late", 1, f"a look-up waited {answer.elapsed_seconds:.1f} s for a disk that hangs")
+        disk.thaw()
+        host.burst(4)
+        host.settle()
+        stage.gone(before, set(stage.files()), "files on a disk that hung")
+    host.read_back()
+    other.fill()
+    other.read_back()
 
 
 @scenario
@@ -343,6 +386,47 @@ def two_cards(stage: Stage) -> None:
         other.attach()
     steady.read_back()
     other.read_back()
+
+
+@scenario
+def two_versions(stage: Stage) -> None:
+    """An older version and this one have one Redis at once, or one directory in turn: each serves what the other stored."""
+    if stage.old is None:
+        raise Skipped("no older programs were given: --old DIR, with a dpu-app and a host-ctl of an earlier commit")
+    old = Pair(stage.directory, stage.card("old", program=f"{stage.old}/dpu-app"), stage.old)
+    new = Pair(stage.directory, stage.card("new"), None)
+    models: list[str] = []
+    if stage.dice.random() < 0.5:
+        server = stage.server()
+        server.start()
+        for pair in (old, new):
+            pair.card.start(server.url)
+        for _ in range(2):
+            for pair in (old, new):
+                models.append(f"m{len(models)}")
+                pair.store(models[-1])
+                stage.tally.fault("chunks of two versions in a server")
+                for model in models:
+                    old.check(model, stage.tally)
+                    new.check(model, stage.tally)
+        # What both have seen, and may have stored again, is whole still.
+        for pair in (new, old):
+            for model in models:
+                pair.store(model)
+                old.check(model, stage.tally)
+                new.check(model, stage.tally)
+        return
+    for pair in (old, new, old, new):
+        pair.card.start(f"dir:{stage.directory / 'store'}")
+        for model in models:
+            pair.check(model, stage.tally)
+        before = set(stage.files())
+        models.append(f"m{len(models)}")
+        pair.store(models[-1])
+        stage.gone(before, set(stage.files()), "files of the other version")
+        # An upgrade that goes wrong is a kill.
+        pair.card.end(stage.dice.choice([signal.SIGTERM, signal.SIGKILL]))
+        stage.tally.fault("version changed over a directory")
 
 
 @scenario
