@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the benchmarks and makes one page of them: tables, plots, and a JSON file. docs/measurements.md says what each is for.
+# Runs the benchmarks and makes two pages of them, a summary and an appendix, with plots and a JSON file.
+# docs/measurements.md says what each is for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,9 +35,13 @@ TABLE
 usage() {
     cat <<'USAGE'
 Usage: scripts/bench.sh [NAME...] [--quick] [--out DIR] [--list]
+       scripts/bench.sh --again RESULTS [--out DIR]
   NAME       one or more reports by name; all of them without
   --quick    small sizes and few runs: to see that all of them work, not for figures
-  --out DIR  where summary.md, results.json, plots (SVG), and each benchmark's JSON and log go; default target/bench
+  --out DIR  where summary.md, appendix.md, results.json, plots (SVG), and each benchmark's JSON and log go; default
+             target/bench
+  --again RESULTS  measure nothing: make the pages of an earlier run's results.json again, with the plots of the summary only:
+             scripts/bench.sh --again docs/bench/results.json --out docs/bench
   --list     what there is, and stop
 Leave the machine alone meanwhile: everything shares its processors. Exit code 1 if a benchmark failed; the page says why.
 USAGE
@@ -44,12 +49,17 @@ USAGE
 
 out=target/bench
 quick=()
+again=
 groups=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --quick) quick=(--quick) ;;
         --out)
             out=${2:?--out needs a directory}
+            shift
+            ;;
+        --again)
+            again=${2:?--again needs a results.json}
             shift
             ;;
         --list)
@@ -79,6 +89,11 @@ done
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+if [ -n "$again" ]; then
+    cargo run -q -p bench -- --again "$again" "$out"
+    echo "pages: $out/summary.md, $out/appendix.md"
+    exit 0
+fi
 export KVLANE_BENCH_OUT=$out
 command_of() {
     benches | awk -F'|' -v group="$1" '$1 == group { print $3 }'

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the peers that kvlane is measured beside into a Python environment of their own. Running it again changes nothing.
+# Installs the peers that kvlane is measured beside into a Python environment of their own. Running it again changes
+# nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 

@@ -2,6 +2,7 @@
 //! prints its report as Markdown and, where `KVLANE_BENCH_OUT` names a directory, leaves it there as `NAME.json`;
 //! `scripts/bench.sh` makes one page, plots and one JSON file of those. Python benchmarks write the same JSON.
 
+mod digest;
 mod machine;
 pub mod page;
 mod report;

@@ -1,5 +1,6 @@
-//! `bench DIR BUILT NAME...`: makes `summary.md`, `results.json` and the plots of the reports `DIR/NAME.json`, in this order;
-//! BUILT is the text that says what they ran. Exit code 1 if one of them is missing.
+//! `bench DIR BUILT NAME...`: makes `summary.md`, `appendix.md`, `results.json` and the plots of the reports `DIR/NAME.json`,
+//! in this order; BUILT is the text that says what they ran. Exit code 1 if one of them is missing.
+//! `bench --again RESULTS DIR`: makes the pages again by the `results.json` of an earlier run.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,8 +9,19 @@ use bench::page::{self, Outcome};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [option, results, directory] = arguments.as_slice()
+        && option == "--again"
+    {
+        return match page::again(Path::new(results), Path::new(directory)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("bench: {results}: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let [directory, built, names @ ..] = arguments.as_slice() else {
-        eprintln!("usage: bench DIR BUILT NAME...   (scripts/bench.sh calls it)");
+        eprintln!("usage: bench DIR BUILT NAME..., or bench --again RESULTS DIR   (scripts/bench.sh calls it)");
         return ExitCode::from(2);
     };
     let directory = Path::new(directory);

@@ -1,10 +1,12 @@
-//! The page: reports in order, what failed in its place, plots beside their tables.
+//! The pages: a summary, and an appendix with all reports in order, what failed in its place, plots beside their tables.
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::{fs, io};
 
-use crate::{Machine, Plot, Report, roofline, svg};
+use serde::{Deserialize, Serialize};
+
+use crate::{Machine, Plot, Report, digest, roofline, svg};
 
 /// One benchmark that was to run.
 #[derive(Debug)]
@@ -59,51 +61,101 @@ fn file(report: &Report, plot: &Plot) -> String {
     if plot.starts_with(report.as_str()) { format!("{plot}.svg") } else { format!("{report}-{plot}.svg") }
 }
 
-/// Writes `summary.md`, `results.json` and an SVG for every plot to `directory`; `built` says what ran. The page ends with
-/// the roofline, if a report has one.
+/// What a run left: enough to make its pages again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Results {
+    /// What ran, in words.
+    pub built: String,
+    pub reports: Vec<Report>,
+}
+
+/// Which plots are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plots {
+    /// Each, and the appendix shows them.
+    All,
+    /// Those that the summary shows.
+    OfSummary,
+}
+
+/// Columns of prose.
+const COLUMNS: usize = 100;
+
+/// Writes `results.json`, and the pages of it.
 ///
 /// # Errors
 /// What writing a file failed with.
 pub fn write(outcomes: &[Outcome], built: &str, directory: &Path) -> io::Result<()> {
-    let reports: Vec<&Report> = outcomes.iter().filter_map(Outcome::report).collect();
-    let roofline = roofline::summary(&reports);
-    for report in &reports {
-        for plot in &report.plots {
-            fs::write(directory.join(file(report, plot)), svg::draw(plot))?;
-        }
-    }
-    if let Some((_, plot)) = &roofline {
-        fs::write(directory.join(format!("{}.svg", plot.name)), svg::draw(plot))?;
-    }
-    let last = roofline.map_or(String::new(), |(table, plot)| {
-        format!("## Roofline\n\n{}\n![{}]({}.svg)\n", table.markdown(), plot.title, plot.name)
-    });
-    let json = serde_json::to_string_pretty(&reports).map_err(io::Error::other)?;
+    let reports = outcomes.iter().filter_map(Outcome::report).cloned().collect();
+    let json = serde_json::to_string_pretty(&Results { built: built.into(), reports }).map_err(io::Error::other)?;
     fs::write(directory.join("results.json"), json + "\n")?;
-    fs::write(directory.join("summary.md"), summary(outcomes, built, &last))
+    render(outcomes, built, directory, Plots::All)
 }
 
-fn summary(outcomes: &[Outcome], built: &str, last: &str) -> String {
-    let mut text = String::from(
-        "# Benchmarks\n\nMade by `scripts/bench.sh`. Nothing here ran on a card: engines are the emulator's, in software, on the machine\n\
-         named below, unless a table says that its figures are a model's. Ratios are of one run, its variants in turn.\n",
+/// Makes the pages of a run again, by what it left.
+///
+/// # Errors
+/// What reading or writing a file failed with, or that it is not such a file.
+pub fn again(results: &Path, directory: &Path) -> io::Result<()> {
+    let Results { built, reports } = serde_json::from_str(&fs::read_to_string(results)?).map_err(io::Error::other)?;
+    let outcomes: Vec<_> = reports.into_iter().map(|report| Outcome::Reported(Box::new(report))).collect();
+    render(&outcomes, &built, directory, Plots::OfSummary)
+}
+
+/// Writes `summary.md`, `appendix.md` and plots as SVG. The appendix ends with the roofline, if a report has one.
+fn render(outcomes: &[Outcome], built: &str, directory: &Path, plots: Plots) -> io::Result<()> {
+    let reports: Vec<&Report> = outcomes.iter().filter_map(Outcome::report).collect();
+    let is_drawn = |plot: &Plot| plots == Plots::All || digest::plots().any(|name| name == plot.name);
+    for report in &reports {
+        for plot in report.plots.iter().filter(|plot| is_drawn(plot)) {
+            fs::write(directory.join(file(report, plot)), svg::draw(plot, &report.source()))?;
+        }
+    }
+    let roofline = roofline::summary(&reports);
+    if let (Some((_, plot)), Some(report), Plots::All) = (&roofline, reports.first(), plots) {
+        fs::write(directory.join(format!("{}.svg", plot.name)), svg::draw(plot, &report.source()))?;
+    }
+    let last = roofline.map_or(String::new(), |(table, plot)| {
+        let picture = format!("\n![{}]({}.svg)\n", plot.title, plot.name);
+        format!("## Roofline\n\n{}{}", table.markdown(), if plots == Plots::All { &picture } else { "" })
+    });
+    fs::write(directory.join("summary.md"), head("Benchmarks", built, &reports) + &digest::markdown(&reports))?;
+    let head = head("Appendix: every table", built, &reports);
+    fs::write(directory.join("appendix.md"), head + &appendix(outcomes, &last, is_drawn))
+}
+
+/// The head of a page: what the figures are of.
+fn head(title: &str, built: &str, reports: &[&Report]) -> String {
+    let mut text = format!(
+        "# {title}\n\n{}\n",
+        wrapped(
+            "Made by `scripts/bench.sh`. Nothing here ran on a card: engines are the emulator's, in software, on the machine named \
+             below, unless a table says that its figures are a model's. Ratios are of one run, its variants in turn."
+        )
     );
     if !built.is_empty() {
-        let _ = write!(text, "\nBuilt from {built}.\n");
+        let _ = write!(text, "\n{}\n", wrapped(&format!("Built from {built}.")));
     }
-    let mut machine: Option<&Machine> = None;
+    let mut machines: Vec<&Machine> = Vec::new();
+    for report in reports {
+        if !machines.contains(&&report.machine) {
+            machines.push(&report.machine);
+            let _ = write!(text, "\nMachine: {}.\n", report.machine);
+        }
+    }
+    text
+}
+
+fn appendix(outcomes: &[Outcome], last: &str, is_drawn: impl Fn(&Plot) -> bool) -> String {
+    let mut text = String::from("\nThe [summary](summary.md) has what most readers look for.\n");
     for outcome in outcomes {
         match outcome {
             Outcome::Reported(report) => {
-                if machine.is_none_or(|machine| *machine != report.machine) {
-                    machine = Some(&report.machine);
-                    let _ = write!(text, "\nMachine: {}.\n", report.machine);
-                }
                 let _ = write!(text, "\n{}", report.markdown());
                 if !report.versions.is_empty() {
-                    let _ = write!(text, "\nVersions: {}.\n", report.versions.join(", "));
+                    let _ = write!(text, "\n{}\n", wrapped(&format!("Versions: {}.", report.versions.join(", "))));
                 }
-                for plot in &report.plots {
+                for plot in report.plots.iter().filter(|plot| is_drawn(plot)) {
                     let _ = write!(text, "\n![{}]({})\n", plot.title, file(report, plot));
                 }
             }
@@ -118,11 +170,27 @@ fn summary(outcomes: &[Outcome], built: &str, last: &str) -> String {
     text
 }
 
+/// Breaks a paragraph into lines of [`COLUMNS`].
+pub(crate) fn wrapped(text: &str) -> String {
+    let (mut out, mut columns) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if columns > 0 {
+            let fits = columns + 1 + width <= COLUMNS;
+            out.push(if fits { ' ' } else { '\n' });
+            columns = if fits { columns + 1 } else { 0 };
+        }
+        out.push_str(word);
+        columns += width;
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::{Outcome, write};
+    use super::{Outcome, again, write};
     use crate::{Plot, Report, Roofline, Series, Table};
 
     #[test]
@@ -148,7 +216,8 @@ mod tests {
         fs::write(directory.path().join("broken.log"), "starts\n\nno redis-server: install it\n").unwrap();
         let outcomes = ["fast", "broken", "absent"].map(|name| Outcome::read(directory.path(), name));
         write(&outcomes, "commit 123", directory.path()).unwrap();
-        let page = fs::read_to_string(directory.path().join("summary.md")).unwrap();
+        let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+        let page = read("appendix.md");
         for part in [
             "## How fast",
             "| 1 | x |",
@@ -163,9 +232,11 @@ mod tests {
         }
         assert_eq!(page.matches("Machine:").count(), 1);
         assert!(fs::read_to_string(directory.path().join("fast-plot.svg")).unwrap().starts_with("<svg"));
-        let results: Vec<Report> =
-            serde_json::from_str(&fs::read_to_string(directory.path().join("results.json")).unwrap()).unwrap();
-        assert_eq!(results.len(), 1);
+        let (summary, results) = (read("summary.md"), directory.path().join("results.json"));
+        fs::remove_file(directory.path().join("fast-plot.svg")).unwrap();
+        again(&results, directory.path()).unwrap();
+        assert_eq!(read("summary.md"), summary, "the same page again, by what the run left");
+        assert!(!directory.path().join("fast-plot.svg").exists(), "only the plots that the summary shows");
     }
 
     #[test]

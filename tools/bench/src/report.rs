@@ -6,6 +6,7 @@ use std::{env, fs, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::page::wrapped;
 use crate::{Machine, Roofline};
 
 /// Everything that one benchmark has to say.
@@ -117,11 +118,17 @@ impl Report {
         }
     }
 
+    /// What its figures come from, for a picture that travels without its page.
+    pub(crate) fn source(&self) -> String {
+        let Machine { cpus, .. } = self.machine;
+        if self.name == "model" { "simulated, not measured".into() } else { format!("emulator, {cpus} cores") }
+    }
+
     /// The whole report but its plots.
     pub fn markdown(&self) -> String {
         let mut text = format!("## {}\n\n`{}`\n", self.title, self.command);
         for note in &self.notes {
-            let _ = write!(text, "\n{note}\n");
+            let _ = write!(text, "\n{}\n", wrapped(note));
         }
         for table in &self.tables {
             let _ = write!(text, "\n{}", table.markdown());
@@ -196,8 +203,8 @@ impl Table {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         let rule = format!("|{}\n", "---|".repeat(self.columns.len()));
         let rows: String = self.rows.iter().map(|row| line(row)).collect();
-        let title = if self.title.is_empty() { String::new() } else { format!("**{}**\n\n", self.title) };
-        let note = if self.note.is_empty() { String::new() } else { format!("\n{}\n", self.note) };
+        let title = if self.title.is_empty() { String::new() } else { format!("{}\n\n", wrapped(&format!("**{}**", self.title))) };
+        let note = if self.note.is_empty() { String::new() } else { format!("\n{}\n", wrapped(&self.note)) };
         format!("{title}{}{rule}{rows}{note}", line(&self.columns))
     }
 }

@@ -1,28 +1,37 @@
-//! Draws a [`Plot`] as one SVG, in colours that read on white and on black.
+//! Draws a [`Plot`] as one SVG, in colours that read on white and on black. A bar begins at zero and says its value; where
+//! the axis is logarithmic there is no zero, so a point stands in its place.
 
 use std::fmt::Write as _;
 
 use crate::{Plot, PlotKind};
 
 const WIDTH: f64 = 760.0;
+/// Of titles and legends.
+const MARGIN: f64 = 16.0;
 const LEFT: f64 = 72.0;
 const RIGHT: f64 = 20.0;
-const TITLE: f64 = 34.0;
+/// Of the title and the line below it, which says what the figures come from.
+const TITLE: f64 = 54.0;
 const LEGEND_LINE: f64 = 18.0;
 const DRAWING: f64 = 300.0;
 const BOTTOM: f64 = 58.0;
 /// Of a character, about.
 const LETTER: f64 = 7.0;
-/// Of names of groups that do not fit beside each other, in degrees.
-const SLANT: f64 = 55.0;
 /// About as many marks on an axis.
 const TICKS: f64 = 6.0;
-/// Share of a group's width that its bars take.
-const BARS: f64 = 0.8;
+/// Decades of a logarithmic axis from which on only their ends are marked.
+const DECADES_MARKED: f64 = 3.0;
+/// Height of a bar, and of the space between two groups of them.
+const BAR: f64 = 15.0;
+const GAP: f64 = 9.0;
+/// What a bar's value needs behind its end.
+const VALUE: f64 = 48.0;
+/// Ways of ours, which a plot of one series shows in a colour of their own.
+const OURS: [&str; 2] = ["kvlane", "dpu-app"];
 /// Of equal lightness, told apart also without colour vision.
 const COLOURS: [&str; 8] = ["#3b82c4", "#d9822b", "#3f9b6b", "#b0568f", "#8a7a2f", "#6b6ecf", "#c2514b", "#5f8f9b"];
-const STYLE: &str = "text{font:12px sans-serif;fill:#333}.t{font-size:15px;font-weight:600}.g{stroke:#8884;stroke-width:1}\
-.a{stroke:#888;stroke-width:1}polyline{fill:none;stroke-width:2}@media(prefers-color-scheme:dark){text{fill:#ddd}}";
+const STYLE: &str = "text{font:12px sans-serif;fill:#333}.t{font-size:15px;font-weight:600}.g{stroke:#888;stroke-opacity:.3;stroke-width:1}\
+.a{stroke:#888;stroke-width:1}.s{fill:#888}polyline{fill:none;stroke-width:2}@media(prefers-color-scheme:dark){text{fill:#ddd}}";
 
 /// A number line: from values to pixels.
 struct Axis {
@@ -43,7 +52,7 @@ impl Axis {
     fn ticks(&self) -> Vec<f64> {
         if self.log {
             let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
-            let few = decades.clone().count() > 3;
+            let few = (self.high / self.low).log10() >= DECADES_MARKED;
             let steps: &[f64] = if few { &[1.0] } else { &[1.0, 2.0, 5.0] };
             let all = decades.flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
             return all.filter(|tick| (self.low..=self.high).contains(tick)).collect();
@@ -83,9 +92,15 @@ fn axis(values: impl Iterator<Item = f64>, log: bool, zero: bool, from: f64, to:
 fn label(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude >= 10_000.0 {
-        return format!("{:.0}k", value / 1000.0);
+        return label(value / 1000.0) + "k";
     }
-    let text = format!("{value:.*}", if magnitude >= 10.0 || value == 0.0 { 0 } else { 3 });
+    let digits = match magnitude {
+        _ if value == 0.0 || magnitude >= 100.0 => 0,
+        10.0.. => 1,
+        1.0.. => 2,
+        _ => 3,
+    };
+    let text = format!("{value:.digits$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
 }
 
@@ -93,61 +108,65 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// The plot as a document of its own.
-pub fn draw(plot: &Plot) -> String {
+/// The plot as a document of its own. `source`: what the figures come from, below the title.
+pub fn draw(plot: &Plot, source: &str) -> String {
     let lines = legend(plot);
     let top = TITLE + lines.len() as f64 * LEGEND_LINE;
-    let bottom = top + DRAWING;
-    let height = bottom + BOTTOM + hanging(plot);
+    let rows = rows(plot);
+    let bottom = top + if plot.kind == PlotKind::Bars { rows.height } else { DRAWING };
+    let height = bottom + BOTTOM;
+    let left = if plot.kind == PlotKind::Bars { rows.left } else { LEFT };
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
-         <title>{0}</title>\n<style>{STYLE}</style>\n<text class=\"t\" x=\"{LEFT}\" y=\"22\">{0}</text>\n",
-        escape(&plot.title)
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
+         role=\"img\">\n<title>{0}</title>\n<style>{STYLE}</style>\n\
+         <text class=\"t\" x=\"{MARGIN}\" y=\"22\">{0}</text>\n<text class=\"s\" x=\"{MARGIN}\" y=\"40\">{1}</text>\n",
+        escape(&plot.title),
+        escape(source)
     );
     lines.iter().for_each(|line| out.push_str(line));
     let values =
         |side: fn(&(f64, f64)) -> f64| plot.series.iter().flat_map(move |series| series.points.iter().map(side));
-    let y = axis(values(|point| point.1), plot.log_y, true, bottom, top + 8.0);
-    for tick in y.ticks() {
-        let at = y.at(tick);
-        let _ = writeln!(
-            out,
-            "<line class=\"g\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
-            at + 4.0,
-            label(tick)
-        );
-    }
     match plot.kind {
         PlotKind::Lines => {
             let x = axis(values(|point| point.0), plot.log_x, false, LEFT, WIDTH - RIGHT - 8.0);
+            let y = axis(values(|point| point.1), plot.log_y, true, bottom, top + 8.0);
             draw_lines(plot, &x, &y, &mut out);
+            let side = f64::midpoint(top, bottom);
+            let _ = writeln!(
+                out,
+                "<text text-anchor=\"middle\" transform=\"translate(16 {side}) rotate(-90)\">{}</text>",
+                escape(&plot.y)
+            );
         }
-        PlotKind::Bars => draw_bars(plot, &y, &mut out),
+        PlotKind::Bars => {
+            let x = axis(values(|point| point.1), plot.log_y, true, left, WIDTH - RIGHT - VALUE);
+            draw_bars(plot, &x, &rows, (top, bottom), &mut out);
+        }
     }
-    let (middle, side) = (f64::midpoint(LEFT, WIDTH - RIGHT), f64::midpoint(top, bottom));
+    let name = if plot.kind == PlotKind::Bars { &plot.y } else { &plot.x };
     let _ = write!(
         out,
-        "<line class=\"a\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\n\
-         <text text-anchor=\"middle\" x=\"{middle}\" y=\"{}\">{}</text>\n\
-         <text text-anchor=\"middle\" transform=\"translate(16 {side}) rotate(-90)\">{}</text>\n</svg>\n",
+        "<line class=\"a\" x1=\"{left}\" x2=\"{}\" y1=\"{bottom}\" y2=\"{bottom}\"/>\n\
+         <text text-anchor=\"middle\" x=\"{}\" y=\"{}\">{}</text>\n</svg>\n",
         WIDTH - RIGHT,
+        f64::midpoint(left, WIDTH - RIGHT),
         height - 12.0,
-        escape(&plot.x),
-        escape(&plot.y)
+        escape(name)
     );
     out
 }
 
 /// Names of the series, with as many to a line as fit.
 fn legend(plot: &Plot) -> Vec<String> {
+    if is_of_one_kind(plot) {
+        return Vec::new();
+    }
     let (mut lines, mut x) = (Vec::new(), f64::INFINITY);
     for (index, series) in plot.series.iter().enumerate() {
         let width = 26.0 + series.name.chars().count() as f64 * LETTER;
         if x + width > WIDTH - RIGHT {
             lines.push(String::new());
-            x = LEFT;
+            x = MARGIN;
         }
         let y = TITLE + (lines.len() - 1) as f64 * LEGEND_LINE;
         let line = lines.last_mut().expect("one was pushed");
@@ -164,7 +183,24 @@ fn legend(plot: &Plot) -> Vec<String> {
     lines
 }
 
+/// Tells whether it has bars of one series, which need no legend.
+fn is_of_one_kind(plot: &Plot) -> bool {
+    plot.kind == PlotKind::Bars && plot.series.len() == 1
+}
+
 fn draw_lines(plot: &Plot, x: &Axis, y: &Axis, out: &mut String) {
+    for tick in y.ticks() {
+        let at = y.at(tick);
+        let _ = writeln!(
+            out,
+            "<line class=\"g\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+             <text text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
+            WIDTH - RIGHT,
+            LEFT - 6.0,
+            at + 4.0,
+            label(tick)
+        );
+    }
     for tick in x.ticks() {
         let _ = writeln!(
             out,
@@ -188,59 +224,74 @@ fn draw_lines(plot: &Plot, x: &Axis, y: &Axis, out: &mut String) {
     }
 }
 
-/// Names of the groups of a bar plot, and a group's width.
-fn groups(plot: &Plot) -> (&[String], f64) {
+/// How groups of bars lie below each other.
+struct Rows<'a> {
+    /// Names of the groups.
+    labels: &'a [String],
+    /// Where bars begin: behind the longest name.
+    left: f64,
+    /// Of one group, with the space behind it.
+    group: f64,
+    /// Of all.
+    height: f64,
+}
+
+fn rows(plot: &Plot) -> Rows<'_> {
     let labels = plot.series.first().map_or(&[][..], |series| &series.labels);
     let furthest = plot.series.iter().flat_map(|series| &series.points).map(|point| point.0 as usize + 1).max();
     let count = labels.len().max(furthest.unwrap_or(0)).max(1);
-    (labels, (WIDTH - LEFT - RIGHT) / count as f64)
+    let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    let group = plot.series.len().max(1) as f64 * BAR + GAP;
+    Rows { labels, left: MARGIN + longest as f64 * LETTER + 8.0, group, height: count as f64 * group + GAP }
 }
 
-/// How far names of groups reach down where they are slanted because they do not fit beside each other; 0 where they do.
-fn hanging(plot: &Plot) -> f64 {
-    if plot.kind != PlotKind::Bars {
-        return 0.0;
-    }
-    let (labels, group) = groups(plot);
-    let longest = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) as f64 * LETTER;
-    if longest > group { longest * SLANT.to_radians().sin() } else { 0.0 }
-}
-
-fn draw_bars(plot: &Plot, y: &Axis, out: &mut String) {
-    let (labels, group) = groups(plot);
-    let bar = group * BARS / plot.series.len().max(1) as f64;
-    let foot = y.at(if y.log { y.low } else { 0.0 });
-    for (index, series) in plot.series.iter().enumerate() {
-        for &(place, value) in series.points.iter().filter(|point| point.1.is_finite()) {
-            let x = LEFT + place * group + group * (1.0 - BARS) / 2.0 + index as f64 * bar;
-            let end = y.at(value);
-            let (top, height) = (end.min(foot), (end - foot).abs());
-            let _ = writeln!(
-                out,
-                "<rect x=\"{x:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"{}\"><title>{}: {}</title></rect>",
-                (bar - 1.0).max(1.0),
-                COLOURS[index % COLOURS.len()],
-                escape(&series.name),
-                label(value)
-            );
-        }
-    }
-    let slanted = hanging(plot) > 0.0;
-    for (index, text) in labels.iter().enumerate() {
-        let (x, y) = (LEFT + (index as f64 + 0.5) * group, y.from + 16.0);
-        let turn = if slanted { format!(" rotate(-{SLANT})") } else { String::new() };
-        let anchor = if slanted { "end" } else { "middle" };
+fn draw_bars(plot: &Plot, x: &Axis, rows: &Rows<'_>, (top, bottom): (f64, f64), out: &mut String) {
+    for tick in x.ticks() {
+        let at = x.at(tick);
         let _ = writeln!(
             out,
-            "<text text-anchor=\"{anchor}\" transform=\"translate({x:.1} {y:.1}){turn}\">{}</text>",
-            escape(text)
+            "<line class=\"g\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{top}\" y2=\"{bottom}\"/>\
+             <text text-anchor=\"middle\" x=\"{at:.1}\" y=\"{:.1}\">{}</text>",
+            bottom + 16.0,
+            label(tick)
         );
+    }
+    for (index, series) in plot.series.iter().enumerate() {
+        for &(place, value) in series.points.iter().filter(|point| point.1.is_finite()) {
+            let y = top + GAP + place * rows.group + index as f64 * BAR;
+            let is_ours =
+                rows.labels.get(place as usize).is_some_and(|name| OURS.iter().any(|ours| name.starts_with(ours)));
+            let colour = if is_of_one_kind(plot) {
+                COLOURS[if is_ours { 0 } else { COLOURS.len() - 1 }]
+            } else {
+                COLOURS[index % COLOURS.len()]
+            };
+            let (foot, end) = (x.at(if x.log { x.low } else { 0.0 }), x.at(value));
+            let _ = if x.log {
+                writeln!(out, "<circle cx=\"{end:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{colour}\"/>", y + BAR / 2.0)
+            } else {
+                writeln!(
+                    out,
+                    "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
+                    end.min(foot),
+                    (end - foot).abs(),
+                    BAR - 1.5
+                )
+            };
+            let (behind, down) = (end.max(foot) + if x.log { 9.0 } else { 5.0 }, y + BAR / 2.0 + 3.5);
+            let _ = writeln!(out, "<text x=\"{behind:.1}\" y=\"{down:.1}\">{}</text>", label(value));
+        }
+    }
+    for (index, text) in rows.labels.iter().enumerate() {
+        let middle = top + GAP + index as f64 * rows.group + (rows.group - GAP) / 2.0;
+        let (at, down) = (rows.left - 8.0, middle + 4.0);
+        let _ = writeln!(out, "<text text-anchor=\"end\" x=\"{at:.1}\" y=\"{down:.1}\">{}</text>", escape(text));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Axis, axis, draw, label};
+    use super::{Axis, axis, draw, label, rows};
     use crate::{Plot, PlotKind, Series};
 
     fn plot(kind: PlotKind) -> Plot {
@@ -266,7 +317,9 @@ mod tests {
         let linear = Axis { low: 0.0, high: 9.3, log: false, from: 0.0, to: 1.0 };
         assert_eq!(linear.ticks(), [0.0, 2.0, 4.0, 6.0, 8.0]);
         let log = Axis { low: 0.5, high: 40.0, log: true, from: 0.0, to: 1.0 };
-        assert_eq!(log.ticks(), [1.0, 10.0], "only decades where there are many");
+        assert_eq!(log.ticks(), [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]);
+        let wide = Axis { low: 0.5, high: 5000.0, log: true, from: 0.0, to: 1.0 };
+        assert_eq!(wide.ticks(), [1.0, 10.0, 100.0, 1000.0], "only decades where there are many");
     }
 
     #[test]
@@ -278,25 +331,45 @@ mod tests {
     }
 
     #[test]
-    fn every_point_is_drawn_and_text_is_escaped() {
-        let bars = draw(&plot(PlotKind::Bars));
-        assert_eq!(bars.matches("</title></rect>").count(), 4);
-        assert!(bars.contains("A &amp; B") && bars.contains("10 &lt;Gbit/s&gt;"));
-        let lines = draw(&plot(PlotKind::Lines));
+    fn every_point_is_drawn_with_its_value_and_text_is_escaped() {
+        let bars = draw(&plot(PlotKind::Bars), "emulator, 2 cores");
+        for value in [">3<", ">9<", ">1<", ">2<"] {
+            assert!(bars.contains(value), "{value}");
+        }
+        assert_eq!(bars.matches(&format!("height=\"{:.1}\"", super::BAR - 1.5)).count(), 4);
+        assert!(bars.contains("A &amp; B") && bars.contains("10 &lt;Gbit/s&gt;") && bars.contains("emulator, 2 cores"));
+        let lines = draw(&plot(PlotKind::Lines), "");
         assert_eq!((lines.matches("<polyline").count(), lines.matches("<circle").count()), (2, 4));
     }
 
     #[test]
-    fn names_that_do_not_fit_hang_and_the_plot_makes_room_for_them() {
+    fn bars_begin_at_zero_and_a_logarithmic_axis_has_points_instead() {
+        let mut bars = plot(PlotKind::Bars);
+        let widths = |svg: &str| -> Vec<f64> {
+            let rows = svg.lines().filter(|line| line.starts_with("<rect") && !line.contains("rx="));
+            rows.map(|line| line.split("width=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap())
+                .collect()
+        };
+        let drawn = widths(&draw(&bars, ""));
+        assert!((drawn[0] / drawn[2] - 3.0).abs() < 0.01, "three times as long as the bar of a third: {drawn:?}");
+        bars.log_y = true;
+        let svg = draw(&bars, "");
+        assert_eq!((widths(&svg).len(), svg.matches("<circle").count()), (0, 4));
+    }
+
+    #[test]
+    fn bars_begin_behind_the_longest_name_and_a_plot_of_one_series_has_no_legend() {
         let height = |plot: &Plot| {
-            draw(plot).split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse::<f64>().unwrap()
+            draw(plot, "").split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse::<f64>().unwrap()
         };
         let mut bars = plot(PlotKind::Bars);
-        let before = height(&bars);
-        bars.series[0].labels[0] = "a way with a long name ".repeat(4);
-        assert!(draw(&bars).contains("rotate(-55)") && height(&bars) > before + 300.0);
-        bars.kind = PlotKind::Lines;
-        assert!((height(&bars) - before).abs() < 1e-9, "lines have no groups");
+        let (before, left) = (height(&bars), rows(&bars).left);
+        bars.series[0].labels[0] = "a way with a long name ".into();
+        assert!(rows(&bars).left > left);
+        bars.series[0].labels.push("one more".into());
+        assert!(height(&bars) > before);
+        bars.series.truncate(1);
+        assert!(!draw(&bars, "").contains("ours"));
     }
 
     #[test]
@@ -304,12 +377,15 @@ mod tests {
         for kind in [PlotKind::Lines, PlotKind::Bars] {
             let mut plot = plot(kind);
             plot.series[0].points.push((2.0, f64::NAN));
-            assert!(!draw(&plot).contains("NaN"));
+            assert!(!draw(&plot, "").contains("NaN"));
         }
     }
 
     #[test]
     fn labels_are_short() {
-        assert_eq!([0.0, 0.25, 2.0, 150.0, 20_000.0].map(label), ["0", "0.25", "2", "150", "20k"]);
+        assert_eq!(
+            [0.0, 0.25, 2.0, 0.1234, 150.4, 10_836.0, 20_000.0].map(label),
+            ["0", "0.25", "2", "0.123", "150", "10.8k", "20k"]
+        );
     }
 }
