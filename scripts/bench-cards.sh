@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measures four cards that share one Redis over one link, without and with tiers of their own: the report `tiers-cards` of
-# scripts/bench.sh. Each card and its host are in a network namespace, the server is in another; `tc tbf` limits what it sends.
+# Measures four cards that share one Redis over one link, without and with tiers of their own: the report `tiers-cards`
+# of scripts/bench.sh. Each card and its host are in a network namespace, the server is in another; `tc tbf` limits what
+# it sends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints what tells one build of a version from another: `+42.gabc1234` is the 42nd commit, abc1234; `.dirty` if files were
-# changed since. Nothing where there is no git, or only that of a directory above. Scripts put it into KVLANE_BUILD; binaries
-# show it in --version, packages have it in their version, and it grows.
+# Prints what tells one build of a version from another: `+42.gabc1234` is the 42nd commit, abc1234; `.dirty` if files
+# were changed since. Nothing where there is no git, or only that of a directory above. Scripts put it into
+# KVLANE_BUILD; binaries show it in --version, packages have it in their version, and it grows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -e .git ] || exit 0

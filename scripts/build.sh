@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds with cargo and shows how far it is: on a terminal cargo's own bar, elsewhere a line every few seconds with the crates
-# that are done, of all. Warnings and errors are passed on as they are.
+# Builds with cargo and shows how far it is: on a terminal cargo's own bar, elsewhere a line every few seconds with the
+# crates that are done, of all. Warnings and errors are passed on as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/toolchain.sh
@@ -16,7 +16,8 @@ esac
 # Seconds between two lines.
 every=5
 
-# Passes on of what cargo says what somebody has to read, and says how far it is every few seconds, also while it is silent.
+# Passes on of what cargo says what somebody has to read, and says how far it is every few seconds, also while it is
+# silent.
 in_lines() {
     local line part='' far='starting' said=0 status
     while true; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Real processes under seeded faults: cards, Redis servers, disks, links and hosts are killed, frozen, filled and lied to, and
-# what an honest host sees is checked byte by byte. Ends with a table that has to be zeros.
+# Real processes under seeded faults: cards, Redis servers, disks, links and hosts are killed, frozen, filled and lied
+# to, and what an honest host sees is checked byte by byte. Ends with a table that has to be zeros.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

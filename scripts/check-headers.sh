@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Proves that our own DOCA headers (the emulator's, which the tests build against) say what an installed SDK's headers say:
-# prototypes, callback types, enum values, sizes, macros. Compiles a few lines and runs none; changes nothing.
+# Proves that our own DOCA headers (the emulator's, which the tests build against) say what an installed SDK's headers
+# say: prototypes, callback types, enum values, sizes, macros. Compiles a few lines and runs none; changes nothing.
 set -euo pipefail
 export LC_ALL=C
 

@@ -184,7 +184,8 @@ elif [ -n "$card" ]; then
 fi
 if $dry_run; then exit 0; fi
 
-# The passwords that we know of: whatever stands between :// and @, or after a telling name, in config, unit, environment.
+# The passwords that we know of: whatever stands between :// and @, or after a telling name, in config, unit,
+# environment.
 known() {
     {
         cat "$config" 2>/dev/null || true

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The real vLLM with its prefixes in a store: three servers, one after the other, answer the same requests. The first
-# recomputes, the second saves, the third loads what the second left. Shows hit tokens, TTFT, and that the answers agree.
+# recomputes, the second saves, the third loads what the second left. Shows hit tokens, TTFT, and that the answers
+# agree.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

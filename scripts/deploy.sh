@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings dpu-app onto a card and starts it: copy, check, install, start, wait until it answers. The release that ran
-# before stays there, and comes back by itself when the new one is not healthy. Run it twice and the second does nothing.
+# before stays there, and comes back by itself when the new one is not healthy. Run it twice and the second does
+# nothing.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=/dev/null

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the emulator the way the SDK is installed: shared libraries with the SDK's names and symbol versions, headers,
-# pkg-config files. A DOCA program then builds with PKG_CONFIG_PATH=PREFIX/lib/pkgconfig and nothing changed.
+# Installs the emulator the way the SDK is installed: shared libraries with the SDK's names and symbol versions,
+# headers, pkg-config files. A DOCA program then builds with PKG_CONFIG_PATH=PREFIX/lib/pkgconfig and nothing changed.
 # Idempotent. A prefix of one's own needs no root.
 set -euo pipefail
 
@@ -151,7 +151,8 @@ version_script '.*' >"$work/all.map"
     "@$work/wanted" "$archive" -Wl,--gc-sections -Wl,-z,defs -lgcc_s -lpthread -ldl -lm -lc
 put "$work/libdoca_emulator.so.0" lib/libdoca_emulator.so.0 755
 
-# The libraries that programs link with name their symbols and versions and send the loader to the one above (DT_FILTER).
+# The libraries that programs link with name their symbols and versions and send the loader to the one above
+# (DT_FILTER).
 for library in "${libraries[@]}"; do
     version_script "$library" >"$work/$library.map"
     { symbols "$library" DOCA_2 && symbols "$library" EXPERIMENTAL; } |

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds programs of a checkout of NVIDIA's doca-samples, unmodified, against the emulator, runs them and prints which of
-# them gave the right answer. The only thing done to the checkout's copy is what the SDK's own packaging does:
+# Builds programs of a checkout of NVIDIA's doca-samples, unmodified, against the emulator, runs them and prints which
+# of them gave the right answer. The only thing done to the checkout's copy is what the SDK's own packaging does:
 # meson.build.public takes the place of meson.build.
 # shellcheck disable=SC2317  # the run_ functions are called by name
 set -euo pipefail

@@ -110,7 +110,8 @@ done
 printf 'root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n' >"$root/etc/passwd"
 cat >"$root/bin/as-user" <<AS_USER
 #!/bin/sh
-# A process that is no ancestor of another must not get at its memory under Yama: without this, the tests would prove nothing.
+# A process that is no ancestor of another must not get at its memory under Yama: without this, the tests would prove
+# nothing.
 sleep 1000 &
 if dd if=/proc/\$!/mem of=/dev/null count=0 2>/dev/null; then may=yes; else may=no; fi
 echo "@yama scope \$(cat /proc/sys/kernel/yama/ptrace_scope), user \$(id -u), a stranger's memory: \$may"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs a command where programs for aarch64 run like any other, and so do their children: with qemu-user, registered for this
-# command alone. The kernel keeps such registrations per user namespace from Linux 6.7 on, so the machine stays as it was.
+# Runs a command where programs for aarch64 run like any other, and so do their children: with qemu-user, registered for
+# this command alone. The kernel keeps such registrations per user namespace from Linux 6.7 on, so the machine stays as
+# it was.
 set -euo pipefail
 
 usage() {
@@ -43,8 +44,8 @@ binfmt=/proc/sys/fs/binfmt_misc
 is_registered() { [ -e "$binfmt/qemu-aarch64" ] && grep --quiet enabled "$binfmt/qemu-aarch64"; }
 if is_registered; then exec "$@"; fi
 
-# An ELF header of 64 bits, little endian, a program or a library, for machine 183. P: argv[0] stays what it was. F: qemu is
-# opened now, so that it is found in a chroot, too.
+# An ELF header of 64 bits, little endian, a program or a library, for machine 183. P: argv[0] stays what it was. F:
+# qemu is opened now, so that it is found in a chroot, too.
 magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
 # shellcheck disable=SC2016 # expands inside the namespace

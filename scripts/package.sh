@@ -122,7 +122,8 @@ crates() {
         sed 's/ (\*)$//' | sort --unique
 }
 
-# finish VERSION DEPENDS SECTION TITLE: control file, documents, the .deb. More of the description comes on standard input.
+# finish VERSION DEPENDS SECTION TITLE: control file, documents, the .deb. More of the description comes on standard
+# input.
 finish() {
     local documents=usr/share/doc/$package program
     cat >"$work/copyright" <<COPYRIGHT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the SDK flavour of dpu-app, host-ctl and kvlane-plan the way a machine with a card does, with the emulator's shared libraries and
-# headers installed in the SDK's place, and runs the demo with it. What it proves: that the build finds an SDK and nothing
-# else, says so when it cannot, and that the binaries use only what the SDK's libraries export.
+# Builds the SDK flavour of the programs the way a machine with a card does, with the emulator's shared
+# libraries and headers installed in the SDK's place, and runs the demo with it. What it proves: that the build finds an
+# SDK and nothing else, says so when it cannot, and that the binaries use only what the SDK's libraries export.
 set -euo pipefail
 from=$PWD
 cd "$(dirname "$0")/.."

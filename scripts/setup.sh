@@ -11,7 +11,7 @@ Usage: scripts/setup.sh [--yes] [--test] [--arm] [--redis] [--python] [--venv]
   --redis  also redis-server and redis-cli, for scripts/demo.sh --store redis
   --python also what builds and tests the Python package: maturin, pytest and numpy, in target/python-venv
   --venv   also what makes Python's virtual environments, for scripts/vllm/install.sh
-  --test   also what scripts/test.sh --all uses beside cargo: rustfmt, clippy, shellcheck, debootstrap, prometheus,
+  --test   also what .ci/run uses beside cargo: rustfmt, clippy, shellcheck, debootstrap, prometheus,
            redis-server, all of --arm and --python
 Rust comes from apt where apt has one that is new enough (rust-version in Cargo.toml), else from rustup (https://rustup.rs).
 USAGE
@@ -96,8 +96,9 @@ rust_lacks() {
 offered() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: \([0-9.]*\).*/\1/p'; }
 is_installed() { dpkg-query --show --showformat='${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 
-# Decides where Rust comes from: sets rust_from (apt, rustup, site; unknown before apt's lists are fetched anew, if they have
-# none), rust_packages and, for people, rust_words. Packages that lie beside an old rustc come before those that take its place.
+# Decides where Rust comes from: sets rust_from (apt, rustup, site; unknown before apt's lists are fetched anew, if they
+# have none), rust_packages and, for people, rust_words. Packages that lie beside an old rustc come before those that
+# take its place.
 choose_rust() {
     rust_packages=()
     local release

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Passes the tests and the demo as the card's Arm cores would run them, under qemu-user, and proves that the kernels are NEON
-# code. Part of scripts/test.sh --all.
+# Passes the tests and the demo as the card's Arm cores would run them, under qemu-user, and proves that the kernels are
+# NEON code. Part of CI (.ci/run arm).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/test-arm.sh [--yes] [--demo | --tests] [-- CARGO-TEST-ARGUMENT...]
+Usage: scripts/test-arm.sh [--yes] [--few] [--demo | --tests] [-- CARGO-TEST-ARGUMENT...]
   --yes     install what is missing without asking
+  --few     tests of the rooms in which an Arm core can decide otherwise, as CI does: block (NEON), mailbox (words in shared
+            memory), doca-sys, doca-emulator and doca (the C interface, memory between processes)
   --tests   the tests only
   --demo    the demo only
   --        what follows replaces --workspace and its exception in `cargo test`: -p block --lib
@@ -23,6 +25,7 @@ which=(--workspace --exclude kvlane-python)
 while [ $# -gt 0 ]; do
     case "$1" in
         --yes) setup+=(--yes) ;;
+        --few) which=(-p block -p mailbox -p doca-sys -p doca-emulator -p doca) ;;
         --tests) demo=false ;;
         --demo) tests=false ;;
         --)
@@ -56,8 +59,8 @@ skip() {
     skipped+=(--skip "$1")
 }
 
-# Every kernel has the vector form of the instruction that its loop cannot do without; its copies for the element types are
-# one function or several, as the linker sees through. FILE has symbols.
+# Every kernel has the vector form of the instruction that its loop cannot do without; its copies for the element types
+# are one function or several, as the linker sees through. FILE has symbols.
 kernels_are_neon() {
     local kernel instruction count good=true
     aarch64-linux-gnu-objdump --disassemble --demangle --no-show-raw-insn "$1" >"$work/code"

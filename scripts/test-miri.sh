@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What miri can judge of the unsafe code in a few minutes. Part of scripts/test.sh --all.
+# What miri can judge of the unsafe code in a few minutes. Part of CI (.ci/run miri).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the Python package as a wheel and runs its tests: the client against a real dpu-app on the emulator, the connector's
-# states against fakes. The connector against the real vLLM is scripts/vllm/prove.py.
+# Builds the Python package as a wheel and runs its tests: the client against a real dpu-app on the emulator, the
+# connector's states against fakes. The connector against the real vLLM is scripts/vllm/prove.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
-# Sourced in the tree's root: puts a Rust that is new enough first in PATH where this machine has one: PATH's own, that of
-# this user's rustup, or one of Ubuntu's versioned packages. Where there is none it changes nothing; scripts/setup.sh gets one.
+# Sourced in the tree's root: puts a Rust that is new enough first in PATH where this machine has one: PATH's own, that
+# of this user's rustup, or one of Ubuntu's versioned packages. Where there is none it changes nothing; scripts/setup.sh
+# gets one.
 
 kvlane_rust_needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
 
@@ -12,8 +13,8 @@ kvlane_new_enough() {
     [ -n "$1" ] && [ "$(printf '%s\n' "$kvlane_rust_needed" "$1" | sort --version-sort | head -n 1)" = "$kvlane_rust_needed" ]
 }
 
-# Tells whether cargo and rustc of PATH are new enough, if need be as rustup's stable toolchain. Only one that is installed is
-# asked for: rustup would fetch what is merely named.
+# Tells whether cargo and rustc of PATH are new enough, if need be as rustup's stable toolchain. Only one that is
+# installed is asked for: rustup would fetch what is merely named.
 kvlane_rust_found() {
     kvlane_new_enough "$(kvlane_release cargo)" && kvlane_new_enough "$(kvlane_release rustc)" && return 0
     [ -z "${RUSTUP_TOOLCHAIN:-}" ] && rustup toolchain list 2>/dev/null | grep -q '^stable' || return 1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The Python package as a release wheel (abi3: one for Python 3.10 and later), and a smoke test of it in a fresh environment.
-# It runs with this machine's glibc or a newer one: build it on the oldest system that it is for (maturin names the manylinux).
+# The Python package as a release wheel (abi3: one for Python 3.10 and later), and a smoke test of it in a fresh
+# environment. It runs with this machine's glibc or a newer one: build it on the oldest system that it is for (maturin
+# names the manylinux).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -155,7 +155,8 @@ ExecStart=
 ExecStart=/opt/kvlane/current/bin/dpu-app run --config /etc/kvlane/dpu-app.conf
 DROP_IN
     fi
-    # A store's URL may hold a password: the service may read it, others not. Its group comes with sysusers or the package.
+    # A store's URL may hold a password: the service may read it, others not. Its group comes with sysusers or the
+    # package.
     if [ -e "$config" ] && getent group kvlane >/dev/null; then chgrp kvlane "$config"; fi
     link current "$to"
     systemctl daemon-reload

@@ -1,5 +1,5 @@
-"""A card and a host of one version of the programs, which speak with each other alone; what they share with others is a store.
-The host is `host-ctl` of that version: between two versions of the emulator exports need not be understood."""
+"""A card and a host of one version of the programs. They speak with each other alone, and share with others only a store. The
+host is `host-ctl` of that version: two versions of the emulator need not understand each other's exports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Pair:
             tally.wrong("lost", (TOKENS - tokens) // 256, f"{model}: {tokens} of {TOKENS} tokens by {self._host}")
         else:
             tally.chunks += TOKENS // 256
-            same = subprocess.run(["host-ctl", "compare", DATA, back, "--recipe", "lossless", "--quiet"], capture_output=True)
+            command = ["host-ctl", "compare", DATA, back, "--recipe", "lossless", "--quiet"]
+            same = subprocess.run(command, capture_output=True)
             tally.wrong("wrong", int(same.returncode != 0), f"{model}: {same.stdout.decode()}")
 
     def _call(self, *words: str) -> str:

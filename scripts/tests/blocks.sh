@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the blocks that the documents tell people to paste, as they stand there: the README's "By hand" and docs/vllm.md's "Five
-# lines". Pasted is what a shell reads from its standard input, so a command that reads it too would eat the lines behind.
-# Only places are changed: home and /tmp are directories of this run. vLLM is a stand-in that takes its command line and attaches
-# as the connector is told to; scripts/demo-vllm.sh runs the real one.
+# Runs the blocks that the documents tell people to paste, as they stand there: the README's "By hand" and
+# docs/vllm.md's "Five lines". Pasted is what a shell reads from its standard input, so a command that reads it too
+# would eat the lines behind. Only places are changed: home and /tmp are directories of this run. vLLM is a stand-in
+# that takes its command line and attaches as the connector is told to; scripts/demo-vllm.sh runs the real one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 case "${1:-}" in

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The two commands in a machine's minimal root, made here and now: no cargo, curl, sudo, git, nor this tree's history. What a
-# person sees before anything is installed takes seconds; with --build all of it is done: installing, building, demo, the
-# README's block "By hand", and with --test the tests. Every claim is one line, as in run.sh, which has more of them with fakes.
+# The two commands in a machine's minimal root, made here and now: no cargo, curl, sudo, git, nor this tree's history.
+# What a person sees before anything is installed takes seconds; with --build all of it is done: installing, building,
+# demo, the README's block "By hand", and with --test the tests. Every claim is one line, as in run.sh, which has more
+# of them with fakes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

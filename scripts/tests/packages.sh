@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The packages from first installation to purge, on a copy of this machine: an overlay over / in a mount and process namespace
-# of its own, in which dpkg is the real one. Nothing of it is left afterwards. Needs root, dpkg and overlayfs; else it says
-# what is missing and skips.
+# The packages from first installation to purge, on a copy of this machine: an overlay over / in a mount and process
+# namespace of its own, in which dpkg is the real one. Nothing of it is left afterwards. Needs root, dpkg and overlayfs;
+# else it says what is missing and skips.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."

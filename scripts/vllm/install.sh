@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A virtual environment with the real vLLM for CPUs and this repository's Python package, with all that building it needs.
-# Idempotent.
+# A virtual environment with the real vLLM for CPUs and this repository's Python package, with all that building it
+# needs. Idempotent.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

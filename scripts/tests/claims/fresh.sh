@@ -1,8 +1,9 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# What the two commands say and do on machines that lack what they need. The package tools are fakes; fresh.sh beside run.sh
-# tries the same in real roots. Sourced by run.sh, whose words it uses.
+# What the two commands say and do on machines that lack what they need. The package tools are fakes; fresh.sh beside
+# run.sh tries the same in real roots. Sourced by run.sh, whose words it uses.
 
-# A machine with apt, whose archives offer the lines given, and nothing installed. It runs a copy of the tree, without git.
+# A machine with apt, whose archives offer the lines given, and nothing installed. It runs a copy of the tree, without
+# git.
 fresh_machine() {
     fresh host
     local at=$cell/host

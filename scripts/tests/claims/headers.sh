@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# What check-headers.sh sees and what it does not let pass. The SDK is our own headers, drifted. Sourced by run.sh, whose words it uses.
+# What check-headers.sh sees and what it does not let pass. The SDK is our own headers, drifted. Sourced by run.sh,
+# whose words it uses.
 
 ours=$scripts/../ffi/doca-emulator/include
 # A cell with a C compiler and an SDK whose headers say what ours say.
