@@ -116,12 +116,16 @@ fn wrapped(text: &str, most: usize, marks: Marks) -> String {
             at += 1;
             continue;
         };
-        // The paragraph goes on while lines begin as this one does, a list's item by as many blanks as its mark has.
+        // The paragraph goes on while lines begin as this one does, a list's item by as many blanks as its mark has, or more.
         let inner = format!("{}{}", first.lead, " ".repeat(first.mark.len()));
+        let is_deeper = |lead: &str| {
+            !first.mark.is_empty() && lead.strip_prefix(&*inner).is_some_and(|more| more.trim().is_empty())
+        };
+        let is_inner = |lead: &str| lead == inner || is_deeper(lead);
         let follows = |line: &str| {
             let is_fence = Fence::default().sees(line);
             split(line, marks).is_some_and(|next| {
-                !is_fence && next.mark.is_empty() && next.lead == inner && !stands_alone(&next, marks)
+                !is_fence && next.mark.is_empty() && is_inner(next.lead) && !stands_alone(&next, marks)
             })
         };
         let end = at + 1 + lines[at + 1..].iter().take_while(|line| follows(line)).count();
@@ -203,7 +207,7 @@ mod tests {
 
     #[test]
     fn items_of_a_list_keep_their_indent_and_do_not_run_together() {
-        let text = "- aaa bbb ccc\n  ddd\n- eee\n";
+        let text = "- aaa bbb ccc\n      ddd\n- eee\n";
         assert_eq!(wrapped(text, 9, Marks::Markdown), "- aaa bbb\n  ccc ddd\n- eee\n");
     }
 
