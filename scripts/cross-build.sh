@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds dpu-app, host-ctl, kvlane-plan and the emulator's shared libraries for the card's Arm cores on an x86-64 machine: release,
-# stripped, debug information beside them, for glibc 2.35 (Ubuntu 22.04 on the card) or older, which it proves.
+# Builds dpu-app, host-ctl, kvlane-plan and the emulator's shared libraries for the card's Arm cores on an x86-64
+# machine: release, stripped, debug information beside them, for glibc 2.35 (Ubuntu 22.04 on the card) or older, which
+# it proves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

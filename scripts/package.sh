@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .deb files: dpu-app, host-ctl, kvlane-plan, and the emulator with its -dev package, for the card's arm64 and for amd64. What
-# deploy.sh --package takes, and what apt install ./FILE takes. Needs dpkg-deb, not debhelper; builds by cross-build.sh.
+# Makes .deb files: dpu-app, host-ctl, kvlane-plan, and the emulator with its -dev package, for the card's arm64 and for
+# amd64. What deploy.sh --package takes, and what apt install ./FILE takes. Needs dpkg-deb, not debhelper; builds by
+# cross-build.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,9 +1,10 @@
-//! `cargo bench -p dpu-app --bench fetch -- [--gb N] [--runs N] [--recipes q8,q5,...] [--soak-gb N] [--dir PATH] [--quick]`
+//! `cargo bench -p dpu-app --bench fetch -- [--gb N] [--runs N] [--recipes q8,q5,...] [--soak-gb N] [--dir PATH]
+//! [--quick]`
 //!
-//! How fast a prefix of an 8B-class model comes back through the whole data plane, beside what the emulator's engines do
-//! alone: the same blocks, the same tasks in flight, the same destination pages in the same other process, without store
-//! and without dequantization. Both in turn, medians of `--runs`. The real dpu-app runs as a process of its own with its
-//! defaults and a `dir:` store; this process is the host. Data: testdata/ tiled to size by `study::generate`.
+//! How fast a prefix of an 8B-class model comes back through the whole data plane, beside what the emulator's engines
+//! do alone: the same blocks, the same tasks in flight, the same destination pages in the same other process, without
+//! store and without dequantization. Both in turn, medians of `--runs`. The real dpu-app runs as a process of its own
+//! with its defaults and a `dir:` store; this process is the host. Data: testdata/ tiled to size by `study::generate`.
 //!
 //! MB/s are 10^6 bytes of restored bf16 a second.
 

@@ -3,8 +3,8 @@
 //! What a fetch costs the host: CPU time of the process that posts and waits, its sleeps, and the KV bytes that it
 //! touches, for each GB restored. The host sleeps between completions, as a serving engine's connector does.
 //!
-//! **No KV byte**: the host's pages of the KV cache are made inaccessible for the time of the fetches (the card writes by
-//! its own way), so that a touch would end this process with a signal.
+//! **No KV byte**: the host's pages of the KV cache are made inaccessible for the time of the fetches (the card writes
+//! by its own way), so that a touch would end this process with a signal.
 #![allow(unsafe_code)]
 
 use std::num::NonZeroUsize;
@@ -79,8 +79,8 @@ fn protect(memory: &Memory, access: ProtFlags) {
     for region in &memory.regions {
         let address = NonZeroUsize::new(region.mapping.address() as usize).expect("mapped");
         let first = NonNull::new(std::ptr::with_exposed_provenance_mut(address.get())).expect("not zero");
-        // SAFETY: whole pages of a mapping that `memory` keeps; nobody has a reference into it, and its owner only hands
-        // addresses to the card. Should this process read there all the same, it ends: that is what is measured.
+        // SAFETY: whole pages of a mapping that `memory` keeps; nobody has a reference into it, and its owner only
+        // hands addresses to the card. Should this process read there all the same, it ends: that is what is measured.
         unsafe { mprotect(first, region.mapping.bytes(), access) }.expect("pages of our own");
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! From a command posted to its completion seen, by the mailbox of a real dpu-app in a process of its own: an empty
 //! command, a look-up, and fetches of K and V of one layer of a chunk (two blocks of 512 KiB of bf16), of one chunk and
-//! of 32 chunks of an 8B-class model. **Busy**: the card polls (`--busy-poll`), the host spins. **Asleep**: both sides sleep
-//! before each command, so that it takes a doorbell each way. Beside it the least that two processes can do: 64 bytes
-//! there and back through a Unix socket, spinning and sleeping. With two CPUs or more, empty commands and the socket
-//! have the host on CPU 0 and its peer on CPU 1; fetches have all CPUs.
+//! of 32 chunks of an 8B-class model. **Busy**: the card polls (`--busy-poll`), the host spins. **Asleep**: both sides
+//! sleep before each command, so that it takes a doorbell each way. Beside it the least that two processes can do: 64
+//! bytes there and back through a Unix socket, spinning and sleeping. With two CPUs or more, empty commands and the
+//! socket have the host on CPU 0 and its peer on CPU 1; fetches have all CPUs.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};

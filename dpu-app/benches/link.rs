@@ -1,11 +1,11 @@
-//! `cargo bench -p dpu-app --bench link -- --store URL [--plain redis://HOST:PORT,...] [--link GBIT] [--gb N] [--runs N]
-//! [--recipes q8,q5,...] [--dir PATH] [--title TEXT] [--quick]`
+//! `cargo bench -p dpu-app --bench link -- --store URL [--plain redis://HOST:PORT,...] [--link GBIT] [--gb N] [--runs
+//! N] [--recipes q8,q5,...] [--dir PATH] [--title TEXT] [--quick]`
 //!
-//! How fast a prefix of an 8B-class model comes back from a store, and what that costs: the real dpu-app as a process of
-//! its own, this process as the host. With `--plain`, the same stored values are also read by an ordinary client (the
-//! redis crate, pipelines of HGET, two connections a node, into vectors that are dropped), in turn with the fetches, so
-//! that one run shows what of the link and the server's speed the data plane gets. `--link` is what the link carries,
-//! as somebody measured it (scripts/bench-links.sh does, with iperf3).
+//! How fast a prefix of an 8B-class model comes back from a store, and what that costs: the real dpu-app as a process
+//! of its own, this process as the host. With `--plain`, the same stored values are also read by an ordinary client
+//! (the redis crate, pipelines of HGET, two connections a node, into vectors that are dropped), in turn with the
+//! fetches, so that one run shows what of the link and the server's speed the data plane gets. `--link` is what the
+//! link carries, as somebody measured it (scripts/bench-links.sh does, with iperf3).
 //!
 //! Run once for each link, by scripts/bench-links.sh: the report `links` grows by a table each time.
 //!

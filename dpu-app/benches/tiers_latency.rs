@@ -1,15 +1,18 @@
 //! `cargo bench -p dpu-app --bench tiers-latency -- [--quick] [--only TEXT]`
 //!
 //! How long a small hit takes in each tier: a fetch of K and V of one layer of one chunk (two blocks, the least that a
-//! fetch can be), from the command posted to its completion seen, by a real dpu-app in a process of its own over a Redis
-//! on loopback. **Alone**: the card polls, the host spins. **Beside** another session that fetches a chunk of 32 layers of an
-//! 8B-class model over and over from the same tier: nobody spins, since two spinners are all that two cores can take.
+//! fetch can be), from the command posted to its completion seen, by a real dpu-app in a process of its own over a
+//! Redis on loopback. **Alone**: the card polls, the host spins. **Beside** another session that fetches a chunk of 32
+//! layers of an 8B-class model over and over from the same tier: nobody spins, since two spinners are all that two
+//! cores can take.
 //!
-//! **Beside a link**: the same hit of T0 while the other session fetches from a Redis behind a link of 1 Gbit/s (`tc tbf` on
-//! the loopback of a network namespace, which takes root), so that it waits for the network most of the time.
+//! **Beside a link**: the same hit of T0 while the other session fetches from a Redis behind a link of 1 Gbit/s
+//! (`tc tbf` on the loopback of a network namespace, which takes root), so that it waits for the network most of the
+//! time.
 //!
-//! The emulator inflates in software, which no card does: every size is measured with Deflate, with an engine that remembers
-//! what it inflated (`remember`: a copy instead), and with a recipe that compresses nothing. The differences are Deflate's own time.
+//! The emulator inflates in software, which no card does: every size is measured with Deflate, with an engine that
+//! remembers what it inflated (`remember`: a copy instead), and with a recipe that compresses nothing. The differences
+//! are Deflate's own time.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! `cargo bench -p dpu-app --bench verify -- [--gb N] [--runs N] [--recipe q5] [--dir PATH] [--quick]`
 //!
-//! What `--verify-dma` costs: the same prefix through three dpu-app processes, one `off`, one `sample`, one `all`, fetched in
-//! turn, so that what else the machine does hits all three; medians of `--runs`, and their ratio to `off`. MB/s are 10^6 bytes
-//! of restored bf16 a second.
+//! What `--verify-dma` costs: the same prefix through three dpu-app processes, one `off`, one `sample`, one `all`,
+//! fetched in turn, so that what else the machine does hits all three; medians of `--runs`, and their ratio to `off`.
+//! MB/s are 10^6 bytes of restored bf16 a second.
 
 use std::path::PathBuf;
 use std::time::Duration;

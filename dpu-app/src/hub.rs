@@ -314,9 +314,8 @@ impl<'a, 's> Hub<'a, 's> {
 
     /// Runs until somebody asks to stop and everything has drained.
     ///
-    /// # Errors
-    /// The device or the system failed for good; what was in flight is lost to its hosts, who find the channel closed. Or
-    /// all has drained but a worker that hangs, and whoever waits for its thread waits as long.
+    /// # Errors The device or the system failed for good; what was in flight is lost to its hosts, who find the channel
+    /// closed. Or all has drained but a worker that hangs, and whoever waits for its thread waits as long.
     pub fn run(mut self) -> Result<(), HubError> {
         self.become_state(HubState::Steady);
         self.supervisor.ready();
@@ -440,7 +439,8 @@ impl<'a, 's> Hub<'a, 's> {
         Ok(())
     }
 
-    /// Leaving, and what is not done is in calls that do not come back: no host waits for it, and no engine moves anything.
+    /// Leaving, and what is not done is in calls that do not come back: no host waits for it, and no engine moves
+    /// anything.
     fn hangs_for_good(&mut self) -> Option<Hanging> {
         let leaving_for = self.now.saturating_duration_since(self.leaving_since?);
         let moves = |engine: &CardEngine| engine.context.in_flight() > 0;

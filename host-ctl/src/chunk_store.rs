@@ -1,5 +1,5 @@
-//! Looking into what a store behind a URL holds, without a card. Everything is checked that a fetch would check, and the
-//! codes' CRC-32 over what software inflates. Reads only: what is bad stays for `dpu-app` to find.
+//! Looking into what a store behind a URL holds, without a card. Everything is checked that a fetch would check, and
+//! the codes' CRC-32 over what software inflates. Reads only: what is bad stays for `dpu-app` to find.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -17,8 +17,8 @@ use crate::error::Error;
 const BLOCK_BYTES_MAX: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Inspects one chunk of the store at `url`, or all of them, and hands each over as it is done. A chunk that goes meanwhile
-/// is passed over; one that was named must be there.
+/// Inspects one chunk of the store at `url`, or all of them, and hands each over as it is done. A chunk that goes
+/// meanwhile is passed over; one that was named must be there.
 ///
 /// # Errors
 /// The store cannot be opened or read, or the chunk is not there.

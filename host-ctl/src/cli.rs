@@ -22,8 +22,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
 use host_ctl::command::Verdict;
 
-/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
-/// or `0.1.0 (emulator)`.
+/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for:
+/// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let build = option_env!("KVLANE_BUILD").unwrap_or_default();
     format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
@@ -71,7 +71,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Show dpu-app's limits, counters, times of its stages, sessions and events
     Status(status::Arguments),
-    /// Show what requests waited for lately: those that were late, with the stage that took longest, and the last stages of all
+    /// Show what requests waited for lately: those that were late, with the stage that took longest, and the last
+    /// stages of all
     Trace(trace::Arguments),
     /// Look at a Redis store from end to end, without a card: permissions, speed, settings, and what to change
     StoreCheck(store_check::Arguments),
@@ -79,8 +80,8 @@ enum Command {
     Tiers(tiers::Arguments),
     /// Measure the time from a command to its completion
     Ping(control::PingArguments),
-    /// Tell dpu-app to finish what runs and take nothing new, from anybody; --undo takes that back. By its socket, or where
-    /// it allows hosts to (--allow-host-stop)
+    /// Tell dpu-app to finish what runs and take nothing new, from anybody; --undo takes that back. By its socket, or
+    /// where it allows hosts to (--allow-host-stop)
     Drain(control::DrainArguments),
     /// Tell dpu-app to finish what runs and end. By its socket, or where it allows hosts to (--allow-host-stop)
     Stop(control::Arguments),

@@ -7,8 +7,8 @@
 //! Memory (mappings + layout), Prefix (token ids -> chunk keys): what a serving engine's connector needs, too
 //! ```
 //! `transfer` is the whole of `host-ctl store` and `fetch`: files in and out, partial hits, done again when the store
-//! changed meanwhile; `command` is what the program shares with `kvlane-plan`. The binary only parses and prints. Errors
-//! say who is to blame: that is the exit code ([`Error`]). examples/fetch.rs is the shortest client.
+//! changed meanwhile; `command` is what the program shares with `kvlane-plan`. The binary only parses and prints.
+//! Errors say who is to blame: that is the exit code ([`Error`]). host-ctl/examples/fetch.rs is the shortest client.
 #![forbid(unsafe_code)]
 
 mod arrangement;

@@ -1,4 +1,5 @@
-//! A prefix whose chunks are stored in different precision ([`crate::precision`]): what differs from [`crate::store()`].
+//! A prefix whose chunks are stored in different precision ([`crate::precision`]): what differs from
+//! [`crate::store()`].
 //!
 //! ```text
 //! session with the recipe that NAMES the prefix (--recipe, or the card's own): keys, how much is known
@@ -6,9 +7,10 @@
 //! importances + budget -> a level for each chunk
 //! one session for each level that is used: stores its chunks, under the keys of the first
 //! ```
-//! A key says which prefix, a block's header says how it was stored: whoever fetches names the prefix as always and needs
-//! nothing else. A name therefore stands for a least precision no longer; a model name of its own keeps such prefixes apart.
-//! Only store() in its ordinary form leaves all KV bytes to the card: here the sample is read and encoded by the host.
+//! A key says which prefix, a block's header says how it was stored: whoever fetches names the prefix as always and
+//! needs nothing else. A name therefore stands for a least precision no longer; a model name of its own keeps such
+//! prefixes apart. Only store() in its ordinary form leaves all KV bytes to the card: here the sample is read and
+//! encoded by the host.
 
 use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
 use block::{Geometry, Plan, Recipe, TileOrder};

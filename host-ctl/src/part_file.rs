@@ -1,8 +1,8 @@
 //! A file that has no name until it is whole, so that nothing is left of it however this process ends.
 //!
-//! Where the file system can, it is an inode without a name (`O_TMPFILE`), which the kernel frees when the process goes, be
-//! it by `kill -9`. Where it cannot (NFS, vfat, old overlays), it has a hidden name, is locked while its maker lives, and
-//! is removed by the next one that writes to that directory.
+//! Where the file system can, it is an inode without a name (`O_TMPFILE`), which the kernel frees when the process
+//! goes, be it by `kill -9`. Where it cannot (NFS, vfat, old overlays), it has a hidden name, is locked while its maker
+//! lives, and is removed by the next one that writes to that directory.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

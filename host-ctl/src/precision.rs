@@ -6,9 +6,9 @@
 //! all chunks start at the finest level; then the step down that costs the least noise for each byte that it saves, until
 //! the budget is met
 //! ```
-//! Steps go along the lower convex hull of the levels' (bytes, noise), so no other choice that takes as many bytes has less
-//! noise. What is left of the budget is less than one step of one chunk. Of equals the tail of the prefix steps down first.
-//! Whether importance pays, and how much: docs/measurements.md, "Precision by importance".
+//! Steps go along the lower convex hull of the levels' (bytes, noise), so no other choice that takes as many bytes has
+//! less noise. What is left of the budget is less than one step of one chunk. Of equals the tail of the prefix steps
+//! down first. Whether importance pays, and how much: docs/measurements.md, "Precision by importance".
 //!
 //! Pure. What it refuses: an importance that is not a positive number, a level without one peak, and a budget below
 //! what the coarsest level takes.

@@ -90,7 +90,8 @@ impl CardStatus {
             .collect()
     }
 
-    /// Formats the status for people. `before` and the seconds since then turn the stages' totals into what they do now.
+    /// Formats the status for people. `before` and the seconds since then turn the stages' totals into what they do
+    /// now.
     pub fn table(&self, before: Option<(&CardStatus, f64)>) -> String {
         let mut out = String::new();
         let Some(groups) = self.value.as_object() else { return out };
@@ -163,7 +164,8 @@ fn line(value: &Value) -> String {
     }
 }
 
-/// Lower bounds of the buckets of a tier's scores, and chunks in them; the first has none, and is named by half its upper.
+/// Lower bounds of the buckets of a tier's scores, and chunks in them; the first has none, and is named by half its
+/// upper.
 pub fn tier_scores(tier: &Value) -> Vec<(f64, u64)> {
     let counts = tier.get("scores").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let middle = (counts.len() / 2) as f64;

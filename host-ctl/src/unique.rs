@@ -1,5 +1,5 @@
-//! Whether a JSON text says any name of an object twice. Parsers differ in which of the two they believe, so a file that
-//! does is not believed at all.
+//! Whether a JSON text says any name of an object twice. Parsers differ in which of the two they believe, so a file
+//! that does is not believed at all.
 
 use std::collections::HashSet;
 use std::fmt;

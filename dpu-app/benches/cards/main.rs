@@ -1,15 +1,15 @@
-//! `scripts/bench-cards.sh`, which runs `cargo bench -p dpu-app --bench cards -- --redis URL --spaces A,B,C,D [--link GBIT]
-//! [--recipe R] [--requests N] [--runs N] [--dir PATH] [--quick]`
+//! `scripts/bench-cards.sh`, which runs `cargo bench -p dpu-app --bench cards -- --redis URL --spaces A,B,C,D [--link
+//! GBIT] [--recipe R] [--requests N] [--runs N] [--dir PATH] [--quick]`
 //!
-//! Four cards that share one Redis over one link of limited bandwidth, first with nothing in front of it, then each with
-//! its own tiers: restored bytes a second of all of them together, over the same multi-turn trace (`study::tiers`'s
-//! synthetic chats), conversations routed by their system prompt. Each card is a real dpu-app with a host of its own, both
-//! in a network namespace of their own (worker.rs): this process says when, and adds up.
+//! Four cards that share one Redis over one link of limited bandwidth, first with nothing in front of it, then each
+//! with its own tiers: restored bytes a second of all of them together, over the same multi-turn trace
+//! (`study::tiers`'s synthetic chats), conversations routed by their system prompt. Each card is a real dpu-app with a
+//! host of its own, both in a network namespace of their own (worker.rs): this process says when, and adds up.
 //!
 //! All chunks are in Redis before the clock starts, and what a request asks for is what somebody has computed before it
 //! in the trace. So both variants restore the same bytes; stores are left out, as they are the same for both. The first
-//! two thirds of the trace fill the tiers, from empty, and are measured as such; the tiers then come to rest, and the last
-//! third is measured.
+//! two thirds of the trace fill the tiers, from empty, and are measured as such; the tiers then come to rest, and the
+//! last third is measured.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;

@@ -104,8 +104,8 @@ impl Drop for Prefix {
     }
 }
 
-/// Gives it memory that the emulator maps for itself: what the kernel copies between processes respects the protection of
-/// pages, and no tool sees it.
+/// Gives it memory that the emulator maps for itself: what the kernel copies between processes respects the protection
+/// of pages, and no tool sees it.
 pub(crate) fn seal(memory: &mut Memory) {
     for region in &mut memory.regions {
         let bytes = region.mapping.bytes();
@@ -132,8 +132,8 @@ pub(crate) struct Setup<'a> {
 /// Set for a process of the bench's program that is to be dpu-app.
 const AS_CARD: &str = "KVLANE_BENCH_CARD";
 
-/// Cargo names dpu-app to benches of its own package only; a bench of another package is dpu-app itself where it is asked
-/// to be, so that it never runs an older one. First thing in such a bench's `main`.
+/// Cargo names dpu-app to benches of its own package only; a bench of another package is dpu-app itself where it is
+/// asked to be, so that it never runs an older one. First thing in such a bench's `main`.
 pub(crate) fn be_dpu_app_where_asked() {
     if std::env::var_os(AS_CARD).is_some() {
         let good = dpu_app::cli::main() == ExitCode::SUCCESS;

@@ -7,8 +7,8 @@
 //! ```
 //! A **span** is one stage of one block (or of one chunk, or of one request): for whom, how long it was queued and how
 //! long it was worked on. The last [`SPANS`] are kept, and of each request the slowest, so that a request that is late
-//! can say at once what it waited for, also if that goes on: [`RequestTrace::judge`] keeps the last [`LATES`] of those and
-//! says them in the log, one a second at most.
+//! can say at once what it waited for, also if that goes on: [`RequestTrace::judge`] keeps the last [`LATES`] of those
+//! and says them in the log, one a second at most.
 //!
 //! The clock is the turn's of the engine thread, so a span costs a few stores; the workers time their own work.
 

@@ -1,5 +1,5 @@
-//! The tests of the data plane, one module for each claim: `cargo test -p dpu-app --test it faults::`. Those that count or
-//! change what a whole process does are programs of their own: idle, slots_model, steady_alloc, supervised.
+//! The tests of the data plane, one module for each claim: `cargo test -p dpu-app --test it faults::`. Those that count
+//! or change what a whole process does are programs of their own: idle, slots_model, steady_alloc, supervised.
 #![forbid(unsafe_code)]
 
 #[path = "../rig/mod.rs"]

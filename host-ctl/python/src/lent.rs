@@ -12,14 +12,14 @@ use crate::errors::input;
 
 /// Lends the memory that `owner` keeps alive.
 ///
-/// Called with what kvlane/buffers.py found: the address and length of a buffer (or of a DLPack tensor) and the very object
-/// whose life holds that buffer. Python has no safe way to say "this address"; whoever calls the private class `Memory`
-/// with numbers of their own invention can crash their own process, as with `ctypes`.
+/// Called with what kvlane/buffers.py found: the address and length of a buffer (or of a DLPack tensor) and the very
+/// object whose life holds that buffer. Python has no safe way to say "this address"; whoever calls the private class
+/// `Memory` with numbers of their own invention can crash their own process, as with `ctypes`.
 ///
-/// An exported buffer cannot move, and numpy resizes no array that is weakly referenced. A torch storage can be resized by
-/// whoever has it, and nothing forbids it: such memory comes with a [`Watch`](crate::watch::Watch), which is asked at attach,
-/// before each request that names pages and at each such completion. What is left is that somebody resizes a storage while
-/// a request on it is in flight, which `kvlane.register` says not to do.
+/// An exported buffer cannot move, and numpy resizes no array that is weakly referenced. A torch storage can be resized
+/// by whoever has it, and nothing forbids it: such memory comes with a [`Watch`](crate::watch::Watch), which is asked
+/// at attach, before each request that names pages and at each such completion. What is left is that somebody resizes a
+/// storage while a request on it is in flight, which `kvlane.register` says not to do.
 ///
 /// `dmabuf`: descriptor, which is taken over, and offset.
 pub(crate) fn lend(
@@ -32,10 +32,11 @@ pub(crate) fn lend(
     let dmabuf = dmabuf.map(|(fd, offset)| Dmabuf { fd: unsafe { OwnedFd::from_raw_fd(fd) }, offset });
     let base = NonNull::new(address as *mut u8).ok_or_else(|| input("region: address 0"))?;
     let owner = Box::new(owner);
-    // SAFETY: `owner` holds what owns the bytes (an exported buffer, a DLPack capsule, a storage), and is dropped by the mapping
-    // last: they are not freed for want of an owner. That their owner moves them is either impossible or watched, and
-    // between two looks forbidden to the caller, see above. This crate itself never reads or writes them. Aliasing: Rust
-    // makes no reference to them; Python's own reads may see a page half written, so pages are used after completions only.
+    // SAFETY: `owner` holds what owns the bytes (an exported buffer, a DLPack capsule, a storage), and is dropped by
+    // the mapping last: they are not freed for want of an owner. That their owner moves them is either impossible or
+    // watched, and between two looks forbidden to the caller, see above. This crate itself never reads or writes them.
+    // Aliasing: Rust makes no reference to them; Python's own reads may see a page half written, so pages are used
+    // after completions only.
     let mapping = unsafe {
         match dmabuf {
             None => Mapping::lent(base, bytes, owner),

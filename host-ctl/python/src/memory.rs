@@ -13,8 +13,8 @@ use crate::keys::Geometry;
 use crate::lent::lend;
 use crate::watch::Watch;
 
-/// Address, bytes, owner, what gives address and bytes of now where the owner can change them, and a dma-buf (descriptor and
-/// offset) where the memory is a GPU's.
+/// Address, bytes, owner, what gives address and bytes of now where the owner can change them, and a dma-buf
+/// (descriptor and offset) where the memory is a GPU's.
 type Lent = (usize, usize, Py<PyAny>, Option<Py<PyAny>>, Option<(RawFd, usize)>);
 
 /// See `kvlane.register`, which makes one.

@@ -93,15 +93,16 @@ impl State {
 
 /// See `kvlane.attach`, which makes one.
 ///
-/// It belongs to the process that attached. A forked child has a copy of it that shares page and socket with the parent's:
-/// there every call is refused before it touches either, and the copy is never dropped.
+/// It belongs to the process that attached. A forked child has a copy of it that shares page and socket with the
+/// parent's: there every call is refused before it touches either, and the copy is never dropped.
 #[pyclass(frozen, weakref, module = "kvlane")]
 #[derive(Debug)]
 pub(crate) struct Session {
     state: Mutex<State>,
     watches: Arc<[Watch]>,
     process: u32,
-    /// The socket's descriptor, which a forked child closes (kvlane/__init__.py): else the card would not see the parent die.
+    /// The socket's descriptor, which a forked child closes (kvlane/__init__.py): else the card would not see the
+    /// parent die.
     #[pyo3(get, name = "_descriptor")]
     descriptor: Option<RawFd>,
     #[pyo3(get)]
@@ -141,8 +142,8 @@ impl Session {
         self.with(py, call)
     }
 
-    /// Looks whether all memory is where it was registered. If not the session is given up: the card is told, and what it
-    /// does not let go of in time is never given back.
+    /// Looks whether all memory is where it was registered. If not the session is given up: the card is told, and what
+    /// it does not let go of in time is never given back.
     fn look(&self, py: Python<'_>) -> PyResult<()> {
         let Some(moved) = self.watches.iter().find_map(|watch| watch.moved(py)) else { return Ok(()) };
         if !self.is_inherited() {
@@ -289,8 +290,8 @@ impl Session {
         py.detach(|| self.lock().open().map_or(0, |client| client.outstanding()))
     }
 
-    /// Ends the session. True: the card has let go of the memory, and its pages may be given to somebody else. A forked child
-    /// ends nothing: it has no session.
+    /// Ends the session. True: the card has let go of the memory, and its pages may be given to somebody else. A forked
+    /// child ends nothing: it has no session.
     #[pyo3(signature = (timeout = 10.0))]
     fn close(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
         let timeout = seconds("timeout", timeout)?;

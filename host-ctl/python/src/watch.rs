@@ -1,4 +1,5 @@
-//! Whether lent memory is still where it was: its owner may resize or replace it, which nothing in Python can forbid to all.
+//! Whether lent memory is still where it was: its owner may resize or replace it, which nothing in Python can forbid to
+//! all.
 
 use std::fmt;
 

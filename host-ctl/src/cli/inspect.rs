@@ -15,7 +15,8 @@ use super::amounts::{geometry_json, geometry_text};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// A chunk file of a dir: store, dir:PATH or the directory of a store, redis://HOST[/DB][/KEY], or a .safetensors file
+    /// A chunk file of a dir: store, dir:PATH or the directory of a store, redis://HOST[/DB][/KEY], or a .safetensors
+    /// file
     path: String,
     /// Only this chunk of a store
     #[arg(long, value_name = "HEX", value_parser = parse_key)]

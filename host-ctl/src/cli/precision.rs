@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 #[group(id = "budget", multiple = false, args = ["bits_per_element", "budget_bytes"])]
 pub(crate) struct Precision {
     /// Store chunks of low importance (--importance) in fewer bits; this is what an element may take in the store, on
-    /// average. Readers name the prefix as always (--recipe); give it a --model of its own if they rely on a least precision
+    /// average. Readers name the prefix as always (--recipe); give it a --model of its own if they rely on a least
+    /// precision
     #[arg(long, value_name = "BITS", requires = "importance")]
     bits_per_element: Option<f64>,
     /// Store chunks of low importance in fewer bits; this is what the whole prefix may take in the store, as in 200M

@@ -51,8 +51,8 @@ impl Show {
     }
 }
 
-/// Writes lines to standard output. Whoever closed it does not want the rest. A line break is ours: what others may have
-/// put into a name is escaped by whoever quotes it, or here.
+/// Writes lines to standard output. Whoever closed it does not want the rest. A line break is ours: what others may
+/// have put into a name is escaped by whoever quotes it, or here.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     for line in text.trim_end_matches('\n').split('\n') {

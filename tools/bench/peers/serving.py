@@ -20,7 +20,8 @@ from place import DPU_APP, ROOT, Bench, end_group, free_port, say, wait_for
 from report import Report, Table, command, median, spread
 
 CHUNK, BLOCK, CHUNKS, OWN, ANSWER, LONGEST = 256, 32, 5, 20, 24, 2048
-# Geometry of the larger model: its weights are random, so it costs what such a model costs, and its answers mean nothing.
+# Geometry of the larger model: its weights are random, so it costs what such a model costs, and its answers mean
+# nothing.
 LARGER = {"hidden_size": 1280, "intermediate_size": 3584, "num_hidden_layers": 18, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 64}
 ENGINE_CPU, OTHER_CPU = "0", "1"
 # One process: each of vLLM's would import torch again, and on one core they would take turns.
@@ -95,8 +96,8 @@ def lmcache_in_process(far):
 def lmcache_path(far):
     if not Path(far.options.lmcache, "lmcache").is_dir():
         raise RuntimeError(f"no {far.options.lmcache}: tools/bench/peers/install.sh --vllm-lmcache {sys.prefix} {far.options.lmcache}".replace(f"{ROOT}/", ""))
-    # Where the worker starts in a process that has imported numba for LMCache, vLLM 0.32 fails in its kernels' registration
-    # ("'_lib_fn_wrapper' object has no attribute 'get'"): a worker of its own has not.
+    # Where the worker starts in a process that has imported numba for LMCache, vLLM 0.32 fails in its kernels'
+    # registration ("'_lib_fn_wrapper' object has no attribute 'get'"): a worker of its own has not.
     return {"PYTHONPATH": far.options.lmcache, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 

@@ -1,5 +1,6 @@
-//! The page that a person reads in five minutes: what users pick instead, what restoring costs beside it, the time to the first
-//! token, and what a card would do by the model. It takes its rows from the reports; all of them are in the appendix.
+//! The page that a person reads in five minutes: what users pick instead, what restoring costs beside it, the time to
+//! the first token, and what a card would do by the model. It takes its rows from the reports; all of them are in the
+//! appendix.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! `bench DIR BUILT NAME...`: makes `summary.md`, `appendix.md`, `results.json` and the plots of the reports `DIR/NAME.json`,
-//! in this order; BUILT is the text that says what they ran. Exit code 1 if one of them is missing.
+//! `bench DIR BUILT NAME...`: makes `summary.md`, `appendix.md`, `results.json` and the plots of the reports
+//! `DIR/NAME.json`, in this order; BUILT is the text that says what they ran. Exit code 1 if one of them is missing.
 //! `bench --again RESULTS DIR`: makes the pages again by the `results.json` of an earlier run.
 
 use std::path::Path;

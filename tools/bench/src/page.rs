@@ -1,4 +1,5 @@
-//! The pages: a summary, and an appendix with all reports in order, what failed in its place, plots beside their tables.
+//! The pages: a summary, and an appendix with all reports in order, what failed in its place, plots beside their
+//! tables.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -203,7 +203,11 @@ impl Table {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         let rule = format!("|{}\n", "---|".repeat(self.columns.len()));
         let rows: String = self.rows.iter().map(|row| line(row)).collect();
-        let title = if self.title.is_empty() { String::new() } else { format!("{}\n\n", wrapped(&format!("**{}**", self.title))) };
+        let title = if self.title.is_empty() {
+            String::new()
+        } else {
+            format!("{}\n\n", wrapped(&format!("**{}**", self.title)))
+        };
         let note = if self.note.is_empty() { String::new() } else { format!("\n{}\n", wrapped(&self.note)) };
         format!("{title}{}{rule}{rows}{note}", line(&self.columns))
     }

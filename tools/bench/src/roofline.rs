@@ -14,8 +14,8 @@ pub struct Roofline {
     pub stages: Vec<(String, f64)>,
     /// One core copying as many bytes as are restored.
     pub memcpy: f64,
-    /// What all processors could do if they did nothing but the stages' work: processors over the sum of CPU seconds a MB.
-    /// Binds where the stages share processors, as they do without a card.
+    /// What all processors could do if they did nothing but the stages' work: processors over the sum of CPU seconds a
+    /// MB. Binds where the stages share processors, as they do without a card.
     #[serde(default)]
     pub processors: Option<f64>,
     /// The whole path.

@@ -1,5 +1,5 @@
-//! Draws a [`Plot`] as one SVG, in colours that read on white and on black. A bar begins at zero and says its value; where
-//! the axis is logarithmic there is no zero, so a point stands in its place.
+//! Draws a [`Plot`] as one SVG, in colours that read on white and on black. A bar begins at zero and says its value;
+//! where the axis is logarithmic there is no zero, so a point stands in its place.
 
 use std::fmt::Write as _;
 

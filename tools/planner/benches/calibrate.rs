@@ -1,7 +1,7 @@
 //! `cargo bench -p kvlane-plan --bench calibrate -- [--quick]`
 //!
-//! What `kvlane-plan calibrate` proposes for this machine beside a sweep of block sizes and slots: each a real dpu-app over the
-//! emulator as it comes (engines of software), in turn, medians.
+//! What `kvlane-plan calibrate` proposes for this machine beside a sweep of block sizes and slots: each a real dpu-app
+//! over the emulator as it comes (engines of software), in turn, medians.
 
 use std::time::Duration;
 

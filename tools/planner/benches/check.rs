@@ -1,8 +1,8 @@
 //! `cargo bench -p kvlane-plan --bench check -- [--quick]`
 //!
 //! The simulator beside what it simulates: a real dpu-app over the emulator with timing, engines slow enough that this
-//! machine's software hides behind them (and `remember`, so that inflating costs a copy). Nothing is fitted: the rates of
-//! the cores are those that `profile` measures here, the engines' are what the emulator was told.
+//! machine's software hides behind them (and `remember`, so that inflating costs a copy). Nothing is fitted: the rates
+//! of the cores are those that `profile` measures here, the engines' are what the emulator was told.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! `cargo bench -p kvlane-plan --bench model -- [--quick]`
 //!
-//! A BlueField-3 by the model (`kvlane_plan::models`, `kvlane_plan::simulate`): what a fetch would reach for links, recipes, shapes
-//! and memory budgets, who the limit is, and what other block sizes or inflating straight into host memory would buy.
-//! Nothing here was measured on a card.
+//! A BlueField-3 by the model (`kvlane_plan::models`, `kvlane_plan::simulate`): what a fetch would reach for links,
+//! recipes, shapes and memory budgets, who the limit is, and what other block sizes or inflating straight into host
+//! memory would buy. Nothing here was measured on a card.
 
 use bench::{Plot, PlotKind, Report, Series, Table};
 use dpu_app::Config;
@@ -120,8 +120,8 @@ fn straight(preset: &Preset, config: &Config, chunks: u32) -> Table {
     for link in [20.0, 100.0, 200.0] {
         for memory in MEMORY {
             let through = models::card(preset, &plain, link, memory);
-            // Only the stored bytes cross the memory, for the fetch and for the engine. The budget that is left counts what
-            // the whole way needs, so it is scaled by that.
+            // Only the stored bytes cross the memory, for the fetch and for the engine. The budget that is left counts
+            // what the whole way needs, so it is scaled by that.
             let stored = through.traffic()[0] + 1.0 / plain.ratio;
             let free =
                 EngineModel { task_ns: 0.0, ns_per_byte: 0.0, depth: 1.0, software_ns_per_byte: 0.0, threads: 0 };

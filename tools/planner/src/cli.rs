@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::command::Verdict;
 
-/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK 2.10.0087)`,
-/// or `0.1.0 (emulator)`.
+/// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for:
+/// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let build = option_env!("KVLANE_BUILD").unwrap_or_default();
     format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())

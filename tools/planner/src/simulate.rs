@@ -29,7 +29,8 @@ pub struct EngineModel {
     pub ns_per_byte: f64,
     /// Operations under way at once inside the engine.
     pub depth: f64,
-    /// Time of a core for each byte, where software is the engine (the emulator), and its threads. No threads: hardware.
+    /// Time of a core for each byte, where software is the engine (the emulator), and its threads. No threads:
+    /// hardware.
     pub software_ns_per_byte: f64,
     pub threads: usize,
 }

@@ -1,9 +1,9 @@
-//! Large KV-like files from small real ones, for measuring. **Synthetic**: every element is one of the source's, perhaps
-//! with the other sign, but in another place. A plane (K or V of a layer) is laid with tiles as wide as a head of the
-//! source; each tile has an order of tokens, an order of channels and signs of its own. So values and their spread are
-//! those of the source, and no two tiles repeat each other to a compressor; what attention would make of them means
-//! nothing. Say so where a figure comes from such a file. Same seed, same file. Written as a stream; memory is the
-//! source, one row and the orders of one plane's tiles.
+//! Large KV-like files from small real ones, for measuring. **Synthetic**: every element is one of the source's,
+//! perhaps with the other sign, but in another place. A plane (K or V of a layer) is laid with tiles as wide as a head
+//! of the source; each tile has an order of tokens, an order of channels and signs of its own. So values and their
+//! spread are those of the source, and no two tiles repeat each other to a compressor; what attention would make of
+//! them means nothing. Say so where a figure comes from such a file. Same seed, same file. Written as a stream; memory
+//! is the source, one row and the orders of one plane's tiles.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;

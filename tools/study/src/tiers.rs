@@ -1,5 +1,5 @@
-//! Sizing tiers without a card: traces of requests, and what tiers of a size and a policy would have served of them. The
-//! policies are the card's own (room `tier`). Bytes are counted, none are moved.
+//! Sizing tiers without a card: traces of requests, and what tiers of a size and a policy would have served of them.
+//! The policies are the card's own (room `tier`). Bytes are counted, none are moved.
 
 mod best;
 mod curve;

@@ -1,5 +1,5 @@
-//! Commands that pages tell people to type, `PROGRAM COMMAND`: each has to be one that the program's `--help` lists. The
-//! programs are those of the last debug build; one that is not built, or older than its sources, is not asked.
+//! Commands that pages tell people to type, `PROGRAM COMMAND`: each has to be one that the program's `--help` lists.
+//! The programs are those of the last debug build; one that is not built, or older than its sources, is not asked.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -52,8 +52,8 @@ fn listed(help: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Words behind a program in code, which are neither options nor stand for any; each with its line. In a block the program
-/// begins a command: drawings have its name, too.
+/// Words behind a program in code, which are neither options nor stand for any; each with its line. In a block the
+/// program begins a command: drawings have its name, too.
 fn named<'a>(page: &'a str, program: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     let mut fence = wrap::Fence::default();
     let mut out = Vec::new();

@@ -1,5 +1,6 @@
-//! Which room may use which: crates by their manifests, rooms inside a crate by its paths. The table says what is allowed,
-//! `crate: room -> room room`; an edge that is not there is a finding, and so is one that nobody needs any more.
+//! Which room may use which: crates by their manifests, rooms inside a crate by its paths. The table says what is
+//! allowed, `crate: room -> room room`; an edge that is not there is a finding, and so is one that nobody needs any
+//! more.
 
 use std::collections::{BTreeMap, BTreeSet};
 

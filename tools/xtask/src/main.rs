@@ -1,5 +1,5 @@
-//! `cargo xtask`: keeps the house in order. `tidy` checks what no compiler does, `wrap` breaks long lines, `ci` runs the
-//! steps of `.ci/run`. It depends on nothing, so that it is built in a second.
+//! `cargo xtask`: keeps the house in order. `tidy` checks what no compiler does, `wrap` breaks long lines, `ci` runs
+//! the steps of `.ci/run`. It depends on nothing, so that it is built in a second.
 
 mod commands;
 mod edges;

@@ -1,5 +1,5 @@
-//! Public names with two meanings: a type, trait or constant that two files of the sources declare for others. Those that
-//! we still live with are listed; the list only shrinks.
+//! Public names with two meanings: a type, trait or constant that two files of the sources declare for others. Those
+//! that we still live with are listed; the list only shrinks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,8 +46,8 @@ pub(crate) fn entries(text: &str) -> impl Iterator<Item = (usize, &str)> {
     lines.filter(|(_, line)| !line.is_empty())
 }
 
-/// Types and traits that a file declares for others, each with its line; what stands behind `#[cfg(test)]` at the end of a
-/// file is left out.
+/// Types and traits that a file declares for others, each with its line; what stands behind `#[cfg(test)]` at the end
+/// of a file is left out.
 fn declared(text: &str) -> Vec<(usize, String)> {
     let code = code_of(text);
     let own = code.lines().take_while(|line| line.trim() != "#[cfg(test)]");

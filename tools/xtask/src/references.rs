@@ -1,5 +1,5 @@
-//! Files that documents and comments name: each has to be there. Links of Markdown count from their page or, like paths in
-//! text, from the root.
+//! Files that documents and comments name: each has to be there. Links of Markdown count from their page or, like paths
+//! in text, from the root.
 
 use crate::Finding;
 use crate::tree::{File, Tree};

@@ -1,6 +1,6 @@
 //! Lines that are too long: 120 columns of code, 100 of Markdown. A table's row, a line of a code block and a line that
-//! cannot be broken (a link, a path) are as long as they are. Files from before this rule are listed with how many such lines
-//! they have; the numbers only shrink.
+//! cannot be broken (a link, a path) are as long as they are. Files from before this rule are listed with how many such
+//! lines they have; the numbers only shrink.
 
 use std::collections::BTreeMap;
 

@@ -116,7 +116,8 @@ fn wrapped(text: &str, most: usize, marks: Marks) -> String {
             at += 1;
             continue;
         };
-        // The paragraph goes on while lines begin as this one does, a list's item by as many blanks as its mark has, or more.
+        // The paragraph goes on while lines begin as this one does, a list's item by as many blanks as its mark has, or
+        // more.
         let inner = format!("{}{}", first.lead, " ".repeat(first.mark.len()));
         let is_deeper = |lead: &str| {
             !first.mark.is_empty() && lead.strip_prefix(&*inner).is_some_and(|more| more.trim().is_empty())

@@ -7,10 +7,10 @@
 //! divided by the second is the hazard. No chunk has to be waited for to the end: one that leaves early was waited for
 //! less (Kaplan and Meier, 1958). Old counts fade.
 //!
-//! **What is told.** From an age on, the most returns for the time waited, over all times that one might wait:
-//! Gittins' index (1979), as for a bandit that pays once. It is the hit density of LHD (Beckmann et al., NSDI 2018),
-//! except that the time after which a chunk is given up is free and not left to the policy. It needs no half-life: that a
-//! session has paused for longer than sessions pause, or that a document is popular all day, is in the counts.
+//! **What is told.** From an age on, the most returns for the time waited, over all times that one might wait: Gittins'
+//! index (1979), as for a bandit that pays once. It is the hit density of LHD (Beckmann et al., NSDI 2018), except that
+//! the time after which a chunk is given up is free and not left to the policy. It needs no half-life: that a session
+//! has paused for longer than sessions pause, or that a document is popular all day, is in the counts.
 
 /// Unit of the times here, in milliseconds.
 pub(super) const TICK_MS: u64 = 16;

@@ -21,7 +21,8 @@ class Kvlane(Way):
         self.repeat = 1 if place.far else 3
 
     def start(self):
-        # Engines that copy what they inflated before (docs/emulator.md, "Measurement only"): all but inflating is measured.
+        # Engines that copy what they inflated before (docs/emulator.md, "Measurement only"): all but inflating is
+        # measured.
         emulator = f"remember={2 * self.place.chunks * CHUNK_BYTES}" if self.remember else ""
         environment = dict(os.environ, DOCA_EMULATOR=emulator)
         log = open(f"{self.place.directory}/dpu-app.{os.getpid()}.log", "w")

@@ -1,8 +1,8 @@
 //! `cargo bench -p kvlane-plan --bench path -- [--tokens N] [--runs N] [--recipes q5,...] [--no-sweep] [--quick]`
 //!
 //! The whole path from a store into another process's pages, beside what bounds it: each stage alone (the same workers,
-//! engines, scheduler and ring: `kvlane_plan::trial`), the stages one after the other, and the CPU time that they take. The
-//! whole path is a real dpu-app in a process of its own. Then a sweep: workers, slots, block sizes, queue depths.
+//! engines, scheduler and ring: `kvlane_plan::trial`), the stages one after the other, and the CPU time that they take.
+//! The whole path is a real dpu-app in a process of its own. Then a sweep: workers, slots, block sizes, queue depths.
 //!
 //! MB/s are 10^6 bytes of restored bf16 a second, for stages too: what they read and write in their own form is in the
 //! report `traffic`.

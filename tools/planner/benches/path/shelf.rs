@@ -1,4 +1,5 @@
-//! The stores that prefixes come from: a directory in the page cache, or a redis-server of this bench's own on loopback.
+//! The stores that prefixes come from: a directory in the page cache, or a redis-server of this bench's own on
+//! loopback.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -48,7 +49,8 @@ impl Shelf {
         }
     }
 
-    /// The same chunks for a second process. A directory has one owner: the other gets a copy, in the page cache as well.
+    /// The same chunks for a second process. A directory has one owner: the other gets a copy, in the page cache as
+    /// well.
     pub(crate) fn twin(&self) -> String {
         let Self::Directory(path) = self else { return self.url() };
         let twin = path.with_extension("twin");

@@ -1,9 +1,10 @@
 //! `cargo bench -p kvlane-plan --bench traffic -- [--recipes q5,...] [--quick]`
 //!
-//! Bytes that each stage of a fetch reads and writes for each byte that is restored: by dpu-app's own counters, by the model
-//! (`Model::traffic`), and the least that would do. Then the same by valgrind's cachegrind, which counts what the threads of a
-//! stage alone (`kvlane_plan::trial`) miss in a first-level cache of 32 KiB: blocks are far larger, so that each line that a
-//! stage reads or writes is missed once. What the kernel copies it does not see: reading from the store.
+//! Bytes that each stage of a fetch reads and writes for each byte that is restored: by dpu-app's own counters, by the
+//! model (`Model::traffic`), and the least that would do. Then the same by valgrind's cachegrind, which counts what the
+//! threads of a stage alone (`kvlane_plan::trial`) miss in a first-level cache of 32 KiB: blocks are far larger, so
+//! that each line that a stage reads or writes is missed once. What the kernel copies it does not see: reading from the
+//! store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

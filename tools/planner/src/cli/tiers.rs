@@ -22,7 +22,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// Replay a trace of requests against tiers of any size and policy, to size a card; nothing is stored
     Simulate(Simulate),
-    /// Draw the share of each tier's chunks over their score: `host-ctl tiers show --json | kvlane-plan tiers plot --out FILE`
+    /// Draw the share of each tier's chunks over their score: `host-ctl tiers show --json | kvlane-plan tiers plot
+    /// --out FILE`
     Plot(PlotScores),
 }
 
@@ -102,7 +103,13 @@ fn plot_scores(arguments: &PlotScores) -> Result<Verdict, Error> {
         Series { name: tier["tier"].as_str().unwrap_or("?").to_owned(), points, labels: Vec::new() }
     };
     let x = "score: uses to expect in a minute x importance x cost";
-    draw(&arguments.out, "Share of chunks by score", x, "share of chunks", tiers.iter().map(series).collect())?;
+    draw(
+        &arguments.out,
+        ("Share of chunks by score", "as a card says of its tiers"),
+        x,
+        "share of chunks",
+        tiers.iter().map(series).collect(),
+    )?;
     let place = arguments.out.display().to_string();
     let value = json!({ "command": "tiers plot", "ok": true, "tiers": tiers.len(), "out": place });
     Show::new(&arguments.output).end(&format!("drawn: {} tiers in {place}", tiers.len()), &value);
@@ -231,14 +238,20 @@ fn draw_rates(path: &Path, trace: &Trace, first: u64, kinds: &[PolicyKind], chun
         Series { name: kind.name().to_owned(), points, labels: Vec::new() }
     };
     let title = format!("Hit rate of one tier, {}", trace.name);
-    draw(path, &title, "GiB of the tier", "share of chunks", kinds.iter().map(series).collect())
+    draw(
+        path,
+        (&title, "a trace replayed: no card"),
+        "GiB of the tier",
+        "share of chunks",
+        kinds.iter().map(series).collect(),
+    )
 }
 
 /// Writes lines over a logarithmic x as SVG.
-fn draw(path: &Path, title: &str, x: &str, y: &str, series: Vec<Series>) -> Result<(), Error> {
+fn draw(path: &Path, (title, source): (&str, &str), x: &str, y: &str, series: Vec<Series>) -> Result<(), Error> {
     let (name, title, x, y) = (String::new(), title.into(), x.into(), y.into());
     let plot = Plot { name, title, x, y, log_x: true, log_y: false, kind: PlotKind::Lines, series };
-    std::fs::write(path, svg::draw(&plot)).map_err(Error::system("write", path))
+    std::fs::write(path, svg::draw(&plot, source)).map_err(Error::system("write", path))
 }
 
 fn parse_tier(text: &str) -> Result<TierSize, String> {

@@ -7,8 +7,8 @@ use tier::{Chunk, Policy};
 
 use super::trace::{Request, Trace};
 
-/// Keeps, of all chunks held or just used, those whose next use is soonest (Belady, IBM Systems Journal 1966). For chunks of one
-/// size nobody has more hits; here they differ a little. Of one prompt the tail goes before the head.
+/// Keeps, of all chunks held or just used, those whose next use is soonest (Belady, IBM Systems Journal 1966). For
+/// chunks of one size nobody has more hits; here they differ a little. Of one prompt the tail goes before the head.
 #[derive(Debug)]
 pub(super) struct Best {
     bytes_max: u64,

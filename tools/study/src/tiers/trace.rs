@@ -1,7 +1,7 @@
 //! A trace: when which prefix was asked for. Chunks are named by small numbers; equal numbers are equal prefixes.
 //!
-//! Read from JSON lines as the public Mooncake traces have them (`timestamp` in milliseconds, `hash_ids`: one number for
-//! each block of the prompt, the same for the same prefix); other members are passed over.
+//! Read from JSON lines as the public Mooncake traces have them (`timestamp` in milliseconds, `hash_ids`: one number
+//! for each block of the prompt, the same for the same prefix); other members are passed over.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
