@@ -28,6 +28,8 @@ const GAP: f64 = 9.0;
 const VALUE: f64 = 48.0;
 /// Ways of ours, which a plot of one series shows in a colour of their own.
 const OURS: [&str; 2] = ["kvlane", "dpu-app"];
+/// What the label of a way says that is no result: an engine that only copies. Its bars are pale.
+const PALE: &str = "remembered";
 /// Of equal lightness, told apart also without colour vision.
 const COLOURS: [&str; 8] = ["#3b82c4", "#d9822b", "#3f9b6b", "#b0568f", "#8a7a2f", "#6b6ecf", "#c2514b", "#5f8f9b"];
 const STYLE: &str = "text{font:12px sans-serif;fill:#333}.t{font-size:15px;font-weight:600}.g{stroke:#888;stroke-opacity:.3;stroke-width:1}\
@@ -259,8 +261,9 @@ fn draw_bars(plot: &Plot, x: &Axis, rows: &Rows<'_>, (top, bottom): (f64, f64), 
     for (index, series) in plot.series.iter().enumerate() {
         for &(place, value) in series.points.iter().filter(|point| point.1.is_finite()) {
             let y = top + GAP + place * rows.group + index as f64 * BAR;
-            let is_ours =
-                rows.labels.get(place as usize).is_some_and(|name| OURS.iter().any(|ours| name.starts_with(ours)));
+            let name = rows.labels.get(place as usize).map_or("", String::as_str);
+            let is_ours = OURS.iter().any(|ours| name.starts_with(ours));
+            let opacity = if name.ends_with(PALE) { " fill-opacity=\"0.35\"" } else { "" };
             let colour = if is_of_one_kind(plot) {
                 COLOURS[if is_ours { 0 } else { COLOURS.len() - 1 }]
             } else {
@@ -272,7 +275,7 @@ fn draw_bars(plot: &Plot, x: &Axis, rows: &Rows<'_>, (top, bottom): (f64, f64), 
             } else {
                 writeln!(
                     out,
-                    "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"/>",
+                    "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{colour}\"{opacity}/>",
                     end.min(foot),
                     (end - foot).abs(),
                     BAR - 1.5

@@ -25,7 +25,7 @@ pub enum AttachError {
     Name,
     /// Reserved bytes that are not zero.
     Reserved,
-    /// The buffer given to encode is too small: [`ATTACH_MESSAGE_MAX`] always suffices.
+    /// The buffer given to encode is too small: [`super::ATTACH_MESSAGE_MAX`] always suffices.
     Room { bytes: usize, room: usize },
 }
 

@@ -29,7 +29,7 @@ pub struct TierFacts {
     /// Calls that took long, and whether the tier is passed over now, for reading or writing.
     pub slow: u64,
     pub out: bool,
-    /// Bytes by namespace ([`Namespaces::names`]).
+    /// Bytes by namespace (`Namespaces::names`).
     pub namespaces: [u64; NAMESPACES_MAX],
     /// Chunks by score, where it was asked for. A score of 1 is one use just now of a chunk of neutral importance.
     pub scores: [u32; SCORE_BUCKETS],
