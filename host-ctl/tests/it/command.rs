@@ -1,7 +1,7 @@
 //! The program itself: what it prints, and above all how it exits.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use mailbox::attach::Refuse;
@@ -10,6 +10,7 @@ use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use crate::fake::{FakeCard, Manner};
+use crate::small_file::kv_file;
 
 fn host_ctl(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_host-ctl")).args(arguments).env_remove("KVLANE_SOCKET").output().unwrap()
@@ -25,20 +26,6 @@ fn prints(arguments: &[&str]) -> String {
     let output = host_ctl(arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn kv_file(dir: &Path, name: &str, seed: u8) -> PathBuf {
-    let path = dir.join(name);
-    let kv: Vec<u8> = (0..2 * 2 * 64 * 2 * 8_usize).flat_map(|index| [index as u8 ^ seed, 0x3f]).collect();
-    let tokens: Vec<u8> = (0..64).collect();
-    let view = |dtype, shape, data| TensorView::new(dtype, shape, data).unwrap();
-    let tensors = [
-        ("kv", view(Dtype::BF16, vec![2, 2, 64, 2, 8], &kv)),
-        ("tokens", view(Dtype::U8, vec![64], &tokens)),
-        ("flat", view(Dtype::U8, vec![64, 1, 1], &tokens)),
-    ];
-    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
-    path
 }
 
 #[test]

@@ -7,4 +7,5 @@ mod fake;
 mod files;
 mod kv_files;
 mod redis;
+mod small_file;
 mod transfer;
