@@ -22,6 +22,11 @@ enum Op {
     Restart,
 }
 
+/// Chunks of a prompt's beginning in their order. None is there twice: a key tells all that is before it.
+fn prefix() -> impl Strategy<Value = Vec<u64>> {
+    proptest::sample::subsequence((0..CHUNKS).collect::<Vec<_>>(), 0..6).prop_shuffle()
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let n = 0..CHUNKS;
     prop_oneof![
@@ -29,7 +34,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (n.clone(), 200_000..260_000usize).prop_map(|(n, bytes)| Op::Put { n, bytes }),
         1 => (n.clone(), 1..90_000usize).prop_map(|(n, bytes)| Op::Abort { n, bytes }),
         6 => n.clone().prop_map(|n| Op::Get { n }),
-        2 => proptest::collection::vec(n.clone(), 0..6).prop_map(|prefix| Op::Touch { prefix }),
+        2 => prefix().prop_map(|prefix| Op::Touch { prefix }),
         1 => n.prop_map(|n| Op::Corrupt { n }),
         1 => Just(Op::Restart),
     ]
