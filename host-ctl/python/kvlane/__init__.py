@@ -6,7 +6,8 @@
     session.fetch(keys, pages); completion = session.wait(5.0)
 
 Every call either posts (and gives a number) or polls; nothing but `attach`, `wait` and `close` waits, and none of them
-holds the interpreter meanwhile. Errors are exceptions that name who is to blame. docs/vllm.md has the connector.
+holds the interpreter meanwhile. Errors are exceptions that name who is to blame. The package's examples/ show each step
+with numpy arrays and torch tensors; docs/vllm.md has the connector.
 """
 
 from __future__ import annotations
