@@ -155,7 +155,7 @@ impl FromStr for PageOrder {
 mod tests {
     use super::*;
     use block::{ElementType, Kind, Part};
-    use mailbox::layout::{Extent, Layout};
+    use mailbox::layout::{AddressRange, Layout};
 
     /// The byte of an element, straight from the drawings of the module.
     fn naive(
@@ -197,8 +197,8 @@ mod tests {
         let pages = [7, 0, 3, 8];
         for arrangement in Arrangement::ALL {
             let (form, bases, sizes) = arrangement.describe(&geometry, page_tokens, page_count);
-            let place = |(index, &bytes)| Extent { address: (index as u64 + 1) << 32, bytes };
-            let regions: Vec<Extent> = sizes.iter().enumerate().map(place).collect();
+            let place = |(index, &bytes)| AddressRange { address: (index as u64 + 1) << 32, bytes };
+            let regions: Vec<AddressRange> = sizes.iter().enumerate().map(place).collect();
             let layout = Layout::new(geometry, form, bases.into(), &regions).unwrap();
             for (layer, kind) in (0..3).flat_map(|layer| [(layer, Kind::K), (layer, Kind::V)]) {
                 let part = Part { kind, first_layer: layer, layers: 1, first_token: 0, tokens: 16 };

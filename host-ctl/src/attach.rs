@@ -8,7 +8,7 @@ use mailbox::attach::{
     ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region as RegionMessage,
     layout_parts,
 };
-use mailbox::channel::{ChannelError, Line};
+use mailbox::channel::{ChannelError, HostChannel};
 use mailbox::{HostRing, Page};
 
 use crate::client::Client;
@@ -113,7 +113,7 @@ impl Client {
     /// # Errors
     /// As [`Client::attach`].
     pub fn attach_over(
-        line: Box<dyn Line>,
+        line: Box<dyn HostChannel>,
         mut exporter: Box<dyn Exporter>,
         options: &Options,
         memory: Option<Memory>,
@@ -140,7 +140,7 @@ const TRY_LAST: Duration = Duration::from_millis(500);
 const SAID_AFTER: Duration = Duration::from_secs(1);
 
 /// A line to the card, once there is one.
-fn reach(options: &Options) -> Result<(Box<dyn Line>, Device), Error> {
+fn reach(options: &Options) -> Result<(Box<dyn HostChannel>, Device), Error> {
     let since = Instant::now();
     let (mut said, mut pause) = (false, TRY_FIRST);
     loop {
@@ -165,7 +165,7 @@ fn generation() -> u64 {
 
 /// The conversation before there is a session.
 struct Talk {
-    line: Box<dyn Line>,
+    line: Box<dyn HostChannel>,
     until: Instant,
     timeout: Duration,
 }
@@ -270,7 +270,10 @@ impl Talk {
         }
     }
 
-    fn wait(&mut self, wait: impl Fn(&mut dyn Line, Duration) -> Result<bool, ChannelError>) -> Result<(), Error> {
+    fn wait(
+        &mut self,
+        wait: impl Fn(&mut dyn HostChannel, Duration) -> Result<bool, ChannelError>,
+    ) -> Result<(), Error> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::Timeout { what: "attach", waited: self.timeout });

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use mailbox::channel::Line;
+use mailbox::channel::HostChannel;
 use mailbox::layout::Layout;
 use mailbox::{CardState, HostRing, Sleep, Status};
 
@@ -41,7 +41,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 pub struct Client {
     // Dropped in this order, the memory last: `drop` has made sure that the card is done with it, or leaks it.
     ring: HostRing,
-    line: Box<dyn Line>,
+    line: Box<dyn HostChannel>,
     exporter: Option<Box<dyn Exporter>>,
     memory: Option<Memory>,
     layout: Option<Layout>,
@@ -65,7 +65,7 @@ pub struct Client {
 
 impl Client {
     pub(crate) fn new(
-        line: Box<dyn Line>,
+        line: Box<dyn HostChannel>,
         ring: HostRing,
         exporter: Box<dyn Exporter>,
         welcome: Welcome,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use block::Geometry;
 use doca::{Access, Mapping};
 use mailbox::attach::REGIONS_MAX;
-use mailbox::layout::{Base, Extent, Form, Layout};
+use mailbox::layout::{AddressRange, Base, Form, Layout};
 
 use crate::error::Error;
 
@@ -36,10 +36,10 @@ impl Memory {
             let what = format!("{} regions, a session has at most {REGIONS_MAX}", self.regions.len());
             return Err(Error::input("memory", what, "register larger regions"));
         }
-        let extent =
-            |region: &Region| Extent { address: region.mapping.address(), bytes: region.mapping.bytes() as u64 };
-        let extents: Vec<Extent> = self.regions.iter().map(extent).collect();
-        Ok(Layout::new(self.geometry, self.form, self.bases.clone().into(), &extents)?)
+        let range =
+            |region: &Region| AddressRange { address: region.mapping.address(), bytes: region.mapping.bytes() as u64 };
+        let ranges: Vec<AddressRange> = self.regions.iter().map(range).collect();
+        Ok(Layout::new(self.geometry, self.form, self.bases.clone().into(), &ranges)?)
     }
 
     /// Page numbers that each chunk of a fetch or store names.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use doca::comch::{ReceiveError, SendError};
 use doca::{Device, Selector, comch};
 use mailbox::attach::{ATTACH_MESSAGE_MAX, SERVICE_NAME};
-use mailbox::channel::{Channel, ChannelError, Line, UnixChannel};
+use mailbox::channel::{Channel, ChannelError, HostChannel, UnixChannel};
 
 use crate::error::Error;
 
@@ -40,14 +40,14 @@ impl Route {
     ///
     /// # Errors
     /// Nobody there, or no device.
-    pub fn open(&self, selector: &Selector, timeout: Duration) -> Result<(Box<dyn Line>, Device), Error> {
+    pub fn open(&self, selector: &Selector, timeout: Duration) -> Result<(Box<dyn HostChannel>, Device), Error> {
         match self {
             // The card first, then the device: the operator hears of the nearest mistake.
             Route::Socket(path) => Ok((Box::new(UnixChannel::connect(path)?), Device::open(selector)?)),
             Route::Comch { name } => {
                 let device = Device::open(selector)?;
                 let client = comch::Client::connect(&device, name, ATTACH_MESSAGE_MAX, timeout)?;
-                Ok((Box::new(ComchLine { client }), device))
+                Ok((Box::new(ComchHostChannel { client }), device))
             }
         }
     }
@@ -55,7 +55,7 @@ impl Route {
 
 /// The host's end of a Comch connection.
 #[derive(Debug)]
-struct ComchLine {
+struct ComchHostChannel {
     client: comch::Client,
 }
 
@@ -63,7 +63,7 @@ fn device(error: doca::Error) -> ChannelError {
     ChannelError::Device { what: error.to_string() }
 }
 
-impl Channel for ComchLine {
+impl Channel for ComchHostChannel {
     fn send(&mut self, message: &[u8]) -> Result<(), ChannelError> {
         self.client.send(message).map_err(|error| match error {
             SendError::Full => ChannelError::Full,
@@ -80,7 +80,7 @@ impl Channel for ComchLine {
     }
 }
 
-impl Line for ComchLine {
+impl HostChannel for ComchHostChannel {
     fn wait(&mut self, timeout: Duration) -> Result<bool, ChannelError> {
         self.client.wait(timeout).map_err(device)
     }

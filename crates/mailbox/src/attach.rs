@@ -26,7 +26,7 @@ pub use answer::{Farewell, Reason, Refuse, Welcome};
 pub use bases::{Bases, LayoutPart, RawBases, layout_parts};
 pub use error::AttachError;
 pub use hello::Hello;
-pub use intake::{Attachment, Export, Intake, IntakeState};
+pub use intake::{Attachment, Intake, IntakeState, RegionExport};
 pub use message::{Commit, Message};
 pub use region::Region;
 

@@ -1,9 +1,9 @@
 //! The attach channel: whole messages, in order, both ways; and a Unix socket that is one.
 //!
-//! [`Channel`], [`Listener`] (the card's side) and [`Line`] (the host's) are all that sessions know of it; DOCA Comch
-//! is the other implementation, in the rooms that know DOCA. The socket is SOCK_SEQPACKET: it keeps messages whole,
-//! tells when the peer dies, and names the peer's process. It refuses to understand what it carries, and to block where
-//! it does not say that it waits.
+//! [`Channel`], [`Listener`] (the card's side) and [`HostChannel`] (the host's) are all that sessions know of it; DOCA
+//! Comch is the other implementation, in the rooms that know DOCA. The socket is SOCK_SEQPACKET: it keeps messages
+//! whole, tells when the peer dies, and names the peer's process. It refuses to understand what it carries, and to
+//! block where it does not say that it waits.
 
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -132,7 +132,7 @@ pub trait Listener: fmt::Debug {
 }
 
 /// The host's end of a channel: it can wait. Nobody but its owner reads it, so a message that came is there until then.
-pub trait Line: Channel + Send {
+pub trait HostChannel: Channel + Send {
     /// Waits until there is something to receive or the peer is gone. False when time ran out first; may be early. What
     /// came before the call counts: a doorbell that rang between the last look and this one is not lost.
     fn wait(&mut self, timeout: Duration) -> Result<bool, ChannelError>;
@@ -240,7 +240,7 @@ impl UnixChannel {
     }
 }
 
-impl Line for UnixChannel {
+impl HostChannel for UnixChannel {
     fn wait(&mut self, timeout: Duration) -> Result<bool, ChannelError> {
         self.poll(PollFlags::POLLIN, timeout)
     }

@@ -54,19 +54,19 @@ pub struct Form {
 
 /// Place of a region in its host's addresses, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct AddressRange {
     pub address: u64,
     pub bytes: u64,
 }
 
-impl Extent {
+impl AddressRange {
     /// The first address behind it; `None` where that wraps.
     fn end(&self) -> Option<u64> {
         self.address.checked_add(self.bytes)
     }
 
     /// Whether the two share an address. Neither wraps.
-    pub(crate) fn meets(&self, other: &Extent) -> bool {
+    pub(crate) fn meets(&self, other: &AddressRange) -> bool {
         self.address < other.address + other.bytes && other.address < self.address + self.bytes
     }
 }
@@ -203,7 +203,12 @@ struct Piece {
 impl Layout {
     /// Checks everything. `bases` holds K then V of layer 0, then of layer 1, ...; `regions` each region by its
     /// index.
-    pub fn new(geometry: Geometry, form: Form, bases: Box<[Base]>, regions: &[Extent]) -> Result<Layout, LayoutError> {
+    pub fn new(
+        geometry: Geometry,
+        form: Form,
+        bases: Box<[Base]>,
+        regions: &[AddressRange],
+    ) -> Result<Layout, LayoutError> {
         geometry.check().map_err(LayoutError::Geometry)?;
         let (page_tokens, chunk_tokens) = (form.page_tokens, geometry.chunk_tokens);
         if page_tokens == 0 || !chunk_tokens.is_multiple_of(page_tokens) {
@@ -322,7 +327,7 @@ impl Layout {
     }
 
     /// Proves that each base with all that follows from it lies in its region; how many bytes that are.
-    fn check_inside(&self, regions: &[Extent], steps: &[(u64, u64); 3]) -> Result<u64, LayoutError> {
+    fn check_inside(&self, regions: &[AddressRange], steps: &[(u64, u64); 3]) -> Result<u64, LayoutError> {
         // At most 2^32 * 2^64 + ... : far from the end of a u128.
         let reach = |&(count, stride): &(u64, u64)| u128::from(count - 1) * u128::from(stride);
         let extent = steps.iter().map(reach).sum::<u128>() + self.head_bytes() as u128;
@@ -340,7 +345,7 @@ impl Layout {
     /// No byte belongs to two bases, even where K and V or layers are interleaved page by page or token by token, and
     /// whatever regions name it. Each base is compared with those that begin within its extent: with none where layers
     /// lie apart, with all of at most [`BASES_MAX`] where they are interleaved.
-    fn check_apart(&self, regions: &[Extent], steps: &[(u64, u64); 3], extent: u64) -> Result<(), LayoutError> {
+    fn check_apart(&self, regions: &[AddressRange], steps: &[(u64, u64); 3], extent: u64) -> Result<(), LayoutError> {
         let head_bytes = self.head_bytes() as u64;
         // Cannot overflow: the region does not wrap, and the base lies in it.
         let address = |base: &Base| regions[usize::from(base.region)].address + base.offset;

@@ -101,11 +101,11 @@ impl Cache {
 }
 
 /// Regions of these sizes, one behind the other.
-fn apart(sizes: &[u64]) -> Vec<Extent> {
+fn apart(sizes: &[u64]) -> Vec<AddressRange> {
     let mut end = 1 << 20;
     let place = |&bytes: &u64| {
         end += bytes;
-        Extent { address: end - bytes, bytes }
+        AddressRange { address: end - bytes, bytes }
     };
     sizes.iter().map(place).collect()
 }
@@ -263,7 +263,8 @@ proptest! {
         };
         let bases: Box<[Base]> = bases.iter().map(|&(region, offset)| Base { region, offset }).collect();
         // As likely over each other as not.
-        let regions: Vec<Extent> = regions.iter().map(|&(address, bytes)| Extent { address, bytes }).collect();
+        let range = |&(address, bytes): &(u64, u64)| AddressRange { address, bytes };
+        let regions: Vec<AddressRange> = regions.iter().map(range).collect();
         // The oracle marks every byte of the host's memory.
         let mut marks = vec![0_u32; 2000];
         let mut inside = true;
@@ -342,9 +343,9 @@ fn a_layout_that_reaches_out_or_overflows_is_refused() {
     let (form, bases) = Cache::Separate.describe(&g, 8, 4);
     let bytes = Cache::Separate.region_bytes(&g, 8, 4);
     let check = |form: Form, bases: &[Base], sizes: &[u64]| {
-        let at_zero: Vec<Extent> = sizes.iter().map(|&bytes| Extent { address: 0, bytes }).collect();
-        let extents = if sizes.contains(&u64::MAX) { at_zero } else { apart(sizes) };
-        Layout::new(g, form, bases.into(), &extents).map(|_| ())
+        let at_zero: Vec<AddressRange> = sizes.iter().map(|&bytes| AddressRange { address: 0, bytes }).collect();
+        let ranges = if sizes.contains(&u64::MAX) { at_zero } else { apart(sizes) };
+        Layout::new(g, form, bases.into(), &ranges).map(|_| ())
     };
     assert_eq!(check(form, &bases, &[bytes, bytes]), Ok(()));
     assert!(matches!(check(form, &bases, &[bytes, bytes - 1]), Err(LayoutError::Outside { base: 3, .. })));
@@ -370,11 +371,11 @@ fn one_buffer_given_for_three_layers_is_refused_and_both_layers_are_named() {
     let (form, bases) = Cache::Separate.describe(&g, 8, 4);
     let bytes = Cache::Separate.region_bytes(&g, 8, 4);
     let check =
-        |regions: &[Extent]| Layout::new(g, form, bases.clone(), regions).map(|_| ()).map_err(|e| e.to_string());
-    let message = check(&[Extent { address: 4096, bytes }; 3]).unwrap_err();
+        |regions: &[AddressRange]| Layout::new(g, form, bases.clone(), regions).map(|_| ()).map_err(|e| e.to_string());
+    let message = check(&[AddressRange { address: 4096, bytes }; 3]).unwrap_err();
     let names = "K of layer 0 (region 0 from byte 0) and K of layer 1 (region 1 from byte 0) share bytes of memory";
     assert_eq!(message, format!("layout: {names}"));
-    let at = |addresses: [u64; 3]| check(&addresses.map(|address| Extent { address, bytes }));
+    let at = |addresses: [u64; 3]| check(&addresses.map(|address| AddressRange { address, bytes }));
     assert_eq!(at([4096, 4096 + bytes, 4096 + 2 * bytes]), Ok(()), "one behind the other");
     let message = at([4096, 4096 + 2 * bytes, 4095 + 3 * bytes]).unwrap_err();
     assert!(message.contains("V of layer 1 (region 1 from byte 1024) and K of layer 2 (region 2"), "{message}");
@@ -392,8 +393,8 @@ fn interleaved_layers_in_regions_over_each_other_are_taken() {
         let (form, bases) = cache.describe(&g, pages, p);
         let whole = cache.region_bytes(&g, pages, p);
         // Each base in a region of its own, from there to the allocation's end.
-        let regions: Vec<Extent> =
-            bases.iter().map(|base| Extent { address: 4096 + base.offset, bytes: whole - base.offset }).collect();
+        let regions: Vec<AddressRange> =
+            bases.iter().map(|base| AddressRange { address: 4096 + base.offset, bytes: whole - base.offset }).collect();
         let own: Box<[Base]> = (0..bases.len()).map(|region| Base { region: region as u16, offset: 0 }).collect();
         let taken = Layout::new(g, form, own.clone(), &regions).map(|_| ());
         assert_eq!(taken, Ok(()), "{cache:?}");

@@ -46,7 +46,7 @@ impl std::error::Error for PageError {
 
 /// One mapping of one page of [`PAGE_BYTES`] bytes. Dropping it unmaps; stop every DMA into it first.
 pub struct Page {
-    memory: Memory,
+    memory: PageMapping,
     generation: u64,
 }
 
@@ -60,7 +60,7 @@ impl Page {
     /// A new page of zeros with an identity. `generation` must rise with each page that a host makes: lines of an older
     /// page then never pass for lines of this one.
     pub fn create(generation: u64) -> Result<Page, PageError> {
-        let page = Page { memory: Memory::create()?, generation };
+        let page = Page { memory: PageMapping::create()?, generation };
         let identity = IdentityWords::new(generation).encode();
         // `write` stores the first word last, with Release: that word is the magic.
         page.write(IDENTITY_AT, &identity);
@@ -76,7 +76,7 @@ impl Page {
     /// Maps a page by its file, received from the process that made it.
     #[cfg(not(miri))]
     pub fn open(file: std::os::fd::OwnedFd) -> Result<Page, PageError> {
-        Page { memory: Memory::open(file)?, generation: 0 }.identified()
+        Page { memory: PageMapping::open(file)?, generation: 0 }.identified()
     }
 
     /// The page's file, to hand to another process.
@@ -179,11 +179,11 @@ pub(crate) fn check_identity(line: &Line) -> Result<u64, Mismatch> {
 }
 
 #[cfg(not(miri))]
-use mapped::Memory;
+use mapped::PageMapping;
 #[cfg(miri)]
-use owned::Memory;
+use owned::PageMapping;
 
-impl Memory {
+impl PageMapping {
     /// One word of the page. Only ever one at a time: nobody holds a reference to more of it.
     #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
@@ -214,33 +214,33 @@ mod mapped {
     const MAPPED_BYTES: NonZeroUsize = NonZeroUsize::new(PAGE_BYTES).unwrap();
 
     /// A shared mapping of exactly [`PAGE_BYTES`] and the file behind it.
-    pub(super) struct Memory {
+    pub(super) struct PageMapping {
         base: NonNull<AtomicU64>,
         pub(super) file: OwnedFd,
     }
 
     // SAFETY: the mapping belongs to this value alone, stays valid on whichever thread it is, and is only ever
     // touched through atomics.
-    unsafe impl Send for Memory {}
+    unsafe impl Send for PageMapping {}
     // SAFETY: as above; what it gives out is `&AtomicU64`, which is `Sync`.
-    unsafe impl Sync for Memory {}
+    unsafe impl Sync for PageMapping {}
 
     fn system(call: &'static str) -> impl FnOnce(nix::Error) -> PageError {
         move |error| PageError::System { call, source: error.into() }
     }
 
-    impl Memory {
-        pub(super) fn create() -> Result<Memory, PageError> {
+    impl PageMapping {
+        pub(super) fn create() -> Result<PageMapping, PageError> {
             let file = memfd_create(c"kvlane-page", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
                 .map_err(system("memfd_create"))?;
             ftruncate(&file, PAGE_BYTES as i64).map_err(system("ftruncate"))?;
             // Nobody can take the memory away under us afterwards: no SIGBUS from a peer that holds the file.
             let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
             fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("fcntl F_ADD_SEALS"))?;
-            Memory::map(file)
+            PageMapping::map(file)
         }
 
-        pub(super) fn open(file: OwnedFd) -> Result<Memory, PageError> {
+        pub(super) fn open(file: OwnedFd) -> Result<PageMapping, PageError> {
             let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(system("fcntl F_GET_SEALS"))?;
             if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
                 return Err(PageError::NotAPage { what: "seal against shrinking", ours: 1, theirs: 0 });
@@ -249,21 +249,21 @@ mod mapped {
             if theirs != PAGE_BYTES as u64 {
                 return Err(PageError::NotAPage { what: "file size", ours: PAGE_BYTES as u64, theirs });
             }
-            Memory::map(file)
+            PageMapping::map(file)
         }
 
-        pub(super) fn share(&self) -> Result<Memory, PageError> {
+        pub(super) fn share(&self) -> Result<PageMapping, PageError> {
             let file = self.file.as_fd().try_clone_to_owned();
-            Memory::map(file.map_err(|source| PageError::System { call: "dup", source })?)
+            PageMapping::map(file.map_err(|source| PageError::System { call: "dup", source })?)
         }
 
         /// `file` holds at least [`PAGE_BYTES`] and is sealed against shrinking.
-        fn map(file: OwnedFd) -> Result<Memory, PageError> {
+        fn map(file: OwnedFd) -> Result<PageMapping, PageError> {
             let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
             // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing of ours; its length is not
             // zero and within the sealed file.
             let base = unsafe { mmap(None, MAPPED_BYTES, protection, MapFlags::MAP_SHARED, &file, 0) };
-            Ok(Memory { base: base.map_err(system("mmap"))?.cast(), file })
+            Ok(PageMapping { base: base.map_err(system("mmap"))?.cast(), file })
         }
 
         pub(super) fn base(&self) -> NonNull<AtomicU64> {
@@ -271,7 +271,7 @@ mod mapped {
         }
     }
 
-    impl Drop for Memory {
+    impl Drop for PageMapping {
         fn drop(&mut self) {
             // SAFETY: exactly the mapping made in `map`, unmapped once; every borrow of it borrowed `self`.
             let unmapped = unsafe { munmap(self.base.cast(), PAGE_BYTES) };
@@ -291,7 +291,7 @@ mod owned {
     use crate::limits::PAGE_BYTES;
 
     /// A stand-in for the mapping under miri: one allocation, shared by all that "map" it.
-    pub(super) struct Memory(Arc<Allocation>);
+    pub(super) struct PageMapping(Arc<Allocation>);
 
     struct Allocation(NonNull<AtomicU64>);
 
@@ -305,15 +305,15 @@ mod owned {
         Err(_) => unreachable!(),
     };
 
-    impl Memory {
-        pub(super) fn create() -> Result<Memory, PageError> {
+    impl PageMapping {
+        pub(super) fn create() -> Result<PageMapping, PageError> {
             // SAFETY: the layout is not of zero bytes.
             let base = unsafe { alloc_zeroed(LAYOUT) };
-            Ok(Memory(Arc::new(Allocation(NonNull::new(base).expect("miri has memory").cast()))))
+            Ok(PageMapping(Arc::new(Allocation(NonNull::new(base).expect("miri has memory").cast()))))
         }
 
-        pub(super) fn share(&self) -> Result<Memory, PageError> {
-            Ok(Memory(Arc::clone(&self.0)))
+        pub(super) fn share(&self) -> Result<PageMapping, PageError> {
+            Ok(PageMapping(Arc::clone(&self.0)))
         }
 
         pub(super) fn base(&self) -> NonNull<AtomicU64> {
@@ -323,7 +323,7 @@ mod owned {
 
     impl Drop for Allocation {
         fn drop(&mut self) {
-            // SAFETY: allocated in `create` with this layout, freed once; every borrow of it borrowed a `Memory`.
+            // SAFETY: allocated in `create` with this layout, freed once; every borrow of it borrowed a `PageMapping`.
             unsafe { dealloc(self.0.as_ptr().cast(), LAYOUT) };
         }
     }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Instant;
 
 use doca::{Device, Remote};
-use mailbox::attach::{Attachment, Export, PAGE_REGION, Reason, Refuse};
+use mailbox::attach::{Attachment, PAGE_REGION, Reason, Refuse, RegionExport};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// An attach and its imported exports: the page and the regions.
@@ -59,7 +59,7 @@ impl AsFd for Importing {
 
 /// Imports what a host has exported and checks it against what it said.
 fn import(device: &Device, attachment: &Attachment, until: Instant) -> Result<(Remote, Vec<Remote>), Refuse> {
-    let one = |export: &Export, region: u64| {
+    let one = |export: &RegionExport, region: u64| {
         let refusal = Refuse::new(Reason::Region, 0, region);
         if Instant::now() >= until {
             return Err(refusal);

@@ -78,7 +78,7 @@ pub fn covered(
 mod tests {
     use super::*;
     use block::{ElementType, Kind};
-    use mailbox::layout::{Base, Extent, Form, Layout, Order};
+    use mailbox::layout::{AddressRange, Base, Form, Layout, Order};
     use proptest::prelude::*;
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
             };
             let plane = 48 * u64::from(page_tokens) * row;
             let bases = (0..geometry.planes()).map(|index| Base { region: 0, offset: index as u64 * plane }).collect();
-            let region = Extent { address: 4096, bytes: geometry.planes() as u64 * plane };
+            let region = AddressRange { address: 4096, bytes: geometry.planes() as u64 * plane };
             let layout = Layout::new(geometry, form, bases, &[region]).unwrap();
             let first_token = (which.index(usize::from(48 / part_tokens)) as u16) * part_tokens;
             let part = Part { kind: Kind::V, first_layer: 0, layers, first_token, tokens: part_tokens };

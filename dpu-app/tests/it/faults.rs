@@ -9,7 +9,7 @@ use crate::rig::*;
 use host_ctl::{Arrangement, Client, Error, Gone, Route, Transfer};
 use mailbox::Status;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Farewell, Message, Reason, Refuse};
-use mailbox::channel::{ChannelError, Line};
+use mailbox::channel::{ChannelError, HostChannel};
 use store::StoreError;
 
 const CHUNKS: usize = 6;
@@ -288,7 +288,7 @@ fn one_session_too_many_is_refused_and_told_why() {
 }
 
 /// Whether the other end hangs up in time.
-fn hangs_up(line: &mut dyn Line, within: Duration) -> bool {
+fn hangs_up(line: &mut dyn HostChannel, within: Duration) -> bool {
     let until = Instant::now() + within;
     let mut bytes = [0; ATTACH_MESSAGE_MAX];
     while Instant::now() < until {
@@ -319,7 +319,7 @@ fn a_silent_visitor_is_dropped_and_makes_room() {
 }
 
 /// The card's next word.
-fn answer(line: &mut dyn Line) -> Option<Refuse> {
+fn answer(line: &mut dyn HostChannel) -> Option<Refuse> {
     let until = Instant::now() + WAIT;
     let mut bytes = [0; ATTACH_MESSAGE_MAX];
     loop {

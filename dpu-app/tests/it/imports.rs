@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::rig::*;
 use host_ctl::Arrangement;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Commit, Hello, Message, PAGE_REGION, Reason, Region};
-use mailbox::channel::Line;
+use mailbox::channel::HostChannel;
 use mailbox::{PAGE_BYTES, Status};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
@@ -26,7 +26,7 @@ fn blob(courier: u64) -> Vec<u8> {
     blob
 }
 
-fn say(line: &mut dyn Line, message: &Message<'_>) {
+fn say(line: &mut dyn HostChannel, message: &Message<'_>) {
     let mut bytes = [0; ATTACH_MESSAGE_MAX];
     line.send(message.encode(&mut bytes).unwrap()).unwrap();
 }

@@ -13,7 +13,7 @@ use host_ctl::{Arrangement, Client, Memory, Options, Route};
 use mailbox::attach::{
     ATTACH_MESSAGE_MAX, Commit, Farewell, Hello, Message, PAGE_REGION, Reason, Refuse, Region, layout_parts,
 };
-use mailbox::channel::{ChannelError, Line};
+use mailbox::channel::{ChannelError, HostChannel};
 use mailbox::{
     ARGUMENTS_AT, COMMANDS_AT, Chunk as Named, HOST_LINE_AT, HostRing, LINE_BYTES, Operation, PAGE_BYTES, Page,
     Request, Status, VERSION,
@@ -45,7 +45,7 @@ impl Said {
 
 /// A host that speaks the words itself and can get each of them wrong.
 struct Liar {
-    channel: Box<dyn Line>,
+    channel: Box<dyn HostChannel>,
     ring: HostRing,
     /// Another mapping of the page, to scribble on.
     page: Page,

@@ -15,7 +15,7 @@ use block::{ChunkKey, ElementType, Geometry, KeyChain, Namespace, Recipe};
 use dpu_app::{Config, RunError};
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Route, Transfer};
 use mailbox::Status;
-use mailbox::channel::Line;
+use mailbox::channel::HostChannel;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use store::{Direct, Opening, Stats, Store, StoreError, Why};
 
@@ -398,7 +398,7 @@ pub fn counter(status: &CardStatus, name: &str) -> u64 {
 }
 
 /// A bare line to a card: for hosts that do not keep to the words.
-pub fn line(route: &Route) -> Box<dyn Line> {
+pub fn line(route: &Route) -> Box<dyn HostChannel> {
     route.open(&doca::Selector::First, WAIT).unwrap().0
 }
 

@@ -6,7 +6,7 @@ use crate::format::recipe::Granularity;
 use crate::kernel::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::kernel::number::{Element, SMALLEST_PEAK_VALUE, inverse, step};
 use crate::kernel::rows::{Rows, TOKENS};
-use crate::kernel::run::{self, Levels, Step, Table};
+use crate::kernel::run::{self, Levels, LookupTable, Step};
 
 /// Channels whose steps are kept on the stack at a time.
 const CHANNELS: usize = 1024;
@@ -138,14 +138,14 @@ pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u
     match (rows.granularity, rows.packed) {
         (Granularity::Channel, _) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
         (_, true) if tabled(TABLE_PEAK_MAX) => {
-            dequantize_rows::<E, L, Table<L, false>, true>(lanes, rows, codes, scales, tile);
+            dequantize_rows::<E, L, LookupTable<L, false>, true>(lanes, rows, codes, scales, tile);
         }
         (_, true) => dequantize_rows::<E, L, Step, true>(lanes, rows, codes, scales, tile),
         (_, false) if tabled(TABLE_PEAK_MAX) => {
-            dequantize_rows::<E, L, Table<L, false>, false>(lanes, rows, codes, scales, tile);
+            dequantize_rows::<E, L, LookupTable<L, false>, false>(lanes, rows, codes, scales, tile);
         }
         (_, false) if tabled(L::WIDE_TABLE_PEAK_MAX) => {
-            dequantize_rows::<E, L, Table<L, true>, false>(lanes, rows, codes, scales, tile);
+            dequantize_rows::<E, L, LookupTable<L, true>, false>(lanes, rows, codes, scales, tile);
         }
         (_, false) => dequantize_rows::<E, L, Step, false>(lanes, rows, codes, scales, tile),
     }

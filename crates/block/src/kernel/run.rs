@@ -24,7 +24,7 @@ pub(crate) struct Step {
 
 /// Codes are looked up: for elements of 16 bits and peaks up to [`TABLE_PEAK_MAX`], or wide ones of an instruction set.
 #[derive(Clone, Copy)]
-pub(crate) struct Table<L: Lanes, const WIDE: bool> {
+pub(crate) struct LookupTable<L: Lanes, const WIDE: bool> {
     step: Step,
     table: L::Table,
 }
@@ -46,7 +46,7 @@ impl<L: Lanes> Levels<L> for Step {
     }
 }
 
-impl<L: Lanes, const WIDE: bool> Levels<L> for Table<L, WIDE> {
+impl<L: Lanes, const WIDE: bool> Levels<L> for LookupTable<L, WIDE> {
     #[inline(always)]
     fn new<E: Element>(lanes: L, peak: u8, step: f32) -> Self {
         debug_assert!(peak <= if WIDE { L::WIDE_TABLE_PEAK_MAX } else { TABLE_PEAK_MAX } && E::BYTES == 2);

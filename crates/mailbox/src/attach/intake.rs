@@ -8,7 +8,7 @@
 use block::{Geometry, Recipe};
 
 use super::{Commit, Hello, LayoutPart, Message, PAGE_REGION, Reason, Refuse, Region};
-use crate::layout::{Base, Extent, Form, Layout, LayoutError};
+use crate::layout::{AddressRange, Base, Form, Layout, LayoutError};
 use crate::limits::PAGE_BYTES;
 
 /// The message that is expected next.
@@ -39,17 +39,17 @@ impl IntakeState {
 
 /// An exported region, kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
+pub struct RegionExport {
     pub base: u64,
     pub bytes: u64,
     pub writable: bool,
     pub blob: Box<[u8]>,
 }
 
-impl Export {
+impl RegionExport {
     /// Place in the host's addresses; the message was checked not to wrap.
-    pub fn extent(&self) -> Extent {
-        Extent { address: self.base, bytes: self.bytes }
+    pub fn addresses(&self) -> AddressRange {
+        AddressRange { address: self.base, bytes: self.bytes }
     }
 }
 
@@ -62,9 +62,9 @@ pub struct Attachment {
     pub namespace: Option<String>,
     /// `None`: as the card is configured.
     pub recipe: Option<Recipe>,
-    pub page: Export,
+    pub page: RegionExport,
     /// Exports, by region index.
-    pub regions: Vec<Export>,
+    pub regions: Vec<RegionExport>,
     /// `None`: control-only.
     pub layout: Option<Layout>,
 }
@@ -80,8 +80,8 @@ pub struct Intake {
     geometry: Option<Geometry>,
     recipe: Option<Recipe>,
     region_count: u16,
-    page: Option<Export>,
-    regions: Vec<Export>,
+    page: Option<RegionExport>,
+    regions: Vec<RegionExport>,
     form: Option<Form>,
     bases: Vec<Base>,
 }
@@ -148,8 +148,12 @@ impl Intake {
     }
 
     fn region(&mut self, region: &Region<'_>) -> Result<(), Refuse> {
-        let export =
-            Export { base: region.base, bytes: region.bytes, writable: region.writable, blob: region.export.into() };
+        let export = RegionExport {
+            base: region.base,
+            bytes: region.bytes,
+            writable: region.writable,
+            blob: region.export.into(),
+        };
         let refuse = Err(Refuse::new(Reason::Region, self.regions.len() as u64, region.index.into()));
         match (&self.page, region.index) {
             (None, PAGE_REGION) if region.writable && region.bytes == PAGE_BYTES as u64 => self.page = Some(export),
@@ -191,14 +195,14 @@ impl Intake {
         if u64::from(commit.base_count) != bases {
             return Err(Refuse::new(Reason::Layout, bases, commit.base_count.into()));
         }
-        let page = self.page.as_ref().expect("regions start with the page").extent();
-        if let Some(over) = self.regions.iter().position(|region| region.extent().meets(&page)) {
+        let page = self.page.as_ref().expect("regions start with the page").addresses();
+        if let Some(over) = self.regions.iter().position(|region| region.addresses().meets(&page)) {
             return Err(Refuse::new(Reason::Region, regions, over as u64));
         }
         let layout = match (self.geometry, self.form) {
             (Some(geometry), Some(form)) => {
-                let extents: Vec<Extent> = self.regions.iter().map(Export::extent).collect();
-                let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &extents);
+                let ranges: Vec<AddressRange> = self.regions.iter().map(RegionExport::addresses).collect();
+                let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &ranges);
                 Some(layout.map_err(|error| match error {
                     LayoutError::Overlap { one, other } => {
                         Refuse::new(Reason::Overlap, one.index as u64, other.index as u64)

@@ -23,7 +23,7 @@ impl Avx2 {
 /// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart, in both
 /// halves.
 #[derive(Clone, Copy)]
-pub(super) struct Table {
+pub(super) struct Avx2Table {
     low: __m256i,
     high: __m256i,
     peak: __m256i,
@@ -35,7 +35,7 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 // memory is read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Avx2 {
     type Floats = [__m256; 4];
-    type Table = Table;
+    type Table = Avx2Table;
 
     #[inline(always)]
     fn read<E: Element>(self, elements: &[u8]) -> [__m256; 4] {
@@ -118,7 +118,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Table {
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Avx2Table {
         let mut elements = [0; 2 * UNIT];
         const MAGNITUDES: [u8; UNIT] = [
             0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
@@ -133,7 +133,7 @@ impl Lanes for Avx2 {
             );
             let first = _mm256_shuffle_epi8(load_256(&elements[..UNIT]), apart);
             let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(first);
-            Table {
+            Avx2Table {
                 low: _mm256_permute2x128_si256::<0>(both, both),
                 high: _mm256_permute2x128_si256::<0x11>(both, both),
                 peak: _mm256_set1_epi8(peak as i8),
@@ -142,7 +142,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Avx2Table, elements: &mut [u8]) {
         // SAFETY: see above.
         unsafe {
             // Interleaving works within halves: codes 0..8, 16..24 and 8..16, 24..32.

@@ -18,7 +18,7 @@ impl Neon {
 
 /// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart.
 #[derive(Clone, Copy)]
-pub(super) struct Table {
+pub(super) struct NeonTable {
     low: uint8x16_t,
     high: uint8x16_t,
     peak: u8,
@@ -31,7 +31,7 @@ type Floats = [[float32x4_t; 2]; 4];
 // memory is read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Neon {
     type Floats = Floats;
-    type Table = Table;
+    type Table = NeonTable;
 
     #[inline(always)]
     fn read<E: Element>(self, elements: &[u8]) -> Floats {
@@ -112,7 +112,7 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
-    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Table {
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> NeonTable {
         const MAGNITUDES: [u8; UNIT] = [
             0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
         ];
@@ -120,11 +120,11 @@ impl Lanes for Neon {
         self.write::<E>(self.times(self.signed(&MAGNITUDES, 0), self.splat(step)), &mut elements);
         let (first, second) = (load(&elements[..16]), load(&elements[16..32]));
         // SAFETY: see above.
-        unsafe { Table { low: vuzp1q_u8(first, second), high: vuzp2q_u8(first, second), peak } }
+        unsafe { NeonTable { low: vuzp1q_u8(first, second), high: vuzp2q_u8(first, second), peak } }
     }
 
     #[inline(always)]
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Table, elements: &mut [u8]) {
+    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &NeonTable, elements: &mut [u8]) {
         for (codes, elements) in codes.chunks_exact(16).zip(elements.chunks_exact_mut(32)) {
             let (first, second) = elements.split_at_mut(16);
             // SAFETY: see above.
