@@ -19,7 +19,7 @@ use block::codec::Compressor;
 use block::{Codec, Geometry, Header, Part, Plan, Recipe, TileOrder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use doca::{Area, Context, Depth, Device, ProgressEngine, Region, Remote, RemoteRun, Source};
+use doca::{Area, Arena, Context, Depth, Device, ProgressEngine, Remote, RemoteRun, Source};
 use host_ctl::{Arrangement, KvFile, PageOrder};
 use rig::{CHUNK_TOKENS, Card, HEAD_SIZE, HEADS, LAYERS, PAGE_TOKENS, Prefix, warm};
 
@@ -277,8 +277,7 @@ impl Alone {
         let plan = Plan::choose(&geometry, config.block_bytes / geometry.element.bytes()).expect("a plan");
         let part = plan.part(&geometry, 0).expect("a first block");
         let tile_bytes = part.tile_bytes(&geometry);
-        let mut region =
-            Region::allocate(device, BLOCKS * slot.wire + depth * (slot.codes + slot.tile)).expect("memory");
+        let mut arena = Arena::allocate(device, BLOCKS * slot.wire + depth * (slot.codes + slot.tile)).expect("memory");
         let mut compressor = Compressor::new(config.deflate_level, slot.codes).expect("an encoder");
         let (mut tile, mut codes) = (vec![0; tile_bytes], vec![0; slot.codes]);
         let key = block::ChunkKey::new([0; block::KEY_BYTES]);
@@ -286,7 +285,7 @@ impl Alone {
         for index in 0..BLOCKS.min(plan.block_count(&geometry)) {
             let part = plan.part(&geometry, index).expect("by the plan");
             file.read(&mut tile, kv.row_offset(part.first_layer.into(), part.kind, 0)).expect("the data");
-            let mut area = region.carve(slot.wire).expect("sized for it");
+            let mut area = arena.carve(slot.wire).expect("sized for it");
             let order = TileOrder::TokenMajor;
             block::encode_tile(
                 recipe,
@@ -304,9 +303,9 @@ impl Alone {
             let header = Header::parse(&area).expect("just written");
             wires.push((Some(area), header));
         }
-        let mut carve = |bytes| (0..depth).map(|_| region.carve(bytes).expect("sized for it")).collect::<Vec<_>>();
+        let mut carve = |bytes| (0..depth).map(|_| arena.carve(bytes).expect("sized for it")).collect::<Vec<_>>();
         let (codes, tiles) = (carve(slot.codes), carve(slot.tile));
-        let codecs = [doca::Codec::Deflate, doca::Codec::Lz4Block];
+        let codecs = [doca::CompressedFormat::Deflate, doca::CompressedFormat::Lz4Block];
         let inflate = Context::decompress(&engine, device, &codecs, sizes).expect("the emulator inflates");
         let dma = Context::dma(&engine, device, sizes).expect("the emulator copies");
         Self { engine, inflate, dma, wires, codes, tiles, geometry, part }
@@ -345,7 +344,11 @@ impl Alone {
                 } else {
                     let Some(codes) = self.codes.pop() else { break };
                     let wire = self.wires[index].0.take().expect("free");
-                    let codec = if header.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+                    let codec = if header.codec == Codec::Lz4 {
+                        doca::CompressedFormat::Lz4Block
+                    } else {
+                        doca::CompressedFormat::Deflate
+                    };
                     self.inflate.inflate(index as u64, codec, wire, header.payload_range(), codes).expect("room");
                 }
                 free.pop_front();

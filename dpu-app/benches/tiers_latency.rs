@@ -319,7 +319,7 @@ fn store_alone(run: &Run) -> Table {
         };
         let bell = EventFd::new().expect("an eventfd");
         let mut reader = store.reader(bell.as_fd()).expect("a reader");
-        let mut region = doca::Region::allocate(&device, config.slot_bytes().wire).expect("memory");
+        let mut region = doca::Arena::allocate(&device, config.slot_bytes().wire).expect("memory");
         let mut memory = region.carve(config.slot_bytes().wire);
         let mut manifest = vec![0; block::MANIFEST_BYTES_MAX];
         let (mut opens, mut reads) = (Sample::default(), Sample::default());

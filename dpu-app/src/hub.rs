@@ -40,7 +40,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use block::ChunkKey;
-use doca::{Codec, Context, Device, ProgressEngine};
+use doca::{CompressedFormat, Context, Device, ProgressEngine};
 use mailbox::Status;
 use mailbox::channel::Listener;
 use nix::errno::Errno;
@@ -86,7 +86,7 @@ pub enum HubError {
     /// Hosts cannot come by Comch.
     Comch(comch::ComchError),
     /// An engine has not completed anything for 30 s.
-    EngineStuck(doca::Kind),
+    EngineStuck(doca::OperationKind),
     /// Everything has drained but a worker that does not come back.
     WorkerHangs(Hanging),
     System {
@@ -292,7 +292,8 @@ impl<'a, 's> Hub<'a, 's> {
         fit: Option<InflateFit>,
     ) -> Result<(Option<CardEngine>, bool), HubError> {
         let Some(InflateFit { lz4, depth }) = fit else { return Ok((None, false)) };
-        let codecs: &[Codec] = if lz4 { &[Codec::Deflate, Codec::Lz4Block] } else { &[Codec::Deflate] };
+        let codecs: &[CompressedFormat] =
+            if lz4 { &[CompressedFormat::Deflate, CompressedFormat::Lz4Block] } else { &[CompressedFormat::Deflate] };
         let mut context = Context::decompress(engine, device, codecs, depth)?;
         let trusted = selftest::inflates_a_known_block(engine, device, &mut context)?;
         if !trusted {

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write};
 
-use doca::{Caps, Device, DeviceInfo, Kind, Representor, RepresentorInfo, Selector, comch};
+use doca::{Device, DeviceInfo, EngineCaps, OperationKind, Representor, RepresentorInfo, Selector, comch};
 
 use crate::count::json::Quoted;
 
@@ -28,7 +28,7 @@ pub fn list() -> Result<Vec<Listed>, doca::Error> {
     let listed = |info: DeviceInfo| {
         let device = Device::open(&Selector::Named(info.pci_address.clone()));
         let tasks = |kind| device.as_ref().map_err(|error| *error).and_then(|device| device.tasks_max(kind));
-        let (copy_tasks, decompress_tasks) = (tasks(Kind::Dma), tasks(Kind::Decompress));
+        let (copy_tasks, decompress_tasks) = (tasks(OperationKind::Dma), tasks(OperationKind::Decompress));
         let representors =
             device.as_ref().map_or_else(|_| Vec::new(), |device| Representor::list(device).unwrap_or_default());
         Listed { info, copy_tasks, decompress_tasks, representors }
@@ -37,14 +37,14 @@ pub fn list() -> Result<Vec<Listed>, doca::Error> {
 }
 
 impl Listed {
-    fn tasks(&self, kind: Kind) -> Result<u32, doca::Error> {
+    fn tasks(&self, kind: OperationKind) -> Result<u32, doca::Error> {
         match kind {
-            Kind::Dma => self.copy_tasks,
-            Kind::Decompress => self.decompress_tasks,
+            OperationKind::Dma => self.copy_tasks,
+            OperationKind::Decompress => self.decompress_tasks,
         }
     }
 
-    fn caps_json(&self, kind: Kind, caps: Caps) -> String {
+    fn caps_json(&self, kind: OperationKind, caps: EngineCaps) -> String {
         let tasks = self.tasks(kind).map_or_else(|_| String::from("null"), |tasks| tasks.to_string());
         format!("{{\"bytes_max\":{},\"list_max\":{},\"tasks_max\":{tasks}}}", caps.bytes_max, caps.list_max)
     }
@@ -82,7 +82,7 @@ impl fmt::Display for Listed {
         for (name, kind, caps) in self.info.engines() {
             match (caps, self.tasks(kind)) {
                 (None, _) => writeln!(f, "  {name:<18} no")?,
-                (Some(Caps { bytes_max, list_max }), tasks) => {
+                (Some(EngineCaps { bytes_max, list_max }), tasks) => {
                     write!(f, "  {name:<18} {bytes_max} bytes a task, lists of {list_max}, ")?;
                     match tasks {
                         Ok(tasks) => writeln!(f, "{tasks} tasks a context")?,

@@ -94,7 +94,7 @@ pub struct Counters {
     pub restored_bytes: [AtomicU64; 2],
     /// Bytes in their stored form: of fetches, of stores.
     pub wire_bytes: [AtomicU64; 2],
-    /// Restarts of the engines, by `doca::Kind`: inflate, DMA.
+    /// Restarts of the engines, by `doca::OperationKind`: inflate, DMA.
     pub engine_restarts: [AtomicU64; 2],
     pub blocks_resubmitted: AtomicU64,
     /// Comparisons of what the DMA engine moved, and those of them that found a difference.

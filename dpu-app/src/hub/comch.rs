@@ -1,6 +1,6 @@
 //! Hosts that come by DOCA Comch: one server for each function of the host, all on the engine thread's progress engine.
 
-use doca::comch::{Caps, Connection, Limits, ReceiveError, SendError, Server};
+use doca::comch::{Caps, ComchLimits, Connection, ReceiveError, SendError, Server};
 use doca::{Device, ProgressEngine, Representor, RepresentorInfo};
 use mailbox::attach::ATTACH_MESSAGE_MAX;
 use mailbox::channel::{Channel, ChannelError, Listener};
@@ -98,7 +98,7 @@ pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Resu
     if chosen.is_empty() {
         return Err(ComchError::NoRepresentor { device: name() });
     }
-    let limits = Limits { connections: config.sessions + PLACES_SPARE, message_bytes: ATTACH_MESSAGE_MAX };
+    let limits = ComchLimits { connections: config.sessions + PLACES_SPARE, message_bytes: ATTACH_MESSAGE_MAX };
     let start = |info: &RepresentorInfo| {
         let representor = Representor::open(device, info).map_err(doca::comch::Error::from)?;
         let server = Server::start(engine, representor, &config.comch_name, limits)?;

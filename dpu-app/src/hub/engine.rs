@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use doca::{Area, Completion, Context, ContextState, Device, Region};
+use doca::{Area, Arena, Completion, Context, ContextState, Device};
 
 use crate::count::counters::Occupancy;
 use crate::pipeline::probation::{Probation, UNREACHABLE_MIN};
@@ -56,8 +56,8 @@ impl CardEngine {
     /// # Errors
     /// What the device answered.
     pub fn can_prove_itself(&mut self, device: &Device) -> Result<(), doca::Error> {
-        let mut region = Region::allocate(device, 2 * PROOF_BYTES)?;
-        let mut carve = || region.carve(PROOF_BYTES).expect("the region was sized for both");
+        let mut arena = Arena::allocate(device, 2 * PROOF_BYTES)?;
+        let mut carve = || arena.carve(PROOF_BYTES).expect("the arena was sized for both");
         self.proof = Some(Proof { areas: Some((carve(), carve())), byte: 0 });
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! contexts are revived here.
 
 use block::Codec;
-use doca::{Completion, Context, Outcome, RemoteRun, Source};
+use doca::{Completion, Context, OperationOutput, RemoteRun, Source};
 
 use crate::count::counters::add;
 use crate::count::trace::TraceStage;
@@ -40,7 +40,8 @@ fn refusal(error: doca::Error) -> Launch {
 
 /// Submits wire -> codes of a slot, or says why not; the slot is as before then.
 pub fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &BlockFacts) -> Launch {
-    let codec = if facts.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+    let codec =
+        if facts.codec == Codec::Lz4 { doca::CompressedFormat::Lz4Block } else { doca::CompressedFormat::Deflate };
     let mut memory = ring.memory(slot);
     let held = "nothing holds a slot that waits for the engine";
     let (wire, codes) = (memory.wire.take().expect(held), memory.codes.take().expect(held));
@@ -56,7 +57,7 @@ pub fn start_inflate(context: &mut Context, ring: &Ring, slot: Ticket, facts: &B
 }
 
 /// Gives a slot its areas back.
-pub fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<Outcome, doca::Error> {
+pub fn bring_inflated(ring: &Ring, slot: Ticket, completion: Completion) -> Result<OperationOutput, doca::Error> {
     let mut memory = ring.memory(slot);
     completion.source.into_iter().for_each(|source| memory.wire.put(source));
     memory.codes = completion.destination;
@@ -136,7 +137,7 @@ pub fn bring_transferred(
     slot: Ticket,
     (state, from): (SlotState, Restored),
     completion: Completion,
-) -> Result<Outcome, doca::Error> {
+) -> Result<OperationOutput, doca::Error> {
     let outcome = completion.outcome;
     let mut memory = ring.memory(slot);
     match from {
@@ -151,7 +152,7 @@ impl Hub<'_, '_> {
     /// Takes all completions of the two engines; `true` if there were any.
     pub(crate) fn progress(&mut self) -> Result<bool, HubError> {
         let mut busy = false;
-        let mut restarted = heapless::Vec::<doca::Kind, 2>::new();
+        let mut restarted = heapless::Vec::<doca::OperationKind, 2>::new();
         while self.engine.progress() {
             busy = true;
             // Between two calls, so that what a host sends fits its places however fast it sends.
@@ -177,7 +178,7 @@ impl Hub<'_, '_> {
         Ok(busy)
     }
 
-    pub(crate) fn restarted(&mut self, kind: doca::Kind) {
+    pub(crate) fn restarted(&mut self, kind: doca::OperationKind) {
         add(&self.shared.counters.engine_restarts[kind as usize], 1);
         self.events.add(HubEvent::EngineRestarted(kind), 0);
     }

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use block::Codec;
-use doca::{Depth, Device, DeviceInfo, Kind};
+use doca::{Depth, Device, DeviceInfo, OperationKind};
 
 use crate::config::Config;
 use crate::hub::session::MailLane;
@@ -99,7 +99,7 @@ impl Fit {
     fn choose(
         info: &DeviceInfo,
         config: &Config,
-        tasks_max: impl Fn(Kind) -> Result<u32, Unfit>,
+        tasks_max: impl Fn(OperationKind) -> Result<u32, Unfit>,
     ) -> Result<Self, Unfit> {
         let (device, block_bytes) = (|| info.name(), config.block_bytes);
         let dma = info.dma.ok_or_else(|| Unfit::NoDma { device: device() })?;
@@ -107,7 +107,7 @@ impl Fit {
             let bytes_max = dma.bytes_max;
             return Err(Unfit::BlockTooLarge { device: device(), engine: "dma", bytes_max, block_bytes });
         }
-        let copies = tasks_max(Kind::Dma)?;
+        let copies = tasks_max(OperationKind::Dma)?;
         let within = |flag, value, tasks: usize, tasks_max: u32| match tasks <= tasks_max as usize {
             true => Ok(()),
             false => Err(Unfit::TooManyTasks { device: device(), flag, value, tasks, tasks_max }),
@@ -124,7 +124,12 @@ impl Fit {
             Ok(lz4) => {
                 let depth = Depth { operations: config.inflate_depth, tasks: config.inflate_depth };
                 let types = 1 + usize::from(lz4);
-                within("--inflate-depth", config.inflate_depth, depth.tasks * types, tasks_max(Kind::Decompress)?)?;
+                within(
+                    "--inflate-depth",
+                    config.inflate_depth,
+                    depth.tasks * types,
+                    tasks_max(OperationKind::Decompress)?,
+                )?;
                 Some(InflateFit { lz4, depth })
             }
             Err(_) if config.allow_software => None,
@@ -136,7 +141,7 @@ impl Fit {
     /// Tells whether the engine also takes LZ4; an error if it does not take what this configuration needs.
     fn inflate(info: &DeviceInfo, config: &Config) -> Result<bool, Unfit> {
         let (block_bytes, device) = (config.block_bytes, || info.name());
-        let takes = |engine, caps: Option<doca::Caps>| {
+        let takes = |engine, caps: Option<doca::EngineCaps>| {
             let caps = caps.ok_or_else(|| Unfit::NoInflate { device: device(), engine })?;
             let bytes_max = caps.bytes_max;
             match bytes_max >= block_bytes as u64 {
@@ -166,12 +171,12 @@ impl Fit {
 
 #[cfg(test)]
 mod tests {
-    use doca::Caps;
+    use doca::EngineCaps;
 
     use super::*;
 
-    fn caps(bytes_max: u64) -> Option<Caps> {
-        Some(Caps { bytes_max, list_max: 128 })
+    fn caps(bytes_max: u64) -> Option<EngineCaps> {
+        Some(EngineCaps { bytes_max, list_max: 128 })
     }
 
     fn bf3() -> DeviceInfo {

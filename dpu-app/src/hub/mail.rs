@@ -47,7 +47,7 @@ impl Hub<'_, '_> {
         // One that does not come back is given up by check_engines.
         let revived = self.mail.revive().inspect_err(|_| self.mail.restarts = u32::MAX);
         if revived != Ok(false) {
-            self.restarted(doca::Kind::Dma);
+            self.restarted(doca::OperationKind::Dma);
             return true;
         }
         busy |= self.mail.prove();

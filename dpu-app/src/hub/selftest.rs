@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use doca::{Code, Codec, Context, ContextState, Device, Error, ProgressEngine, Region};
+use doca::{Arena, Code, CompressedFormat, Context, ContextState, Device, Error, ProgressEngine};
 
 /// "kvlane kvlane kvlane 123456789" in raw Deflate (RFC 1951, fixed Huffman codes, one match).
 const WIRE: &[u8] = &[
@@ -42,12 +42,14 @@ pub fn inflates_a_known_block(engine: &ProgressEngine, device: &Device, context:
 
 fn try_a_known_block(engine: &ProgressEngine, device: &Device, context: &mut Context) -> Result<bool, Error> {
     let unexpected = |call| Error { call, code: Code::UNEXPECTED };
-    let mut region = Region::allocate(device, 4096)?;
-    let (Some(mut source), Some(destination)) = (region.carve(1024), region.carve(1024)) else {
+    let mut arena = Arena::allocate(device, 4096)?;
+    let (Some(mut source), Some(destination)) = (arena.carve(1024), arena.carve(1024)) else {
         return Err(unexpected("doca_mmap_set_memrange"));
     };
     source[..WIRE.len()].copy_from_slice(WIRE);
-    context.inflate(0, Codec::Deflate, source, 0..WIRE.len(), destination).map_err(|refused| refused.error)?;
+    context
+        .inflate(0, CompressedFormat::Deflate, source, 0..WIRE.len(), destination)
+        .map_err(|refused| refused.error)?;
     let deadline = Instant::now() + TIMEOUT;
     let completion = loop {
         if let Some(completion) = context.poll() {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use block::{ChunkKey, Geometry, Importance, Plan, Recipe, TileOrder};
-use doca::{Area, Device, Region, Remote};
+use doca::{Area, Arena, Device, Remote};
 use heapless::Deque;
 use mailbox::channel::Channel;
 use mailbox::layout::Layout;
@@ -62,7 +62,7 @@ impl SessionDesk {
         MailLane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
     }
 
-    /// Bytes of one allocation of desks: a page that a region has whole anyway.
+    /// Bytes of one allocation of desks: a page that an arena has whole anyway.
     const BATCH_BYTES: usize = doca::HUGE_PAGE_BYTES;
 
     /// Counts the bytes that so many desks take.
@@ -77,15 +77,15 @@ impl SessionDesk {
     /// Fails if there is no memory that can be registered.
     pub fn lay_out(device: &Device, count: usize, desks: &mut Vec<Self>) -> Result<usize, doca::Error> {
         let batch = count.min(Self::BATCH_BYTES / Self::bytes());
-        let mut region = Region::allocate(device, batch * Self::bytes())?;
-        desks.extend((0..batch).map(|_| Self::carve(&mut region)));
+        let mut arena = Arena::allocate(device, batch * Self::bytes())?;
+        desks.extend((0..batch).map(|_| Self::carve(&mut arena)));
         Ok(batch)
     }
 
-    fn carve(region: &mut Region) -> Self {
+    fn carve(arena: &mut Arena) -> Self {
         let mut desk = Self::default();
         for lane in MailLane::ALL {
-            desk.areas[lane as usize] = Some(region.carve(lane.bytes()).expect("the region was sized for all desks"));
+            desk.areas[lane as usize] = Some(arena.carve(lane.bytes()).expect("the arena was sized for all desks"));
         }
         desk
     }

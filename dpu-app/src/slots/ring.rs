@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
 use block::Header;
-use doca::{Area, Device, Region};
+use doca::{Area, Arena, Device};
 
 use crate::config::{SLOTS_MAX, SlotBytes};
 use crate::pipeline::slots::Ticket;
@@ -26,7 +26,7 @@ pub struct SlotMemory {
 /// The memory of all slots, shared between the engine thread and the workers.
 pub struct Ring {
     slots: Vec<Mutex<SlotMemory>>,
-    region: Region,
+    arena: Arena,
     bytes: SlotBytes,
 }
 
@@ -43,16 +43,16 @@ impl Ring {
     /// Says what the device answered.
     pub fn allocate(device: &Device, slots: usize, bytes: SlotBytes) -> Result<Self, doca::Error> {
         assert!((1..=SLOTS_MAX).contains(&slots), "slots {slots} outside 1..={SLOTS_MAX}: the config checks it");
-        let mut region = Region::allocate(device, slots * bytes.total())?;
+        let mut arena = Arena::allocate(device, slots * bytes.total())?;
         let slots = (0..slots)
             .map(|_| {
-                let mut carve = |bytes| region.carve(bytes).expect("the region was sized for all slots");
+                let mut carve = |bytes| arena.carve(bytes).expect("the arena was sized for all slots");
                 let (wire, codes, tile) =
                     (Wire::new(carve(bytes.wire)), Some(carve(bytes.codes)), Some(carve(bytes.tile)));
                 Mutex::new(SlotMemory { wire, codes, tile, header: None })
             })
             .collect();
-        Ok(Self { slots, region, bytes })
+        Ok(Self { slots, arena, bytes })
     }
 
     /// Borrows the memory of a slot. The state machine gives each slot one holder at a time, so the lock is always
@@ -74,6 +74,6 @@ impl Ring {
     /// Counts the bytes of registered memory, page rounding included.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
-        self.region.bytes()
+        self.arena.bytes()
     }
 }

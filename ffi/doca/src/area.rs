@@ -1,4 +1,4 @@
-//! Registered memory of this side: one [`Region`] is allocated and registered in Init and carved into [`Area`]s.
+//! Registered memory of this side: one [`Arena`] is allocated and registered in Init and carved into [`Area`]s.
 //!
 //! An `Area` is the exclusive owner of its bytes. Whoever holds it may read and write them; an engine that works on
 //! them holds it instead. That is the whole aliasing rule, and the type system keeps it.
@@ -19,10 +19,10 @@ use crate::mapping::Dmabuf;
 
 /// CPU-side alignment that performs best (DOCA Core guide: 64 bytes).
 pub const AREA_ALIGNMENT: usize = 64;
-/// A region's memory is whole pages of this: huge ones, where the system has them reserved.
+/// An arena's memory is whole pages of this: huge ones, where the system has them reserved.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-pub(crate) struct Memory {
+pub(crate) struct RegisteredMemory {
     base: NonNull<u8>,
     bytes: usize,
     mmap: NonNull<sys::doca_mmap>,
@@ -32,12 +32,12 @@ pub(crate) struct Memory {
 // SAFETY: the mapping is plain memory; its bytes are reached through `Area`s, which are disjoint and exclusive, or
 // through a `Slab`, which counts who reads and writes. The mmap handle is used read-only after start (buffers are made
 // from it by the engine's thread) and destroyed once.
-unsafe impl Send for Memory {}
-// SAFETY: as above; nothing in `Memory` itself is written through a shared reference.
-unsafe impl Sync for Memory {}
+unsafe impl Send for RegisteredMemory {}
+// SAFETY: as above; nothing in `RegisteredMemory` itself is written through a shared reference.
+unsafe impl Sync for RegisteredMemory {}
 
-impl Memory {
-    /// See [`Region::allocate`].
+impl RegisteredMemory {
+    /// See [`Arena::allocate`].
     pub(crate) fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
         let no_memory = Error::new("mmap", Code::NO_MEMORY);
         let bytes = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or(no_memory)?;
@@ -81,14 +81,14 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for RegisteredMemory {
     fn drop(&mut self) {
         // SAFETY: `mmap` is live; buffers made from it hold their areas in a context's table, and those hold this Arc.
         if let Err(error) = unsafe { call!(doca_mmap_destroy(self.mmap.as_ptr())) } {
             log::warn!("region of {} bytes leaked: {error}", self.bytes);
             return;
         }
-        // SAFETY: mapped in `Region::allocate` with this base and length; no Area or Loan is left (each holds the Arc).
+        // SAFETY: mapped in `Arena::allocate` with this base and length; no Area or Loan is left (each holds the Arc).
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.bytes) } {
             log::warn!("munmap of {} bytes failed: {errno}", self.bytes);
         }
@@ -96,28 +96,28 @@ impl Drop for Memory {
 }
 
 /// A registered allocation of fixed size, carved from its start.
-pub struct Region {
-    memory: Arc<Memory>,
+pub struct Arena {
+    memory: Arc<RegisteredMemory>,
     carved: usize,
 }
 
-impl fmt::Debug for Region {
+impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Region").field("bytes", &self.memory.bytes).field("carved", &self.carved).finish()
+        f.debug_struct("Arena").field("bytes", &self.memory.bytes).field("carved", &self.carved).finish()
     }
 }
 
-impl Region {
+impl Arena {
     /// Maps `bytes` of zeroed, populated memory (huge pages if the system has them reserved) and registers it with
     /// `device`.
     ///
     /// # Errors
     /// `NO_MEMORY` if the system refuses the mapping, else what the DOCA call answered.
     pub fn allocate(device: &Device, bytes: usize) -> Result<Self, Error> {
-        Ok(Self { memory: Arc::new(Memory::allocate(device, bytes)?), carved: 0 })
+        Ok(Self { memory: Arc::new(RegisteredMemory::allocate(device, bytes)?), carved: 0 })
     }
 
-    /// The next `bytes` of the region, aligned to [`AREA_ALIGNMENT`]; `None` when it is used up.
+    /// The next `bytes` of the arena, aligned to [`AREA_ALIGNMENT`]; `None` when it is used up.
     #[must_use]
     pub fn carve(&mut self, bytes: usize) -> Option<Area> {
         let end = self.carved.checked_add(bytes)?;
@@ -129,16 +129,16 @@ impl Region {
         Some(Area { memory: Arc::clone(&self.memory), offset, bytes })
     }
 
-    /// Size of the whole region, bytes.
+    /// Size of the whole arena, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.memory.bytes
     }
 }
 
-/// A piece of a [`Region`] and the right to touch it.
+/// A piece of an [`Arena`] and the right to touch it.
 pub struct Area {
-    memory: Arc<Memory>,
+    memory: Arc<RegisteredMemory>,
     offset: usize,
     bytes: usize,
 }
@@ -151,7 +151,7 @@ impl fmt::Debug for Area {
 
 /// Memory of this side that an engine can be given.
 pub(crate) trait Registered {
-    fn memory(&self) -> &Memory;
+    fn memory(&self) -> &RegisteredMemory;
 
     fn address(&self) -> *mut u8;
 
@@ -160,7 +160,7 @@ pub(crate) trait Registered {
 }
 
 impl Registered for Area {
-    fn memory(&self) -> &Memory {
+    fn memory(&self) -> &RegisteredMemory {
         &self.memory
     }
 

@@ -43,7 +43,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Sizes of a server or client, fixed at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ComchLimits {
     /// Peers at the same time; a client has one.
     pub connections: usize,
     /// Longest message.
@@ -99,7 +99,7 @@ impl Caps {
     }
 
     /// Whether a server or client with these sizes can be.
-    fn check(&self, name: &str, limits: Limits) -> Result<(), Error> {
+    fn check(&self, name: &str, limits: ComchLimits) -> Result<(), Error> {
         // DOCA's limit counts the zero at the end.
         if name.is_empty() || name.len() >= self.name_bytes_max as usize || name.contains('\0') {
             return Err(Error::Name { name: name.to_owned(), bytes_max: self.name_bytes_max.saturating_sub(1) });

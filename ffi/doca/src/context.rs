@@ -23,13 +23,13 @@ use std::time::{Duration, Instant};
 use doca_sys as sys;
 
 use crate::area::Area;
-use crate::device::{Caps, Device};
+use crate::device::{Device, EngineCaps};
 use crate::engine::ProgressEngine;
 use crate::error::{Code, Error};
 use crate::inventory::{Chain, Inventory};
 use crate::task::{self, Fired, Task};
 
-pub use operation::{Codec, Completion, Depth, Kind, Outcome, Refused, Source};
+pub use operation::{Completion, CompressedFormat, Depth, OperationKind, OperationOutput, Refused, Source};
 
 /// Longest time that a stopping context may take to return its tasks; engines need microseconds.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ struct Operation {
     source: Option<Source>,
     destination: Option<Area>,
     tasks_pending: usize,
-    outcome: Result<Outcome, Error>,
+    outcome: Result<OperationOutput, Error>,
 }
 
 struct InFlight {
@@ -90,7 +90,7 @@ enum Raw {
 pub struct Context {
     raw: Raw,
     base: *mut sys::doca_ctx,
-    caps: Caps,
+    caps: EngineCaps,
     sink: usize,
     fired: Vec<Fired>,
     places: Vec<TaskEntry>,
@@ -116,21 +116,26 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
-    /// A started decompress context for the given codecs.
+    /// A started decompress context for the given formats.
     ///
     /// # Errors
-    /// `NOT_SUPPORTED` if the device lacks one of the codecs, else what the DOCA call answered.
-    pub fn decompress(engine: &ProgressEngine, device: &Device, codecs: &[Codec], depth: Depth) -> Result<Self, Error> {
+    /// `NOT_SUPPORTED` if the device lacks one of the formats, else what the DOCA call answered.
+    pub fn decompress(
+        engine: &ProgressEngine,
+        device: &Device,
+        formats: &[CompressedFormat],
+        depth: Depth,
+    ) -> Result<Self, Error> {
         let unsupported = Error::new("doca_compress_cap_task_decompress_deflate_is_supported", Code::NOT_SUPPORTED);
-        let mut caps: Option<Caps> = None;
-        for codec in codecs {
-            let own = match codec {
-                Codec::Deflate => device.info().inflate,
-                Codec::Lz4Block => device.info().lz4_block,
+        let mut caps: Option<EngineCaps> = None;
+        for format in formats {
+            let own = match format {
+                CompressedFormat::Deflate => device.info().inflate,
+                CompressedFormat::Lz4Block => device.info().lz4_block,
             };
             let own = own.ok_or(unsupported)?;
             let least = caps.unwrap_or(own);
-            caps = Some(Caps {
+            caps = Some(EngineCaps {
                 bytes_max: own.bytes_max.min(least.bytes_max),
                 list_max: own.list_max.min(least.list_max),
             });
@@ -143,7 +148,7 @@ impl Context {
         let base = unsafe { sys::doca_compress_as_ctx(raw) };
         // The pools of both task types are sized for the worst mix.
         let tasks = depth.tasks as u32;
-        let configure = || codecs.iter().try_for_each(|codec| task::configure_decompress(raw, *codec, tasks));
+        let configure = || formats.iter().try_for_each(|format| task::configure_decompress(raw, *format, tasks));
         Self::start(Raw::Compress(raw), base, caps, configure, depth, 2 * depth.tasks, engine, device)
     }
 
@@ -168,7 +173,7 @@ impl Context {
     fn start(
         raw: Raw,
         base: *mut sys::doca_ctx,
-        caps: Caps,
+        caps: EngineCaps,
         configure: impl FnOnce() -> Result<(), Error>,
         depth: Depth,
         buffers: usize,
@@ -208,15 +213,15 @@ impl Context {
     }
 
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> OperationKind {
         match self.raw {
-            Raw::Compress(_) => Kind::Decompress,
-            Raw::Dma(_) => Kind::Dma,
+            Raw::Compress(_) => OperationKind::Decompress,
+            Raw::Dma(_) => OperationKind::Dma,
         }
     }
 
     #[must_use]
-    pub fn caps(&self) -> Caps {
+    pub fn caps(&self) -> EngineCaps {
         self.caps
     }
 
@@ -274,7 +279,7 @@ impl Context {
 
     fn open(&mut self, ticket: u64, source: Option<Source>, destination: Option<Area>) -> usize {
         let index = self.operations_free.pop().expect("room was checked");
-        let outcome = Ok(Outcome { bytes: 0, crc: None });
+        let outcome = Ok(OperationOutput { bytes: 0, crc: None });
         self.operations[index] = Some(Operation { ticket, source, destination, tasks_pending: 0, outcome });
         index
     }
@@ -374,7 +379,9 @@ impl Context {
                 continue;
             };
             let outcome = match succeeded {
-                true => Ok(Outcome { bytes: bytes.unwrap_or_else(|| destination.data_bytes()), crc: task.crc() }),
+                true => {
+                    Ok(OperationOutput { bytes: bytes.unwrap_or_else(|| destination.data_bytes()), crc: task.crc() })
+                }
                 false => Err(task.status()),
             };
             self.end_task(place, outcome);
@@ -382,7 +389,7 @@ impl Context {
         self.fired = fired;
     }
 
-    fn end_task(&mut self, place: usize, outcome: Result<Outcome, Error>) {
+    fn end_task(&mut self, place: usize, outcome: Result<OperationOutput, Error>) {
         let slot = &mut self.places[place];
         let Some(in_flight) = slot.in_flight.take() else { return };
         slot.generation = slot.generation.wrapping_add(1);
@@ -393,7 +400,7 @@ impl Context {
         let Some(operation) = self.operations[in_flight.operation].as_mut() else { return };
         operation.tasks_pending -= 1;
         match (&mut operation.outcome, outcome) {
-            (Ok(total), Ok(part)) => *total = Outcome { bytes: total.bytes + part.bytes, crc: part.crc },
+            (Ok(total), Ok(part)) => *total = OperationOutput { bytes: total.bytes + part.bytes, crc: part.crc },
             (result @ Ok(_), Err(error)) => *result = Err(error),
             (Err(_), _) => {}
         }

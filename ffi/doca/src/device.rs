@@ -8,7 +8,7 @@ use std::sync::Arc;
 use doca_sys as sys;
 
 use crate::comch;
-use crate::context::Kind;
+use crate::context::OperationKind;
 use crate::error::{Code, Error};
 
 /// The operator's name for a device (`--device`).
@@ -24,7 +24,7 @@ pub enum Selector {
 
 /// What one engine of a device takes per task; asked, never assumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caps {
+pub struct EngineCaps {
     /// Largest source or destination, bytes.
     pub bytes_max: u64,
     /// Longest chain of buffers on one side of a task.
@@ -36,9 +36,9 @@ pub struct Caps {
 pub struct DeviceInfo {
     pub pci_address: String,
     pub ibdev: String,
-    pub dma: Option<Caps>,
-    pub inflate: Option<Caps>,
-    pub lz4_block: Option<Caps>,
+    pub dma: Option<EngineCaps>,
+    pub inflate: Option<EngineCaps>,
+    pub lz4_block: Option<EngineCaps>,
     pub comch: comch::Caps,
     /// Its memory can be opened to the other side: the host's part.
     pub exports_memory: bool,
@@ -55,11 +55,11 @@ impl DeviceInfo {
 
     /// The task types that the data plane asks for, by the words that it uses for them.
     #[must_use]
-    pub fn engines(&self) -> [(&'static str, Kind, Option<Caps>); 3] {
+    pub fn engines(&self) -> [(&'static str, OperationKind, Option<EngineCaps>); 3] {
         [
-            ("dma", Kind::Dma, self.dma),
-            ("inflate_deflate", Kind::Decompress, self.inflate),
-            ("inflate_lz4_block", Kind::Decompress, self.lz4_block),
+            ("dma", OperationKind::Dma, self.dma),
+            ("inflate_deflate", OperationKind::Decompress, self.inflate),
+            ("inflate_lz4_block", OperationKind::Decompress, self.lz4_block),
         ]
     }
 }
@@ -144,19 +144,19 @@ impl Device {
     ///
     /// # Errors
     /// What the DOCA call answered: `NOT_SUPPORTED` where the device has no such engine.
-    pub fn tasks_max(&self, kind: Kind) -> Result<u32, Error> {
+    pub fn tasks_max(&self, kind: OperationKind) -> Result<u32, Error> {
         let mut tasks = 0;
         // SAFETY: the device is open; each context is made, asked and destroyed here, idle all the time; the places are
         // valid.
         unsafe {
             match kind {
-                Kind::Decompress => {
+                OperationKind::Decompress => {
                     let mut raw = ptr::null_mut();
                     call!(doca_compress_create(self.raw(), &raw mut raw))?;
                     let asked = call!(doca_compress_cap_get_max_num_tasks(raw, &raw mut tasks));
                     call!(doca_compress_destroy(raw)).and(asked)?;
                 }
-                Kind::Dma => {
+                OperationKind::Dma => {
                     let mut raw = ptr::null_mut();
                     call!(doca_dma_create(self.raw(), &raw mut raw))?;
                     let asked = call!(doca_dma_cap_get_max_num_tasks(raw, &raw mut tasks));
@@ -275,11 +275,11 @@ fn caps(
     supported: Result<(), Error>,
     bytes: impl FnOnce(*mut u64) -> Result<(), Error>,
     list: impl FnOnce(*mut u32) -> Result<(), Error>,
-) -> Option<Caps> {
+) -> Option<EngineCaps> {
     let (mut bytes_max, mut list_max) = (0, 0);
     match supported.and_then(|()| bytes(&raw mut bytes_max)).and_then(|()| list(&raw mut list_max)) {
         // A card without lists takes single buffers.
-        Ok(()) => Some(Caps { bytes_max, list_max: list_max.max(1) }),
+        Ok(()) => Some(EngineCaps { bytes_max, list_max: list_max.max(1) }),
         Err(error) if error.code == Code::NOT_SUPPORTED => None,
         Err(error) => {
             log::warn!("{device}: {error}: counted as not supported");

@@ -27,9 +27,11 @@ mod slab;
 mod task;
 pub mod version;
 
-pub use area::{AREA_ALIGNMENT, Area, HUGE_PAGE_BYTES, Region};
-pub use context::{Codec, Completion, Context, ContextState, Depth, Kind, Outcome, Refused, Source};
-pub use device::{Caps, Device, DeviceInfo, Selector};
+pub use area::{AREA_ALIGNMENT, Area, Arena, HUGE_PAGE_BYTES};
+pub use context::{
+    Completion, CompressedFormat, Context, ContextState, Depth, OperationKind, OperationOutput, Refused, Source,
+};
+pub use device::{Device, DeviceInfo, EngineCaps, Selector};
 pub use doca_sys::FLAVOUR;
 pub use engine::ProgressEngine;
 pub use error::{Code, Error};

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use crate::area::{Memory, Registered};
+use crate::area::{Registered, RegisteredMemory};
 use crate::device::Device;
 use crate::error::Error;
 
@@ -24,7 +24,7 @@ use crate::error::Error;
 const WRITING: u32 = u32::MAX;
 
 struct Pages {
-    memory: Memory,
+    memory: RegisteredMemory,
     page_bytes: usize,
     states: Box<[AtomicU32]>,
 }
@@ -46,7 +46,7 @@ impl Slab {
     /// `NO_MEMORY` if the system refuses the mapping, else what the DOCA call answered.
     pub fn allocate(device: &Device, pages: usize, page_bytes: usize) -> Result<Self, Error> {
         assert!(page_bytes > 0, "a page has bytes");
-        let memory = Memory::allocate(device, pages.saturating_mul(page_bytes))?;
+        let memory = RegisteredMemory::allocate(device, pages.saturating_mul(page_bytes))?;
         let states = (0..pages).map(|_| AtomicU32::new(0)).collect();
         Ok(Self(Arc::new(Pages { memory, page_bytes, states })))
     }
@@ -120,7 +120,7 @@ impl fmt::Debug for Loan {
 }
 
 impl Registered for Loan {
-    fn memory(&self) -> &Memory {
+    fn memory(&self) -> &RegisteredMemory {
         &self.pages.memory
     }
 

@@ -8,7 +8,7 @@ use std::ptr;
 
 use doca_sys as sys;
 
-use crate::context::Codec;
+use crate::context::CompressedFormat;
 use crate::error::Error;
 
 /// One completed task, as its callback saw it.
@@ -85,19 +85,23 @@ pub(crate) fn configure_dma(dma: *mut sys::doca_dma, tasks: u32) -> Result<(), E
     unsafe { call!(doca_dma_task_memcpy_set_conf(dma, Some(fired::<T, true>), Some(fired::<T, false>), tasks)) }
 }
 
-pub(crate) fn configure_decompress(compress: *mut sys::doca_compress, codec: Codec, tasks: u32) -> Result<(), Error> {
+pub(crate) fn configure_decompress(
+    compress: *mut sys::doca_compress,
+    format: CompressedFormat,
+    tasks: u32,
+) -> Result<(), Error> {
     type D = sys::doca_compress_task_decompress_deflate;
     type L = sys::doca_compress_task_decompress_lz4_block;
     // SAFETY: the context is live and idle; the callbacks are static functions of the right type.
     unsafe {
-        match codec {
-            Codec::Deflate => call!(doca_compress_task_decompress_deflate_set_conf(
+        match format {
+            CompressedFormat::Deflate => call!(doca_compress_task_decompress_deflate_set_conf(
                 compress,
                 Some(fired::<D, true>),
                 Some(fired::<D, false>),
                 tasks
             )),
-            Codec::Lz4Block => call!(doca_compress_task_decompress_lz4_block_set_conf(
+            CompressedFormat::Lz4Block => call!(doca_compress_task_decompress_lz4_block_set_conf(
                 compress,
                 Some(fired::<L, true>),
                 Some(fired::<L, false>),
@@ -124,14 +128,14 @@ impl Task {
 
     pub(crate) fn decompress(
         compress: *mut sys::doca_compress,
-        codec: Codec,
+        format: CompressedFormat,
         source: *mut sys::doca_buf,
         destination: *mut sys::doca_buf,
         user: u64,
     ) -> Result<Self, Error> {
         let user = sys::doca_data { u64_: user };
-        match codec {
-            Codec::Deflate => {
+        match format {
+            CompressedFormat::Deflate => {
                 let mut raw = ptr::null_mut();
                 // SAFETY: as in `memcpy`.
                 unsafe {
@@ -145,7 +149,7 @@ impl Task {
                 }?;
                 Ok(Self::Inflate(raw))
             }
-            Codec::Lz4Block => {
+            CompressedFormat::Lz4Block => {
                 let mut raw = ptr::null_mut();
                 // SAFETY: as in `memcpy`.
                 unsafe {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, Geometry, Header, Plan, Recipe, TileOrder};
-use doca::{Access, Area, Context, Depth, Device, Export, Mapping, ProgressEngine, Region, Remote, RemoteRun, Source};
+use doca::{Access, Area, Arena, Context, Depth, Device, Export, Mapping, ProgressEngine, Remote, RemoteRun, Source};
 
 use dpu_app::config::SlotBytes;
 
@@ -138,7 +138,7 @@ struct Bench {
 impl Bench {
     fn new(device: &Device, order: &Order<'_>, plan: &Plan, block_bytes: usize) -> Result<Self, ProfileError> {
         let sizes = SlotBytes::for_blocks(block_bytes);
-        let mut region = Region::allocate(device, DEEP * sizes.total())?;
+        let mut arena = Arena::allocate(device, DEEP * sizes.total())?;
         let mut compressor =
             Compressor::new(block::codec::DEFLATE_LEVEL_DEFAULT, sizes.codes).map_err(ProfileError::Codec)?;
         let part = plan.largest(&order.geometry);
@@ -147,7 +147,7 @@ impl Bench {
         let key = ChunkKey::new([0; block::KEY_BYTES]);
         let (mut wires, mut codes, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..DEEP {
-            let mut carve = |bytes| region.carve(bytes).expect("sized for it");
+            let mut carve = |bytes| arena.carve(bytes).expect("sized for it");
             let (mut wire, mut area, tile_area) = (carve(sizes.wire), carve(sizes.codes), carve(sizes.tile));
             block::encode_tile(
                 order.recipe,
@@ -188,7 +188,11 @@ impl Bench {
                 let Some(((wire, header), codes)) = free.pop_front() else { break };
                 let ticket = held.iter().position(Option::is_none).expect("a place per area");
                 held[ticket] = Some(header);
-                let codec = if header.codec == Codec::Lz4 { doca::Codec::Lz4Block } else { doca::Codec::Deflate };
+                let codec = if header.codec == Codec::Lz4 {
+                    doca::CompressedFormat::Lz4Block
+                } else {
+                    doca::CompressedFormat::Deflate
+                };
                 context
                     .inflate(ticket as u64, codec, wire, header.payload_range(), codes)
                     .map_err(|refused| refused.error)?;
@@ -275,9 +279,9 @@ fn block(device: &Device, order: &Order<'_>, block_bytes: usize) -> Result<Block
     let (wire_bytes, codes_bytes) = (header.wire_bytes(), header.codes_bytes as usize);
     let tile_bytes = header.part.tile_bytes(&geometry);
     let depth = Depth { operations: DEEP, tasks: DEEP };
-    let codecs: &[doca::Codec] = match header.codec {
-        Codec::Lz4 => &[doca::Codec::Deflate, doca::Codec::Lz4Block],
-        _ => &[doca::Codec::Deflate],
+    let codecs: &[doca::CompressedFormat] = match header.codec {
+        Codec::Lz4 => &[doca::CompressedFormat::Deflate, doca::CompressedFormat::Lz4Block],
+        _ => &[doca::CompressedFormat::Deflate],
     };
     let inflate = {
         let mut context = Context::decompress(&bench.engine, device, codecs, depth)?;
@@ -382,8 +386,8 @@ fn memory_ns_per_byte(cores: usize, time: Duration) -> f64 {
 /// writes to no memory of its own side.
 fn event_ns(device: &Device, time: Duration) -> Result<f64, doca::Error> {
     let engine = ProgressEngine::new()?;
-    let mut region = Region::allocate(device, 4096)?;
-    let mut area = Some(region.carve(64).expect("sized for it"));
+    let mut arena = Arena::allocate(device, 4096)?;
+    let mut area = Some(arena.carve(64).expect("sized for it"));
     let Ok(mut context) = Context::dma(&engine, device, Depth { operations: 1, tasks: 1 }) else {
         return Ok(CARD_EVENT_NS);
     };

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Geometry};
-use doca::{Codec, Context, Device, ProgressEngine, Remote};
+use doca::{CompressedFormat, Context, Device, ProgressEngine, Remote};
 use mailbox::Tokens;
 use mailbox::layout::Layout;
 use nix::errno::Errno;
@@ -143,7 +143,11 @@ impl<'a, 's> Trial<'a, 's> {
         let config = shared.config;
         let fit = Fit::of(device, config).map_err(RunError::Unfit)?;
         let inflate = fit.inflate.expect("a trial needs an inflate engine");
-        let codecs: &[Codec] = if inflate.lz4 { &[Codec::Deflate, Codec::Lz4Block] } else { &[Codec::Deflate] };
+        let codecs: &[CompressedFormat] = if inflate.lz4 {
+            &[CompressedFormat::Deflate, CompressedFormat::Lz4Block]
+        } else {
+            &[CompressedFormat::Deflate]
+        };
         let geometry: Geometry = *order.layout.geometry();
         let import = |blob: &Vec<u8>| Remote::import(device, blob).map_err(RunError::Device);
         let memory = SessionMemory {

@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::desk::{RawConnection, Ticket};
+use super::desk::{CallbackId, RawConnection};
 use super::endpoint::Endpoint;
-use super::{Error, Limits, ReceiveError, SendError};
+use super::{ComchLimits, Error, ReceiveError, SendError};
 use crate::context::ContextState;
 use crate::device::Device;
 use crate::engine::ProgressEngine;
 use crate::error::Code;
 
 /// A client's one connection.
-pub(super) const PLACE: Ticket = Ticket { index: 0, generation: 1 };
+pub(super) const PLACE: CallbackId = CallbackId { index: 0, generation: 1 };
 
 /// Longest time that last words may take.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -47,7 +47,7 @@ impl Client {
     pub fn connect(device: &Device, name: &str, message_bytes: usize, timeout: Duration) -> Result<Self, Error> {
         let until = Instant::now() + timeout;
         let engine = ProgressEngine::new()?;
-        let limits = Limits { connections: 1, message_bytes };
+        let limits = ComchLimits { connections: 1, message_bytes };
         let client = Self { endpoint: Endpoint::client(&engine, device, name, limits)? };
         drop(engine);
         // Messages may come before we know how DOCA calls the connection.

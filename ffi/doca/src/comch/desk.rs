@@ -18,16 +18,16 @@ use std::time::Instant;
 use doca_sys as sys;
 
 use super::outbox::{Outbox, Parcel};
-use super::{LAST_WORDS, Limits, RECEIVED_MAX, ReceiveError, SENDING_MAX, SendError};
+use super::{ComchLimits, LAST_WORDS, RECEIVED_MAX, ReceiveError, SENDING_MAX, SendError};
 
 /// Names a desk, or a place at one, to DOCA and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
+pub(super) struct CallbackId {
     pub index: u32,
     pub generation: u32,
 }
 
-impl Ticket {
+impl CallbackId {
     /// The name of nothing: generations of desks and places begin with 1.
     pub(super) const NONE: Self = Self { index: 0, generation: 0 };
 
@@ -125,7 +125,7 @@ pub(super) struct Desk {
     /// Places whose peers nobody has accepted.
     newcomers: VecDeque<usize>,
     /// Packed, and not with DOCA yet: it had no room. In order.
-    waiting: VecDeque<(Ticket, Parcel, usize)>,
+    waiting: VecDeque<(CallbackId, Parcel, usize)>,
     /// Connections that found no place, to be hung up on.
     surplus: Vec<RawConnection>,
     /// Something changed since it was last asked.
@@ -138,13 +138,13 @@ pub(super) struct Desk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chore {
     /// It has a channel no more: hang up, then say [`Desk::hung_up`].
-    HangUp(Ticket, RawConnection),
+    HangUp(CallbackId, RawConnection),
     HangUpSurplus(RawConnection),
 }
 
 impl Desk {
     /// `connections_max`: what the device admits, however few places there are.
-    pub(super) fn new(limits: Limits, connections_max: usize) -> Self {
+    pub(super) fn new(limits: ComchLimits, connections_max: usize) -> Self {
         let place = || PeerState {
             generation: 1,
             state: State::Free,
@@ -166,9 +166,9 @@ impl Desk {
         }
     }
 
-    fn place(&mut self, ticket: Ticket) -> Option<&mut PeerState> {
-        let place = self.places.get_mut(ticket.index as usize)?;
-        (place.generation == ticket.generation && place.state != State::Free).then_some(place)
+    fn place(&mut self, id: CallbackId) -> Option<&mut PeerState> {
+        let place = self.places.get_mut(id.index as usize)?;
+        (place.generation == id.generation && place.state != State::Free).then_some(place)
     }
 
     fn parcels(index: u32) -> Range<usize> {
@@ -176,8 +176,8 @@ impl Desk {
         first..first + SENDING_MAX
     }
 
-    /// A peer has connected: its ticket, or `None` if all places are taken.
-    pub(super) fn join(&mut self, connection: RawConnection) -> Option<Ticket> {
+    /// A peer has connected: its id, or `None` if all places are taken.
+    pub(super) fn join(&mut self, connection: RawConnection) -> Option<CallbackId> {
         self.has_news = true;
         let outbox = &self.outbox;
         let is_free = |(index, place): &(usize, &mut PeerState)| {
@@ -194,21 +194,21 @@ impl Desk {
         place.inbox.clear();
         (place.has_babbled, place.is_broken) = (false, false);
         self.newcomers.push_back(index);
-        Some(Ticket { index: index as u32, generation: place.generation })
+        Some(CallbackId { index: index as u32, generation: place.generation })
     }
 
     /// A client learns its connection's handle only once it is connected, and may have heard messages by then.
-    pub(super) fn rename(&mut self, ticket: Ticket, connection: RawConnection) {
-        if let Some(place) = self.place(ticket) {
+    pub(super) fn rename(&mut self, id: CallbackId, connection: RawConnection) {
+        if let Some(place) = self.place(id) {
             place.connection = connection;
         }
     }
 
     /// The peer is gone.
-    pub(super) fn leave(&mut self, ticket: Ticket, connection: RawConnection) {
+    pub(super) fn leave(&mut self, id: CallbackId, connection: RawConnection) {
         self.has_news = true;
         self.surplus.retain(|other| *other != connection);
-        if let Some(place) = self.place(ticket) {
+        if let Some(place) = self.place(id) {
             place.state = State::Left;
         }
     }
@@ -222,9 +222,9 @@ impl Desk {
         }
     }
 
-    pub(super) fn deliver(&mut self, ticket: Ticket, message: &[u8]) {
+    pub(super) fn deliver(&mut self, id: CallbackId, message: &[u8]) {
         // From one that babbles, or whose channel is gone, nothing is news.
-        if let Some(place) = self.place(ticket).filter(|place| place.dropped.is_none() && !place.has_babbled) {
+        if let Some(place) = self.place(id).filter(|place| place.dropped.is_none() && !place.has_babbled) {
             let fits = place.inbox.push(message);
             place.has_babbled = !fits;
             self.unread += usize::from(fits);
@@ -233,7 +233,7 @@ impl Desk {
     }
 
     /// A send has completed.
-    pub(super) fn sent(&mut self, parcel: Ticket, well: bool) {
+    pub(super) fn sent(&mut self, parcel: CallbackId, well: bool) {
         if !self.outbox.release(parcel.index as usize, parcel.generation) {
             return;
         }
@@ -245,34 +245,34 @@ impl Desk {
     }
 
     /// The next peer.
-    pub(super) fn accept(&mut self) -> Option<Ticket> {
+    pub(super) fn accept(&mut self) -> Option<CallbackId> {
         let index = self.newcomers.pop_front()?;
-        Some(Ticket { index: index as u32, generation: self.places[index].generation })
+        Some(CallbackId { index: index as u32, generation: self.places[index].generation })
     }
 
     /// Copies a message to where DOCA may read it; it waits behind those before it.
-    pub(super) fn pack(&mut self, ticket: Ticket, message: &[u8]) -> Result<(), SendError> {
+    pub(super) fn pack(&mut self, id: CallbackId, message: &[u8]) -> Result<(), SendError> {
         if message.is_empty() || message.len() > self.message_bytes {
             return Err(SendError::Length);
         }
-        if !self.is_up(ticket) {
+        if !self.is_up(id) {
             return Err(SendError::Closed);
         }
-        let parcel = self.outbox.put(Self::parcels(ticket.index), message).ok_or(SendError::Full)?;
-        self.waiting.push_back((ticket, parcel, message.len()));
+        let parcel = self.outbox.put(Self::parcels(id.index), message).ok_or(SendError::Full)?;
+        self.waiting.push_back((id, parcel, message.len()));
         Ok(())
     }
 
     /// Whether messages can still be sent there.
-    pub(super) fn is_up(&mut self, ticket: Ticket) -> bool {
-        self.place(ticket).is_some_and(|place| place.state == State::Open && !place.is_broken)
+    pub(super) fn is_up(&mut self, id: CallbackId) -> bool {
+        self.place(id).is_some_and(|place| place.state == State::Open && !place.is_broken)
     }
 
     /// The message to give to DOCA next: its connection, and its bytes. Those for peers that are gone are dropped.
     pub(super) fn next_parcel(&mut self) -> Option<(RawConnection, Parcel, NonNull<u8>, usize)> {
-        while let Some(&(ticket, parcel, bytes)) = self.waiting.front() {
-            if self.is_up(ticket) {
-                let connection = self.place(ticket)?.connection;
+        while let Some(&(id, parcel, bytes)) = self.waiting.front() {
+            if self.is_up(id) {
+                let connection = self.place(id)?.connection;
                 return Some((connection, parcel, self.outbox.first_of(parcel.index), bytes));
             }
             self.drop_parcel();
@@ -288,8 +288,8 @@ impl Desk {
     /// DOCA will not take the next parcel: what would follow it is out of order.
     pub(super) fn refuse_parcel(&mut self) {
         self.has_news = true;
-        if let Some(&(ticket, ..)) = self.waiting.front()
-            && let Some(place) = self.place(ticket)
+        if let Some(&(id, ..)) = self.waiting.front()
+            && let Some(place) = self.place(id)
         {
             place.is_broken = true;
         }
@@ -316,8 +316,8 @@ impl Desk {
     }
 
     /// The next message to the front of `out`, which holds any.
-    pub(super) fn receive(&mut self, ticket: Ticket, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
-        let place = self.place(ticket).ok_or(ReceiveError::Closed)?;
+    pub(super) fn receive(&mut self, id: CallbackId, out: &mut [u8]) -> Result<Option<usize>, ReceiveError> {
+        let place = self.place(id).ok_or(ReceiveError::Closed)?;
         match place.inbox.pop(out) {
             Some(length) => {
                 self.unread -= 1;
@@ -329,8 +329,8 @@ impl Desk {
         }
     }
 
-    pub(super) fn has_message(&mut self, ticket: Ticket) -> bool {
-        self.place(ticket).is_none_or(|place| place.inbox.count > 0 || place.has_babbled || place.is_broken)
+    pub(super) fn has_message(&mut self, id: CallbackId) -> bool {
+        self.place(id).is_none_or(|place| place.inbox.count > 0 || place.has_babbled || place.is_broken)
     }
 
     /// Messages on their way, on all connections.
@@ -338,14 +338,14 @@ impl Desk {
         self.outbox.sending(0..self.places.len() * SENDING_MAX)
     }
 
-    pub(super) fn has_room(&self, ticket: Ticket) -> bool {
-        self.outbox.sending(Self::parcels(ticket.index)) < SENDING_MAX
+    pub(super) fn has_room(&self, id: CallbackId) -> bool {
+        self.outbox.sending(Self::parcels(id.index)) < SENDING_MAX
     }
 
     /// The channel is dropped.
-    pub(super) fn drop_channel(&mut self, ticket: Ticket, now: Instant) {
+    pub(super) fn drop_channel(&mut self, id: CallbackId, now: Instant) {
         self.has_news = true;
-        if let Some(place) = self.place(ticket) {
+        if let Some(place) = self.place(id) {
             place.dropped = Some(now);
             let unread = std::mem::take(&mut place.inbox.count);
             self.unread -= unread;
@@ -364,16 +364,16 @@ impl Desk {
             if place.state == State::Left {
                 place.free();
             } else if !is_sending || place.is_broken || now.saturating_duration_since(dropped) >= LAST_WORDS {
-                let ticket = Ticket { index: index as u32, generation: place.generation };
-                return Some(Chore::HangUp(ticket, place.connection));
+                let id = CallbackId { index: index as u32, generation: place.generation };
+                return Some(Chore::HangUp(id, place.connection));
             }
         }
         None
     }
 
     /// The connection is no more.
-    pub(super) fn hung_up(&mut self, ticket: Ticket) {
-        if let Some(place) = self.place(ticket) {
+    pub(super) fn hung_up(&mut self, id: CallbackId) {
+        if let Some(place) = self.place(id) {
             place.free();
         }
     }
@@ -394,7 +394,7 @@ impl PeerState {
     fn free(&mut self) {
         self.state = State::Free;
         self.dropped = None;
-        // 0 is no generation: see `Ticket::NONE`.
+        // 0 is no generation: see `CallbackId::NONE`.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
     }
 }
@@ -406,8 +406,8 @@ fn desks() -> MutexGuard<'static, Vec<(u32, Option<Desk>)>> {
     DESKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts a desk up; its ticket.
-pub(super) fn put_up(desk: Desk) -> Ticket {
+/// Puts a desk up; its id.
+pub(super) fn put_up(desk: Desk) -> CallbackId {
     let mut desks = desks();
     let index = desks.iter().position(|(_, desk)| desk.is_none()).unwrap_or_else(|| {
         desks.push((0, None));
@@ -416,21 +416,21 @@ pub(super) fn put_up(desk: Desk) -> Ticket {
     let (generation, place) = &mut desks[index];
     *generation = generation.checked_add(1).unwrap_or(1);
     *place = Some(desk);
-    Ticket { index: index as u32, generation: *generation }
+    CallbackId { index: index as u32, generation: *generation }
 }
 
 /// Takes a desk down, when nobody will call back any more.
-pub(super) fn take_down(ticket: Ticket) {
+pub(super) fn take_down(id: CallbackId) {
     let desk = desks()
-        .get_mut(ticket.index as usize)
-        .and_then(|(generation, desk)| if *generation == ticket.generation { desk.take() } else { None });
+        .get_mut(id.index as usize)
+        .and_then(|(generation, desk)| if *generation == id.generation { desk.take() } else { None });
     drop(desk);
 }
 
-/// Works at a desk; `None` if there is none for this ticket.
-pub(super) fn at<R>(ticket: Ticket, work: impl FnOnce(&mut Desk) -> R) -> Option<R> {
+/// Works at a desk; `None` if there is none for this id.
+pub(super) fn at<R>(id: CallbackId, work: impl FnOnce(&mut Desk) -> R) -> Option<R> {
     let mut desks = desks();
-    let (generation, desk) = desks.get_mut(ticket.index as usize)?;
-    let desk = desk.as_mut().filter(|_| *generation == ticket.generation)?;
+    let (generation, desk) = desks.get_mut(id.index as usize)?;
+    let desk = desk.as_mut().filter(|_| *generation == id.generation)?;
     Some(work(desk))
 }

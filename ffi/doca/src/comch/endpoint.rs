@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use doca_sys as sys;
 
-use super::desk::{self, Desk, Ticket};
+use super::desk::{self, CallbackId, Desk};
 use super::outbox::Parcel;
-use super::{Caps, Error, Limits, RECEIVED_MAX, SENDING_MAX, SendError, events};
+use super::{Caps, ComchLimits, Error, RECEIVED_MAX, SENDING_MAX, SendError, events};
 use crate::context::ContextState;
 use crate::device::Device;
 use crate::engine::ProgressEngine;
@@ -36,7 +36,7 @@ impl Raw {
     }
 
     /// Everything that must be said before start, in the order that the DOCA guide asks for.
-    fn configure(self, limits: Limits) -> Result<(), crate::Error> {
+    fn configure(self, limits: ComchLimits) -> Result<(), crate::Error> {
         let (tasks, length) = ((limits.connections * SENDING_MAX) as u32, limits.message_bytes as u32);
         let (done, failed) = (events::sent::<true>, events::sent::<false>);
         // SAFETY: the context is idle and connected to its engine; all callbacks are static functions of the right
@@ -80,7 +80,7 @@ impl Raw {
 /// A context with its desk. Dropped, it stops, and leaks what does not stop.
 pub(super) struct Endpoint {
     raw: Raw,
-    pub desk: Ticket,
+    pub desk: CallbackId,
     engine: ProgressEngine,
     /// Closed after the context that they belong to.
     representor: Option<Representor>,
@@ -93,7 +93,7 @@ impl Endpoint {
         engine: &ProgressEngine,
         representor: Representor,
         name: &str,
-        limits: Limits,
+        limits: ComchLimits,
     ) -> Result<Self, Error> {
         let device = representor.device().clone();
         let caps = Caps::of(&device);
@@ -112,13 +112,18 @@ impl Endpoint {
     }
 
     /// A client, not started yet.
-    pub(super) fn client(engine: &ProgressEngine, device: &Device, name: &str, limits: Limits) -> Result<Self, Error> {
+    pub(super) fn client(
+        engine: &ProgressEngine,
+        device: &Device,
+        name: &str,
+        limits: ComchLimits,
+    ) -> Result<Self, Error> {
         let caps = Caps::of(device);
         if !caps.can_connect {
             return Err(Error::Unsupported { device: device.info().pci_address.clone(), side: "Comch client" });
         }
         // A client has one connection, whatever the device says of servers.
-        caps.check(name, Limits { connections: limits.connections.min(caps.connections_max as usize), ..limits })?;
+        caps.check(name, ComchLimits { connections: limits.connections.min(caps.connections_max as usize), ..limits })?;
         let text = CString::new(name).expect("checked");
         let mut raw = ptr::null_mut();
         // SAFETY: the device is open, the name is a C string, `raw` a valid place.
@@ -132,7 +137,7 @@ impl Endpoint {
         engine: &ProgressEngine,
         representor: Option<Representor>,
         device: Device,
-        limits: Limits,
+        limits: ComchLimits,
         caps: Caps,
     ) -> Result<Self, Error> {
         let desk = desk::put_up(Desk::new(limits, caps.connections_max as usize));
@@ -185,7 +190,7 @@ impl Endpoint {
     /// Hangs up on a peer.
     pub(super) fn hang_up(&self, connection: desk::RawConnection) -> Result<(), crate::Error> {
         let Raw::Server(server) = self.raw else { unreachable!("a client hangs up by stopping") };
-        let nobody = sys::doca_data { u64_: Ticket::NONE.word() };
+        let nobody = sys::doca_data { u64_: CallbackId::NONE.word() };
         // SAFETY: the desk knows the connection, so it is live: DOCA has not said that it left. It is nobody's from
         // here on, so events that may still come for it find no place.
         unsafe {
@@ -195,7 +200,7 @@ impl Endpoint {
     }
 
     /// Sends a message on a connection of this endpoint.
-    pub(super) fn send(&self, place: Ticket, message: &[u8]) -> Result<(), SendError> {
+    pub(super) fn send(&self, place: CallbackId, message: &[u8]) -> Result<(), SendError> {
         self.look();
         self.at_desk(|desk| desk.pack(place, message))?;
         self.flush();
@@ -235,7 +240,7 @@ impl Endpoint {
         length: usize,
     ) -> Result<(), crate::Error> {
         let (first, length) = (first.as_ptr().cast_const().cast(), length as u32);
-        let ticket = Ticket { index: parcel.index as u32, generation: parcel.generation };
+        let id = CallbackId { index: parcel.index as u32, generation: parcel.generation };
         let mut task = ptr::null_mut();
         // SAFETY: the connection is live (the desk said so, and only progress, on this thread, changes that); the
         // parcel is not written again before the task has completed; `task` is a valid place, and the task ours until
@@ -258,7 +263,7 @@ impl Endpoint {
                 ))?,
             }
             let task = sys::doca_comch_task_send_as_task(task);
-            sys::doca_task_set_user_data(task, sys::doca_data { u64_: ticket.word() });
+            sys::doca_task_set_user_data(task, sys::doca_data { u64_: id.word() });
             call!(doca_task_submit(task)).inspect_err(|_| sys::doca_task_free(task))
         }
     }

@@ -7,30 +7,32 @@ use std::slice;
 
 use doca_sys as sys;
 
-use super::desk::{self, RawConnection, Ticket};
+use super::desk::{self, CallbackId, RawConnection};
 
 /// The desk of the server that a connection belongs to.
 ///
 /// # Safety
 /// Called by DOCA's callbacks with a connection that is live.
-unsafe fn desk_of_server(connection: *mut sys::doca_comch_connection) -> Ticket {
+unsafe fn desk_of_server(connection: *mut sys::doca_comch_connection) -> CallbackId {
     // SAFETY: the connection is live, so its server is.
     unsafe { desk_of(sys::doca_comch_server_as_ctx(sys::doca_comch_server_get_server_ctx(connection))) }
 }
 
 /// # Safety
 /// The context is live.
-unsafe fn desk_of(ctx: *mut sys::doca_ctx) -> Ticket {
-    let mut data = sys::doca_data { u64_: Ticket::NONE.word() };
+unsafe fn desk_of(ctx: *mut sys::doca_ctx) -> CallbackId {
+    let mut data = sys::doca_data { u64_: CallbackId::NONE.word() };
     // SAFETY: the context is live and `data` a valid place; contexts of this crate have tickets for user data.
-    unsafe { call!(doca_ctx_get_user_data(ctx, &raw mut data)).map_or(Ticket::NONE, |()| Ticket::of(data.u64_)) }
+    unsafe {
+        call!(doca_ctx_get_user_data(ctx, &raw mut data)).map_or(CallbackId::NONE, |()| CallbackId::of(data.u64_))
+    }
 }
 
 /// # Safety
 /// The contract of [`desk_of_server`].
-unsafe fn place_of(connection: *mut sys::doca_comch_connection) -> Ticket {
-    // SAFETY: the connection is live; `joined` gave it a ticket.
-    Ticket::of(unsafe { sys::doca_comch_connection_get_user_data(connection).u64_ })
+unsafe fn place_of(connection: *mut sys::doca_comch_connection) -> CallbackId {
+    // SAFETY: the connection is live; `joined` gave it an id.
+    CallbackId::of(unsafe { sys::doca_comch_connection_get_user_data(connection).u64_ })
 }
 
 /// # Safety
@@ -46,8 +48,8 @@ pub(super) unsafe extern "C" fn joined(
     // SAFETY: the connection is live during its callback.
     let at = unsafe { desk_of_server(connection) };
     let place = desk::at(at, |desk| desk.join(RawConnection(connection))).flatten();
-    let user = sys::doca_data { u64_: place.unwrap_or(Ticket::NONE).word() };
-    // SAFETY: as above. It cannot fail on a live connection, and one without a ticket is heard by nobody.
+    let user = sys::doca_data { u64_: place.unwrap_or(CallbackId::NONE).word() };
+    // SAFETY: as above. It cannot fail on a live connection, and one without an id is heard by nobody.
     let _ = unsafe { call!(doca_comch_connection_set_user_data(connection, user)) };
 }
 
@@ -102,7 +104,7 @@ unsafe fn message<'a>(first: *const u8, length: u32) -> &'a [u8] {
     unsafe { slice::from_raw_parts(first, length as usize) }
 }
 
-/// A send has completed, well or not. The task's user data is its parcel's ticket, the context's its desk's.
+/// A send has completed, well or not. The task's user data is its parcel's id, the context's its desk's.
 ///
 /// # Safety
 /// Called by DOCA as the header declares it.
@@ -114,7 +116,7 @@ pub(super) unsafe extern "C" fn sent<const SUCCEEDED: bool>(
     // SAFETY: both unions were written as u64 by this crate; the task has completed, so it may be freed here.
     let (parcel, at) = unsafe {
         sys::doca_task_free(sys::doca_comch_task_send_as_task(task));
-        (Ticket::of(user.u64_), Ticket::of(context.u64_))
+        (CallbackId::of(user.u64_), CallbackId::of(context.u64_))
     };
     desk::at(at, |desk| desk.sent(parcel, SUCCEEDED));
 }

@@ -58,7 +58,7 @@ impl Outbox {
         unsafe { self.first.add(index * self.message_bytes) }
     }
 
-    /// The message is out, or will not go. False if the ticket is not of this message.
+    /// The message is out, or will not go. False if the id is not of this message.
     pub(super) fn release(&mut self, index: usize, generation: u32) -> bool {
         match self.places.get_mut(index).filter(|place| place.is_sending && place.generation == generation) {
             Some(place) => {
@@ -96,7 +96,7 @@ mod tests {
         let second = outbox.put(0..2, b"two").expect("room");
         assert_eq!(outbox.put(0..2, b"three"), None, "others' places are not taken");
         assert_ne!(first.index, second.index);
-        assert!(!outbox.release(first.index, first.generation + 1), "a stale ticket is harmless");
+        assert!(!outbox.release(first.index, first.generation + 1), "a stale id is harmless");
         assert!(outbox.release(first.index, first.generation));
         assert!(!outbox.release(first.index, first.generation), "released once");
         assert_eq!(outbox.sending(0..2), 1);

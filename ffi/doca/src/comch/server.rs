@@ -4,9 +4,9 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::desk::{Chore, Ticket};
+use super::desk::{CallbackId, Chore};
 use super::endpoint::Endpoint;
-use super::{Error, Limits, ReceiveError, SendError};
+use super::{ComchLimits, Error, ReceiveError, SendError};
 use crate::context::ContextState;
 use crate::engine::ProgressEngine;
 use crate::error::Code;
@@ -30,7 +30,12 @@ impl fmt::Debug for Server {
 impl Server {
     /// # Errors
     /// See [`Error`]: the device is no card's, takes less than `limits`, or the name is taken.
-    pub fn start(engine: &ProgressEngine, representor: Representor, name: &str, limits: Limits) -> Result<Self, Error> {
+    pub fn start(
+        engine: &ProgressEngine,
+        representor: Representor,
+        name: &str,
+        limits: ComchLimits,
+    ) -> Result<Self, Error> {
         let function = representor.info().pci_address.clone();
         let endpoint = Endpoint::server(engine, representor, name, limits)?;
         endpoint.start().map_err(|error| match error.code {
@@ -109,7 +114,7 @@ impl Server {
 /// One peer. Dropped, the server hangs up once its last words are out.
 pub struct Connection {
     endpoint: Rc<Endpoint>,
-    place: Ticket,
+    place: CallbackId,
 }
 
 impl fmt::Debug for Connection {
@@ -161,7 +166,7 @@ mod tests {
         let (engine, device) = (ProgressEngine::new().unwrap(), Device::open(&Selector::First).unwrap());
         let info = &Representor::list(&device).unwrap()[0];
         let representor = Representor::open(&device, info).unwrap();
-        let limits = Limits { connections: 2, message_bytes: 100 };
+        let limits = ComchLimits { connections: 2, message_bytes: 100 };
         let mut server = Server::start(&engine, representor, &name, limits).unwrap();
         for round in 0..3 {
             let mut client = Client::connect(&device, &name, 100, Duration::from_secs(10)).unwrap();

@@ -2,13 +2,13 @@
 
 use std::ops::Deref;
 
-use crate::area::{Area, Memory, Registered};
+use crate::area::{Area, Registered, RegisteredMemory};
 use crate::error::Error;
 use crate::slab::Loan;
 
 /// What the engine inflates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Codec {
+pub enum CompressedFormat {
     /// Raw Deflate (RFC 1951).
     Deflate,
     /// One bare LZ4 block.
@@ -16,14 +16,14 @@ pub enum Codec {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum OperationKind {
     Decompress,
     Dma,
 }
 
 /// What a successful operation produced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Outcome {
+pub struct OperationOutput {
     /// Bytes written to the destination.
     pub bytes: usize,
     /// The engine's CRC-32 of its output (decompress only).
@@ -79,7 +79,7 @@ impl Deref for Source {
 }
 
 impl Registered for Source {
-    fn memory(&self) -> &Memory {
+    fn memory(&self) -> &RegisteredMemory {
         self.registered().memory()
     }
 
@@ -96,7 +96,7 @@ impl Registered for Source {
 #[derive(Debug)]
 pub struct Completion {
     pub ticket: u64,
-    pub outcome: Result<Outcome, Error>,
+    pub outcome: Result<OperationOutput, Error>,
     pub source: Option<Source>,
     pub destination: Option<Area>,
 }

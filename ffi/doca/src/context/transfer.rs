@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use doca_sys as sys;
 
-use super::{Codec, Context, Raw, Refused, Source};
+use super::{CompressedFormat, Context, Raw, Refused, Source};
 use crate::area::Area;
-use crate::device::Caps;
+use crate::device::EngineCaps;
 use crate::error::{Code, Error};
 use crate::inventory::{Chain, Side};
 use crate::mapping::RemoteRun;
@@ -20,7 +20,7 @@ impl Context {
     pub fn inflate(
         &mut self,
         ticket: u64,
-        codec: Codec,
+        format: CompressedFormat,
         source: impl Into<Source>,
         range: Range<usize>,
         destination: Area,
@@ -37,7 +37,7 @@ impl Context {
         };
         let operation = self.open(ticket, Some(source), Some(destination));
         let launched =
-            self.launch(operation, None, from, to, |user| Task::decompress(raw, codec, from.raw(), to.raw(), user));
+            self.launch(operation, None, from, to, |user| Task::decompress(raw, format, from.raw(), to.raw(), user));
         self.settle(operation, launched)
     }
 
@@ -147,7 +147,7 @@ impl Context {
 #[derive(Clone, Copy)]
 struct Batches<'a, 'r> {
     runs: &'a [RemoteRun<'r>],
-    caps: Caps,
+    caps: EngineCaps,
 }
 
 impl<'a, 'r> Iterator for Batches<'a, 'r> {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use doca::comch::{Client, Connection, Error, Limits, RECEIVED_MAX, ReceiveError, SENDING_MAX, SendError, Server};
+use doca::comch::{Client, ComchLimits, Connection, Error, RECEIVED_MAX, ReceiveError, SENDING_MAX, SendError, Server};
 use doca::{Device, ProgressEngine, Representor, Selector};
 use doca_emulator::{Config as Emulator, Representors, Role, configure_thread};
 
@@ -26,7 +26,7 @@ fn server(engine: &ProgressEngine, name: &str, index: usize, connections: usize)
     let device = Device::open(&Selector::First)?;
     let info = &Representor::list(&device)?[index];
     let representor = Representor::open(&device, info)?;
-    Server::start(engine, representor, name, Limits { connections, message_bytes: BYTES })
+    Server::start(engine, representor, name, ComchLimits { connections, message_bytes: BYTES })
 }
 
 impl Card {

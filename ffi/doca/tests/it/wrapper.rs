@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use doca::{
-    Access, Area, Code, Codec, Completion, Context, ContextState, Depth, Device, Dmabuf, Export, Mapping,
-    ProgressEngine, Region, Remote, RemoteRun, Selector, Slab,
+    Access, Area, Arena, Code, Completion, CompressedFormat, Context, ContextState, Depth, Device, Dmabuf, Export,
+    Mapping, ProgressEngine, Remote, RemoteRun, Selector, Slab,
 };
 
 const AREA: usize = 64 << 10;
@@ -15,25 +15,26 @@ const AREA: usize = 64 << 10;
 struct Rig {
     engine: ProgressEngine,
     device: Device,
-    region: Region,
+    arena: Arena,
 }
 
 impl Rig {
     fn new() -> Self {
         let device = Device::open(&Selector::First).unwrap();
-        let region = Region::allocate(&device, 64 * AREA).unwrap();
-        Self { engine: ProgressEngine::new().unwrap(), device, region }
+        let arena = Arena::allocate(&device, 64 * AREA).unwrap();
+        Self { engine: ProgressEngine::new().unwrap(), device, arena }
     }
 
     fn area(&mut self, content: &[u8]) -> Area {
-        let mut area = self.region.carve(AREA).unwrap();
+        let mut area = self.arena.carve(AREA).unwrap();
         area[..content.len()].copy_from_slice(content);
         area
     }
 
     fn decompress(&self, depth: usize) -> Context {
         let depth = Depth { operations: depth, tasks: depth };
-        Context::decompress(&self.engine, &self.device, &[Codec::Deflate, Codec::Lz4Block], depth).unwrap()
+        Context::decompress(&self.engine, &self.device, &[CompressedFormat::Deflate, CompressedFormat::Lz4Block], depth)
+            .unwrap()
     }
 
     fn dma(&self, operations: usize, tasks: usize) -> Context {
@@ -80,7 +81,7 @@ fn a_block_inflates_and_both_areas_come_back() {
     let content = text(1, 50_000);
     let packed = deflate(&content);
     let (source, destination) = (rig.area(&packed), rig.area(&[]));
-    context.inflate(7, Codec::Deflate, source, 0..packed.len(), destination).unwrap();
+    context.inflate(7, CompressedFormat::Deflate, source, 0..packed.len(), destination).unwrap();
     assert_eq!(context.in_flight(), 1);
     let done = rig.next(&mut context);
     let outcome = done.outcome.unwrap();
@@ -102,7 +103,7 @@ fn a_corrupt_block_stops_the_context_and_restart_brings_it_back() {
             source[..packed.len()].fill(0xff);
         }
         let destination = rig.area(&[]);
-        context.inflate(ticket, Codec::Deflate, source, 0..packed.len(), destination).unwrap();
+        context.inflate(ticket, CompressedFormat::Deflate, source, 0..packed.len(), destination).unwrap();
     }
     let mut failed = Vec::new();
     for _ in 0..8 {
@@ -118,7 +119,7 @@ fn a_corrupt_block_stops_the_context_and_restart_brings_it_back() {
     assert_eq!(context.state(), ContextState::Running);
     for done in failed.into_iter().filter(|done| done.ticket != 3) {
         let (source, destination) = (done.source.unwrap(), done.destination.unwrap());
-        context.inflate(done.ticket, Codec::Deflate, source, 0..packed.len(), destination).unwrap();
+        context.inflate(done.ticket, CompressedFormat::Deflate, source, 0..packed.len(), destination).unwrap();
         let done = rig.next(&mut context);
         assert_eq!(done.outcome.unwrap().bytes, content.len(), "the innocent succeed afterwards");
     }
@@ -130,10 +131,10 @@ fn a_full_context_refuses_and_gives_the_areas_back() {
     let mut context = rig.decompress(1);
     let packed = deflate(&text(3, 1000));
     let (a, b) = (rig.area(&packed), rig.area(&[]));
-    context.inflate(0, Codec::Deflate, a, 0..packed.len(), b).unwrap();
+    context.inflate(0, CompressedFormat::Deflate, a, 0..packed.len(), b).unwrap();
     assert!(!context.has_room());
     let (a, b) = (rig.area(&packed), rig.area(&[]));
-    let refused = context.inflate(1, Codec::Deflate, a, 0..packed.len(), b).unwrap_err();
+    let refused = context.inflate(1, CompressedFormat::Deflate, a, 0..packed.len(), b).unwrap_err();
     assert!(refused.error.is_back_pressure());
     assert!(refused.source.is_some() && refused.destination.is_some());
     rig.next(&mut context).outcome.unwrap();
@@ -145,7 +146,7 @@ fn a_range_outside_its_area_is_refused() {
     let mut rig = Rig::new();
     let mut context = rig.decompress(1);
     let (a, b) = (rig.area(&[]), rig.area(&[]));
-    let refused = context.inflate(0, Codec::Deflate, a, AREA - 1..AREA + 1, b).unwrap_err();
+    let refused = context.inflate(0, CompressedFormat::Deflate, a, AREA - 1..AREA + 1, b).unwrap_err();
     assert_eq!(refused.error.code, Code::INVALID_VALUE);
     assert_eq!(context.in_flight(), 0);
 }
@@ -289,10 +290,10 @@ fn a_context_dropped_with_work_in_flight_waits_for_it() {
     let packed = deflate(&text(5, 60_000));
     for _ in 0..20 {
         let mut context = rig.decompress(4);
-        rig.region = Region::allocate(&rig.device, 64 * AREA).unwrap();
+        rig.arena = Arena::allocate(&rig.device, 64 * AREA).unwrap();
         for ticket in 0..4 {
             let (a, b) = (rig.area(&packed), rig.area(&[]));
-            context.inflate(ticket, Codec::Deflate, a, 0..packed.len(), b).unwrap();
+            context.inflate(ticket, CompressedFormat::Deflate, a, 0..packed.len(), b).unwrap();
         }
         drop(context);
     }
@@ -301,8 +302,8 @@ fn a_context_dropped_with_work_in_flight_waits_for_it() {
 #[test]
 fn areas_of_one_region_never_overlap() {
     let rig = Rig::new();
-    let mut region = Region::allocate(&rig.device, 1 << 20).unwrap();
-    let mut areas: Vec<Area> = (1..100).filter_map(|bytes| region.carve(bytes * 37)).collect();
+    let mut arena = Arena::allocate(&rig.device, 1 << 20).unwrap();
+    let mut areas: Vec<Area> = (1..100).filter_map(|bytes| arena.carve(bytes * 37)).collect();
     for (index, area) in areas.iter_mut().enumerate() {
         area.fill(index as u8);
     }
@@ -310,7 +311,7 @@ fn areas_of_one_region_never_overlap() {
         assert_eq!(area.as_ptr() as usize % doca::AREA_ALIGNMENT, 0);
         assert!(area.iter().all(|byte| *byte == index as u8));
     }
-    assert!(region.carve(usize::MAX).is_none());
+    assert!(arena.carve(usize::MAX).is_none());
 }
 
 #[test]
@@ -324,7 +325,9 @@ fn several_operations_read_one_run_of_a_slab_and_its_pages_stay_lent_until_the_l
     let mut context = rig.decompress(4);
     for ticket in 0..3 {
         let destination = rig.area(&[]);
-        context.inflate(ticket, Codec::Deflate, slab.lend(at, packed.len()), 0..packed.len(), destination).unwrap();
+        context
+            .inflate(ticket, CompressedFormat::Deflate, slab.lend(at, packed.len()), 0..packed.len(), destination)
+            .unwrap();
     }
     let write = || catch_unwind(AssertUnwindSafe(|| slab.write(PAGE, &[0])));
     for _ in 0..3 {
