@@ -10,7 +10,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use block::{Geometry, Kind};
+use block::Geometry;
 use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
 
@@ -46,7 +46,8 @@ impl Arrangement {
         let head = geometry.head_size as u64 * geometry.element.bytes() as u64;
         let row = geometry.row_bytes() as u64;
         let page = row * u64::from(page_tokens);
-        // All pages of K (or V) of one layer.
+        let kinds = geometry.planes.kinds().len() as u64;
+        // All pages of one plane.
         let plane = page * u64::from(page_count);
         let token_major = Form {
             order: Order::TokenMajor,
@@ -58,7 +59,7 @@ impl Arrangement {
         };
         let form = match self {
             Arrangement::Contiguous | Arrangement::Vllm => token_major,
-            Arrangement::VllmJoint => Form { page_stride: Kind::ALL.len() as u64 * page, ..token_major },
+            Arrangement::VllmJoint => Form { page_stride: kinds * page, ..token_major },
             Arrangement::HeadMajor => Form {
                 order: Order::HeadMajor,
                 token_stride: head,
@@ -67,8 +68,8 @@ impl Arrangement {
             },
         };
         let base = |index: usize| {
-            let (layer, kind) = Kind::of_plane(index);
-            let of_layer = |step: u64| Base { region: layer as u16, offset: kind as u64 * step };
+            let (layer, kind) = geometry.planes.of_plane(index);
+            let of_layer = |step: u64| Base { region: layer as u16, offset: kind.place() as u64 * step };
             match self {
                 Arrangement::Contiguous => Base { region: 0, offset: index as u64 * plane },
                 Arrangement::VllmJoint => of_layer(page),
@@ -77,7 +78,7 @@ impl Arrangement {
         };
         let regions = match self {
             Arrangement::Contiguous => vec![geometry.planes() as u64 * plane],
-            _ => vec![Kind::ALL.len() as u64 * plane; geometry.layers.into()],
+            _ => vec![kinds * plane; geometry.layers.into()],
         };
         (form, (0..geometry.planes()).map(base).collect(), regions)
     }

@@ -112,7 +112,7 @@ pub fn compare(
             restored.0.read_part(restored.1, &geometry, chunk, &part, &mut other)?;
             let errors = block::compare(recipe, &geometry, &part, &one, &other);
             let odd = if errors.bit_equal { 0 } else { not_finite_on_one_side(&geometry, &one, &other) };
-            let sums = if part.kind == Kind::K { &mut k } else { &mut v };
+            let sums = if part.kind == Kind::V { &mut v } else { &mut k };
             sums.add(&errors, odd);
         }
     }
@@ -138,6 +138,10 @@ fn not_finite_on_one_side(geometry: &Geometry, one: &[u8], other: &[u8]) -> u64 
 
 fn is_finite(element: block::ElementType, bytes: &[u8]) -> bool {
     match *bytes {
+        // Whatever opaque elements are, a difference is one.
+        _ if element.is_opaque() => true,
+        [byte] if element == block::ElementType::E4m3 => byte & 0x7f != 0x7f,
+        [byte] => byte & 0x7f < 0x7c,
         [a, b] if element == block::ElementType::Bf16 => half::bf16::from_le_bytes([a, b]).is_finite(),
         [a, b] => half::f16::from_le_bytes([a, b]).is_finite(),
         [a, b, c, d] => f32::from_le_bytes([a, b, c, d]).is_finite(),

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{ElementType, Geometry, Kind, Part};
+use block::{ElementType, Geometry, Kind, Part, Planes};
 use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
 use mailbox::quoted;
@@ -76,7 +76,7 @@ impl TensorShape {
 
     /// K and V of each layer.
     pub fn planes(&self) -> usize {
-        self.layers * Kind::ALL.len()
+        self.layers * Planes::KeysAndValues.kinds().len()
     }
 
     /// Bytes of all of it. Cannot overflow for a tensor that lies in a file.
@@ -216,7 +216,15 @@ impl KvFile {
             Dtype::BF16 => ElementType::Bf16,
             Dtype::F16 => ElementType::F16,
             Dtype::F32 => ElementType::F32,
-            other => return Err(Error::input(place, format!("type {other:?}"), "convert it to BF16, F16 or F32")),
+            Dtype::F8_E4M3 => ElementType::E4m3,
+            Dtype::F8_E5M2 => ElementType::E5m2,
+            Dtype::U8 => ElementType::U8,
+            Dtype::U16 => ElementType::U16,
+            Dtype::U32 => ElementType::U32,
+            other => {
+                let fix = "convert it to BF16, F16, F32, F8_E4M3, F8_E5M2, U8, U16 or U32";
+                return Err(Error::input(place, format!("type {other:?}"), fix));
+            }
         };
         let (texts, inner) = match info.shape[..] {
             [layers, 2, tokens, heads, head_size] => (None, [layers, tokens, heads, head_size]),
@@ -388,6 +396,6 @@ pub(crate) fn contiguous(geometry: &Geometry, shape: &TensorShape, page_tokens: 
 
 /// Where K and V of each layer start in the file.
 pub(crate) fn bases(kv: &KvTensor) -> Vec<Base> {
-    let planes = (0..kv.shape.planes()).map(Kind::of_plane);
+    let planes = (0..kv.shape.planes()).map(|plane| Planes::KeysAndValues.of_plane(plane));
     planes.map(|(layer, kind)| Base { region: 0, offset: kv.row_offset(layer, kind, 0) }).collect()
 }

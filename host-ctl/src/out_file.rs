@@ -40,6 +40,11 @@ pub fn dtype_name(element: ElementType) -> &'static str {
         ElementType::Bf16 => "BF16",
         ElementType::F16 => "F16",
         ElementType::F32 => "F32",
+        ElementType::E4m3 => "F8_E4M3",
+        ElementType::E5m2 => "F8_E5M2",
+        ElementType::U8 => "U8",
+        ElementType::U16 => "U16",
+        ElementType::U32 => "U32",
     }
 }
 

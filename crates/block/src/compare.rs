@@ -3,7 +3,7 @@
 use crate::format::geometry::{ElementType, Geometry};
 use crate::format::plan::Part;
 use crate::format::recipe::{Granularity, Recipe};
-use crate::kernel::number::{Bf16, Element, F16, F32};
+use crate::kernel::number::{Bf16, E4m3, E5m2, Element, F16, F32};
 
 /// Differences between an original part and its restoration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -14,6 +14,7 @@ pub struct Errors {
     /// Cosine of the two parts as vectors; 1 where both are zero.
     pub cosine: f64,
     /// Elements beyond the bound of docs/formats.md: `m / (2 C) + m / 2^21 + ulp(m) / 2`, 0 where nothing is quantized.
+    /// Of opaque elements all that differ; they have no other error.
     pub over_bound: usize,
     pub bit_equal: bool,
 }
@@ -41,7 +42,19 @@ pub fn compare_at(
         ElementType::Bf16 => typed::<Bf16>(recipe, granularity, geometry, part, original, restored),
         ElementType::F16 => typed::<F16>(recipe, granularity, geometry, part, original, restored),
         ElementType::F32 => typed::<F32>(recipe, granularity, geometry, part, original, restored),
+        ElementType::E4m3 => typed::<E4m3>(recipe, granularity, geometry, part, original, restored),
+        ElementType::E5m2 => typed::<E5m2>(recipe, granularity, geometry, part, original, restored),
+        ElementType::U8 | ElementType::U16 | ElementType::U32 => opaque(geometry.element, original, restored),
     }
+}
+
+/// Opaque elements have no distance: each that differs is beyond its bound.
+fn opaque(element: ElementType, original: &[u8], restored: &[u8]) -> Errors {
+    let pairs = original.chunks_exact(element.bytes()).zip(restored.chunks_exact(element.bytes()));
+    let over_bound = pairs.filter(|(before, after)| before != after).count();
+    let elements = original.len() / element.bytes();
+    let cosine = if over_bound == 0 { 1.0 } else { 0.0 };
+    Errors { elements, cosine, over_bound, bit_equal: over_bound == 0, ..Errors::default() }
 }
 
 fn typed<E: Element>(
@@ -98,6 +111,9 @@ fn ulp(element: ElementType, m: f64) -> f64 {
         ElementType::Bf16 => (7, -126),
         ElementType::F16 => (10, -14),
         ElementType::F32 => (23, -126),
+        ElementType::E4m3 => (3, -6),
+        ElementType::E5m2 => (2, -14),
+        ElementType::U8 | ElementType::U16 | ElementType::U32 => unreachable!("opaque elements are no numbers"),
     };
     let exponent = if m == 0.0 { least } else { ((m.to_bits() >> 52) as i32 - 1023).max(least) };
     2f64.powi(exponent - mantissa)

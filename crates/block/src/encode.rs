@@ -59,8 +59,8 @@ pub struct Quantized {
 /// Transforms a tile to `codes`, with peaks and scales in `scales`.
 ///
 /// `codes` needs room for a tile ([`Part::tile_bytes`]), `scales` for [`Part::scale_bytes`] (in a wire area: all that
-/// follows the header). A block with a NaN, an infinity, or a group whose largest magnitude is nonzero and below
-/// 2^-118 becomes [`Transform::Lossless`].
+/// follows the header). The transform is that for the geometry's elements ([`Transform::for_element`]); a block with a
+/// NaN, an infinity, or a group whose largest magnitude is nonzero and below 2^-118 becomes [`Transform::Lossless`].
 #[allow(clippy::too_many_arguments)] // the caller's buffers, each by its name
 pub fn quantize(
     transform: Transform,
@@ -84,20 +84,23 @@ pub fn quantize(
         return Err(EncodeError::Bytes { buffer: "tile", expected: tile_bytes, found: tile.len() });
     }
     let codes = room("codes", codes, tile_bytes)?;
+    let transform = transform.for_element(geometry.element);
+    let granularity = if transform.quantizes() { granularity } else { Granularity::None };
     let scale_bytes = part.scale_bytes(geometry, granularity);
     let scales = room("scales", scales, scale_bytes)?;
     let shape = Shape::new(geometry, part, order);
-    match transform {
-        Transform::None => as_is(&shape, geometry, tile, codes),
-        Transform::Lossless => planes(&shape, geometry, tile, codes),
-        Transform::Quant { .. } | Transform::Packed { .. } | Transform::CacheGen => {
-            if !layers(transform, granularity, geometry, part, &shape, tile, codes, scales) {
-                planes(&shape, geometry, tile, codes);
-                return Ok(Quantized::new(Transform::Lossless, Granularity::None, geometry, part));
-            }
-        }
+    if transform.quantizes() && layers(transform, granularity, geometry, part, &shape, tile, codes, scales) {
+        return Ok(Quantized::new(transform, granularity, geometry, part));
     }
-    Ok(Quantized::new(transform, granularity, geometry, part))
+    let kept = match transform {
+        Transform::None => Transform::None,
+        _ => Transform::Lossless.for_element(geometry.element),
+    };
+    match kept {
+        Transform::None => as_is(&shape, geometry, tile, codes),
+        _ => planes(&shape, geometry, tile, codes),
+    }
+    Ok(Quantized::new(kept, Granularity::None, geometry, part))
 }
 
 impl Quantized {
@@ -251,6 +254,7 @@ pub fn encode_tile(
     check(geometry, part)?;
     let needs = wire_bytes_max(geometry, part);
     room("wire", wire, needs)?;
+    let recipe = recipe.for_element(geometry.element);
     let granularity = Granularity::chosen(recipe.transform, part.kind);
     let scales = &mut wire[HEADER_BYTES..];
     let quantized = quantize(recipe.transform, granularity, geometry, part, order, tile, codes, scales)?;

@@ -24,7 +24,7 @@ pub use compare::{Errors, compare, compare_at};
 pub use encode::{EncodeError, Quantized, encode_tile, pack, quantize};
 pub use format::geometry::{
     CHUNK_TOKENS_MAX, ElementType, GEOMETRY_BYTES, Geometry, GeometryError, HEAD_SIZE_MAX, HEADS_MAX, LAYERS_MAX,
-    PLANES_MAX,
+    LONE_HEAD_SIZE_MAX, PLANES_MAX, Planes,
 };
 pub use format::header::{FORMAT_VERSION, HEADER_BYTES, Header, HeaderError};
 pub use format::importance::Importance;

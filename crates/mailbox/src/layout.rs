@@ -14,7 +14,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use block::{Geometry, Kind, PLANES_MAX, Part, TileOrder};
+use block::{Geometry, Kind, PLANES_MAX, Part, Planes, TileOrder};
 
 /// Bases of one layout: one for each plane.
 pub const BASES_MAX: usize = PLANES_MAX;
@@ -71,7 +71,7 @@ impl AddressRange {
     }
 }
 
-/// Page 0, token 0, head 0 of K or V of one layer.
+/// Page 0, token 0, head 0 of one plane of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
     pub region: u16,
@@ -93,6 +93,7 @@ pub struct Run {
 /// A base by its place among the bases, for who has to find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
+    pub planes: Planes,
     /// See [`Layout::new`].
     pub index: usize,
     pub base: Base,
@@ -101,16 +102,30 @@ pub struct Named {
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Base { region, offset } = self.base;
-        write!(f, "{} (region {region} from byte {offset})", BaseName(self.index as u64))
+        write!(f, "{} (region {region} from byte {offset})", BaseName(self.word()))
     }
 }
 
-/// Name of the plane at a base of this index, for people.
+impl Named {
+    /// The word that a refusal has for it: the index, and above it the word of the planes.
+    pub(crate) fn word(&self) -> u64 {
+        u64::from(self.planes.word()) << PLANES_SHIFT | self.index as u64
+    }
+}
+
+const PLANES_SHIFT: u32 = 32;
+
+/// Name of the plane at a base, for people, by its word ([`Named::word`]).
 pub(crate) struct BaseName(pub(crate) u64);
 
 impl fmt::Display for BaseName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (layer, kind) = Kind::of_plane(self.0 as usize);
+        // A newer card's planes are unknown here.
+        let planes = u8::try_from(self.0 >> PLANES_SHIFT).ok().and_then(Planes::from_word);
+        let index = self.0 as u32 as usize;
+        let Some((layer, kind)) = planes.map(|planes| planes.of_plane(index)) else {
+            return write!(f, "plane {index}");
+        };
         write!(f, "{} of layer {layer}", kind.name())
     }
 }
@@ -201,8 +216,8 @@ struct Piece {
 }
 
 impl Layout {
-    /// Checks everything. `bases` holds K then V of layer 0, then of layer 1, ...; `regions` each region by its
-    /// index.
+    /// Checks everything. `bases` holds K then V of layer 0 (or its one plane), then of layer 1, ...; `regions` each
+    /// region by its index.
     pub fn new(
         geometry: Geometry,
         form: Form,
@@ -355,8 +370,10 @@ impl Layout {
         for (place, &(start, one)) in starts.iter().enumerate() {
             let near = starts[place + 1..].iter().take_while(|&&(next, _)| next - start < extent);
             if let Some(&(_, other)) = near.into_iter().find(|&&(next, _)| collide(next - start, steps, head_bytes)) {
-                let [one, other] =
-                    [one.min(other), one.max(other)].map(|index| Named { index, base: self.bases[index] });
+                let [one, other] = [one.min(other), one.max(other)].map(|index| {
+                    let planes = self.geometry.planes;
+                    Named { planes, index, base: self.bases[index] }
+                });
                 return Err(LayoutError::Overlap { one, other });
             }
         }

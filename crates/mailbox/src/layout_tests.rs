@@ -361,7 +361,7 @@ fn a_layout_that_reaches_out_or_overflows_is_refused() {
     assert!(matches!(strides, Err(LayoutError::Strides { .. })));
     let mut twice = bases.clone();
     twice[1] = twice[0];
-    let [one, other] = [0, 1].map(|index| Named { index, base: bases[0] });
+    let [one, other] = [0, 1].map(|index| Named { planes: g.planes, index, base: bases[0] });
     assert_eq!(check(form, &twice, &[bytes; 2]), Err(LayoutError::Overlap { one, other }));
 }
 
@@ -382,6 +382,35 @@ fn one_buffer_given_for_three_layers_is_refused_and_both_layers_are_named() {
     let message = at([4096, u64::MAX - bytes + 1, 8192]).unwrap_err();
     assert_eq!(message, "layout: region 1 reaches over the last address");
     assert_eq!(at([4096, u64::MAX - bytes, 8192]), Ok(()), "up to the last address");
+}
+
+#[test]
+fn a_layer_of_one_plane_has_one_base_and_is_named_by_it() {
+    let g = geometry(3, 1, 8, 16).with_planes(Planes::One);
+    let page = 16 * 32;
+    let form = Form {
+        order: Order::TokenMajor,
+        page_tokens: 16,
+        page_count: 4,
+        page_stride: page,
+        token_stride: 32,
+        head_stride: 32,
+    };
+    let regions = [AddressRange { address: 4096, bytes: 3 * 4 * page }];
+    let new = |offsets: &[u64]| {
+        let bases = offsets.iter().map(|&offset| Base { region: 0, offset }).collect();
+        Layout::new(g, form, bases, &regions)
+    };
+    let layout = new(&[0, 4 * page, 8 * page]).unwrap();
+    let mut runs = Vec::new();
+    let part = Part { layers: 2, first_layer: 1, ..whole(Kind::Kv, 1, 16) };
+    layout.runs(&part, &[3], 0..16, |run| runs.push((run.offset, run.tile_offset, run.bytes))).unwrap();
+    assert_eq!(runs, [(7 * page, 0, page as usize), (11 * page, page as usize, page as usize)]);
+    assert_eq!(layout.runs(&whole(Kind::K, 1, 16), &[3], 0..16, |_| ()), Err(LayoutError::Part(whole(Kind::K, 1, 16))));
+    let expected = LayoutError::BaseCount { found: 2, expected: 3 };
+    assert_eq!(new(&[0, 4 * page]).map(|_| ()), Err(expected));
+    let message = new(&[0, 4 * page, 4 * page]).map(|_| ()).unwrap_err().to_string();
+    assert!(message.contains("KV of layer 1 (region 0 from byte 2048) and KV of layer 2 (region"), "{message}");
 }
 
 /// Views of one allocation: their ranges lie over each other, and no byte of one is another's.

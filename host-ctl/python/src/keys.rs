@@ -1,13 +1,15 @@
 //! Shapes and names of chunks. Names travel as one `bytes` of 32 bytes each, in order: cheap to slice and to pickle.
 
-use block::{ChunkKey, ElementType, KEY_BYTES, Namespace, Recipe};
+use block::{ChunkKey, ElementType, KEY_BYTES, Namespace, Planes, Recipe};
 use host_ctl::Prefix;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::errors::{input, raise};
 
-/// The shape of one rank's KV cache; `heads` are its KV heads, `dtype` is `bf16`, `f16` or `f32`.
+/// The shape of a section of one rank's KV cache, layers of equal shape; `heads` are its KV heads, `dtype` is one of
+/// `bf16`, `f16`, `f32`, `fp8_e4m3`, `fp8_e5m2`, and `u8`, `u16`, `u32` for what only its owner understands. `planes`
+/// is 2 (K and V) or 1 for each layer.
 #[pyclass(frozen, eq, hash, skip_from_py_object, module = "kvlane")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
@@ -17,12 +19,29 @@ pub(crate) struct Geometry {
 #[pymethods]
 impl Geometry {
     #[new]
-    #[pyo3(signature = (layers, heads, head_size, dtype, chunk_tokens = 256))]
-    fn new(layers: usize, heads: usize, head_size: usize, dtype: &str, chunk_tokens: usize) -> PyResult<Geometry> {
+    #[pyo3(signature = (layers, heads, head_size, dtype, chunk_tokens = 256, *, planes = 2))]
+    fn new(
+        layers: usize,
+        heads: usize,
+        head_size: usize,
+        dtype: &str,
+        chunk_tokens: usize,
+        planes: usize,
+    ) -> PyResult<Geometry> {
         let element: ElementType = dtype.parse().map_err(|error| input(format!("dtype {dtype:?}: {error}")))?;
         let inner = block::Geometry::new(layers, heads, head_size, chunk_tokens, element)
             .map_err(|error| input(format!("geometry: {error}")))?;
-        Ok(Geometry { inner })
+        let planes = [Planes::KeysAndValues, Planes::One].into_iter().find(|kept| kept.kinds().len() == planes);
+        let planes = planes.ok_or_else(|| input("geometry: planes: give 2 (K and V) or 1".to_owned()))?;
+        Ok(Geometry { inner: inner.with_planes(planes) })
+    }
+
+    /// Layers that keep one opaque page of `page_bytes` for each chunk, a state for example, of elements of `width`
+    /// bytes. `chunk_tokens` then counts the rows of that page.
+    #[staticmethod]
+    fn opaque(layers: usize, page_bytes: usize, width: usize) -> PyResult<Geometry> {
+        let inner = block::Geometry::opaque(layers, page_bytes, width);
+        Ok(Geometry { inner: inner.map_err(|error| input(format!("geometry: {error}")))? })
     }
 
     #[getter]
@@ -30,15 +49,28 @@ impl Geometry {
         self.inner.chunk_tokens
     }
 
-    /// Bytes of one chunk in host memory: K and V of all layers.
+    /// Bytes of one token (one row) in one plane.
+    #[getter]
+    fn row_bytes(&self) -> usize {
+        self.inner.row_bytes()
+    }
+
+    /// Planes of each layer.
+    #[getter]
+    fn planes(&self) -> usize {
+        self.inner.planes.kinds().len()
+    }
+
+    /// Bytes of one chunk in host memory, over all planes.
     #[getter]
     fn chunk_bytes(&self) -> usize {
         self.inner.chunk_bytes()
     }
 
     fn __repr__(&self) -> String {
-        let block::Geometry { layers, heads, head_size, chunk_tokens, element } = self.inner;
-        format!("Geometry({layers}, {heads}, {head_size}, '{element}', chunk_tokens={chunk_tokens})")
+        let block::Geometry { layers, heads, head_size, chunk_tokens, element, planes } = self.inner;
+        let planes = if planes == Planes::One { ", planes=1" } else { "" };
+        format!("Geometry({layers}, {heads}, {head_size}, '{element}', chunk_tokens={chunk_tokens}{planes})")
     }
 }
 

@@ -51,10 +51,15 @@ pub(crate) fn geometry_json(geometry: &block::Geometry) -> Value {
         "head_size": geometry.head_size,
         "chunk_tokens": geometry.chunk_tokens,
         "element": geometry.element.name(),
+        "planes": geometry.planes.kinds().len(),
     })
 }
 
 pub(crate) fn geometry_text(geometry: &block::Geometry) -> String {
-    let block::Geometry { layers, heads, head_size, chunk_tokens, element } = geometry;
-    format!("{layers} layers x {heads} KV heads x {head_size} {element}, chunks of {chunk_tokens} tokens")
+    let block::Geometry { layers, heads, head_size, chunk_tokens, element, planes } = geometry;
+    let kept = match planes {
+        block::Planes::KeysAndValues => "KV heads",
+        block::Planes::One => "heads of one plane",
+    };
+    format!("{layers} layers x {heads} {kept} x {head_size} {element}, chunks of {chunk_tokens} tokens")
 }

@@ -112,7 +112,7 @@ pub(crate) struct Shape {
     /// Take geometry, and tensors of token ids, from this safetensors file
     #[arg(long, value_name = "FILE", required_unless_present = "geometry", conflicts_with = "geometry")]
     like: Option<PathBuf>,
-    /// Geometry in words: layers x KV heads x head size, then bf16, f16 or f32, as in 32x8x128:bf16
+    /// Geometry in words: layers x KV heads x head size, then bf16, f16, f32, fp8_e4m3 or fp8_e5m2, as in 32x8x128:bf16
     #[arg(long, value_name = "LxHxD:TYPE", value_parser = parse_shape)]
     geometry: Option<TensorShape>,
     #[command(flatten)]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
 use block::{
-    ChunkKey, ElementType, Geometry, Header, Manifest, Plan, TileOrder, encode_tile, manifest_bytes, wire_bytes_max,
+    ChunkKey, ElementType, Geometry, Header, Manifest, Plan, Planes, TileOrder, encode_tile, manifest_bytes,
+    wire_bytes_max,
 };
 use host_ctl::{KvFile, OutFile, TensorShape, ends_like_a_chunk, inspect, store_files};
 use proptest::prelude::*;
@@ -208,7 +209,14 @@ fn a_message_names_the_first_few_tensors_and_counts_the_rest() {
     assert!(error.len() < 500 && !error.contains('\u{1b}'), "{error:?}");
 }
 
-const GEOMETRY: Geometry = Geometry { layers: 2, heads: 2, head_size: 8, chunk_tokens: 16, element: ElementType::Bf16 };
+const GEOMETRY: Geometry = Geometry {
+    layers: 2,
+    heads: 2,
+    head_size: 8,
+    chunk_tokens: 16,
+    element: ElementType::Bf16,
+    planes: Planes::KeysAndValues,
+};
 
 /// A chunk file as a dir store writes it, by docs/formats.md.
 fn chunk_file(dir: &Path, recipe: &str) -> PathBuf {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use block::{ElementType, Kind};
+use block::{ElementType, Planes};
 use host_ctl::{
     Arrangement, Error, FetchOrder, FetchReport, Identity, KvFile, PageOrder, StoreOrder, StoreReport, Target,
     TensorShape, fetch, lookup, store,
@@ -72,7 +72,7 @@ fn leading(path: &Path, text: Option<usize>, chunks: usize) -> Vec<u8> {
     let file = KvFile::open(path).unwrap();
     let kv = file.kv("kv", text).unwrap();
     let mut all = Vec::new();
-    for (layer, kind) in (0..SHAPE.planes()).map(Kind::of_plane) {
+    for (layer, kind) in (0..SHAPE.planes()).map(|plane| Planes::KeysAndValues.of_plane(plane)) {
         let mut rows = vec![0; chunks * CHUNK * SHAPE.row_bytes()];
         file.read(&mut rows, kv.row_offset(layer, kind, 0)).unwrap();
         all.extend(rows);

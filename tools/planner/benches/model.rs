@@ -21,8 +21,7 @@ fn main() {
         "Simulated, not measured: dpu-app's scheduler in virtual time, one request of {chunks} chunks of 256 tokens, default \
          configuration of a card ({CARD_CORES} cores). The inflate engine has the figures measured on BlueField-3 by others \
          (docs/emulator.md), the DMA engine the same for want of better; a core's copy ({} GB/s), a fetch worker ({} GB/s) \
-         and the memory budget are assumptions. Ratios: docs/measurements.md, encoder-kv. MLA is counted as a K and a V of \
-         288 elements: the format has no cache without V.",
+         and the memory budget are assumptions. Ratios: docs/measurements.md, encoder-kv.",
         models::CARD_COPY_GB_S,
         models::CARD_FETCH_GB_S
     ));

@@ -1,7 +1,7 @@
 //! Named figures for the simulator: shapes of models, and a BlueField-3 as far as it is known.
 //! What nobody measured on a card is an assumption and says so.
 
-use block::{ElementType, Geometry};
+use block::{ElementType, Geometry, Planes};
 use dpu_app::Config;
 use dpu_app::config::ratios::Ratio;
 
@@ -14,24 +14,28 @@ pub struct Preset {
     layers: usize,
     heads: usize,
     head_size: usize,
+    planes: Planes,
     /// What the geometry does not say.
     pub note: &'static str,
 }
 
-/// `Geometry` has K and V of one shape. A latent cache (MLA: 61 layers x 576 elements, no V) is cut in halves here, 288
-/// as K and 288 as V: the bytes, blocks and rows are right, the names are not.
 pub const PRESETS: [Preset; 4] = [
-    Preset { name: "llama-3.1-8b", layers: 32, heads: 8, head_size: 128, note: "" },
-    Preset { name: "mistral-7b", layers: 32, heads: 8, head_size: 128, note: "the same KV shape as llama-3.1-8b" },
-    Preset { name: "llama-70b-tp8", layers: 80, heads: 1, head_size: 128, note: "one of eight ranks" },
+    with_values("llama-3.1-8b", 32, 8, ""),
+    with_values("mistral-7b", 32, 8, "the same KV shape as llama-3.1-8b"),
+    with_values("llama-70b-tp8", 80, 1, "one of eight ranks"),
     Preset {
         name: "mla",
         layers: 61,
         heads: 1,
-        head_size: 288,
-        note: "one latent of 576 elements a layer, counted as a K and a V of 288: the format has no cache without V",
+        head_size: 576,
+        planes: Planes::One,
+        note: "one latent of 576 elements a layer, and no V",
     },
 ];
+
+const fn with_values(name: &'static str, layers: usize, heads: usize, note: &'static str) -> Preset {
+    Preset { name, layers, heads, head_size: 128, planes: Planes::KeysAndValues, note }
+}
 
 impl Preset {
     #[must_use]
@@ -43,7 +47,9 @@ impl Preset {
     /// Never: the presets are within the format's limits (a test holds that).
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        Geometry::new(self.layers, self.heads, self.head_size, 256, ElementType::Bf16).expect("a preset of our own")
+        Geometry::new(self.layers, self.heads, self.head_size, 256, ElementType::Bf16)
+            .expect("a preset of our own")
+            .with_planes(self.planes)
     }
 }
 

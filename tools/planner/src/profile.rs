@@ -435,6 +435,8 @@ fn bell_shaped(tile: &mut [u8], geometry: Geometry) {
                 let half = (bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 0x3ff);
                 element.copy_from_slice(&(half as u16).to_le_bytes());
             }
+            // Bytes with a bell-shaped magnitude.
+            _ => element.fill(sum as u8),
         }
     }
 }

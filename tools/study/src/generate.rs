@@ -8,7 +8,7 @@
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use block::{ElementType, Kind};
+use block::{ElementType, Kind, Planes};
 use half::{bf16, f16};
 use host_ctl::{Announce, Error, KvFile, KvTensor, OutFile, Random, TensorShape, dtype_name};
 
@@ -39,6 +39,10 @@ pub fn generate(
     if shape.tokens == 0 || shape.tokens > u32::MAX as usize {
         return Err(Error::input("--tokens", shape.tokens, "choose from 1 to 4294967295"));
     }
+    if ![shape.element, source.1.shape.element].into_iter().all(is_float) {
+        let names = "make and read files of bf16, f16 or f32";
+        return Err(Error::input("--dtype", shape.element, names));
+    }
     let from = Source::read(source, shape.element)?;
     let kv_bytes = shape.bytes();
     let dims = vec![shape.layers, 2, shape.tokens, shape.heads, shape.head_size];
@@ -55,7 +59,7 @@ pub fn generate(
     let mut writer = BufWriter::with_capacity(1 << 20, out.file());
     let mut write = || -> std::io::Result<()> {
         for layer in 0..shape.layers {
-            for kind in Kind::ALL {
+            for &kind in Planes::KeysAndValues.kinds() {
                 from.write_plane(&mut writer, wanted, layer, kind)?;
             }
             watch(layer + 1, shape.layers);
@@ -69,6 +73,10 @@ pub fn generate(
     let bytes = out.bytes();
     out.publish()?;
     Ok(bytes)
+}
+
+fn is_float(element: ElementType) -> bool {
+    matches!(element, ElementType::Bf16 | ElementType::F16 | ElementType::F32)
 }
 
 /// A source tensor as words of the wanted type, `[layer][kind][token][head][channel]`.
@@ -102,7 +110,7 @@ impl Source {
         let to_word = |value: f32| match wanted {
             ElementType::Bf16 => bf16::from_f32(value).to_bits().into(),
             ElementType::F16 => f16::from_f32(value).to_bits().into(),
-            ElementType::F32 => value.to_bits(),
+            _ => value.to_bits(),
         };
         let words = match shape.element {
             ElementType::Bf16 => {
@@ -111,7 +119,7 @@ impl Source {
             ElementType::F16 => {
                 bytes.as_chunks().0.iter().map(|&word| to_word(f16::from_le_bytes(word).to_f32())).collect()
             }
-            ElementType::F32 => bytes.as_chunks().0.iter().map(|&word| to_word(f32::from_le_bytes(word))).collect(),
+            _ => bytes.as_chunks().0.iter().map(|&word| to_word(f32::from_le_bytes(word))).collect(),
         };
         Ok(Source { shape, words })
     }

@@ -65,5 +65,17 @@ pub(crate) fn convert(tile: &[u8], element: ElementType) -> Vec<u8> {
         ElementType::Bf16 => tile.to_vec(),
         ElementType::F16 => values.flat_map(|v| f16::from_f32(v.to_f32()).to_le_bytes()).collect(),
         ElementType::F32 => values.flat_map(|v| v.to_f32().to_le_bytes()).collect(),
+        ElementType::E4m3 => values.map(|v| eight_bits(v.to_f32(), 3, 7, 448.0)).collect(),
+        ElementType::E5m2 => values.map(|v| eight_bits(v.to_f32(), 2, 15, 57_344.0)).collect(),
+        ElementType::U8 | ElementType::U16 | ElementType::U32 => unreachable!("opaque elements have no values"),
     }
+}
+
+/// The nearest number of eight bits, of these bits of the mantissa, this bias and this largest value.
+fn eight_bits(value: f32, mantissa: i32, bias: i32, most: f32) -> u8 {
+    let magnitude = value.abs().min(most);
+    let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(1 - bias);
+    let units = (magnitude * 2f32.powi(mantissa - exponent)).round_ties_even() as i32;
+    let sign = if value.is_sign_negative() { 0x80 } else { 0 };
+    (units + ((exponent + bias - 1) << mantissa)) as u8 | sign
 }

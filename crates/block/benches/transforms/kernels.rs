@@ -83,7 +83,7 @@ fn measure(set: &Set, place: Place, name: &str, turns: Turns) -> (Table, [Series
     ];
     let mut table = Table::new(&format!("Share of memcpy's speed, {name}"), &columns);
     let mut bars = ["dequantize", "quantize"].map(|k| Series { name: format!("{k}, {name}"), ..Series::default() });
-    for element in ElementType::ALL {
+    for element in ElementType::ALL.into_iter().filter(|element| !element.is_opaque()) {
         for (transform, granularity) in cases() {
             let [memcpy, dequantize, checked, pages, quantize] =
                 case(set, place, element, transform, granularity, turns);

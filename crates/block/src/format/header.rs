@@ -80,9 +80,9 @@ impl fmt::Display for HeaderError {
             Self::Version { ours, theirs } => write!(f, "block header: version {theirs}, this reader is {ours}"),
             Self::Reserved => write!(f, "block header: reserved bytes are not zero"),
             Self::Geometry(e) => write!(f, "block header: {e}"),
-            Self::Part => write!(f, "block header: layers or tokens lie outside the geometry"),
+            Self::Part => write!(f, "block header: kind, layers or tokens do not fit the geometry"),
             Self::BlockIndex(n) => write!(f, "block header: block index {n}, below {BLOCKS_PER_CHUNK_MAX}"),
-            Self::Transform(w) => write!(f, "block header: transform words {w:?} are unknown"),
+            Self::Transform(w) => write!(f, "block header: transform words {w:?} are unknown, or not for its elements"),
             Self::Codec(w) => write!(f, "block header: codec word {w} is unknown"),
             Self::Granularity(w) => write!(f, "block header: granularity word {w} does not fit the transform"),
             Self::ScaleBytes { expected, found } => write!(f, "block header: {found} scale bytes, not {expected}"),
@@ -237,6 +237,9 @@ impl Header {
         }
         if self.block_index as usize >= BLOCKS_PER_CHUNK_MAX {
             return Err(HeaderError::BlockIndex(self.block_index));
+        }
+        if *transform != transform.for_element(geometry.element) {
+            return Err(HeaderError::Transform(transform.words()));
         }
         if transform.quantizes() != (self.granularity != Granularity::None) {
             return Err(HeaderError::Granularity(self.granularity as u8));

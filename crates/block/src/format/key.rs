@@ -76,7 +76,8 @@ pub struct Namespace<'a> {
     /// Model name and revision, as the operator writes it.
     pub model: &'a str,
     pub geometry: Geometry,
-    /// Only the transform enters the key: two codecs of the same codes restore the same elements.
+    /// Only the transform enters the key, as it is for the geometry's elements: two codecs of the same codes restore
+    /// the same elements.
     pub recipe: Recipe,
     /// Separates tenants; may be empty. Not published: without it nobody can test a guess of the tokens.
     pub salt: &'a [u8],
@@ -108,7 +109,7 @@ impl KeyChain {
         };
         field(namespace.model.as_bytes());
         field(&namespace.geometry.encode());
-        field(&namespace.recipe.transform.words());
+        field(&namespace.recipe.transform.for_element(namespace.geometry.element).words());
         field(namespace.salt);
         field(&namespace.rank.to_le_bytes());
         field(&namespace.ranks.to_le_bytes());

@@ -1,8 +1,8 @@
-//! How a chunk is cut into blocks. Blocks come in one order: group of layers, then K before V, then ranges of tokens.
-//! A plan follows from the geometry and the largest block a slot can hold; the manifest records it, so that a reader
-//! with other slots still knows what it looks at. Spec: docs/formats.md, "Plan".
+//! How a chunk is cut into blocks. Blocks come in one order: group of layers, then kind (K before V), then ranges of
+//! tokens. A plan follows from the geometry and the largest block a slot can hold; the manifest records it, so that a
+//! reader with other slots still knows what it looks at. Spec: docs/formats.md, "Plan".
 
-use crate::format::geometry::{Geometry, GeometryError};
+use crate::format::geometry::{Geometry, GeometryError, Planes};
 use crate::format::recipe::{Granularity, Transform};
 use crate::format::words::align64;
 use std::fmt;
@@ -11,35 +11,50 @@ pub const BLOCKS_PER_CHUNK_MAX: usize = 1024;
 /// The most elements of one block.
 pub const BLOCK_ELEMENTS_MAX: usize = 1 << 22;
 
+/// What a plane holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
     K = 0,
     V = 1,
+    /// All that a layer keeps, in its one plane ([`Planes::One`]). Transforms that know K and V treat it as K.
+    Kv = 2,
 }
 
 impl Kind {
-    /// Every kind, in the order of its word. Each layer of a cache has one plane of each.
-    pub const ALL: [Kind; 2] = [Kind::K, Kind::V];
+    /// Every kind, in the order of its word.
+    pub const ALL: [Kind; 3] = [Kind::K, Kind::V, Kind::Kv];
 
     pub const fn from_word(word: u8) -> Option<Self> {
         if (word as usize) < Self::ALL.len() { Some(Self::ALL[word as usize]) } else { None }
     }
 
-    /// Place of a layer's plane among all planes of a cache: K before V, layer after layer.
-    pub const fn plane(self, layer: usize) -> usize {
-        layer * Self::ALL.len() + self as usize
+    /// The planes of a layer that has one of this kind.
+    pub const fn planes(self) -> Planes {
+        match self {
+            Self::K | Self::V => Planes::KeysAndValues,
+            Self::Kv => Planes::One,
+        }
     }
 
-    /// The layer and the kind of a plane.
-    pub const fn of_plane(plane: usize) -> (usize, Self) {
-        (plane / Self::ALL.len(), Self::ALL[plane % Self::ALL.len()])
+    /// Place among the planes of a layer.
+    pub const fn place(self) -> usize {
+        match self {
+            Self::K | Self::Kv => 0,
+            Self::V => 1,
+        }
+    }
+
+    /// Place of a layer's plane among all planes of a cache: K before V, layer after layer.
+    pub const fn plane(self, layer: usize) -> usize {
+        layer * self.planes().kinds().len() + self.place()
     }
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::K => "K",
             Self::V => "V",
+            Self::Kv => "KV",
         }
     }
 }
@@ -138,7 +153,8 @@ impl Plan {
 
     /// Blocks of one chunk.
     pub const fn block_count(&self, geometry: &Geometry) -> usize {
-        geometry.layers.div_ceil(self.layers_per_block) as usize * Kind::ALL.len() * self.ranges(geometry)
+        let groups = geometry.layers.div_ceil(self.layers_per_block) as usize;
+        groups * geometry.planes.kinds().len() * self.ranges(geometry)
     }
 
     /// The part that block `index` holds; `None` past the last.
@@ -147,7 +163,7 @@ impl Plan {
             return None;
         }
         let ranges = self.ranges(geometry);
-        let (group, kind) = Kind::of_plane(index / ranges);
+        let (group, kind) = geometry.planes.of_plane(index / ranges);
         let first_layer = group as u16 * self.layers_per_block;
         Some(Part {
             kind,
@@ -168,7 +184,7 @@ impl Plan {
     }
 }
 
-/// The content of one block: K or V, a range of layers, a range of the chunk's tokens, all heads.
+/// The content of one block: planes of one kind of a range of layers, a range of the chunk's tokens, all heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
     pub kind: Kind,
@@ -199,7 +215,8 @@ impl Part {
 
     /// Whether the part lies inside the geometry and a block may be that large.
     pub fn within(&self, geometry: &Geometry) -> bool {
-        self.layers >= 1
+        self.kind.planes() == geometry.planes
+            && self.layers >= 1
             && self.tokens >= 1
             && self.first_layer as usize + self.layers as usize <= geometry.layers as usize
             && self.first_token as usize + self.tokens as usize <= geometry.chunk_tokens as usize
@@ -210,7 +227,11 @@ impl Part {
 /// The most bytes that a wire block of this part takes, whatever its recipe: the size of a slot's wire area.
 pub fn wire_bytes_max(geometry: &Geometry, part: &Part) -> usize {
     let as_is = crate::HEADER_BYTES + part.tile_bytes(geometry);
-    let codes = Transform::Q8.codes_bytes(part.elements(geometry), geometry.element.bytes());
+    let largest = Transform::Q8.for_element(geometry.element);
+    if !largest.quantizes() {
+        return as_is;
+    }
+    let codes = largest.codes_bytes(part.elements(geometry), geometry.element.bytes());
     let quantized = Granularity::ALL.map(|g| align64(crate::HEADER_BYTES + part.scale_bytes(geometry, g)) + codes);
     quantized.into_iter().fold(as_is, usize::max)
 }

@@ -3,6 +3,7 @@
 //! Formulas: docs/formats.md, "Transforms".
 
 use crate::codec::Codec;
+use crate::format::geometry::ElementType;
 use crate::format::plan::Kind;
 use std::fmt;
 use std::str::FromStr;
@@ -73,6 +74,19 @@ impl Transform {
         !matches!(self, Self::None | Self::Lossless)
     }
 
+    /// What the transform is for elements of this type: opaque ones are kept to the bit, and the only byte plane of
+    /// elements of one byte is these elements. Blocks and keys have no other, so one recipe serves all sections.
+    #[must_use]
+    pub const fn for_element(self, element: ElementType) -> Self {
+        let to_the_bit = !self.quantizes() || element.is_opaque();
+        match self {
+            Self::None => Self::None,
+            _ if !to_the_bit => self,
+            _ if element.bytes() == 1 => Self::None,
+            _ => Self::Lossless,
+        }
+    }
+
     /// Bytes of the codes of `elements` elements of `element_bytes` each.
     pub const fn codes_bytes(self, elements: usize, element_bytes: usize) -> usize {
         match self {
@@ -95,7 +109,7 @@ impl Transform {
 /// CacheGen's bins for Mistral-7B-Instruct-v0.2 and Llama-3.1-8B-Instruct.
 const fn cachegen_bins(kind: Kind, layer: u16) -> u8 {
     match kind {
-        Kind::K if layer < 10 => 32,
+        Kind::K | Kind::Kv if layer < 10 => 32,
         Kind::V if layer < 2 => 32,
         _ => 16,
     }
@@ -125,6 +139,14 @@ impl fmt::Display for Transform {
 pub struct Recipe {
     pub transform: Transform,
     pub codec: Codec,
+}
+
+impl Recipe {
+    /// The recipe with its transform for elements of this type ([`Transform::for_element`]), and the same codec.
+    #[must_use]
+    pub const fn for_element(self, element: ElementType) -> Self {
+        Self { transform: self.transform.for_element(element), codec: self.codec }
+    }
 }
 
 impl From<Transform> for Recipe {

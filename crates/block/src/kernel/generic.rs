@@ -1,7 +1,6 @@
 //! The bodies of the fast kernels: they walk rows run by run and leave each run to `run`. `simd` compiles them for the
 //! instruction sets it knows; results are bit for bit those of `oracle`, on every machine.
 
-use crate::format::geometry::ElementType;
 use crate::format::recipe::Granularity;
 use crate::kernel::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::kernel::number::{Element, SMALLEST_PEAK_VALUE, inverse, step};
@@ -134,7 +133,7 @@ fn usable<E: Element>(m: E::Word) -> bool {
 /// Writes the elements of some rows to the tile. `codes` are those of the whole block, `scales` of this layer.
 #[inline(always)]
 pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
-    let tabled = |peak_max| E::TYPE != ElementType::F32 && rows.peak <= peak_max;
+    let tabled = |peak_max| E::BYTES == 2 && rows.peak <= peak_max;
     match (rows.granularity, rows.packed) {
         (Granularity::Channel, _) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
         (_, true) if tabled(TABLE_PEAK_MAX) => {

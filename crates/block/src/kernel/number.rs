@@ -19,7 +19,8 @@ pub(crate) trait Element: Copy + 'static {
     fn bytes_of(word: Self::Word) -> Self::Bytes;
     fn read(bytes: Self::Bytes) -> f32;
     fn write(value: f32) -> Self::Bytes;
-    /// Rotated left by one bit, so that the sign lies with the mantissa and the exponent fills the highest byte.
+    /// Rotated left by one bit, so that the sign lies with the mantissa and the exponent fills the highest byte; one
+    /// byte stays as it is.
     fn rotated(bytes: Self::Bytes) -> Self::Bytes;
     /// Elements from their byte planes, undoing [`Element::rotated`]. `planes[j]` holds byte j; surplus planes are
     /// empty.
@@ -32,6 +33,10 @@ pub(crate) struct Bf16;
 pub(crate) struct F16;
 #[derive(Clone, Copy)]
 pub(crate) struct F32;
+#[derive(Clone, Copy)]
+pub(crate) struct E4m3;
+#[derive(Clone, Copy)]
+pub(crate) struct E5m2;
 
 macro_rules! sixteen_bits {
     () => {
@@ -100,23 +105,101 @@ impl Element for F16 {
     #[inline(always)]
     fn read(bytes: [u8; 2]) -> f32 {
         let word = u32::from(u16::from_le_bytes(bytes));
-        // The exponents' biases differ by 112; the product is exact, for subnormals too.
-        let magnitude = f32::from_bits((word & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-        f32::from_bits(magnitude.to_bits() | (word & 0x8000) << 16)
+        f32::from_bits(widened::<10, 15>(word & 0x7fff) | (word & 0x8000) << 16)
     }
 
     #[inline(always)]
     fn write(value: f32) -> [u8; 2] {
-        let bits = value.to_bits();
-        let magnitude = bits & 0x7fff_ffff;
-        // Added to the magnitude, a power of two 13 binades above its own (at least that of f16's least normal number)
-        // leaves its rounded significand in the low bits; the significand's leading bit then counts as one exponent.
-        let binade = (magnitude & 0x7f80_0000).max((127 - 14) << 23);
-        let magic = binade.wrapping_add(13 << 23);
-        let significand = (f32::from_bits(magnitude) + f32::from_bits(magic)).to_bits().wrapping_sub(magic);
-        let exponent = (binade - ((127 - 14) << 23)) >> 13;
-        (significand.wrapping_add(exponent | bits >> 16 & 0x8000) as u16).to_le_bytes()
+        ((narrowed::<10, 15>(value) | value.to_bits() >> 16 & 0x8000) as u16).to_le_bytes()
     }
+}
+
+macro_rules! eight_bits {
+    ($mantissa: literal, $bias: literal) => {
+        type Bytes = [u8; 1];
+        type Word = u8;
+
+        #[inline(always)]
+        fn cast(bytes: &[u8]) -> &[[u8; 1]] {
+            bytes.as_chunks().0
+        }
+
+        #[inline(always)]
+        fn cast_mut(bytes: &mut [u8]) -> &mut [[u8; 1]] {
+            bytes.as_chunks_mut().0
+        }
+
+        #[inline(always)]
+        fn magnitude([byte]: [u8; 1]) -> u8 {
+            byte & 0x7f
+        }
+
+        #[inline(always)]
+        fn bytes_of(word: u8) -> [u8; 1] {
+            [word]
+        }
+
+        #[inline(always)]
+        fn read([byte]: [u8; 1]) -> f32 {
+            let byte = u32::from(byte);
+            f32::from_bits(widened::<$mantissa, $bias>(byte & 0x7f) | (byte & 0x80) << 24)
+        }
+
+        #[inline(always)]
+        fn write(value: f32) -> [u8; 1] {
+            [(narrowed::<$mantissa, $bias>(value) | value.to_bits() >> 24 & 0x80) as u8]
+        }
+
+        #[inline(always)]
+        fn rotated(byte: [u8; 1]) -> [u8; 1] {
+            byte
+        }
+
+        #[inline(always)]
+        fn merge(planes: [&[u8]; 4], out: &mut [[u8; 1]]) {
+            out.as_flattened_mut().copy_from_slice(planes[0]);
+        }
+    };
+}
+
+impl Element for E4m3 {
+    const TYPE: ElementType = ElementType::E4m3;
+    /// Not infinite: the one magnitude that is no number.
+    const INFINITE: u8 = 0x7f;
+
+    eight_bits!(3, 7);
+}
+
+impl Element for E5m2 {
+    const TYPE: ElementType = ElementType::E5m2;
+    const INFINITE: u8 = 0x7c;
+
+    eight_bits!(2, 15);
+}
+
+/// The bits of an f32 of some magnitude's value: the exponents' biases differ, and the product is exact, for subnormals
+/// too.
+#[inline(always)]
+fn widened<const MANTISSA: u32, const BIAS: u32>(magnitude: u32) -> u32 {
+    (f32::from_bits(magnitude << (23 - MANTISSA)) * f32::from_bits((127 + 127 - BIAS) << 23)).to_bits()
+}
+
+/// The bits of the least normal number of a format, as f32: smaller ones are its multiples.
+pub(crate) const fn least_normal(bias: u32) -> u32 {
+    (127 + 1 - bias) << 23
+}
+
+/// The magnitude of a value's nearest number.
+#[inline(always)]
+fn narrowed<const MANTISSA: u32, const BIAS: u32>(value: f32) -> u32 {
+    let magnitude = value.to_bits() & 0x7fff_ffff;
+    let (least, dropped) = (least_normal(BIAS), 23 - MANTISSA);
+    // Added to the magnitude, a power of two `dropped` binades above its own (at least that of the least normal number)
+    // leaves its rounded significand in the low bits; the significand's leading bit then counts as one exponent.
+    let binade = (magnitude & 0x7f80_0000).max(least);
+    let magic = binade.wrapping_add(dropped << 23);
+    let significand = (f32::from_bits(magnitude) + f32::from_bits(magic)).to_bits().wrapping_sub(magic);
+    significand.wrapping_add((binade - least) >> dropped)
 }
 
 impl Element for F32 {

@@ -13,7 +13,34 @@ fn read(element: ElementType, bytes: &[u8], index: usize) -> f32 {
         ElementType::Bf16 => bf16::from_le_bytes(at(2).try_into().unwrap()).to_f32(),
         ElementType::F16 => f16::from_le_bytes(at(2).try_into().unwrap()).to_f32(),
         ElementType::F32 => f32::from_le_bytes(at(4).try_into().unwrap()),
+        ElementType::E4m3 | ElementType::E5m2 => {
+            let magnitude = eight_bit_values(element).nth((bytes[index] & 0x7f).into());
+            magnitude.unwrap_or(f32::NAN).copysign(if bytes[index] & 0x80 == 0 { 1.0 } else { -1.0 })
+        }
+        ElementType::U8 | ElementType::U16 | ElementType::U32 => unreachable!("opaque"),
     }
+}
+
+/// The magnitudes that eight bits have, from zero on: what lies behind them is no number.
+fn eight_bit_values(element: ElementType) -> impl Iterator<Item = f32> {
+    let (mantissa, bias, count) = match element {
+        ElementType::E4m3 => (3, 7, 0x7f),
+        ElementType::E5m2 => (2, 15, 0x7c),
+        _ => unreachable!("more bits"),
+    };
+    (0..count).map(move |bits: i32| {
+        let (exponent, fraction) = (bits >> mantissa, bits & ((1 << mantissa) - 1));
+        let significand = if exponent == 0 { fraction } else { fraction + (1 << mantissa) };
+        significand as f32 * 2f32.powi(exponent.max(1) - bias - mantissa)
+    })
+}
+
+/// The nearest of some values, the even one of two.
+fn eight_bits(element: ElementType, value: f32) -> u8 {
+    let value_bits = eight_bit_values(element).zip(0..);
+    let distance = |of: f32| (f64::from(of) - f64::from(value.abs())).abs();
+    let nearest = value_bits.min_by(|(a, i), (b, j)| distance(*a).total_cmp(&distance(*b)).then((i % 2).cmp(&(j % 2))));
+    nearest.expect("some values").1 | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
 fn write(element: ElementType, value: f32) -> Vec<u8> {
@@ -21,6 +48,8 @@ fn write(element: ElementType, value: f32) -> Vec<u8> {
         ElementType::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
         ElementType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
         ElementType::F32 => value.to_le_bytes().to_vec(),
+        ElementType::E4m3 | ElementType::E5m2 => vec![eight_bits(element, value)],
+        ElementType::U8 | ElementType::U16 | ElementType::U32 => unreachable!("opaque"),
     }
 }
 
@@ -199,18 +228,22 @@ mod tests {
             state ^= state << 17;
             state
         };
-        let range = match element {
-            ElementType::F16 => 1 << 14,
-            _ => 1 << 30,
+        // The largest number, about, and some inverse of small ones.
+        let (most, inverse) = match element {
+            ElementType::F16 => (63_898.0, 1_u32 << 18),
+            ElementType::E4m3 => (448.0, 1 << 6),
+            ElementType::E5m2 => (57_344.0, 1 << 14),
+            _ => (3.2e38, 1 << 31),
         };
+        let style = if element.is_opaque() { u8::MAX } else { style };
         (0..elements)
             .flat_map(|_| {
                 let unit = (next() % 20_001) as f32 / 10_000.0 - 1.0;
                 match style {
                     0 => write(element, unit),
                     1 => write(element, if next() % 3 == 0 { -0.0 } else { 0.0 }),
-                    2 => write(element, unit * range as f32 * if element == ElementType::F16 { 3.9 } else { 3e29 }),
-                    3 => write(element, unit / range as f32 / 16.0),
+                    2 => write(element, unit * most),
+                    3 => write(element, unit / inverse as f32),
                     4 if next() % 8 != 0 => write(element, 0.0),
                     4 => write(element, unit * 100.0),
                     5 => write(element, unit * 1e-38),
@@ -224,7 +257,11 @@ mod tests {
         fn cases()(
             // Miri knows AVX2, but no conversions from and to f16.
             element in prop::sample::select(
-                if cfg!(miri) { &[ElementType::Bf16, ElementType::F32] } else { &ElementType::ALL[..] }
+                if cfg!(miri) {
+                    &[ElementType::Bf16, ElementType::F32, ElementType::U8][..]
+                } else {
+                    &ElementType::ALL[..]
+                }
             ),
             layers in 1usize..4,
             first_layer in 0u16..12,
@@ -297,6 +334,8 @@ mod tests {
         let made = crate::quantize(transform, granularity, geometry, part, *order, tile, codes, &mut scales).unwrap();
         let codes = &codes[..made.codes_bytes];
         scales.truncate(made.scale_bytes);
+        let kept = Transform::Lossless.for_element(geometry.element);
+        let transform = transform.for_element(geometry.element);
         let oracle = if transform.quantizes() { quantize(transform, granularity, geometry, part, plain) } else { None };
         let expected = match (oracle, transform) {
             (Some((oracle_codes, oracle_scales)), _) => {
@@ -306,12 +345,14 @@ mod tests {
                 dequantize(transform, granularity, geometry, part, codes, &scales)
             }
             (None, Transform::None) => {
+                prop_assert_eq!(made.transform, Transform::None);
                 prop_assert_eq!(codes, plain);
                 plain.clone()
             }
             (None, _) => {
-                prop_assert_eq!(made.transform, Transform::Lossless);
-                prop_assert_eq!(codes, &split(geometry.element, plain));
+                prop_assert_eq!(made.transform, kept);
+                let expected = if kept == Transform::None { plain.clone() } else { split(geometry.element, plain) };
+                prop_assert_eq!(codes, &expected);
                 plain.clone()
             }
         };
@@ -412,13 +453,19 @@ mod tests {
         println!("compared {compared} combinations");
     }
 
-    /// All codes of every scale of 16 bits that an encoder writes; every 61st where `PROPTEST_CASES` asks for less.
+    /// All codes of every scale of 8 or 16 bits that an encoder writes; of 16 every 61st where `PROPTEST_CASES` asks
+    /// for less.
     #[test]
     #[cfg(not(miri))]
     fn every_scale_restores_as_the_oracle_does() {
         let stride = if ProptestConfig::default().cases < 256 { 61 } else { 1 };
-        for (element, scales) in [(ElementType::F16, 0..0x7c00u16), (ElementType::Bf16, (127 - 118) << 7..0x7f80)] {
-            let scales: Vec<u16> = scales.step_by(stride).collect();
+        for (element, scales) in [
+            (ElementType::E4m3, 0..0x7fu16),
+            (ElementType::E5m2, 0..0x7c),
+            (ElementType::F16, 0..0x7c00),
+            (ElementType::Bf16, (127 - 118) << 7..0x7f80),
+        ] {
+            let scales: Vec<u16> = scales.step_by(if element.bytes() == 1 { 1 } else { stride }).collect();
             for (peak, scales) in
                 [7, 15, 31, 127].into_iter().flat_map(|peak| scales.chunks(512).map(move |s| (peak, s)))
             {
@@ -429,7 +476,8 @@ mod tests {
                 let codes: Vec<u8> = (0..scales.len() * levels).map(|i| (i % levels) as u8).collect();
                 let (transform, granularity, order) =
                     (Transform::Quant { peak }, Granularity::Token, TileOrder::TokenMajor);
-                let scales: Vec<u8> = [peak].into_iter().chain(scales.iter().flat_map(|s| s.to_le_bytes())).collect();
+                let scales = scales.iter().flat_map(|s| s.to_le_bytes().into_iter().take(element.bytes()));
+                let scales: Vec<u8> = [peak].into_iter().chain(scales).collect();
                 let case = Case { geometry, part, order, plain: Vec::new(), misaligned: 0 };
                 let header = header(&case, transform, granularity, &codes);
                 let expected = dequantize(transform, granularity, &geometry, &part, &codes, &scales);
@@ -443,11 +491,12 @@ mod tests {
         }
     }
 
-    /// Every f16 and bf16 word there and back, and rounding of values between them, as `half` does it.
+    /// Every f16 and bf16 word there and back, and rounding of values between them, as `half` does it; of eight bits as
+    /// this file does.
     #[test]
     #[cfg(not(miri))]
     fn conversions_agree_with_half_on_all_words() {
-        use crate::kernel::number::{Bf16, Element, F16};
+        use crate::kernel::number::{Bf16, E4m3, E5m2, Element, F16};
         for word in 0..=u16::MAX {
             let bytes = word.to_le_bytes();
             if F16::magnitude(bytes) < F16::INFINITE {
@@ -467,6 +516,26 @@ mod tests {
             if value.abs() < 3e38 {
                 assert_eq!(Bf16::write(value), bf16::from_f32(value).to_le_bytes(), "{value:e}");
             }
+            // The oracle of these counts through all values.
+            if step % 64 == 0 && value.abs() < 448.0 {
+                assert_eq!(E4m3::write(-value), [eight_bits(ElementType::E4m3, -value)], "{value:e}");
+            }
+            if step % 64 == 0 && value.abs() < 57_344.0 {
+                assert_eq!(E5m2::write(value), [eight_bits(ElementType::E5m2, value)], "{value:e}");
+            }
         }
+        for byte in (0..=0xff).map(|byte| [byte]) {
+            if E4m3::magnitude(byte) < E4m3::INFINITE {
+                assert_eq!(E4m3::read(byte).to_bits(), read(ElementType::E4m3, &byte, 0).to_bits());
+                assert_eq!(E4m3::write(E4m3::read(byte)), byte);
+            }
+            if E5m2::magnitude(byte) < E5m2::INFINITE {
+                assert_eq!(E5m2::read(byte).to_bits(), read(ElementType::E5m2, &byte, 0).to_bits());
+                assert_eq!(E5m2::write(E5m2::read(byte)), byte);
+            }
+        }
+        // As in torch.
+        assert_eq!([0x01, 0x38, 0xb9, 0x7e].map(|byte| E4m3::read([byte])), [2f32.powi(-9), 1.0, -1.125, 448.0]);
+        assert_eq!([0x01, 0x3c, 0xbd, 0x7b].map(|byte| E5m2::read([byte])), [2f32.powi(-16), 1.0, -1.25, 57_344.0]);
     }
 }

@@ -13,7 +13,7 @@ mod neon;
 use crate::format::geometry::ElementType;
 use crate::kernel::generic;
 use crate::kernel::lanes::Plain;
-use crate::kernel::number::{Bf16, F16, F32};
+use crate::kernel::number::{Bf16, E4m3, E5m2, F16, F32};
 use crate::kernel::rows::Rows;
 
 /// An instruction set that the kernels can run on.
@@ -94,9 +94,12 @@ macro_rules! kernels {
         $(#[$doc])*
         pub(crate) fn $name(element: ElementType, $($arg: $ty),*) $(-> $ret)? {
             match element {
-                ElementType::Bf16 => $name::run::<Bf16>($($arg),*),
+                // Opaque elements are moved like numbers of their width, and never read as such.
+                ElementType::Bf16 | ElementType::U16 => $name::run::<Bf16>($($arg),*),
                 ElementType::F16 => $name::run::<F16>($($arg),*),
-                ElementType::F32 => $name::run::<F32>($($arg),*),
+                ElementType::F32 | ElementType::U32 => $name::run::<F32>($($arg),*),
+                ElementType::E4m3 | ElementType::U8 => $name::run::<E4m3>($($arg),*),
+                ElementType::E5m2 => $name::run::<E5m2>($($arg),*),
             }
         }
 

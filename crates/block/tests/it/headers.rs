@@ -2,7 +2,8 @@
 
 use block::{
     ChunkKey, Codec, ElementType, Geometry, Granularity, HEADER_BYTES, Header, HeaderError, Importance, Kind,
-    MANIFEST_BYTES_MAX, Manifest, ManifestError, Part, Plan, Transform, align64, manifest_bytes, wire_bytes_max,
+    MANIFEST_BYTES_MAX, Manifest, ManifestError, Part, Plan, Planes, Transform, align64, manifest_bytes,
+    wire_bytes_max,
 };
 use proptest::prelude::*;
 
@@ -91,6 +92,44 @@ fn the_bytes_of_a_header_are_pinned() {
     assert_eq!(header.payload_range(), 256..304);
 }
 
+/// Byte 49 was reserved and zero: a reader from before it takes these blocks for another version's, and keeps them.
+#[test]
+fn the_bytes_of_a_header_of_one_opaque_plane_are_pinned() {
+    let (_, scales) = good(Transform::Lossless, Codec::Deflate);
+    let geometry = Geometry::new(4, 1, 1200, 8, ElementType::U16).unwrap().with_planes(Planes::One);
+    let part = Part { kind: Kind::Kv, ..part() };
+    let mut header = Header {
+        geometry,
+        part,
+        codes_bytes: part.tile_bytes(&geometry) as u32,
+        payload_bytes: 100,
+        ..good(Transform::Lossless, Codec::Deflate).0
+    };
+    header.seal(&scales);
+    let wire = wire(&header, &scales);
+    assert_eq!(wire[40..56], [4, 0, 1, 0, 0xb0, 4, 8, 0, 7, 1, 0, 0, 3, 0, 2, 0]);
+    assert_eq!(wire[124..128], [62, 160, 149, 143]);
+    assert_eq!(Header::open(&wire, &key(), &geometry, 3, &part), Ok(header));
+    let hostile = [
+        Header { part: Part { kind: Kind::K, ..part }, ..header },
+        Header { part: Part { kind: Kind::V, ..part }, ..header },
+        Header { geometry: geometry.with_planes(Planes::KeysAndValues), ..header },
+        Header { geometry: Geometry { heads: 2, ..geometry }, ..header },
+        Header {
+            geometry: Geometry { element: ElementType::U8, ..geometry },
+            codes_bytes: header.codes_bytes / 2,
+            ..header
+        },
+    ];
+    for mut header in hostile {
+        header.seal(&scales);
+        let mut bytes = [0; HEADER_BYTES];
+        header.encode(&mut bytes);
+        let error = Header::parse(&bytes).expect_err("it does not fit itself");
+        assert!(!error.is_damage(), "{header:?}: {error}");
+    }
+}
+
 #[test]
 fn a_good_block_is_opened_and_another_one_is_not() {
     for transform in TRANSFORMS {
@@ -148,11 +187,19 @@ fn reseal(wire: &mut [u8]) {
 fn what_is_not_understood_under_a_good_checksum_is_no_damage() {
     let (header, scales) = good(Transform::Q5, Codec::Deflate);
     let ours = wire(&header, &scales);
-    let news: [(usize, u8, &str); 8] = [
+    let news: [(usize, u8, &str); 14] = [
         (4, 2, "a block version"),
         (5, 1, "a block version"),
         (6, 64, "words of a block header"),
+        // A layer's one plane, or a plane of one that has K and V; an element, planes and a byte that we do not know.
+        (48, 9, "words of a block header"),
+        (49, 1, "words of a block header"),
+        (49, 2, "words of a block header"),
+        (50, 1, "words of a block header"),
+        (54, 2, "words of a block header"),
         (54, 7, "words of a block header"),
+        // Opaque elements that are quantized.
+        (48, 7, "a transform"),
         (55, 9, "a granularity"),
         (64, 77, "a transform"),
         (66, 3, "a codec"),

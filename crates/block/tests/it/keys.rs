@@ -1,6 +1,6 @@
 //! Keys are the same on every machine, for ever: vectors pinned, and what must change a key does.
 
-use block::{ChunkKey, Codec, ElementType, Geometry, KeyChain, Namespace, Recipe, Transform};
+use block::{ChunkKey, Codec, ElementType, Geometry, KeyChain, Namespace, Planes, Recipe, Transform};
 
 fn geometry() -> Geometry {
     Geometry::new(32, 8, 128, 256, ElementType::Bf16).unwrap()
@@ -55,6 +55,8 @@ fn every_field_but_the_codec_separates() {
         Namespace { model: "llama-3.1-8c", ..namespace() },
         Namespace { geometry: Geometry { layers: 33, ..geometry() }, ..namespace() },
         Namespace { geometry: Geometry { element: ElementType::F16, ..geometry() }, ..namespace() },
+        Namespace { geometry: geometry().with_planes(Planes::One), ..namespace() },
+        Namespace { geometry: Geometry { element: ElementType::U16, ..geometry() }, ..namespace() },
         Namespace { recipe: Transform::Q4.into(), ..namespace() },
         Namespace { recipe: Transform::Q4P.into(), ..namespace() },
         Namespace { salt: b"a", ..namespace() },
@@ -66,6 +68,14 @@ fn every_field_but_the_codec_separates() {
     keys.sort();
     keys.dedup();
     assert_eq!(keys.len(), others.len() + 1);
+}
+
+#[test]
+fn opaque_sections_have_the_same_keys_whatever_is_quantized_elsewhere() {
+    let state = Geometry { chunk_tokens: 256, ..Geometry::opaque(36, 1 << 21, 4).unwrap() };
+    let key = |recipe: &str| first(&Namespace { geometry: state, recipe: recipe.parse().unwrap(), ..namespace() });
+    assert_eq!([key("q4p"), key("cachegen"), key("lossless")], [key("q5"); 3]);
+    assert_ne!(key("none"), key("q5"));
 }
 
 #[test]

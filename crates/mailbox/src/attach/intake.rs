@@ -204,9 +204,7 @@ impl Intake {
                 let ranges: Vec<AddressRange> = self.regions.iter().map(RegionExport::addresses).collect();
                 let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &ranges);
                 Some(layout.map_err(|error| match error {
-                    LayoutError::Overlap { one, other } => {
-                        Refuse::new(Reason::Overlap, one.index as u64, other.index as u64)
-                    }
+                    LayoutError::Overlap { one, other } => Refuse::new(Reason::Overlap, one.word(), other.word()),
                     _ => Refuse::new(Reason::Layout, regions, bases),
                 })?)
             }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use block::{ChunkKey, Geometry, Kind, Part, TileOrder};
+use block::{ChunkKey, Geometry, Part, TileOrder};
 use doca::{Access, Mapping};
 use host_ctl::{Client, Error, Exported, Exporter, Memory, Options, Route};
 use mailbox::attach::{ATTACH_MESSAGE_MAX, Attachment, Farewell, Intake, Message, Refuse, Welcome};
@@ -503,8 +503,14 @@ impl<'a> Session<'a> {
 
     fn parts(geometry: &Geometry) -> impl Iterator<Item = Part> {
         let tokens = geometry.chunk_tokens;
-        let kinds = (0..geometry.layers).flat_map(|layer| [(layer, Kind::K), (layer, Kind::V)]);
-        kinds.map(move |(first_layer, kind)| Part { kind, first_layer, layers: 1, first_token: 0, tokens })
+        let planes = geometry.planes;
+        (0..geometry.planes()).map(move |plane| planes.of_plane(plane)).map(move |(layer, kind)| Part {
+            kind,
+            first_layer: layer as u16,
+            layers: 1,
+            first_token: 0,
+            tokens,
+        })
     }
 
     /// A chunk in canonical order.

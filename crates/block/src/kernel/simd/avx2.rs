@@ -2,7 +2,7 @@
 
 use crate::format::geometry::ElementType;
 use crate::kernel::lanes::{Lanes, UNIT};
-use crate::kernel::number::Element;
+use crate::kernel::number::{Element, least_normal};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -39,22 +39,31 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn read<E: Element>(self, elements: &[u8]) -> [__m256; 4] {
-        let [a, b, c, d] = quarters(elements);
+        let [low, high] = halves(elements);
+        let ([a, b], [c, d]) = (halves(low), halves(high));
         // SAFETY: see above.
         unsafe {
             match E::TYPE {
                 ElementType::Bf16 => [from_bf16(a), from_bf16(b), from_bf16(c), from_bf16(d)],
                 ElementType::F16 => [from_f16(a), from_f16(b), from_f16(c), from_f16(d)],
                 ElementType::F32 => [from_f32(a), from_f32(b), from_f32(c), from_f32(d)],
+                ElementType::E4m3 => joined(from_e4m3(low), from_e4m3(high)),
+                ElementType::E5m2 => joined(from_e5m2(low), from_e5m2(high)),
+                _ => unreachable!("opaque elements are no numbers"),
             }
         }
     }
 
     #[inline(always)]
-    fn write<E: Element>(self, [a, b, c, d]: [__m256; 4], elements: &mut [u8]) {
-        let [low, high] = halves_mut(elements);
+    fn write<E: Element>(self, values: [__m256; 4], elements: &mut [u8]) {
         // SAFETY: see above.
         unsafe {
+            match E::TYPE {
+                ElementType::E4m3 => return store_256(elements, to_eight_bits::<20>(values, least_normal(7))),
+                ElementType::E5m2 => return store_256(elements, to_eight_bits::<21>(values, least_normal(15))),
+                _ => {}
+            }
+            let ([low, high], [a, b, c, d]) = (halves_mut(elements), values);
             match E::TYPE {
                 ElementType::Bf16 => {
                     store_256(low, in_order(_mm256_packus_epi32(rounded(a), rounded(b))));
@@ -71,6 +80,7 @@ impl Lanes for Avx2 {
                         store_256(second, _mm256_castps_si256(b));
                     }
                 }
+                _ => unreachable!("opaque elements are no numbers"),
             }
         }
     }
@@ -110,9 +120,7 @@ impl Lanes for Avx2 {
         // SAFETY: see above.
         unsafe {
             let (low, high) = (to_words(a, b), to_words(c, d));
-            // Packed within each half: words of four codes come out as 0 2 4 6 1 3 5 7.
-            let packed = _mm256_packs_epi16(low, high);
-            let signed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let signed = packed_in_order(_mm256_packs_epi16(low, high));
             store_256(codes, _mm256_add_epi8(signed, _mm256_set1_epi8(peak as i8)));
         }
     }
@@ -214,6 +222,58 @@ fn from_f32(elements: &[u8]) -> __m256 {
     _mm256_castsi256_ps(load_256(elements))
 }
 
+/// As f16, whose bias is 8 more.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn from_e4m3(elements: &[u8]) -> [__m256; 2] {
+    // The sign, a second one in the place of the highest bit of the exponent, exponent and mantissa.
+    let words = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(load_128(elements)));
+    let [low, high] = from_f16_words(_mm256_and_si256(words, _mm256_set1_epi16(!0x4000)));
+    let bias = _mm256_set1_ps(256.0);
+    [_mm256_mul_ps(low, bias), _mm256_mul_ps(high, bias)]
+}
+
+/// As f16, whose high bytes they are.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn from_e5m2(elements: &[u8]) -> [__m256; 2] {
+    from_f16_words(_mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(load_128(elements))))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn from_f16_words(words: __m256i) -> [__m256; 2] {
+    [_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words))]
+}
+
+/// Writes as [`crate::kernel::number`] does: `DROPPED` bits of the mantissa are rounded away.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn to_eight_bits<const DROPPED: i32>([a, b, c, d]: [__m256; 4], least: u32) -> __m256i {
+    let narrowed = |values: __m256| {
+        let bits = _mm256_castps_si256(values);
+        let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+        let least = _mm256_set1_epi32(least as i32);
+        let binade = _mm256_max_epu32(_mm256_and_si256(magnitude, _mm256_set1_epi32(0x7f80_0000)), least);
+        let magic = _mm256_add_epi32(binade, _mm256_set1_epi32(DROPPED << 23));
+        let sum = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(magic));
+        let significand = _mm256_sub_epi32(_mm256_castps_si256(sum), magic);
+        let exponent = _mm256_srli_epi32::<DROPPED>(_mm256_sub_epi32(binade, least));
+        let sign = _mm256_and_si256(_mm256_srli_epi32::<24>(bits), _mm256_set1_epi32(0x80));
+        _mm256_add_epi32(significand, _mm256_or_si256(exponent, sign))
+    };
+    let low = _mm256_packus_epi32(narrowed(a), narrowed(b));
+    let high = _mm256_packus_epi32(narrowed(c), narrowed(d));
+    packed_in_order(_mm256_packus_epi16(low, high))
+}
+
+/// Packing twice works within each half: words of four bytes come out as 0 2 4 6 1 3 5 7.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn packed_in_order(packed: __m256i) -> __m256i {
+    _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+}
+
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn to_f16(a: __m256, b: __m256) -> __m256i {
@@ -235,10 +295,13 @@ fn to_words(a: __m256, b: __m256) -> __m256i {
 }
 
 #[inline(always)]
-fn quarters(bytes: &[u8]) -> [&[u8]; 4] {
+fn halves(bytes: &[u8]) -> [&[u8]; 2] {
     let (low, high) = bytes.split_at(bytes.len() / 2);
-    let (a, b) = low.split_at(low.len() / 2);
-    let (c, d) = high.split_at(high.len() / 2);
+    [low, high]
+}
+
+#[inline(always)]
+fn joined([a, b]: [__m256; 2], [c, d]: [__m256; 2]) -> [__m256; 4] {
     [a, b, c, d]
 }
 

@@ -2,7 +2,7 @@
 
 use crate::format::geometry::ElementType;
 use crate::kernel::lanes::{Lanes, UNIT};
-use crate::kernel::number::Element;
+use crate::kernel::number::{Element, least_normal};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -61,6 +61,9 @@ impl Lanes for Avx512 {
                 ElementType::Bf16 => [from_bf16(load_256(low)), from_bf16(load_256(high))],
                 ElementType::F16 => [_mm512_cvtph_ps(load_256(low)), _mm512_cvtph_ps(load_256(high))],
                 ElementType::F32 => [_mm512_castsi512_ps(load_512(low)), _mm512_castsi512_ps(load_512(high))],
+                ElementType::E4m3 => from_e4m3(load_256(elements)),
+                ElementType::E5m2 => from_e5m2(load_256(elements)),
+                _ => unreachable!("opaque elements are no numbers"),
             }
         }
     }
@@ -84,6 +87,9 @@ impl Lanes for Avx512 {
                     store_512(low_half, _mm512_castps_si512(low));
                     store_512(high_half, _mm512_castps_si512(high));
                 }
+                ElementType::E4m3 => store_256(elements, to_eight_bits::<20>(low, high, least_normal(7))),
+                ElementType::E5m2 => store_256(elements, to_eight_bits::<21>(low, high, least_normal(15))),
+                _ => unreachable!("opaque elements are no numbers"),
             }
         }
     }
@@ -176,6 +182,49 @@ impl Lanes for Avx512 {
 #[target_feature(enable = "avx512f")]
 fn from_bf16(elements: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(elements)))
+}
+
+/// As f16, whose bias is 8 more.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn from_e4m3(elements: __m256i) -> [__m512; 2] {
+    // The sign, a second one in the place of the highest bit of the exponent, exponent and mantissa.
+    let words = _mm512_slli_epi16::<7>(_mm512_cvtepi8_epi16(elements));
+    let [low, high] = from_f16_words(_mm512_and_si512(words, _mm512_set1_epi16(!0x4000)));
+    let bias = _mm512_set1_ps(256.0);
+    [_mm512_mul_ps(low, bias), _mm512_mul_ps(high, bias)]
+}
+
+/// As f16, whose high bytes they are.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn from_e5m2(elements: __m256i) -> [__m512; 2] {
+    from_f16_words(_mm512_slli_epi16::<8>(_mm512_cvtepu8_epi16(elements)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn from_f16_words(words: __m512i) -> [__m512; 2] {
+    [_mm512_cvtph_ps(_mm512_castsi512_si256(words)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(words))]
+}
+
+/// Writes as [`crate::kernel::number`] does: `DROPPED` bits of the mantissa are rounded away.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn to_eight_bits<const DROPPED: u32>(low: __m512, high: __m512, least: u32) -> __m256i {
+    let narrowed = |values: __m512| {
+        let bits = _mm512_castps_si512(values);
+        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+        let least = _mm512_set1_epi32(least as i32);
+        let binade = _mm512_max_epu32(_mm512_and_si512(magnitude, _mm512_set1_epi32(0x7f80_0000)), least);
+        let magic = _mm512_add_epi32(binade, _mm512_set1_epi32((DROPPED << 23) as i32));
+        let sum = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_castsi512_ps(magic));
+        let significand = _mm512_sub_epi32(_mm512_castps_si512(sum), magic);
+        let exponent = _mm512_srli_epi32::<DROPPED>(_mm512_sub_epi32(binade, least));
+        let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(bits), _mm512_set1_epi32(0x80));
+        _mm512_cvtepi32_epi8(_mm512_add_epi32(significand, _mm512_or_si512(exponent, sign)))
+    };
+    _mm256_set_m128i(narrowed(high), narrowed(low))
 }
 
 #[inline]

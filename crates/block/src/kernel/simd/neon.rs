@@ -2,7 +2,7 @@
 
 use crate::format::geometry::ElementType;
 use crate::kernel::lanes::{Lanes, UNIT};
-use crate::kernel::number::Element;
+use crate::kernel::number::{Element, least_normal};
 use std::arch::aarch64::*;
 use std::mem::transmute;
 
@@ -42,6 +42,9 @@ impl Lanes for Neon {
                 ElementType::Bf16 => [from_bf16(load(a)), from_bf16(load(b)), from_bf16(load(c)), from_bf16(load(d))],
                 ElementType::F16 => [from_f16(load(a)), from_f16(load(b)), from_f16(load(c)), from_f16(load(d))],
                 ElementType::F32 => [from_f32(a), from_f32(b), from_f32(c), from_f32(d)],
+                ElementType::E4m3 => [from_e4m3(a), from_e4m3(b), from_e4m3(c), from_e4m3(d)],
+                ElementType::E5m2 => [from_e5m2(a), from_e5m2(b), from_e5m2(c), from_e5m2(d)],
+                _ => unreachable!("opaque elements are no numbers"),
             }
         }
     }
@@ -54,12 +57,22 @@ impl Lanes for Neon {
             unsafe {
                 match E::TYPE {
                     ElementType::Bf16 => store(elements, to_bf16(low, high)),
-                    ElementType::F16 => store(elements, vreinterpretq_u8_u16(vuzp1q_u16(to_f16(low), to_f16(high)))),
+                    ElementType::F16 => {
+                        let [low, high] = [narrowed::<13, 16>(low, 15), narrowed::<13, 16>(high, 15)];
+                        store(elements, vreinterpretq_u8_u16(vuzp1q_u16(low, high)));
+                    }
                     ElementType::F32 => {
                         let (first, second) = elements.split_at_mut(16);
                         store(first, vreinterpretq_u8_f32(low));
                         store(second, vreinterpretq_u8_f32(high));
                     }
+                    ElementType::E4m3 => {
+                        store_8(elements, narrowed::<20, 24>(low, 7), narrowed::<20, 24>(high, 7));
+                    }
+                    ElementType::E5m2 => {
+                        store_8(elements, narrowed::<21, 24>(low, 15), narrowed::<21, 24>(high, 15));
+                    }
+                    _ => unreachable!("opaque elements are no numbers"),
                 }
             }
         }
@@ -211,19 +224,37 @@ fn from_f16(elements: uint8x16_t) -> [float32x4_t; 2] {
     ]
 }
 
-/// Writes as [`crate::kernel::number::F16`] does, to the low halves of 32 bits.
+/// As f16, whose bias is 8 more.
 #[inline]
 #[target_feature(enable = "neon")]
-fn to_f16(values: float32x4_t) -> uint16x8_t {
-    let least = vdupq_n_u32((127 - 14) << 23);
+fn from_e4m3(elements: &[u8]) -> [float32x4_t; 2] {
+    // The sign, a second one in the place of the highest bit of the exponent, exponent and mantissa.
+    let words = vshlq_n_u16::<7>(vreinterpretq_u16_s16(vmovl_s8(vreinterpret_s8_u8(load_8(elements)))));
+    let [low, high] = from_f16(vreinterpretq_u8_u16(vandq_u16(words, vdupq_n_u16(!0x4000))));
+    [vmulq_n_f32(low, 256.0), vmulq_n_f32(high, 256.0)]
+}
+
+/// As f16, whose high bytes they are.
+#[inline]
+#[target_feature(enable = "neon")]
+fn from_e5m2(elements: &[u8]) -> [float32x4_t; 2] {
+    from_f16(vreinterpretq_u8_u16(vshll_n_u8::<8>(load_8(elements))))
+}
+
+/// Writes as [`crate::kernel::number`] does, to the low halves of 32 bits: `DROPPED` bits of the mantissa are rounded
+/// away, and the sign moves down by `SIGN` bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn narrowed<const DROPPED: i32, const SIGN: i32>(values: float32x4_t, bias: u32) -> uint16x8_t {
+    let least = vdupq_n_u32(least_normal(bias));
     let bits = vreinterpretq_u32_f32(values);
     let magnitude = vandq_u32(bits, vdupq_n_u32(0x7fff_ffff));
     let binade = vmaxq_u32(vandq_u32(magnitude, vdupq_n_u32(0x7f80_0000)), least);
-    let magic = vaddq_u32(binade, vdupq_n_u32(13 << 23));
+    let magic = vaddq_u32(binade, vdupq_n_u32((DROPPED as u32) << 23));
     let sum = vaddq_f32(vreinterpretq_f32_u32(magnitude), vreinterpretq_f32_u32(magic));
     let significand = vsubq_u32(vreinterpretq_u32_f32(sum), magic);
-    let exponent = vshrq_n_u32::<13>(vsubq_u32(binade, least));
-    let sign = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(0x8000));
+    let exponent = vshrq_n_u32::<DROPPED>(vsubq_u32(binade, least));
+    let sign = vandq_u32(vshrq_n_u32::<SIGN>(bits), vdupq_n_u32(1 << (31 - SIGN)));
     vreinterpretq_u16_u32(vaddq_u32(significand, vorrq_u32(exponent, sign)))
 }
 
@@ -270,4 +301,21 @@ fn load(bytes: &[u8]) -> uint8x16_t {
 fn store(bytes: &mut [u8], vector: uint8x16_t) {
     // SAFETY: a vector has the bits of an array of bytes; it is a copy, so nothing aliases it.
     bytes.copy_from_slice(&unsafe { transmute::<uint8x16_t, [u8; 16]>(vector) });
+}
+
+/// Panics unless there are 8 bytes.
+#[inline(always)]
+fn load_8(bytes: &[u8]) -> uint8x8_t {
+    let bytes: [u8; 8] = bytes.try_into().expect("8 bytes");
+    // SAFETY: as for `load`.
+    unsafe { transmute(bytes) }
+}
+
+/// Stores the lowest bytes of 8 words of 32 bits. Panics unless there is room for 8 bytes.
+#[inline]
+#[target_feature(enable = "neon")]
+fn store_8(bytes: &mut [u8], low: uint16x8_t, high: uint16x8_t) {
+    let vector = vmovn_u16(vuzp1q_u16(low, high));
+    // SAFETY: as for `store`.
+    bytes.copy_from_slice(&unsafe { transmute::<uint8x8_t, [u8; 8]>(vector) });
 }
