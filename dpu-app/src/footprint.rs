@@ -8,7 +8,7 @@
 
 use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
 use mailbox::layout::{BASES_MAX, Base};
-use store::{Outline, Part};
+use store::{Outline, OutlinePart};
 
 use crate::config::{ANSWER_BYTES, Config, store_limits};
 use crate::count::trace::RequestTrace;
@@ -50,8 +50,14 @@ fn outline(config: &Config) -> Outline {
     let limits = store_limits(config);
     store::outline(config.store.reveal(), &limits, &config.namespaces).unwrap_or_else(|_| {
         let memory_bytes = store::dir::memory_bytes(&limits);
-        let part =
-            Part { name: "dir", text: String::new(), memory_bytes, pinned_bytes: 0, bytes_max: None, chunks_max: None };
+        let part = OutlinePart {
+            name: "dir",
+            text: String::new(),
+            memory_bytes,
+            pinned_bytes: 0,
+            bytes_max: None,
+            chunks_max: None,
+        };
         Outline { parts: vec![part] }
     })
 }

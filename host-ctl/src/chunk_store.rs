@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use block::{BLOCKS_PER_CHUNK_MAX, ChunkKey, MANIFEST_BYTES_MAX, Manifest};
 use nix::sys::eventfd::EventFd;
 use store::redis::check::CheckReport;
-use store::{Absent, AnyBackend, Caller, Limits, OpenError, StoreError};
+use store::{Absent, AnyBackend, BlockingReader, Limits, OpenError, StoreError};
 
 use crate::chunk_file::{ChunkFacts, Inspection, Judge};
 use crate::error::Error;
@@ -39,7 +39,7 @@ pub fn inspect_store(
     };
     let store = AnyBackend::open(url, &limits, Absent::Refuse).map_err(|error| open_error(&error))?;
     let bell = EventFd::new().map_err(|errno| system("eventfd", errno.into()))?;
-    let mut caller = Caller::new(store.readable(), &bell).map_err(|error| system("epoll", error))?;
+    let mut caller = BlockingReader::new(store.readable(), &bell).map_err(|error| system("epoll", error))?;
     let keys = match key {
         Some(key) => vec![*key],
         None => store.keys().map_err(|error| failed("scan", error))?,
@@ -70,7 +70,7 @@ fn path_of(key: &ChunkKey) -> PathBuf {
     PathBuf::from(format!("kvlane:{{{key}}}"))
 }
 
-fn look(store: &AnyBackend, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<Inspection, StoreError> {
+fn look(store: &AnyBackend, caller: &mut BlockingReader<'_>, key: &ChunkKey) -> Result<Inspection, StoreError> {
     let mut manifest = vec![0; MANIFEST_BYTES_MAX];
     let path = path_of(key);
     let bytes = match caller.open(0, key, None, &mut manifest, Instant::now() + PATIENCE) {
@@ -88,7 +88,7 @@ fn look(store: &AnyBackend, caller: &mut Caller<'_>, key: &ChunkKey) -> Result<I
 
 type Looked = (Option<ChunkFacts>, Vec<String>);
 
-fn blocks(caller: &mut Caller<'_>, key: &ChunkKey, manifest: &[u8]) -> Result<Looked, StoreError> {
+fn blocks(caller: &mut BlockingReader<'_>, key: &ChunkKey, manifest: &[u8]) -> Result<Looked, StoreError> {
     let manifest = match Manifest::parse(manifest) {
         Ok(manifest) if manifest.key() == key => manifest,
         Ok(manifest) => return Ok((None, vec![format!("the manifest is of chunk {}", manifest.key())])),

@@ -8,11 +8,11 @@ use block::ChunkKey;
 
 use crate::dir::DirStore;
 use crate::open_error::OpenError;
-use crate::outline::{Part, outline};
+use crate::outline::{OutlinePart, outline};
 use crate::redis::RedisStore;
 use crate::redis::check::CheckReport;
 use crate::tiers::{self, TierStore};
-use crate::{Allocate, Limits, Memory, Namespaces, Readable, Store, StoreError};
+use crate::{Allocate, BlockMemory, Limits, Namespaces, Readable, Store, StoreError};
 
 /// What to do about servers that are not there at start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +34,7 @@ pub(crate) trait Backend: Store + Sized {
     fn open_url(url: &str, limits: &Limits, absent: Absent) -> Result<Self, OpenError>;
 
     /// Says what the store at `url` would be, and what is wrong with the URL, without opening it.
-    fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError>;
+    fn outline(url: &str, limits: &Limits) -> Result<OutlinePart, OpenError>;
 
     /// Lists the keys of all chunks, in no order. For tools: walks over the whole store.
     fn keys(&self) -> Result<Vec<ChunkKey>, StoreError>;
@@ -55,7 +55,7 @@ struct Listing {
     schemes: &'static [&'static str],
     usage: &'static str,
     open: fn(&str, &Limits, Absent) -> Result<AnyBackend, OpenError>,
-    outline: fn(&str, &Limits) -> Result<Part, OpenError>,
+    outline: fn(&str, &Limits) -> Result<OutlinePart, OpenError>,
     directory: fn(&str) -> Option<&Path>,
     check: fn(&str) -> Option<Result<CheckReport, OpenError>>,
 }
@@ -78,11 +78,11 @@ macro_rules! backends {
         },)*];
 
         impl AnyBackend {
-            pub fn readable<M: Memory>(&self) -> &dyn Readable<M> {
+            pub fn readable<M: BlockMemory>(&self) -> &dyn Readable<M> {
                 match self { $(Self::$name(store) => store.as_ref(),)* }
             }
 
-            fn into_readable<M: Memory>(self) -> Box<dyn Readable<M>> {
+            fn into_readable<M: BlockMemory>(self) -> Box<dyn Readable<M>> {
                 match self { $(Self::$name(store) => store,)* }
             }
 
@@ -120,7 +120,7 @@ impl AnyBackend {
         (listing_of(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?.open)(url, limits, absent)
     }
 
-    pub(crate) fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
+    pub(crate) fn outline(url: &str, limits: &Limits) -> Result<OutlinePart, OpenError> {
         (listing_of(url).ok_or_else(|| OpenError::Scheme { url: url.into() })?.outline)(url, limits)
     }
 }
@@ -164,13 +164,13 @@ pub fn check(url: &str) -> Result<Option<CheckReport>, OpenError> {
 }
 
 /// Opens the store that `url` names. The options of the URL win over `limits`.
-pub fn open<M: Memory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>>, OpenError> {
+pub fn open<M: BlockMemory>(url: &str, limits: &Limits) -> Result<Box<dyn Readable<M>>, OpenError> {
     open_with(url, limits, &Namespaces::default(), None)
 }
 
 /// The same for these namespaces, which a store without tiers has no use for, and with memory of the caller's for the
 /// tier T0, from which the store then lends: it answers reads with [`crate::Outcome::Lies`], too.
-pub fn open_with<M: Memory>(
+pub fn open_with<M: BlockMemory>(
     url: &str,
     limits: &Limits,
     namespaces: &Namespaces,
@@ -181,7 +181,7 @@ pub fn open_with<M: Memory>(
 
 /// The same, but servers that are not there yet, or do not take us yet, are waited for while the store is used: until
 /// then every chunk is a miss, and [`crate::Store::trouble`] says why.
-pub fn open_or_wait<M: Memory>(
+pub fn open_or_wait<M: BlockMemory>(
     url: &str,
     limits: &Limits,
     namespaces: &Namespaces,
@@ -190,7 +190,7 @@ pub fn open_or_wait<M: Memory>(
     open_as(url, limits, namespaces, slab, Absent::Wait)
 }
 
-fn open_as<M: Memory>(
+fn open_as<M: BlockMemory>(
     url: &str,
     limits: &Limits,
     namespaces: &Namespaces,

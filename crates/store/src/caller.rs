@@ -9,17 +9,17 @@ use block::ChunkKey;
 use crate::{Ask, Outcome, Position, Readable, Reader, StoreError, Why};
 
 /// See the module's head.
-pub struct Caller<'a> {
+pub struct BlockingReader<'a> {
     reader: Box<dyn Reader<Vec<u8>> + 'a>,
 }
 
-impl std::fmt::Debug for Caller<'_> {
+impl std::fmt::Debug for BlockingReader<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Caller").finish_non_exhaustive()
+        f.debug_struct("BlockingReader").finish_non_exhaustive()
     }
 }
 
-impl<'a> Caller<'a> {
+impl<'a> BlockingReader<'a> {
     /// Makes a reader. `bell` is any descriptor; one that is readable only costs turns.
     pub fn new(store: &'a dyn Readable<Vec<u8>>, bell: &'a impl AsFd) -> io::Result<Self> {
         Ok(Self { reader: store.reader(bell.as_fd())? })

@@ -32,7 +32,7 @@ use std::time::Instant;
 use block::ChunkKey;
 use block::tail::tail_bytes;
 
-use super::guard::Guard;
+use super::guard::DiscardLimiter;
 use super::{Direct, Limits, OpenError, Opening, POISONED, Stats, Store, StoreError, Why};
 use put::Putting;
 use read::Reading;
@@ -80,7 +80,7 @@ pub struct DirStore {
     reading: Box<[RwLock<Reading>]>,
     /// Seat of those who look at a manifest before they put.
     peeking: Mutex<Reading>,
-    guard: Guard,
+    guard: DiscardLimiter,
     putting: Box<[Putting]>,
     counters: Counters,
 }
@@ -117,7 +117,7 @@ impl DirStore {
         let store = Self {
             ledger: Mutex::new(Ledger::new(options.chunks_max, limits.puts_max, &found)),
             peeking: Mutex::new(Reading::new(limits)),
-            guard: Guard::default(),
+            guard: DiscardLimiter::default(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
             reading: (0..limits.chunks_open_max).map(|_| RwLock::new(Reading::new(limits))).collect(),
             putting: (0..limits.puts_max).map(|seat| Putting::new(seat, limits)).collect(),

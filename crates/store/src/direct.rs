@@ -8,7 +8,7 @@ use std::time::Instant;
 use block::ChunkKey;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{Answer, Ask, Memory, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError, Why};
+use crate::{Answer, Ask, BlockMemory, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError, Why};
 
 /// What such a backend offers beside [`Store`]; it is [`Readable`] then. The calls mean what [`Ask`] says.
 pub trait Direct: Store {
@@ -49,13 +49,13 @@ struct DirectReader<'a, S: ?Sized, M> {
     asked: Option<(usize, Ask<M>)>,
 }
 
-impl<S: Direct, M: Memory> Readable<M> for S {
+impl<S: Direct, M: BlockMemory> Readable<M> for S {
     fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
         Ok(Box::new(DirectReader { store: self, bell, asked: None }))
     }
 }
 
-impl<S: Direct + ?Sized, M: Memory> Reader<M> for DirectReader<'_, S, M> {
+impl<S: Direct + ?Sized, M: BlockMemory> Reader<M> for DirectReader<'_, S, M> {
     fn has_room(&self) -> bool {
         self.asked.is_none()
     }

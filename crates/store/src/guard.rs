@@ -40,7 +40,7 @@ impl Display for Why {
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(crate) struct Guard {
+pub(crate) struct DiscardLimiter {
     state: Mutex<State>,
     withheld: AtomicU64,
 }
@@ -53,7 +53,7 @@ struct State {
     said_at: Option<Instant>,
 }
 
-impl Guard {
+impl DiscardLimiter {
     /// Discards that were asked for and not allowed.
     pub(crate) fn withheld(&self) -> u64 {
         self.withheld.load(Relaxed)
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_minute_has_its_limit_and_what_is_beyond_stays() {
-        let (guard, now, key) = (Guard::default(), Instant::now(), ChunkKey::new([1; 32]));
+        let (guard, now, key) = (DiscardLimiter::default(), Instant::now(), ChunkKey::new([1; 32]));
         let asks = |at: Duration| guard.admits_at(now + at, &key, &WHY, &"here");
         assert_eq!((0..100).filter(|n| asks(Duration::from_millis(*n))).count(), DISCARDS_PER_MINUTE);
         assert!(!asks(MINUTE - Duration::from_millis(1)));

@@ -68,16 +68,16 @@ mod slab;
 pub mod tiers;
 
 pub use backend::{Absent, AnyBackend, check, directory, is_on_servers, open, open_or_wait, open_with};
-pub use caller::Caller;
+pub use caller::BlockingReader;
 pub use direct::{Direct, Opening, retry};
 pub use guard::{DISCARDS_PER_MINUTE, Why};
 pub use namespaces::{NamespaceError, Namespaces};
-pub use node::{NodeFacts, NodeState, Quantiles, Role};
+pub use node::{NodeFacts, NodeRole, NodeState, Quantiles};
 pub use open_error::{OpenError, advice};
-pub use outline::{Outline, Part, outline};
+pub use outline::{Outline, OutlinePart, outline};
 pub use secret::{Url, looks_like_a_login, scrub as scrub_secrets};
 pub use size::bytes;
-pub use slab::{Allocate, Slab};
+pub use slab::{Allocate, TierSlab};
 pub use tiers::{SCORE_BUCKETS, TierFacts};
 
 /// Tries of a read whose error may pass by itself.
@@ -89,9 +89,9 @@ pub const LOOKUP_KEYS_MAX: usize = 1024;
 pub(crate) const POISONED: &str = "a thread panicked while it changed the store";
 
 /// Memory that blocks are read into: a slot's registered area, or a `Vec` in tools and tests.
-pub trait Memory: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static {}
+pub trait BlockMemory: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static {}
 
-impl<T: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static> Memory for T {}
+impl<T: DerefMut<Target = [u8]> + Send + fmt::Debug + 'static> BlockMemory for T {}
 
 /// A backend, apart from reading. See the module's head for what it promises.
 pub trait Store: Send + Sync + fmt::Debug {
@@ -257,7 +257,7 @@ pub enum Outcome<M> {
         memory: M,
         result: Result<(), StoreError>,
     },
-    /// The whole block lies at byte `at` of the [`Slab`] that the store was opened with, until its seat is closed;
+    /// The whole block lies at byte `at` of the [`TierSlab`] that the store was opened with, until its seat is closed;
     /// `memory` was not touched.
     Lies {
         memory: M,
@@ -372,11 +372,11 @@ pub enum StoreError {
 
 impl StoreError {
     /// Says who is to blame, which decides what happens next (docs/architecture.md, "Errors").
-    pub fn blame(self) -> Blame {
+    pub fn blame(self) -> ResponsibleParty {
         match self {
-            Self::Miss | Self::Foreign { .. } | Self::Late { .. } => Blame::Nobody,
-            Self::Corrupt { .. } | Self::Down { .. } | Self::Io { .. } => Blame::Store,
-            Self::Full { .. } | Self::ReadOnly | Self::Denied { .. } | Self::Large { .. } => Blame::Operator,
+            Self::Miss | Self::Foreign { .. } | Self::Late { .. } => ResponsibleParty::Nobody,
+            Self::Corrupt { .. } | Self::Down { .. } | Self::Io { .. } => ResponsibleParty::Store,
+            Self::Full { .. } | Self::ReadOnly | Self::Denied { .. } | Self::Large { .. } => ResponsibleParty::Operator,
         }
     }
 
@@ -388,7 +388,7 @@ impl StoreError {
 
 /// Party that has to do something about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blame {
+pub enum ResponsibleParty {
     /// Nobody: the call answered.
     Nobody,
     /// The store: retried, then a status.

@@ -23,14 +23,14 @@ impl NodeState {
 
 /// What a server is to its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum NodeRole {
     Master,
     Replica,
     /// Known once, and of no slot now.
     Unused,
 }
 
-impl Role {
+impl NodeRole {
     pub fn name(self) -> &'static str {
         match self {
             Self::Master => "master",
@@ -44,7 +44,7 @@ impl Role {
 #[derive(Clone, Copy, Debug)]
 pub struct NodeFacts<'a> {
     pub address: &'a str,
-    pub role: Role,
+    pub role: NodeRole,
     pub state: NodeState,
     /// Connections that are up.
     pub connections: u64,

@@ -16,7 +16,7 @@ use crate::tiers::{self, DISK_SHARE, Parts, dram};
 
 /// One tier, or the store behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct OutlinePart {
     /// `dram`, `dir` or `redis`.
     pub name: &'static str,
     /// Limits, for people: no passwords.
@@ -32,7 +32,7 @@ pub struct Part {
 /// The parts, fastest first.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Outline {
-    pub parts: Vec<Part>,
+    pub parts: Vec<OutlinePart>,
 }
 
 impl Outline {
@@ -62,7 +62,7 @@ pub fn outline(url: &str, limits: &Limits, namespaces: &Namespaces) -> Result<Ou
     if let Some(bytes) = front.dram {
         let memory = dram::Extent::of(bytes).ok_or_else(|| bad("dram= is too small or too large"))?;
         namespaces.quotas(memory.bytes_max)?;
-        parts.push(Part {
+        parts.push(OutlinePart {
             name: "dram",
             text: format!("dram: {} bytes in pages of {}", memory.slab_bytes(), dram::PAGE_BYTES),
             memory_bytes: memory.slab_bytes() + memory.books_bytes(&inner),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   fetch worker   RedisReader (reader.rs) -> Lane (lane.rs) -> Inflow (inflow.rs) -> readv into the slot's memory
-//!   encode worker  put.rs -> Line (line.rs): waits, never longer than until
+//!   encode worker  put.rs -> BlockingConnection (line.rs): waits, never longer than until
 //!   surveyor       survey.rs: a thread that keeps the map of slots (nodes.rs) true; asleep unless something changed
 //! ```
 //!
@@ -28,14 +28,14 @@ use std::time::Instant;
 use block::ChunkKey;
 
 use crate::backend::{Absent, Backend};
-use crate::guard::Guard;
+use crate::guard::DiscardLimiter;
 use crate::node::NodeFacts;
 use crate::open_error::OpenError;
-use crate::outline::Part;
+use crate::outline::OutlinePart;
 use crate::secret::Url;
-use crate::{Limits, Memory, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError, Why};
+use crate::{BlockMemory, Limits, POISONED, Readable, Reader, Reloaded, Stats, Store, StoreError, Why};
 use check::CheckReport;
-use fault::{Fault, Said, Target};
+use fault::{Fault, Redirect, Said};
 use nodes::Nodes;
 use options::{Login, Options, ReadFrom};
 use put::Puts;
@@ -138,7 +138,7 @@ pub struct RedisStore {
     counters: Counters,
     seats: Box<[Mutex<Seat>]>,
     puts: Puts,
-    guard: Guard,
+    guard: DiscardLimiter,
     surveyor: Surveyor,
     /// Readers made, for their seeds.
     readers: AtomicU64,
@@ -179,7 +179,7 @@ impl RedisStore {
             surveyor: Surveyor::start(Arc::clone(&connector), Arc::clone(&nodes)),
             seats: (0..limits.chunks_open_max).map(|_| Mutex::new(seat())).collect(),
             puts: Puts::new(limits, nodes.places()),
-            guard: Guard::default(),
+            guard: DiscardLimiter::default(),
             connector,
             nodes,
             limits: *limits,
@@ -221,10 +221,10 @@ impl RedisStore {
     }
 
     /// Finds the place of the node that a redirect of `node` names.
-    fn place_of(&self, node: u16, target: Option<Target>) -> Option<u16> {
+    fn place_of(&self, node: u16, target: Option<Redirect>) -> Option<u16> {
         let address = match target? {
-            Target::Address(address) => address,
-            Target::SameHost(port) => SocketAddr::new(self.nodes.at(node).address.ip(), port),
+            Redirect::Address(address) => address,
+            Redirect::SameHost(port) => SocketAddr::new(self.nodes.at(node).address.ip(), port),
         };
         self.nodes.place_of(address)
     }
@@ -252,7 +252,7 @@ impl Backend for RedisStore {
     }
 
     /// What that takes in memory is known as far as it can be before a server is asked.
-    fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
+    fn outline(url: &str, limits: &Limits) -> Result<OutlinePart, OpenError> {
         let options = Connector::new(url)?.options;
         let places = options.nodes_max.unwrap_or(1);
         let reader = reader::memory_bytes(options.connections, places);
@@ -265,7 +265,7 @@ impl Backend for RedisStore {
             options.window
         );
         let memory_bytes = limits.chunks_open_max * limits.manifest_bytes_max;
-        Ok(Part { name: "redis", text, memory_bytes, pinned_bytes: 0, bytes_max: None, chunks_max: None })
+        Ok(OutlinePart { name: "redis", text, memory_bytes, pinned_bytes: 0, bytes_max: None, chunks_max: None })
     }
 
     fn keys(&self) -> Result<Vec<ChunkKey>, StoreError> {
@@ -277,7 +277,7 @@ impl Backend for RedisStore {
     }
 }
 
-impl<M: Memory> Readable<M> for RedisStore {
+impl<M: BlockMemory> Readable<M> for RedisStore {
     fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
         let number = self.readers.fetch_add(1, Relaxed) + 1;
         let seed = self.connector.options.seed.unwrap_or_else(random);

@@ -121,14 +121,14 @@ impl fmt::Display for Damage {
 
 /// One file and what is wrong with it: the first thing found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct DamagedFile {
     pub path: PathBuf,
     pub damage: Damage,
     /// It was moved to `quarantine/`.
     pub moved: bool,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for DamagedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moved = if self.moved { " (moved to quarantine)" } else { "" };
         write!(f, "{}: {}{moved}", self.path.display(), self.damage)
@@ -137,8 +137,8 @@ impl fmt::Display for Finding {
 
 /// What happens meanwhile.
 #[derive(Clone, Copy, Debug)]
-pub enum Event<'a> {
-    Finding(&'a Finding),
+pub enum ScrubEvent<'a> {
+    Finding(&'a DamagedFile),
     /// After each of the 256 directories.
     Progress {
         directories: usize,
@@ -170,7 +170,7 @@ pub struct ScrubReport {
 }
 
 /// Reads every file of the store at `path`. `each` hears of every finding and of progress.
-pub fn run(path: &Path, mode: Mode, each: &mut dyn FnMut(Event<'_>)) -> Result<ScrubReport, OpenError> {
+pub fn run(path: &Path, mode: Mode, each: &mut dyn FnMut(ScrubEvent<'_>)) -> Result<ScrubReport, OpenError> {
     let _held = match mode {
         Mode::Report => {
             root::check_marker(path)?;
@@ -213,10 +213,10 @@ pub fn run(path: &Path, mode: Mode, each: &mut dyn FnMut(Event<'_>)) -> Result<S
                 _ => report.unreadable += 1,
             }
             report.moved += u64::from(moved);
-            each(Event::Finding(&Finding { path: file, damage, moved }));
+            each(ScrubEvent::Finding(&DamagedFile { path: file, damage, moved }));
         }
         let (files, bytes) = (report.files, report.bytes);
-        each(Event::Progress { directories: n + 1, directories_max, files, bytes });
+        each(ScrubEvent::Progress { directories: n + 1, directories_max, files, bytes });
     }
     Ok(report)
 }

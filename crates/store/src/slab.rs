@@ -8,7 +8,7 @@ use std::sync::RwLock;
 use crate::POISONED;
 
 /// One piece of memory, written by one thread and read by many; never the same page both at a time.
-pub trait Slab: Send + Sync + fmt::Debug {
+pub trait TierSlab: Send + Sync + fmt::Debug {
     /// Copies `bytes` to byte `at` and behind it.
     fn write(&self, at: usize, bytes: &[u8]);
 
@@ -17,9 +17,9 @@ pub trait Slab: Send + Sync + fmt::Debug {
 }
 
 /// Takes memory of so many pages of so many bytes. Init only.
-pub type Allocate<'a> = &'a dyn Fn(usize, usize) -> io::Result<Box<dyn Slab>>;
+pub type Allocate<'a> = &'a dyn Fn(usize, usize) -> io::Result<Box<dyn TierSlab>>;
 
-/// PlainSlab memory. A page's lock is for the compiler's sake: nobody writes a page that others read.
+/// Plain memory. A page's lock is for the compiler's sake: nobody writes a page that others read.
 #[derive(Debug)]
 pub(crate) struct PlainSlab {
     page_bytes: usize,
@@ -45,7 +45,7 @@ impl PlainSlab {
     }
 }
 
-impl Slab for PlainSlab {
+impl TierSlab for PlainSlab {
     fn write(&self, at: usize, bytes: &[u8]) {
         for (page, from, done, now) in self.pieces(at, bytes.len()) {
             let mut page = self.pages[page].write().expect(POISONED);

@@ -30,18 +30,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, Importance, Manifest};
-use tier::{Chunk, NAMESPACES_MAX, Worth};
+use tier::{CandidateChunk, NAMESPACES_MAX, Worth};
 
 use crate::backend::{Absent, AnyBackend};
 use crate::namespaces::Namespaces;
 use crate::node::NodeFacts;
 use crate::open_error::OpenError;
 use crate::secret::Url;
-use crate::{Allocate, Limits, Memory, POISONED, Position, Readable, Reader, Reloaded, Stats, Store, StoreError};
+use crate::{Allocate, BlockMemory, Limits, POISONED, Position, Readable, Reader, Reloaded, Stats, Store, StoreError};
 use arrivals::Allowance;
 use disk::Disk;
 use dram::Dram;
-use facts::{Moves, occupancy, scores};
+use facts::{PromotionCounts, occupancy, scores};
 use fetch_cost::FetchCost;
 use mover::Wishes;
 use ratings::Ratings;
@@ -97,7 +97,7 @@ struct Tiers {
     /// Reads of blocks that fetches have in flight at T2: the mover stands back.
     fetching: AtomicUsize,
     /// Moves into T0 and T1.
-    moves: [Moves; 2],
+    moves: [PromotionCounts; 2],
     /// Number of readers that were made.
     readers: AtomicUsize,
 }
@@ -176,8 +176,8 @@ impl Drop for TierStore {
 }
 
 /// Describes a chunk to the policies. `cost` is that of a byte, where one from T2 has the cost of 1.
-fn chunk(key: &ChunkKey, bytes: u32, namespace: u8, importance: Importance, cost: f32) -> Chunk {
-    Chunk { key: *key, bytes, namespace, importance: importance.factor(), cost_us: bytes as f32 * cost }
+fn chunk(key: &ChunkKey, bytes: u32, namespace: u8, importance: Importance, cost: f32) -> CandidateChunk {
+    CandidateChunk { key: *key, bytes, namespace, importance: importance.factor(), cost_us: bytes as f32 * cost }
 }
 
 impl Tiers {
@@ -257,7 +257,7 @@ impl Tiers {
     }
 }
 
-impl<M: Memory> Readable<M> for TierStore {
+impl<M: BlockMemory> Readable<M> for TierStore {
     fn reader<'a>(&'a self, bell: BorrowedFd<'a>) -> io::Result<Box<dyn Reader<M> + 'a>> {
         Ok(Box::new(TierReader::new(&self.tiers, self.tiers.bottom.readable().reader(bell)?)))
     }
@@ -382,7 +382,7 @@ impl Store for TierStore {
 
     fn tiers(&self, with_scores: bool, each: &mut dyn FnMut(&TierFacts)) {
         let now_ms = self.tiers.now_ms();
-        let facts = |name, moves: &Moves, (chunks, bytes, bytes_max)| TierFacts {
+        let facts = |name, moves: &PromotionCounts, (chunks, bytes, bytes_max)| TierFacts {
             name,
             chunks,
             bytes,

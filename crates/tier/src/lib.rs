@@ -36,7 +36,7 @@ pub const NAMESPACES_MAX: usize = 32;
 
 /// What a tier knows of a chunk before it holds it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Chunk {
+pub struct CandidateChunk {
     pub key: ChunkKey,
     /// Bytes in its stored form.
     pub bytes: u32,
@@ -48,7 +48,7 @@ pub struct Chunk {
     pub cost_us: f32,
 }
 
-impl Chunk {
+impl CandidateChunk {
     /// Whether a score can be computed of its numbers.
     fn is_sound(&self) -> bool {
         let positive = |number: f32| number.is_finite() && number > 0.0;
@@ -66,5 +66,5 @@ pub trait Policy {
     fn bytes(&self) -> u64;
 
     /// Counts that a prompt of these chunks, in prefix order, was served: those that are not held may come in.
-    fn request(&mut self, prompt: &[Chunk], now_ms: u64);
+    fn request(&mut self, prompt: &[CandidateChunk], now_ms: u64);
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use block::ChunkKey;
 
-use crate::Chunk;
+use crate::CandidateChunk;
 
 /// Chunks by (uses that count, time of the last one); the first leaves.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Ranked {
         Self { bytes_max, bytes: 0, clock: 0, counts, held: HashMap::new(), order: BTreeSet::new() }
     }
 
-    pub(crate) fn request(&mut self, prompt: &[Chunk]) {
+    pub(crate) fn request(&mut self, prompt: &[CandidateChunk]) {
         for chunk in prompt.iter().rev() {
             self.clock += 1;
             let old = self.held.get(&chunk.key).copied();
@@ -69,7 +69,7 @@ macro_rules! ranked {
                 self.0.bytes
             }
 
-            fn request(&mut self, prompt: &[crate::Chunk], _now_ms: u64) {
+            fn request(&mut self, prompt: &[crate::CandidateChunk], _now_ms: u64) {
                 self.0.request(prompt);
             }
         }

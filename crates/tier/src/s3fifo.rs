@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use block::ChunkKey;
 
-use crate::{Chunk, Policy};
+use crate::{CandidateChunk, Policy};
 
 /// One part in so many of the bytes is the small queue's.
 const SMALL_SHARE: u64 = 10;
@@ -96,7 +96,7 @@ impl Policy for S3Fifo {
         self.small_bytes + self.main_bytes
     }
 
-    fn request(&mut self, prompt: &[Chunk], _now_ms: u64) {
+    fn request(&mut self, prompt: &[CandidateChunk], _now_ms: u64) {
         for chunk in prompt.iter().rev() {
             if let Some((uses, _)) = self.held.get_mut(&chunk.key) {
                 *uses = (*uses + 1).min(USES_MAX);

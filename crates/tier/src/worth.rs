@@ -17,7 +17,7 @@
 
 use block::ChunkKey;
 
-use crate::{Chunk, NAMESPACES_MAX, Policy};
+use crate::{CandidateChunk, NAMESPACES_MAX, Policy};
 use held::{Held, HeldChunk};
 use remembered::Remembered;
 use returns::{History, Returns, TICK_MS};
@@ -246,7 +246,7 @@ impl Worth {
     /// Why not.
     pub fn offer(
         &mut self,
-        chunk: &Chunk,
+        chunk: &CandidateChunk,
         parent: Option<&ChunkKey>,
         now_ms: u64,
         leaves: &mut dyn FnMut(&ChunkKey, u32),
@@ -281,7 +281,7 @@ impl Worth {
 
     /// Takes in a chunk that an earlier life held and that is still there, used last at `used_ms`. Its parent is not
     /// known until it is used. `false`: no room.
-    pub fn adopt(&mut self, chunk: &Chunk, used_ms: u64) -> bool {
+    pub fn adopt(&mut self, chunk: &CandidateChunk, used_ms: u64) -> bool {
         let hash = self.held.hash(&chunk.key);
         let fits = self.held.bytes() + u64::from(chunk.bytes) <= self.limits.bytes_max
             && self.bytes_of(chunk.namespace) + u64::from(chunk.bytes) <= self.quota_of(chunk).most;
@@ -343,14 +343,14 @@ impl Worth {
         self.returns.rate(history, now) * f64::from(importance) * f64::from(cost)
     }
 
-    fn quota_of(&self, chunk: &Chunk) -> Quota {
+    fn quota_of(&self, chunk: &CandidateChunk) -> Quota {
         self.quotas[usize::from(chunk.namespace)]
     }
 
     /// Lets the worst leave until the chunk fits, if it is worth that.
     fn make_room(
         &mut self,
-        chunk: &Chunk,
+        chunk: &CandidateChunk,
         score: f64,
         now: u32,
         leaves: &mut dyn FnMut(&ChunkKey, u32),
@@ -432,7 +432,7 @@ impl Policy for Worth {
         self.held.bytes()
     }
 
-    fn request(&mut self, prompt: &[Chunk], now_ms: u64) {
+    fn request(&mut self, prompt: &[CandidateChunk], now_ms: u64) {
         self.count(prompt.iter().map(|chunk| &chunk.key), now_ms);
         let mut parent: Option<ChunkKey> = None;
         for chunk in prompt {

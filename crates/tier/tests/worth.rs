@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use block::ChunkKey;
 use proptest::prelude::*;
-use tier::{Chunk, HeldView, Policy, Quota, Refusal, Sizes, Worth};
+use tier::{CandidateChunk, HeldView, Policy, Quota, Refusal, Sizes, Worth};
 
 const LIMITS: Sizes = Sizes { bytes_max: 1000, chunks_max: 64 };
 
@@ -14,16 +14,16 @@ fn key(n: u16) -> ChunkKey {
     ChunkKey::new(bytes)
 }
 
-fn chunk(n: u16) -> Chunk {
-    Chunk { key: key(n), bytes: 50, namespace: 0, importance: 1.0, cost_us: 1000.0 }
+fn chunk(n: u16) -> CandidateChunk {
+    CandidateChunk { key: key(n), bytes: 50, namespace: 0, importance: 1.0, cost_us: 1000.0 }
 }
 
-fn prompt(range: std::ops::Range<u16>) -> Vec<Chunk> {
+fn prompt(range: std::ops::Range<u16>) -> Vec<CandidateChunk> {
     range.map(chunk).collect()
 }
 
 /// Uses a chunk until it is held.
-fn settle(worth: &mut Worth, chunks: &[Chunk], now_ms: u64) {
+fn settle(worth: &mut Worth, chunks: &[CandidateChunk], now_ms: u64) {
     worth.request(chunks, now_ms);
     worth.request(chunks, now_ms);
     assert!(chunks.iter().all(|chunk| worth.holds(&chunk.key)));
@@ -82,7 +82,7 @@ fn a_prompt_that_is_counted_chunk_by_chunk_counts_the_same() {
 
 #[test]
 fn what_is_dear_or_important_stays_longer_than_what_is_large() {
-    for better in [Chunk { importance: 8.0, ..chunk(1) }, Chunk { cost_us: 8000.0, ..chunk(1) }] {
+    for better in [CandidateChunk { importance: 8.0, ..chunk(1) }, CandidateChunk { cost_us: 8000.0, ..chunk(1) }] {
         let mut worth = Worth::new(LIMITS, 1);
         let plain = chunk(0);
         settle(&mut worth, &[better], 0);
@@ -104,7 +104,7 @@ fn importance_may_come_later_and_nonsense_is_refused() {
     assert!(worth.rate(&key(0), 4.0) && !worth.rate(&key(9), 4.0));
     for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         assert!(!worth.rate(&key(0), wrong));
-        let refused = worth.offer(&Chunk { importance: wrong, ..chunk(5) }, None, 5, &mut |_, _| {});
+        let refused = worth.offer(&CandidateChunk { importance: wrong, ..chunk(5) }, None, 5, &mut |_, _| {});
         assert_eq!(refused, Err(Refusal::Large));
     }
     for n in 10.. {
@@ -142,7 +142,7 @@ fn a_namespace_keeps_its_least_and_never_has_more_than_its_most() {
     worth.set_quota(1, Quota { least: 0, most: 600 });
     prompt(0..10).iter().for_each(|chunk| settle(&mut worth, &[*chunk], 0));
     for n in 100..400 {
-        let guest = Chunk { namespace: 1, ..chunk(n) };
+        let guest = CandidateChunk { namespace: 1, ..chunk(n) };
         worth.request(&[guest], 5000);
         worth.request(&[guest], 5000);
         assert!(worth.bytes_of(1) <= 600);
@@ -214,7 +214,7 @@ proptest! {
             let keys: Vec<_> = path.iter().map(|&n| key(n)).collect();
             worth.used(&keys, now);
             for (index, &n) in path.iter().enumerate() {
-                let offered = Chunk { cost_us: f32::from(cost) * 500.0, bytes: 40 + u32::from(n), ..chunk(n) };
+                let offered = CandidateChunk { cost_us: f32::from(cost) * 500.0, bytes: 40 + u32::from(n), ..chunk(n) };
                 let parent = index.checked_sub(1).map(|index| path[index]);
                 let before = views(&worth, now);
                 let mut gone = Vec::new();

@@ -31,7 +31,7 @@ pub(crate) fn scrub_store(scrub: &Scrub) -> ExitCode {
     let mode = if scrub.repair { scrub::Mode::Repair } else { scrub::Mode::Report };
     let mut findings = Vec::new();
     let report = scrub::run(path, mode, &mut |event| {
-        if let scrub::Event::Finding(finding) = event {
+        if let scrub::ScrubEvent::Finding(finding) = event {
             match scrub.json {
                 true => findings.push(finding.to_string()),
                 false => say!("{}", visible(&finding.to_string())),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::config::STORE_FAILURES_MIN;
 use crate::pipeline::job::{CrewKind, Done, Failure};
 use crate::workers::crew::Sight;
-use store::Blame;
+use store::ResponsibleParty;
 
 /// Time in one call from which on a worker counts as stuck.
 pub const STUCK: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ impl StoreWatch {
             _ => return,
         };
         match failure {
-            Some(Failure::Store(error)) if error.blame() == Blame::Store => {
+            Some(Failure::Store(error)) if error.blame() == ResponsibleParty::Store => {
                 self.failures = self.failures.saturating_add(1);
                 self.last = Some(now);
                 if self.failures == STORE_FAILURES_MIN {

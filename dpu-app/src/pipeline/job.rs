@@ -4,7 +4,7 @@ use block::{Header, HeaderError, Plan, TileOrder};
 use mailbox::{Status, Tokens};
 
 use crate::pipeline::slots::Ticket;
-use store::{Blame, StoreError, Why};
+use store::{ResponsibleParty, StoreError, Why};
 
 /// A place of the table of chunks in progress. It is also the chunk's seat in the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -266,7 +266,7 @@ impl Failure {
             Self::Store(StoreError::ReadOnly) => Status::ReadOnly,
             // Ours to ask and not ours to have: the log and `store-check` say why.
             Self::Store(StoreError::Denied { .. }) => Status::StoreDown,
-            Self::Store(error) if error.blame() == Blame::Store => Status::StoreDown,
+            Self::Store(error) if error.blame() == ResponsibleParty::Store => Status::StoreDown,
             Self::Store(_) => Status::Unsupported,
             Self::Device(_) | Self::Unverified => Status::DeviceError,
             Self::Cancelled | Self::Gone => Status::Cancelled,

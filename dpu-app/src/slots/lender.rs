@@ -16,7 +16,7 @@ use crate::config::{Config, store_limits};
 #[derive(Debug)]
 struct Lender(Slab);
 
-impl store::Slab for Lender {
+impl store::TierSlab for Lender {
     fn write(&self, at: usize, bytes: &[u8]) {
         self.0.write(at, bytes);
     }
@@ -35,7 +35,7 @@ pub type Opened = (Box<dyn Readable<Area>>, Option<Slab>);
 /// The operator can mend each; the message says how.
 pub fn open_store(config: &Config, device: &Device) -> Result<Opened, OpenError> {
     let slab = RefCell::new(None);
-    let allocate = |pages: usize, page_bytes: usize| -> io::Result<Box<dyn store::Slab>> {
+    let allocate = |pages: usize, page_bytes: usize| -> io::Result<Box<dyn store::TierSlab>> {
         let taken = Slab::allocate(device, pages, page_bytes).map_err(|error| io::Error::other(error.to_string()))?;
         slab.replace(Some(taken.clone()));
         Ok(Box::new(Lender(taken)))

@@ -12,8 +12,8 @@ use block::{ChunkKey, Manifest};
 use host_ctl::{Arrangement, Completion, Transfer};
 use mailbox::Status;
 use nix::sys::eventfd::EventFd;
-use store::scrub::{Event, Mode};
-use store::{Caller, Limits, Readable};
+use store::scrub::{Mode, ScrubEvent};
+use store::{BlockingReader, Limits, Readable};
 
 const CHUNKS: usize = 3;
 /// The chunk of each prompt that is the other version's.
@@ -65,7 +65,7 @@ impl News {
 /// Reads a chunk whole from a store that no card has.
 fn read(store: &dyn Readable<Vec<u8>>, key: &ChunkKey) -> (Vec<Vec<u8>>, Vec<u8>) {
     let (bell, until) = (EventFd::new().unwrap(), Instant::now() + WAIT);
-    let mut caller = Caller::new(store, &bell).unwrap();
+    let mut caller = BlockingReader::new(store, &bell).unwrap();
     let mut manifest = vec![0; Limits::default().manifest_bytes_max];
     let bytes = caller.open(0, key, None, &mut manifest, until).unwrap();
     manifest.truncate(bytes);
@@ -151,8 +151,8 @@ fn two_versions_live_together(url: &str, dir: Option<&Path>, raw: &dyn Fn(&Chunk
         }
     }
     if let Some(dir) = dir {
-        let report = store::scrub::run(dir, Mode::Repair, &mut |event: Event<'_>| {
-            if let Event::Finding(finding) = event {
+        let report = store::scrub::run(dir, Mode::Repair, &mut |event: ScrubEvent<'_>| {
+            if let ScrubEvent::Finding(finding) = event {
                 assert!(!finding.moved, "{finding}");
             }
         });

@@ -4,7 +4,7 @@ use clap::Args;
 use host_ctl::command::{Output, Show, Verdict, bad, mb};
 use host_ctl::{Error, check_store};
 use serde_json::{Value, json};
-use store::redis::check::{CheckReport, Finding, ServerFacts, Weight};
+use store::redis::check::{CheckFinding, CheckReport, ServerFacts, Weight};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         ("read", rate(report.read_bytes_per_s)),
         ("store", rate(report.put_bytes_per_s)),
     ]);
-    for Finding { weight, what, fix } in &report.findings {
+    for CheckFinding { weight, what, fix } in &report.findings {
         let mark = match weight {
             Weight::Good => "good  ",
             Weight::Advice => "advice",
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
 }
 
 fn report_json(report: &CheckReport) -> Value {
-    let finding = |finding: &Finding| {
+    let finding = |finding: &CheckFinding| {
         let weight = match finding.weight {
             Weight::Good => "good",
             Weight::Advice => "advice",

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bench::{Plot, PlotKind, Report, Sample, Series, Table};
 use study::tiers::{Curve, PolicyKind, Scenario, Trace, bytes_for, synthetic};
-use tier::{Chunk, Sizes, Worth};
+use tier::{CandidateChunk, Sizes, Worth};
 
 const KINDS: [PolicyKind; 5] =
     [PolicyKind::Ours, PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3fifo, PolicyKind::Best];
@@ -132,7 +132,7 @@ fn bookkeeping(quick: bool) -> Table {
         let chunk = |n: u64| {
             let mut key = [0; 32];
             key[..8].copy_from_slice(&n.to_le_bytes());
-            Chunk { key: block::ChunkKey::new(key), bytes: 1000, namespace: 0, importance: 1.0, cost_us: 1.0 }
+            CandidateChunk { key: block::ChunkKey::new(key), bytes: 1000, namespace: 0, importance: 1.0, cost_us: 1.0 }
         };
         let all = chunks_max as u64;
         (0..all).for_each(|n| assert!(worth.adopt(&chunk(n), n)));

@@ -142,7 +142,7 @@ impl Index {
     }
 
     /// Enters or replaces a chunk that was put now, behind its parent. Shows it, and those that were put before it and
-    /// belong behind it, with their times of use. `Refused` when the arena is full.
+    /// belong behind it, with their times of use. `ArenaFull` when the arena is full.
     pub(super) fn enter(
         &mut self,
         key: &ChunkKey,
@@ -151,7 +151,7 @@ impl Index {
         now_ns: u64,
         interval_ns: u64,
         show: &mut dyn FnMut(&ChunkKey, u64),
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ArenaFull> {
         let (Behind::Parent(parent) | Behind::Late(parent)) = behind else {
             self.insert(key, bytes, now_ns)?;
             show(key, now_ns);
@@ -200,13 +200,13 @@ impl Index {
     }
 
     /// Enters or replaces a chunk as the newest; gives it back when the arena is full.
-    pub(super) fn insert(&mut self, key: &ChunkKey, bytes: u64, stamp_ns: u64) -> Result<(), Refused> {
+    pub(super) fn insert(&mut self, key: &ChunkKey, bytes: u64, stamp_ns: u64) -> Result<(), ArenaFull> {
         if self.find(key).is_some() {
             self.remove(key);
         }
         let at = self.free;
         if at == NONE {
-            return Err(Refused);
+            return Err(ArenaFull);
         }
         self.free = self.entries[at as usize].newer;
         self.entries[at as usize] = Entry { key: *key, bytes, older: NONE, newer: NONE, stamp_ns };
@@ -318,7 +318,7 @@ impl Index {
 
 /// The arena has no free entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused;
+pub(super) struct ArenaFull;
 
 fn table_len(chunks_max: usize) -> usize {
     (chunks_max * 2).next_power_of_two()

@@ -8,7 +8,7 @@ use block::ChunkKey;
 use super::{DirOptions, DirStore, memory_bytes, root};
 use crate::backend::{Absent, Backend};
 use crate::open_error::OpenError;
-use crate::outline::Part;
+use crate::outline::OutlinePart;
 use crate::secret::looks_like_a_login;
 use crate::size::bytes;
 use crate::{Limits, StoreError};
@@ -56,7 +56,7 @@ fn split(url: &str) -> (&str, &str) {
 }
 
 /// What a store in this directory would be; for a tier, too.
-pub(crate) fn part(path: &Path, limits: &Limits, options: &DirOptions) -> Result<Part, OpenError> {
+pub(crate) fn part(path: &Path, limits: &Limits, options: &DirOptions) -> Result<OutlinePart, OpenError> {
     let is_new = root::look(path)?;
     let mut text = format!("dir:{}", path.display());
     let _ = match options.bytes_max {
@@ -66,7 +66,7 @@ pub(crate) fn part(path: &Path, limits: &Limits, options: &DirOptions) -> Result
     let sync = if options.sync { "always" } else { "never" };
     let _ =
         write!(text, ", chunks max {}, sync {sync}{}", options.chunks_max, if is_new { ", to be made" } else { "" });
-    Ok(Part {
+    Ok(OutlinePart {
         name: "dir",
         text,
         memory_bytes: memory_bytes(&Limits { chunks_max: options.chunks_max, ..*limits }),
@@ -86,7 +86,7 @@ impl Backend for DirStore {
         Self::open(&path, limits, options)
     }
 
-    fn outline(url: &str, limits: &Limits) -> Result<Part, OpenError> {
+    fn outline(url: &str, limits: &Limits) -> Result<OutlinePart, OpenError> {
         let (path, options) = DirOptions::parse(url, limits)?;
         part(&path, limits, &options)
     }

@@ -10,11 +10,11 @@ use nix::sys::eventfd::EventFd;
 use std::os::fd::AsFd;
 
 use super::fault::Fault;
-use super::line::{Line, LineError, fault_of};
+use super::line::{BlockingConnection, CallError, fault_of};
 use super::name::{KeyName, MANIFEST_FIELD, slot_of};
 use super::resp::Reply;
 use super::{RedisStore, advice, random};
-use crate::node::{NodeFacts, Quantiles, Role};
+use crate::node::{NodeFacts, NodeRole, Quantiles};
 use crate::{Answer, Ask, Limits, OpenError, Outcome, Readable, Reader, Store, StoreError};
 
 /// Bytes of the longest INFO section that is understood.
@@ -39,7 +39,7 @@ pub enum Weight {
 
 /// One thing that was found, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct CheckFinding {
     pub weight: Weight,
     pub what: String,
     pub fix: Option<String>,
@@ -62,7 +62,7 @@ pub struct ServerFacts {
 pub struct CheckReport {
     pub store: String,
     pub servers: Vec<ServerFacts>,
-    pub findings: Vec<Finding>,
+    pub findings: Vec<CheckFinding>,
     pub connect: Duration,
     /// Latency of look-ups of one key, one after the other.
     pub lookup: Option<Quantiles>,
@@ -77,7 +77,7 @@ impl CheckReport {
     }
 
     fn add(&mut self, weight: Weight, what: impl Into<String>, fix: Option<&str>) {
-        self.findings.push(Finding { weight, what: what.into(), fix: fix.map(str::to_owned) });
+        self.findings.push(CheckFinding { weight, what: what.into(), fix: fix.map(str::to_owned) });
     }
 }
 
@@ -114,9 +114,9 @@ pub(super) fn check(url: &str) -> Result<CheckReport, OpenError> {
 fn servers(store: &RedisStore, report: &mut CheckReport) {
     let mut roles = Vec::new();
     store.nodes.facts(&mut |node: &NodeFacts<'_>| roles.push(node.role));
-    for ((place, node), role) in store.nodes.iter().zip(roles).filter(|(_, role)| *role != Role::Unused) {
+    for ((place, node), role) in store.nodes.iter().zip(roles).filter(|(_, role)| *role != NodeRole::Unused) {
         let mut server = ServerFacts { address: node.address.to_string(), role: role.name(), ..ServerFacts::default() };
-        let mut line = Line::new(INFO_BYTES);
+        let mut line = BlockingConnection::new(INFO_BYTES);
         match info(store, place, &mut line, &mut server) {
             Ok(None) => memory(store, role, &server, report),
             Ok(Some(_)) => report.add(
@@ -124,12 +124,12 @@ fn servers(store: &RedisStore, report: &mut CheckReport) {
                 format!("{}: INFO is not allowed: version and eviction policy were not looked at", server.address),
                 Some("allow it: ACL SETUSER ... +info"),
             ),
-            Err(LineError::Refused(refusal)) => report.add(
+            Err(CallError::Refused(refusal)) => report.add(
                 Weight::Bad,
                 format!("{} ({}) refuses us: {refusal}", server.address, server.role),
                 Some("use the same users and passwords on all nodes"),
             ),
-            Err(LineError::Lost(error)) => report.add(
+            Err(CallError::Lost(error)) => report.add(
                 Weight::Bad,
                 format!("{} ({}) does not answer", server.address, server.role),
                 Some(&advice::of_loss(&error, &store.connector.options)),
@@ -139,7 +139,12 @@ fn servers(store: &RedisStore, report: &mut CheckReport) {
     }
 }
 
-fn info(store: &RedisStore, place: u16, line: &mut Line, server: &mut ServerFacts) -> Result<Option<Fault>, LineError> {
+fn info(
+    store: &RedisStore,
+    place: u16,
+    line: &mut BlockingConnection,
+    server: &mut ServerFacts,
+) -> Result<Option<Fault>, CallError> {
     let until = Instant::now() + PATIENCE;
     line.dial(&store.connector, store.nodes.at(place).address, until)?;
     for section in [&b"server"[..], b"memory"] {
@@ -166,8 +171,8 @@ fn info(store: &RedisStore, place: u16, line: &mut Line, server: &mut ServerFact
 }
 
 /// What a server does when it is full decides whether it is a cache.
-fn memory(store: &RedisStore, role: Role, server: &ServerFacts, report: &mut CheckReport) {
-    if role != Role::Master {
+fn memory(store: &RedisStore, role: NodeRole, server: &ServerFacts, report: &mut CheckReport) {
+    if role != NodeRole::Master {
         return;
     }
     let (address, policy) = (&server.address, server.maxmemory_policy.as_str());
@@ -205,7 +210,7 @@ fn memory(store: &RedisStore, role: Role, server: &ServerFacts, report: &mut Che
 /// Tries each command that dpu-app uses. `false`: without those that are missing nothing more can be tried.
 fn permissions(store: &RedisStore, key: &ChunkKey, report: &mut CheckReport) -> bool {
     let Some(place) = store.nodes.master(slot_of(key).into()) else { return false };
-    let mut line = Line::new(INFO_BYTES);
+    let mut line = BlockingConnection::new(INFO_BYTES);
     let until = Instant::now() + PATIENCE;
     if line.dial(&store.connector, store.nodes.at(place).address, until).is_err() {
         return false;
@@ -280,7 +285,7 @@ fn measure(store: &RedisStore, key: &ChunkKey, report: &mut CheckReport) -> Resu
     report.put_bytes_per_s = Some((BLOCKS * BLOCK_BYTES) as f64 / started.elapsed().as_secs_f64());
 
     let bell = EventFd::new().expect("a descriptor");
-    let mut caller = crate::Caller::new(store, &bell).expect("a descriptor");
+    let mut caller = crate::BlockingReader::new(store, &bell).expect("a descriptor");
     let latency = crate::node::Histogram::default();
     for _ in 0..LOOKUPS {
         let asked = Instant::now();

@@ -13,11 +13,11 @@ pub(super) enum Fault {
     /// The slot lives there now. `None`: at an address that is a name, or unknown; the map has to be asked for.
     Moved {
         slot: u16,
-        to: Option<Target>,
+        to: Option<Redirect>,
     },
     /// This key may live there already: one question to it, after ASKING.
     Ask {
-        to: Option<Target>,
+        to: Option<Redirect>,
     },
     /// A server that is starting, failing over, or moving the keys of one command: the same question later.
     Later,
@@ -41,7 +41,7 @@ pub(super) enum Fault {
 
 /// An address in a redirect; without a host it is that of the server that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(super) enum Redirect {
     Address(SocketAddr),
     SameHost(u16),
 }
@@ -91,12 +91,12 @@ pub(super) fn said(text: &[u8], login: &Login) -> Said {
     said
 }
 
-fn target(text: &str) -> Option<Target> {
+fn target(text: &str) -> Option<Redirect> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok()?;
     match host.trim_matches(['[', ']']) {
-        "" => Some(Target::SameHost(port)),
-        host => host.parse().ok().map(|ip| Target::Address(SocketAddr::new(ip, port))),
+        "" => Some(Redirect::SameHost(port)),
+        host => host.parse().ok().map(|ip| Redirect::Address(SocketAddr::new(ip, port))),
     }
 }
 
@@ -106,10 +106,10 @@ mod tests {
 
     #[test]
     fn every_error_of_the_servers_has_its_meaning() {
-        let at = |text: &str| Some(Target::Address(text.parse().unwrap()));
+        let at = |text: &str| Some(Redirect::Address(text.parse().unwrap()));
         for (text, fault) in [
             ("MOVED 3999 127.0.0.1:6381", Fault::Moved { slot: 3999, to: at("127.0.0.1:6381") }),
-            ("MOVED 1 :6381", Fault::Moved { slot: 1, to: Some(Target::SameHost(6381)) }),
+            ("MOVED 1 :6381", Fault::Moved { slot: 1, to: Some(Redirect::SameHost(6381)) }),
             ("MOVED 1 ::1:6381", Fault::Moved { slot: 1, to: at("[::1]:6381") }),
             ("MOVED 1 node.example:6381", Fault::Moved { slot: 1, to: None }),
             ("MOVED", Fault::Other),

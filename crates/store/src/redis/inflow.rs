@@ -23,7 +23,7 @@ use std::io::{self, IoSliceMut, Read};
 use std::time::Instant;
 
 use super::resp::{self, BULK_HEAD_MAX, Garbage, Reply};
-use crate::Memory;
+use crate::BlockMemory;
 
 /// Blocks that one `readv` scatters over at most.
 const BLOCKS: usize = 8;
@@ -35,7 +35,7 @@ const OTHERS_MAX: usize = 4 << 20;
 
 /// Recipient of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(super) enum Recipient {
     /// Nobody any more.
     Nobody,
     /// The greeting of the connection.
@@ -47,7 +47,7 @@ pub(super) enum Owner {
 /// A reply that is due.
 #[derive(Debug)]
 pub(super) struct Due<M> {
-    pub(super) owner: Owner,
+    pub(super) owner: Recipient,
     pub(super) since: Instant,
     pub(super) wants: Wants<M>,
 }
@@ -126,7 +126,7 @@ impl<M> Inflow<M> {
 
 type Done<'a, M> = &'a mut dyn FnMut(Due<M>, Got<'_>);
 
-impl<M: Memory> Inflow<M> {
+impl<M: BlockMemory> Inflow<M> {
     pub(super) fn new(due_max: usize) -> Self {
         Self {
             due: VecDeque::with_capacity(due_max),
@@ -173,10 +173,10 @@ impl<M: Memory> Inflow<M> {
     pub(super) fn orphan(&mut self, errand: u16) -> Option<M> {
         let mut found = None;
         for (index, due) in self.due.iter_mut().enumerate() {
-            if !matches!(due.owner, Owner::Errand { place, .. } if place == errand) {
+            if !matches!(due.owner, Recipient::Errand { place, .. } if place == errand) {
                 continue;
             }
-            due.owner = Owner::Nobody;
+            due.owner = Recipient::Nobody;
             let Wants::Block { bytes, memory } = &mut due.wants else { continue };
             found = memory.take().or(found);
             if let (0, Stage::Payload { got }) = (index, self.stage) {

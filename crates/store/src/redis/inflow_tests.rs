@@ -64,7 +64,7 @@ fn bulk(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn due(index: usize, wants: Wants<Vec<u8>>) -> Due<Vec<u8>> {
-    let owner = Owner::Errand { place: index as u16, generation: 0, item: 0 };
+    let owner = Recipient::Errand { place: index as u16, generation: 0, item: 0 };
     Due { owner, since: Instant::now(), wants }
 }
 
@@ -130,7 +130,7 @@ proptest! {
                         assert_eq!(memory[*bytes..], [0; 10], "no byte behind the block");
                     }
                     Case::Orphan(bytes) => {
-                        assert_eq!((got, due.owner), (Got::Odd(*bytes), Owner::Nobody));
+                        assert_eq!((got, due.owner), (Got::Odd(*bytes), Recipient::Nobody));
                     }
                     Case::Odd { expected, found } if expected == found => assert_eq!(got, Got::Block),
                     Case::Odd { found, .. } => assert_eq!(got, Got::Odd(*found)),
@@ -196,8 +196,8 @@ fn memory_taken_in_mid_payload_gets_no_byte_more_and_the_stream_goes_on() {
             .receive(&mut source, &mut spill, &mut |due, got| found.push((due.owner, got == Got::Block)))
             .expect("good");
     }
-    let owner = |place| Owner::Errand { place, generation: 0, item: 0 };
-    assert_eq!(found, [(Owner::Nobody, false), (owner(1), true), (owner(2), true)]);
+    let owner = |place| Recipient::Errand { place, generation: 0, item: 0 };
+    assert_eq!(found, [(Recipient::Nobody, false), (owner(1), true), (owner(2), true)]);
     assert_eq!(memory[493..], [0; 517]);
     assert_eq!(inflow.take_copied(), 0);
 }
@@ -222,7 +222,7 @@ fn an_unasked_reply_and_an_endless_one_lose_the_connection() {
 #[test]
 fn an_answer_that_is_longer_than_any_of_ours_is_passed_over() {
     let mut inflow = Inflow::<Vec<u8>>::new(2);
-    let owner = |place| Owner::Errand { place, generation: 0, item: 0 };
+    let owner = |place| Recipient::Errand { place, generation: 0, item: 0 };
     inflow.expect(due(0, Wants::Reply));
     inflow.expect(due(1, Wants::Reply));
     let stream = [b"$100000\r\n", &[b'x'; 100_000][..], b"\r\n:1\r\n"].concat();

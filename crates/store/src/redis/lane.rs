@@ -15,11 +15,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::Connector;
 use super::greeting::{GREETING_BYTES, Greeting, LoginRefusal};
-use super::inflow::{Due, Got, Inflow, Owner, Wants};
+use super::inflow::{Due, Got, Inflow, Recipient, Wants};
 use super::nodes::Nodes;
 use super::resp;
 use super::socket::Socket;
-use crate::Memory;
+use crate::BlockMemory;
 
 /// Bytes of commands that wait for the socket.
 pub(super) const OUT_BYTES: usize = 16 << 10;
@@ -94,7 +94,7 @@ impl<M> Lane<M> {
     }
 }
 
-impl<M: Memory> Lane<M> {
+impl<M: BlockMemory> Lane<M> {
     pub(super) fn new(node: u16, due_max: usize) -> Self {
         let now = Instant::now();
         Self {
@@ -180,7 +180,7 @@ impl<M: Memory> Lane<M> {
         self.out_end += bytes;
         let node = nodes.at(self.node);
         node.in_flight.fetch_add(1, Relaxed);
-        if !matches!(due.owner, Owner::Nobody | Owner::Greeting) {
+        if !matches!(due.owner, Recipient::Nobody | Recipient::Greeting) {
             node.requests.fetch_add(1, Relaxed);
         }
         self.inflow.expect(due);
@@ -241,7 +241,7 @@ impl<M: Memory> Lane<M> {
             let before = inflow.len();
             let socket = socket.as_mut().expect("only a closed lane has none");
             let received = inflow.receive(socket, spill, &mut |due, got| match (due.owner, &mut *state) {
-                (Owner::Greeting, State::Greeting { greeting, .. }) => {
+                (Recipient::Greeting, State::Greeting { greeting, .. }) => {
                     greeted = true;
                     let Got::Reply(reply) = got else { return };
                     refused = greeting.answer(connector, &reply).err().or(refused.take());
@@ -280,7 +280,7 @@ impl<M: Memory> Lane<M> {
                 self.out[self.out_end..self.out_end + bytes].copy_from_slice(&question[..bytes]);
                 self.out_end += bytes;
                 nodes.at(self.node).in_flight.fetch_add(1, Relaxed);
-                self.inflow.expect(Due { owner: Owner::Greeting, since: Instant::now(), wants: Wants::Reply });
+                self.inflow.expect(Due { owner: Recipient::Greeting, since: Instant::now(), wants: Wants::Reply });
             }
             None => {
                 self.become_state(State::Ready);

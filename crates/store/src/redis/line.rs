@@ -16,14 +16,14 @@ use super::{Connector, fault::Fault};
 
 /// Why a call gave no reply.
 #[derive(Debug)]
-pub(super) enum LineError {
+pub(super) enum CallError {
     /// The server does not take us.
     Refused(LoginRefusal),
     /// The connection could not be made, or is lost; the next call makes a new one.
     Lost(io::Error),
 }
 
-impl From<io::Error> for LineError {
+impl From<io::Error> for CallError {
     fn from(error: io::Error) -> Self {
         Self::Lost(error)
     }
@@ -31,7 +31,7 @@ impl From<io::Error> for LineError {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct BlockingConnection {
     socket: Option<Socket>,
     inbox: Box<[u8]>,
     /// Bytes that have come, and those of them that were handed out already.
@@ -40,7 +40,7 @@ pub(super) struct Line {
     outbox: Box<[u8]>,
 }
 
-impl Line {
+impl BlockingConnection {
     /// Makes a line that understands replies of up to `reply_bytes` bytes.
     pub(super) fn new(reply_bytes: usize) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl Line {
     }
 
     /// Connects and greets, if that has not been done.
-    pub(super) fn dial(&mut self, connector: &Connector, address: SocketAddr, until: Instant) -> Result<(), LineError> {
+    pub(super) fn dial(&mut self, connector: &Connector, address: SocketAddr, until: Instant) -> Result<(), CallError> {
         if self.is_up() {
             return Ok(());
         }
@@ -74,7 +74,7 @@ impl Line {
         result
     }
 
-    fn greet(&mut self, connector: &Connector, address: SocketAddr, until: Instant) -> Result<(), LineError> {
+    fn greet(&mut self, connector: &Connector, address: SocketAddr, until: Instant) -> Result<(), CallError> {
         let socket = self.socket.insert(connector.connect(address)?);
         wait(socket, PollFlags::POLLOUT, until)?;
         socket.connected()?;
@@ -83,7 +83,7 @@ impl Line {
         while let Some(bytes) = greeting.ask(connector, &mut question) {
             self.send(&question[..bytes], until)?;
             let reply = self.read(until)?;
-            greeting.answer(connector, &reply).map_err(LineError::Refused)?;
+            greeting.answer(connector, &reply).map_err(CallError::Refused)?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::StoreError;
-use crate::node::{Histogram, NodeFacts, NodeState, Role};
+use crate::node::{Histogram, NodeFacts, NodeRole, NodeState};
 
 /// Slots of a cluster. Without one, all are of the one node.
 pub(super) const SLOTS: usize = 16384;
@@ -319,16 +319,16 @@ impl Nodes {
         self.started.elapsed().as_millis() as u64 + 1
     }
 
-    pub(super) fn set_role(&self, place: u16, role: Role) {
+    pub(super) fn set_role(&self, place: u16, role: NodeRole) {
         self.at(place).role.store(role as u32, Relaxed);
     }
 
     pub(super) fn facts(&self, each: &mut dyn FnMut(&NodeFacts<'_>)) {
         for (place, node) in self.iter() {
             let role = match node.role.load(Relaxed) {
-                role if role == Role::Master as u32 => Role::Master,
-                role if role == Role::Replica as u32 => Role::Replica,
-                _ => Role::Unused,
+                role if role == NodeRole::Master as u32 => NodeRole::Master,
+                role if role == NodeRole::Replica as u32 => NodeRole::Replica,
+                _ => NodeRole::Unused,
             };
             each(&NodeFacts {
                 address: &node.name,
@@ -354,7 +354,7 @@ impl Node {
         Self {
             address,
             name: address.to_string(),
-            role: (Role::Unused as u32).into(),
+            role: (NodeRole::Unused as u32).into(),
             open_until_ms: 0.into(),
             refuses: false.into(),
             budget: Mutex::default(),

@@ -65,7 +65,7 @@ pub(super) struct Options {
     pub(super) resp3: bool,
     /// Places for nodes of a cluster; `None`: twice as many as at start, at least 16.
     pub(super) nodes_max: Option<usize>,
-    /// KeyName that CLIENT LIST shows.
+    /// Name that CLIENT LIST shows.
     pub(super) name: String,
     /// Longest time to connect and greet.
     pub(super) connect: Duration,

@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use super::fault::{Fault, Said, said};
 use super::greeting::LoginRefusal;
 use super::inflow::SCRATCH_BYTES;
-use super::line::{Line, LineError};
+use super::line::{BlockingConnection, CallError};
 use super::name::{KeyName, MANIFEST_FIELD, slot_of};
 use super::options::Login;
 use super::resp::{Digits, Reply};
@@ -57,7 +57,7 @@ struct Putting {
 pub(super) struct Puts {
     seats: Box<[Mutex<Putting>]>,
     /// Lines: for each node, one for each thread that may put.
-    lines: Box<[Mutex<Line>]>,
+    lines: Box<[Mutex<BlockingConnection>]>,
     writers: usize,
     nonce: AtomicU64,
 }
@@ -69,7 +69,7 @@ impl Puts {
         let writers = limits.writers_max.max(1);
         Self {
             seats: (0..limits.puts_max).map(|_| Mutex::new(seat())).collect(),
-            lines: (0..nodes * writers).map(|_| Mutex::new(Line::new(SCRATCH_BYTES))).collect(),
+            lines: (0..nodes * writers).map(|_| Mutex::new(BlockingConnection::new(SCRATCH_BYTES))).collect(),
             writers,
             nonce: random().into(),
         }
@@ -88,7 +88,7 @@ impl Puts {
     }
 
     /// Takes a line to a node that nobody else is using.
-    fn line(&self, node: u16) -> MutexGuard<'_, Line> {
+    fn line(&self, node: u16) -> MutexGuard<'_, BlockingConnection> {
         let lines = &self.lines[usize::from(node) * self.writers..][..self.writers];
         // Those that are up first.
         let free = |up: bool| {
@@ -103,7 +103,7 @@ impl Puts {
 }
 
 /// Result of one exchange of commands and replies.
-type Exchange<T> = Result<Result<T, Refused>, LineError>;
+type Exchange<T> = Result<Result<T, Refused>, CallError>;
 
 /// A command was answered with an error.
 #[derive(Debug)]
@@ -302,7 +302,12 @@ impl RedisStore {
     }
 
     /// Reads the replies of these commands; the number in the last, or the first that is an error.
-    fn replies<const N: usize>(&self, line: &mut Line, until: Instant, of: [&'static str; N]) -> Exchange<i64> {
+    fn replies<const N: usize>(
+        &self,
+        line: &mut BlockingConnection,
+        until: Instant,
+        of: [&'static str; N],
+    ) -> Exchange<i64> {
         let (mut first, mut number) = (None, 0);
         for command in of {
             let reply = line.read(until)?;
@@ -320,7 +325,7 @@ impl RedisStore {
         key: &ChunkKey,
         until: Instant,
         bytes: u64,
-        talk: &mut dyn FnMut(&mut Line, Instant, bool) -> Exchange<T>,
+        talk: &mut dyn FnMut(&mut BlockingConnection, Instant, bool) -> Exchange<T>,
     ) -> Result<T, StoreError> {
         let slot = slot_of(key);
         let (mut lost, mut hops, mut repeated, mut aside) = (0, 0, false, None);
@@ -367,12 +372,12 @@ impl RedisStore {
                     self.pause(until);
                 }
                 Ok(Err(refused)) => return Err(self.refused(node, call, &refused, bytes)),
-                Err(LineError::Refused(refusal)) if !refusal.later => {
+                Err(CallError::Refused(refusal)) if !refusal.later => {
                     self.nodes.refused(node, &refusal);
                     self.surveyor.ask();
                     return Err(StoreError::Denied { call });
                 }
-                Err(LineError::Refused(refusal)) => {
+                Err(CallError::Refused(refusal)) => {
                     lost += 1;
                     self.nodes.failed(node, &refusal);
                     self.surveyor.ask();
@@ -381,7 +386,7 @@ impl RedisStore {
                     }
                     self.pause(until);
                 }
-                Err(LineError::Lost(error)) => {
+                Err(CallError::Lost(error)) => {
                     lost += 1;
                     let late = error.kind() == ErrorKind::TimedOut && Instant::now() >= until;
                     self.counters.io_errors.fetch_add(1, Relaxed);
@@ -406,7 +411,7 @@ impl RedisStore {
         until: Instant,
         repeated: bool,
         payload: u64,
-        talk: &mut dyn FnMut(&mut Line, Instant, bool) -> Exchange<T>,
+        talk: &mut dyn FnMut(&mut BlockingConnection, Instant, bool) -> Exchange<T>,
     ) -> Exchange<T> {
         let facts = self.nodes.at(node);
         let mut line = self.puts.line(node);

@@ -32,7 +32,7 @@ use super::inflow::{Due, Got, SCRATCH_BYTES};
 use super::lane::{Lane, Loss, OUT_BYTES};
 use super::name::slot_of;
 use super::{RedisStore, advice};
-use crate::{Answer, Ask, Memory, Outcome, Reader, StoreError};
+use crate::{Answer, Ask, BlockMemory, Outcome, Reader, StoreError};
 use dispatch::route;
 use errand::{Errand, Work};
 use errands::Errands;
@@ -78,7 +78,7 @@ pub(super) fn memory_bytes(connections: usize, nodes: usize) -> usize {
     SPILL_BYTES + nodes * (CONTROL + connections) * lane
 }
 
-impl<'a, M: Memory> RedisReader<'a, M> {
+impl<'a, M: BlockMemory> RedisReader<'a, M> {
     pub(super) fn new(store: &'a RedisStore, bell: BorrowedFd<'a>, seed: u64) -> io::Result<Self> {
         let lanes_per_node = CONTROL + store.connector.options.connections;
         let lanes = store.nodes.places() * lanes_per_node;
@@ -217,7 +217,7 @@ impl<M> Drop for RedisReader<'_, M> {
     }
 }
 
-impl<M: Memory> Reader<M> for RedisReader<'_, M> {
+impl<M: BlockMemory> Reader<M> for RedisReader<'_, M> {
     fn has_room(&self) -> bool {
         self.errands.has_room()
     }
@@ -259,7 +259,7 @@ impl<M: Memory> Reader<M> for RedisReader<'_, M> {
     }
 }
 
-impl<M: Memory> RedisReader<'_, M> {
+impl<M: BlockMemory> RedisReader<'_, M> {
     /// Moves on what can be moved on without waiting.
     fn turn(&mut self) {
         self.handle_events();

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use block::ChunkKey;
 use nix::errno::Errno;
 
-use super::line::{Line, LineError};
+use super::line::{BlockingConnection, CallError};
 use super::name::KeyName;
 use super::resp::{Reply, elements};
 use super::{RedisStore, down};
 use crate::StoreError;
-use crate::node::Role;
+use crate::node::NodeRole;
 
 /// Bytes of the longest reply to a SCAN that is understood.
 const NAMES_BYTES: usize = 64 << 10;
@@ -22,14 +22,14 @@ impl RedisStore {
         let mut keys = Vec::new();
         let mut roles = Vec::new();
         self.nodes.facts(&mut |node| roles.push(node.role));
-        for ((_, node), _) in self.nodes.iter().zip(roles).filter(|(_, role)| *role == Role::Master) {
-            let mut line = Line::new(NAMES_BYTES);
+        for ((_, node), _) in self.nodes.iter().zip(roles).filter(|(_, role)| *role == NodeRole::Master) {
+            let mut line = BlockingConnection::new(NAMES_BYTES);
             let mut cursor = b"0".to_vec();
             loop {
                 let until = Instant::now() + PATIENCE;
                 line.dial(&self.connector, node.address, until).map_err(|error| match error {
-                    LineError::Refused(_) => StoreError::Denied { call: "scan" },
-                    LineError::Lost(error) => down("scan", &error),
+                    CallError::Refused(_) => StoreError::Denied { call: "scan" },
+                    CallError::Lost(error) => down("scan", &error),
                 })?;
                 let reply = line.call(&[b"SCAN", &cursor, b"MATCH", b"kvlane:{*}", b"COUNT", b"100"], until);
                 let reply = reply.map_err(|error| down("scan", &error))?;

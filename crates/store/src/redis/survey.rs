@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use block::ChunkKey;
 
 use super::fault::{Fault, Said, said};
-use super::line::{Line, LineError, fault_of};
+use super::line::{BlockingConnection, CallError, fault_of};
 use super::name::{KeyName, MANIFEST_FIELD};
 use super::nodes::{Nodes, REPLICAS, SLOTS};
 use super::resp::{Reply, elements};
 use super::{Connector, advice};
 use crate::POISONED;
-use crate::node::Role;
+use crate::node::NodeRole;
 use crate::open_error::OpenError;
 
 /// Bytes of the longest CLUSTER SLOTS that is understood: some thousand ranges.
@@ -56,7 +56,7 @@ enum Found {
 
 /// The first survey: finds a server that answers and what it is part of.
 pub(super) fn first(connector: &Connector) -> Result<Nodes, OpenError> {
-    let found = find(connector, &mut Line::new(SLOTS_REPLY_BYTES))?;
+    let found = find(connector, &mut BlockingConnection::new(SLOTS_REPLY_BYTES))?;
     let nodes = match &found {
         Found::Server(_) => Nodes::new(1, false),
         Found::Cluster(ranges) => {
@@ -74,7 +74,7 @@ pub(super) fn unknown(connector: &Connector) -> Nodes {
 }
 
 /// Asks one host after the other.
-fn find(connector: &Connector, line: &mut Line) -> Result<Found, OpenError> {
+fn find(connector: &Connector, line: &mut BlockingConnection) -> Result<Found, OpenError> {
     let mut why = None;
     for (host, addresses) in connector.options.resolve() {
         let addresses = match addresses {
@@ -99,13 +99,13 @@ fn find(connector: &Connector, line: &mut Line) -> Result<Found, OpenError> {
                     let what = format!("{said}: it is starting and passes by itself");
                     why = Some(OpenError::Unreachable { node: host.clone(), what });
                 }
-                Err(LineError::Refused(refusal)) if !refusal.later => {
+                Err(CallError::Refused(refusal)) if !refusal.later => {
                     return Err(OpenError::Refused { node: host, what: refusal.to_string() });
                 }
-                Err(LineError::Refused(refusal)) => {
+                Err(CallError::Refused(refusal)) => {
                     why = Some(OpenError::Unreachable { node: host.clone(), what: refusal.to_string() });
                 }
-                Err(LineError::Lost(error)) => {
+                Err(CallError::Lost(error)) => {
                     let what = advice::of_loss(&error, &connector.options);
                     why = Some(OpenError::Unreachable { node: host.clone(), what });
                 }
@@ -116,7 +116,11 @@ fn find(connector: &Connector, line: &mut Line) -> Result<Found, OpenError> {
 }
 
 /// Asks one server what it is. `Err` in the answer: it cannot say yet.
-fn ask(connector: &Connector, line: &mut Line, address: SocketAddr) -> Result<Result<Found, Said>, LineError> {
+fn ask(
+    connector: &Connector,
+    line: &mut BlockingConnection,
+    address: SocketAddr,
+) -> Result<Result<Found, Said>, CallError> {
     let until = Instant::now() + PATIENCE;
     let mut ranges = Vec::new();
     match survey(line, address, until, &mut |range| ranges.push(range))? {
@@ -153,7 +157,7 @@ fn enter_all(nodes: &Nodes, found: &Found) {
         Found::Server(address) => {
             let place = nodes.place_of(*address).expect("the first place");
             nodes.serve(0..=SLOTS - 1, place, &[]);
-            nodes.set_role(place, Role::Master);
+            nodes.set_role(place, NodeRole::Master);
         }
         Found::Cluster(ranges) => {
             if nodes_of(ranges) > nodes.places() {
@@ -173,14 +177,14 @@ fn enter_all(nodes: &Nodes, found: &Found) {
 fn enter(nodes: &Nodes, range: &Range) {
     let Some(master) = nodes.place_of(range.master) else { return };
     let replicas: heapless::Vec<u16, REPLICAS> = range.replicas.iter().filter_map(|at| nodes.place_of(*at)).collect();
-    nodes.set_role(master, Role::Master);
-    replicas.iter().for_each(|place| nodes.set_role(*place, Role::Replica));
+    nodes.set_role(master, NodeRole::Master);
+    replicas.iter().for_each(|place| nodes.set_role(*place, NodeRole::Replica));
     nodes.serve(range.slots.clone(), master, &replicas);
 }
 
 /// Asks one server for its map. `Ok(Some)`: it answered with an error.
 fn survey(
-    line: &mut Line,
+    line: &mut BlockingConnection,
     address: SocketAddr,
     until: Instant,
     each: &mut dyn FnMut(Range),
@@ -248,7 +252,7 @@ impl Surveyor {
     pub(super) fn start(connector: Arc<Connector>, nodes: Arc<Nodes>) -> Self {
         let bell = Arc::new(Bell::default());
         let theirs = Arc::clone(&bell);
-        let line = Line::new(SLOTS_REPLY_BYTES);
+        let line = BlockingConnection::new(SLOTS_REPLY_BYTES);
         let work = move || watch(&connector, &nodes, &theirs, line);
         let thread = std::thread::Builder::new().name("surveyor".into()).spawn(work).expect("Init may start threads");
         Self { bell, thread: Some(thread) }
@@ -296,7 +300,7 @@ impl Bell {
     }
 }
 
-fn watch(connector: &Connector, nodes: &Nodes, bell: &Bell, mut line: Line) {
+fn watch(connector: &Connector, nodes: &Nodes, bell: &Bell, mut line: BlockingConnection) {
     let mut look = LOOK_LEAST;
     while !nodes.is_found() {
         if !bell.wait(Some(look)) {
@@ -335,7 +339,7 @@ fn watch(connector: &Connector, nodes: &Nodes, bell: &Bell, mut line: Line) {
 }
 
 /// Looks for a store that was not there at start. What is in its way is said once.
-fn look_for(connector: &Connector, nodes: &Nodes, line: &mut Line) {
+fn look_for(connector: &Connector, nodes: &Nodes, line: &mut BlockingConnection) {
     match find(connector, line) {
         Ok(found) => {
             enter_all(nodes, &found);
@@ -355,22 +359,22 @@ fn look_for(connector: &Connector, nodes: &Nodes, line: &mut Line) {
 }
 
 /// Sees whether a node answers again.
-fn try_again(connector: &Connector, nodes: &Nodes, place: u16, line: &mut Line) {
+fn try_again(connector: &Connector, nodes: &Nodes, place: u16, line: &mut BlockingConnection) {
     line.hang_up();
     match line.dial(connector, nodes.at(place).address, Instant::now() + PATIENCE) {
         Ok(()) => nodes.succeeded(place),
-        Err(LineError::Refused(refusal)) if !refusal.later => nodes.refused(place, &refusal),
-        Err(LineError::Refused(refusal)) => drop(nodes.failed(place, &refusal)),
-        Err(LineError::Lost(error)) => drop(nodes.failed(place, &advice::Lost(&error, &connector.options))),
+        Err(CallError::Refused(refusal)) if !refusal.later => nodes.refused(place, &refusal),
+        Err(CallError::Refused(refusal)) => drop(nodes.failed(place, &refusal)),
+        Err(CallError::Lost(error)) => drop(nodes.failed(place, &advice::Lost(&error, &connector.options))),
     }
     line.hang_up();
 }
 
 /// Whether a node told its map.
-fn ask_one(connector: &Connector, nodes: &Nodes, place: u16, line: &mut Line) -> bool {
+fn ask_one(connector: &Connector, nodes: &Nodes, place: u16, line: &mut BlockingConnection) -> bool {
     let address = nodes.at(place).address;
     let until = Instant::now() + PATIENCE;
-    let mut ask = || -> Result<bool, LineError> {
+    let mut ask = || -> Result<bool, CallError> {
         line.dial(connector, address, until)?;
         // A node that is no master or replica of the map any more keeps its place.
         let told = survey(line, address, until, &mut |range| enter(nodes, &range))?;

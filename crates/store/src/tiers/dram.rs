@@ -25,8 +25,8 @@ use tier::{NAMESPACES_MAX, Policy, Quota, Sizes, Worth};
 
 use super::facts::{SCORE_BUCKETS, occupancy, scores, set_quotas};
 use super::pages::{ChunkPages, RUNS_PER_CHUNK_MAX};
-use super::runs::Run;
-use crate::slab::{Allocate, PlainSlab, Slab};
+use super::runs::PageRun;
+use crate::slab::{Allocate, PlainSlab, TierSlab};
 use crate::{Limits, POISONED, StoreError};
 use landing::{Arrival, Landing, spoil};
 
@@ -55,7 +55,7 @@ struct State {
 #[derive(Debug)]
 struct Seat {
     open: Option<(ChunkKey, u32)>,
-    runs: Vec<Run>,
+    runs: Vec<PageRun>,
     /// First run of each block, and its bytes.
     blocks: Vec<(usize, u32)>,
 }
@@ -63,7 +63,7 @@ struct Seat {
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Dram {
-    slab: Box<dyn Slab>,
+    slab: Box<dyn TierSlab>,
     /// Whether others can read the slab in place.
     lends: bool,
     extent: Extent,
@@ -84,7 +84,7 @@ fn pages_of(bytes: usize) -> usize {
 }
 
 /// Returns where a block begins in the slab.
-fn start(run: Run) -> usize {
+fn start(run: PageRun) -> usize {
     run.first as usize * PAGE_BYTES
 }
 
@@ -259,7 +259,7 @@ impl Dram {
     }
 
     /// Copies what lies at byte `at` of the part that begins with the first of these runs.
-    fn copy(&self, runs: &[Run], mut at: usize, into: &mut [u8]) {
+    fn copy(&self, runs: &[PageRun], mut at: usize, into: &mut [u8]) {
         let mut done = 0;
         for run in runs {
             let length = run.pages as usize * PAGE_BYTES;
@@ -278,7 +278,7 @@ impl Dram {
 
 impl Seat {
     /// Returns the runs from a block's first on; the block has so many bytes.
-    fn runs_of(&self, at: usize, index: usize, bytes: usize) -> Result<&[Run], StoreError> {
+    fn runs_of(&self, at: usize, index: usize, bytes: usize) -> Result<&[PageRun], StoreError> {
         assert!(self.open.is_some(), "read_block: seat {at} is empty");
         match self.blocks.get(index) {
             None => Err(StoreError::Corrupt { what: "no such block", value: index as u64 }),
@@ -291,7 +291,7 @@ impl Seat {
 }
 
 /// Returns the run behind those of a part that begins with run `first`.
-fn behind(runs: &[Run], first: usize, bytes: usize) -> usize {
+fn behind(runs: &[PageRun], first: usize, bytes: usize) -> usize {
     let (mut left, mut run) = (pages_of(bytes), first);
     while left > 0 {
         (left, run) = (left - runs[run].pages as usize, run + 1);

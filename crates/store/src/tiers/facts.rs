@@ -37,14 +37,14 @@ pub struct TierFacts {
 
 /// Counts of what came into a tier and what did not.
 #[derive(Debug, Default)]
-pub(super) struct Moves {
+pub(super) struct PromotionCounts {
     pub(super) promoted: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) bytes_promoted: AtomicU64,
 }
 
-impl Moves {
+impl PromotionCounts {
     /// Counts a refusal.
     pub(super) fn admitted(&self, admitted: bool) -> bool {
         if !admitted {

@@ -375,7 +375,7 @@ impl Mover<'_> {
     }
 
     /// Whether T1 should have it; what leaves for it goes from the disk, after the policy is free for others again.
-    fn admit(&mut self, offered: &tier::Chunk, parent: Option<&ChunkKey>, now_ms: u64) -> bool {
+    fn admit(&mut self, offered: &tier::CandidateChunk, parent: Option<&ChunkKey>, now_ms: u64) -> bool {
         let disk = self.tiers.disk();
         let leaving = &mut self.leaving;
         let leaves = &mut |key: &ChunkKey, _| leaving.push(*key);

@@ -4,7 +4,7 @@
 //! can be read in place, or several for a part where no run was long enough. Hence room is never lost to
 //! fragmentation; what it costs instead is a copy of the blocks that lie in pieces.
 
-use super::runs::{NONE, Run, Runs};
+use super::runs::{NONE, PageRun, Runs};
 
 /// Most runs of a chunk: what a seat has places for.
 pub(super) const RUNS_PER_CHUNK_MAX: usize = 4096;
@@ -55,9 +55,9 @@ impl ChunkPages {
         Some(record)
     }
 
-    /// ChunkPages for the next part of a chunk, at least one: their first run. `None`: too few are free, or in too many
+    /// Pages for the next part of a chunk, at least one: their first run. `None`: too few are free, or in too many
     /// pieces; what was taken is the record's all the same.
-    pub(super) fn extend(&mut self, record: u32, pages: usize) -> Option<Run> {
+    pub(super) fn extend(&mut self, record: u32, pages: usize) -> Option<PageRun> {
         let Self { records, runs, .. } = self;
         let record = &mut records[record as usize];
         let (mut part, mut left) = (None, pages as u32);
@@ -77,13 +77,13 @@ impl ChunkPages {
     }
 
     /// Lists the runs of a chunk, in order.
-    pub(super) fn of(&self, record: u32) -> impl Iterator<Item = Run> {
+    pub(super) fn of(&self, record: u32) -> impl Iterator<Item = PageRun> {
         let first = Some(self.records[record as usize].first).filter(|&page| page != NONE);
         std::iter::successors(first.map(|page| self.runs.at(page)), |&run| self.runs.after(run))
     }
 
     /// Returns the run behind this one in its chunk.
-    pub(super) fn after(&self, run: Run) -> Option<Run> {
+    pub(super) fn after(&self, run: PageRun) -> Option<PageRun> {
         self.runs.after(run)
     }
 
@@ -185,8 +185,8 @@ mod tests {
     fn pages_stay_with_their_last_reader() {
         let mut pages = ChunkPages::new(8, 4);
         let record = pages.begin().expect("a record");
-        assert_eq!(pages.extend(record, 4), Some(Run { first: 0, pages: 4 }));
-        assert_eq!(pages.extend(record, 2), Some(Run { first: 4, pages: 2 }));
+        assert_eq!(pages.extend(record, 4), Some(PageRun { first: 0, pages: 4 }));
+        assert_eq!(pages.extend(record, 2), Some(PageRun { first: 4, pages: 2 }));
         assert_eq!(pages.of(record).map(|run| run.pages).collect::<Vec<_>>(), [4, 2]);
         pages.publish(record);
         pages.open(record);

@@ -11,7 +11,7 @@ use block::ChunkKey;
 
 use super::breaker::Breaker;
 use super::{Tier, Tiers};
-use crate::{Answer, Ask, Direct, Memory, Opening, Outcome, Position, Reader, StoreError, retry};
+use crate::{Answer, Ask, BlockMemory, Direct, Opening, Outcome, Position, Reader, StoreError, retry};
 
 /// See the module's head.
 pub(super) struct TierReader<'a, M> {
@@ -46,7 +46,7 @@ enum Asked {
     },
 }
 
-impl<'a, M: Memory> TierReader<'a, M> {
+impl<'a, M: BlockMemory> TierReader<'a, M> {
     pub(super) fn new(tiers: &'a Tiers, bottom: Box<dyn Reader<M> + 'a>) -> Self {
         let manifest = vec![0; tiers.limits.manifest_bytes_max];
         let asked = Vec::with_capacity(tiers.limits.asks_max + 1);
@@ -188,7 +188,7 @@ impl<'a, M: Memory> TierReader<'a, M> {
     }
 }
 
-impl<M: Memory> Reader<M> for TierReader<'_, M> {
+impl<M: BlockMemory> Reader<M> for TierReader<'_, M> {
     fn keep_off_disks(&mut self) {
         self.off_disks = true;
     }

@@ -18,7 +18,7 @@ const LISTS: usize = 32 * STEPS;
 
 /// Neighbouring pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Run {
+pub(super) struct PageRun {
     pub(super) first: u32,
     pub(super) pages: u32,
 }
@@ -61,7 +61,7 @@ impl Runs {
             filled: [0; LISTS / 64],
             free_pages: 0,
         };
-        runs.give(Run { first: 0, pages: pages as u32 });
+        runs.give(PageRun { first: 0, pages: pages as u32 });
         runs
     }
 
@@ -75,18 +75,18 @@ impl Runs {
     }
 
     /// A run of so many pages, or, where there is none, of as many as the longest has.
-    pub(super) fn take(&mut self, pages: u32) -> Option<Run> {
+    pub(super) fn take(&mut self, pages: u32) -> Option<PageRun> {
         let list = self.filled_from(list_of(pages) + 1).or_else(|| self.longest())?;
         // Of the own list only the first is looked at: the others may be longer, but a search would have no end.
         let own = self.lists[list_of(pages)];
         let fits = own != NONE && self.marks[own as usize] & !FREE >= pages;
         let first = if fits { own } else { self.lists[list] };
-        let run = Run { first, pages: self.marks[first as usize] & !FREE };
+        let run = PageRun { first, pages: self.marks[first as usize] & !FREE };
         self.unlist(run);
-        let taken = Run { pages: run.pages.min(pages), ..run };
+        let taken = PageRun { pages: run.pages.min(pages), ..run };
         self.free_pages -= run.pages as usize;
         if taken.pages < run.pages {
-            self.list(Run { first: first + taken.pages, pages: run.pages - taken.pages });
+            self.list(PageRun { first: first + taken.pages, pages: run.pages - taken.pages });
         }
         self.marks[(first + taken.pages - 1) as usize] = 0;
         self.marks[first as usize] = taken.pages;
@@ -95,39 +95,39 @@ impl Runs {
     }
 
     /// Makes a taken run free, one with its free neighbours.
-    pub(super) fn give(&mut self, run: Run) {
-        let Run { mut first, mut pages } = run;
+    pub(super) fn give(&mut self, run: PageRun) {
+        let PageRun { mut first, mut pages } = run;
         let free = |mark: Option<&u32>| mark.filter(|&mark| mark & FREE != 0).map(|mark| mark & !FREE);
         if let Some(before) = free(first.checked_sub(1).and_then(|last| self.marks.get(last as usize))) {
-            self.unlist(Run { first: first - before, pages: before });
+            self.unlist(PageRun { first: first - before, pages: before });
             self.free_pages -= before as usize;
             (first, pages) = (first - before, pages + before);
         }
         if let Some(behind) = free(self.marks.get((first + pages) as usize)) {
-            self.unlist(Run { first: first + pages, pages: behind });
+            self.unlist(PageRun { first: first + pages, pages: behind });
             self.free_pages -= behind as usize;
             pages += behind;
         }
-        self.list(Run { first, pages });
+        self.list(PageRun { first, pages });
     }
 
     /// The taken run that begins at this page.
-    pub(super) fn at(&self, first: u32) -> Run {
-        Run { first, pages: self.marks[first as usize] }
+    pub(super) fn at(&self, first: u32) -> PageRun {
+        PageRun { first, pages: self.marks[first as usize] }
     }
 
     /// The run behind a taken one in its owner's chain.
-    pub(super) fn after(&self, run: Run) -> Option<Run> {
+    pub(super) fn after(&self, run: PageRun) -> Option<PageRun> {
         let next = self.next[run.first as usize];
         (next != NONE).then(|| self.at(next))
     }
 
     /// Puts a taken run behind another in its owner's chain.
-    pub(super) fn chain(&mut self, run: Run, behind: Run) {
+    pub(super) fn chain(&mut self, run: PageRun, behind: PageRun) {
         self.next[run.first as usize] = behind.first;
     }
 
-    fn list(&mut self, run: Run) {
+    fn list(&mut self, run: PageRun) {
         let list = list_of(run.pages);
         let head = std::mem::replace(&mut self.lists[list], run.first);
         self.filled[list / 64] |= 1 << (list % 64);
@@ -142,7 +142,7 @@ impl Runs {
     }
 
     /// Its marks stay.
-    fn unlist(&mut self, run: Run) {
+    fn unlist(&mut self, run: PageRun) {
         let (previous, next) = (self.previous[run.first as usize], self.next[run.first as usize]);
         if next != NONE {
             self.previous[next as usize] = previous;
@@ -225,15 +225,17 @@ mod tests {
         let [a, b, c] = [10, 20, 30].map(|pages| runs.take(pages).expect("room"));
         assert_eq!((a.first, b.first, c.first), (0, 10, 30));
         runs.give(b);
-        assert_eq!(runs.take(15), Some(Run { first: 10, pages: 15 }), "the hole fits");
-        assert_eq!(runs.take(50), Some(Run { first: 60, pages: 40 }), "no run has 50: the longest");
-        assert_eq!(runs.take(50), Some(Run { first: 25, pages: 5 }), "and what is left");
+        assert_eq!(runs.take(15), Some(PageRun { first: 10, pages: 15 }), "the hole fits");
+        assert_eq!(runs.take(50), Some(PageRun { first: 60, pages: 40 }), "no run has 50: the longest");
+        assert_eq!(runs.take(50), Some(PageRun { first: 25, pages: 5 }), "and what is left");
         assert_eq!((runs.take(1), runs.free_pages()), (None, 0));
-        for run in [c, a, Run { first: 60, pages: 40 }, Run { first: 25, pages: 5 }, Run { first: 10, pages: 15 }] {
+        for run in
+            [c, a, PageRun { first: 60, pages: 40 }, PageRun { first: 25, pages: 5 }, PageRun { first: 10, pages: 15 }]
+        {
             runs.give(run);
             check(&runs);
         }
-        assert_eq!(runs.take(100), Some(Run { first: 0, pages: 100 }));
+        assert_eq!(runs.take(100), Some(PageRun { first: 0, pages: 100 }));
     }
 
     #[test]
@@ -241,7 +243,7 @@ mod tests {
         for pages in [1, 63, 64, 1000] {
             let mut next = super::super::pages::numbers(pages as u64);
             let mut runs = Runs::new(pages);
-            let mut taken: Vec<Run> = Vec::new();
+            let mut taken: Vec<PageRun> = Vec::new();
             for _ in 0..2000 {
                 if next(2) == 0 {
                     taken.extend(runs.take(1 + next(pages / 4 + 1) as u32));

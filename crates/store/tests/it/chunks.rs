@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, ElementType, Geometry, Manifest, Plan, Recipe, TileOrder, Transform};
 use nix::sys::eventfd::EventFd;
-use store::{Caller, Direct, Limits, Opening, Position, Readable, Store, StoreError, Why};
+use store::{BlockingReader, Direct, Limits, Opening, Position, Readable, Store, StoreError, Why};
 
 /// What a test says of a chunk that it has taken out.
 pub(crate) const WHY: Why = Why { what: "a test says so", block: None };
@@ -111,9 +111,9 @@ impl Questions for dyn Readable<Vec<u8>> + '_ {
     }
 }
 
-pub(crate) fn with_caller<T>(store: &dyn Readable<Vec<u8>>, work: impl FnOnce(&mut Caller<'_>) -> T) -> T {
+pub(crate) fn with_caller<T>(store: &dyn Readable<Vec<u8>>, work: impl FnOnce(&mut BlockingReader<'_>) -> T) -> T {
     let bell = EventFd::new().expect("an eventfd");
-    let mut caller = Caller::new(store, &bell).expect("a reader");
+    let mut caller = BlockingReader::new(store, &bell).expect("a reader");
     work(&mut caller)
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use store::dir::{DirOptions, DirStore};
-use store::{Blame, Direct, OpenError, Opening, Store, StoreError};
+use store::{Direct, OpenError, Opening, ResponsibleParty, Store, StoreError};
 
 use crate::chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 
@@ -114,7 +114,7 @@ fn zeros_behind_a_name_after_a_power_cut_are_corrupt_not_loaded() {
     for n in [0, 1] {
         let error = get_block(&store, n).expect_err("damaged");
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
-        assert_eq!(error.blame(), Blame::Store);
+        assert_eq!(error.blame(), ResponsibleParty::Store);
         is_bad_anew(&store, n, error);
         assert_eq!(get_block(&store, n), Err(StoreError::Miss));
     }
@@ -235,7 +235,7 @@ fn a_chunk_larger_than_the_store_is_full_and_evicts_no_put() {
     let error = put(&store, 0, &key(2), &[noise(2, 100 << 10)], b"m").expect_err("no room");
     assert_eq!(error, StoreError::Full { bytes: 100 << 10 });
     assert_eq!(present(&store, 0..1), [0], "what cannot fit anyway evicts nothing");
-    assert_eq!(error.blame(), Blame::Operator);
+    assert_eq!(error.blame(), ResponsibleParty::Operator);
     store.commit_put(1, 1, b"m").expect("the other put is not disturbed");
     get_block(&store, 1).expect("get");
     assert!(store.stats().bytes == 2 * FILE_BYTES && store.stats().evicted == 0);
@@ -422,7 +422,7 @@ fn a_call_that_fails_is_no_miss_and_deletes_nothing() {
     fs::create_dir(&path).expect("mkdir");
     let error = get_block(&store, 0).expect_err("unreadable");
     assert_eq!(error, StoreError::Io { call: "pread", errno: Errno::EISDIR });
-    assert!(error.may_retry() && error.blame() == Blame::Store);
+    assert!(error.may_retry() && error.blame() == ResponsibleParty::Store);
     assert_eq!(store.lookup(&[key(0)], soon()), Ok(1), "still there");
     fs::remove_dir(&path).expect("rmdir");
     fs::rename(&aside, &path).expect("rename");
@@ -500,7 +500,7 @@ fn a_read_only_disk_serves_fetches_and_refuses_puts() {
     let store = store(&dir, 2 * FILE_BYTES);
     assert!(store.stats().read_only && store.describe().contains("read-only"));
     let error = put_block(&store, 5).expect_err("read-only");
-    assert_eq!((error, error.blame()), (StoreError::ReadOnly, Blame::Operator));
+    assert_eq!((error, error.blame()), (StoreError::ReadOnly, ResponsibleParty::Operator));
     (0..3).for_each(|n| get_block(&store, n).expect("get"));
     assert_eq!(get_block(&store, 5), Err(StoreError::Miss));
     // What is proven bad is not served again, though it cannot be moved.

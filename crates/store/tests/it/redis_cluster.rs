@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use store::{Readable, Role, StoreError};
+use store::{NodeRole, Readable, StoreError};
 
 use crate::chunks::{self, Questions, get, key, limits, noise, put, soon, with_caller};
 use crate::servers::cluster::Cluster;
@@ -56,12 +56,12 @@ fn a_long_prefix_is_looked_up_in_a_few_round_trips_over_all_masters() {
     });
     let (mut masters, mut replicas) = (0, 0);
     store.nodes(&mut |node| match node.role {
-        Role::Master => {
+        NodeRole::Master => {
             masters += 1;
             assert!(node.requests > 100, "{node:?}");
         }
-        Role::Replica => replicas += 1,
-        Role::Unused => panic!("{node:?}"),
+        NodeRole::Replica => replicas += 1,
+        NodeRole::Unused => panic!("{node:?}"),
     });
     assert_eq!((masters, replicas), (3, 3));
 }
@@ -87,7 +87,7 @@ fn replicas_are_read_from_when_that_is_allowed() {
         }
     });
     let mut from_replicas = 0;
-    store.nodes(&mut |node| from_replicas += if node.role == Role::Replica { node.bytes_read } else { 0 });
+    store.nodes(&mut |node| from_replicas += if node.role == NodeRole::Replica { node.bytes_read } else { 0 });
     assert!(from_replicas > 0);
 }
 

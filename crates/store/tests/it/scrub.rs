@@ -7,7 +7,7 @@ use std::path::Path;
 use block::codec::decompress;
 use block::{Codec, Header};
 use store::dir::{DirOptions, DirStore};
-use store::scrub::{self, Damage, Event, Finding, Mode, ScrubReport};
+use store::scrub::{self, Damage, DamagedFile, Mode, ScrubEvent, ScrubReport};
 use store::{Direct, OpenError, Store};
 
 use crate::chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
@@ -30,12 +30,12 @@ fn filled(dir: &Path, chunks: u64, codec: Codec) -> DirStore {
     store
 }
 
-fn scrub(dir: &Path, mode: Mode) -> (ScrubReport, Vec<Finding>) {
+fn scrub(dir: &Path, mode: Mode) -> (ScrubReport, Vec<DamagedFile>) {
     let mut findings = Vec::new();
     let mut directories = 0;
     let report = scrub::run(dir, mode, &mut |event| match event {
-        Event::Finding(finding) => findings.push(finding.clone()),
-        Event::Progress { directories: n, directories_max, .. } => {
+        ScrubEvent::Finding(finding) => findings.push(finding.clone()),
+        ScrubEvent::Progress { directories: n, directories_max, .. } => {
             assert!(n == directories + 1 && n <= directories_max);
             directories = n;
         }
@@ -146,7 +146,7 @@ fn every_kind_of_damage_is_named_and_repaired_by_moving_the_file() {
     fs::create_dir(path(6)).expect("mkdir");
     fs::write(dir.path().join("incoming/put-3"), "half").expect("write");
 
-    let damage = |findings: &[Finding], n: u64| {
+    let damage = |findings: &[DamagedFile], n: u64| {
         let found = findings.iter().find(|finding| finding.path == path(n));
         found.unwrap_or_else(|| panic!("chunk {n} was not found")).damage.clone()
     };

@@ -7,8 +7,8 @@ use block::{ChunkKey, KEY_BYTES};
 
 use super::returns::History;
 use super::sets::Sets;
-use super::table::{NONE, Table};
-use crate::{Chunk, NAMESPACES_MAX};
+use super::table::{NONE, PlaceTable};
+use crate::{CandidateChunk, NAMESPACES_MAX};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeldChunk {
@@ -34,7 +34,7 @@ pub(super) struct HeldChunk {
 pub(super) struct Held {
     seed: u64,
     entries: Box<[HeldChunk]>,
-    table: Table,
+    table: PlaceTable,
     leaves: Sets,
     /// First of the free places.
     free: u32,
@@ -48,7 +48,7 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) const fn memory_bytes(chunks_max: usize) -> usize {
-        chunks_max * size_of::<HeldChunk>() + Table::memory_bytes(chunks_max) + Sets::memory_bytes(chunks_max)
+        chunks_max * size_of::<HeldChunk>() + PlaceTable::memory_bytes(chunks_max) + Sets::memory_bytes(chunks_max)
     }
 
     pub(super) fn new(chunks_max: usize, seed: u64) -> Self {
@@ -70,7 +70,7 @@ impl Held {
         Self {
             seed,
             entries: (0..chunks_max).map(blank).collect(),
-            table: Table::new(chunks_max),
+            table: PlaceTable::new(chunks_max),
             leaves: Sets::new(chunks_max),
             free: 0,
             places: 0,
@@ -139,7 +139,7 @@ impl Held {
 
     /// Takes a chunk in; returns its place, whose history is whoever's was there before. The caller knows that a
     /// place is free and that the chunk is not here.
-    pub(super) fn insert(&mut self, chunk: &Chunk, hash: u64) -> u32 {
+    pub(super) fn insert(&mut self, chunk: &CandidateChunk, hash: u64) -> u32 {
         let place = self.free;
         let entry = &mut self.entries[place as usize];
         self.free = entry.parent;

@@ -3,7 +3,7 @@
 //! hash alone: of two with equal hashes, which with 64 bits nobody sees, one would be taken for the other's return.
 
 use super::returns::History;
-use super::table::{NONE, Table};
+use super::table::{NONE, PlaceTable};
 
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
@@ -19,7 +19,7 @@ struct Chunk {
 #[derive(Debug)]
 pub(super) struct Remembered {
     chunks: Box<[Chunk]>,
-    table: Table,
+    table: PlaceTable,
     oldest: u32,
     newest: u32,
     /// First of the free places.
@@ -30,12 +30,12 @@ pub(super) struct Remembered {
 
 impl Remembered {
     pub(super) const fn memory_bytes(chunks: usize) -> usize {
-        chunks * size_of::<Chunk>() + Table::memory_bytes(chunks)
+        chunks * size_of::<Chunk>() + PlaceTable::memory_bytes(chunks)
     }
 
     pub(super) fn new(chunks: usize) -> Self {
         let blank = Chunk { hash: 0, history: None, older: NONE, newer: NONE };
-        let (chunks, table) = (vec![blank; chunks].into(), Table::new(chunks));
+        let (chunks, table) = (vec![blank; chunks].into(), PlaceTable::new(chunks));
         Self { chunks, table, oldest: NONE, newest: NONE, free: NONE, len: 0 }
     }
 

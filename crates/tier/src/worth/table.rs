@@ -6,7 +6,7 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct PlaceTable {
     slots: Box<[Slot]>,
 }
 
@@ -17,7 +17,7 @@ struct Slot {
     hash: u32,
 }
 
-impl Table {
+impl PlaceTable {
     pub(super) const fn memory_bytes(places: usize) -> usize {
         (places * 2).next_power_of_two() * size_of::<Slot>()
     }
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn keys_of_one_home_are_found_after_any_of_them_left() {
         for gone in 0..8 {
-            let mut table = Table::new(8);
+            let mut table = PlaceTable::new(8);
             // All want the last slot or the one before it, so that the run wraps around.
             let hash = |n: u32| u64::from(14 + n % 2);
             (0..8).for_each(|n| table.insert(hash(n), n));

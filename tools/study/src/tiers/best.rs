@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use block::ChunkKey;
-use tier::{Chunk, Policy};
+use tier::{CandidateChunk, Policy};
 
 use super::trace::{Request, Trace};
 
@@ -54,7 +54,7 @@ impl Policy for Best {
         self.bytes
     }
 
-    fn request(&mut self, prompt: &[Chunk], _now_ms: u64) {
+    fn request(&mut self, prompt: &[CandidateChunk], _now_ms: u64) {
         let next = self.next.pop().expect("a request of the trace");
         for (place, (chunk, next)) in prompt.iter().zip(next).enumerate() {
             self.drop_chunk(&chunk.key);

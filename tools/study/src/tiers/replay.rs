@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use block::ChunkKey;
 use clap::ValueEnum;
-use tier::{Chunk, Lfu, Lru, Policy, S3Fifo, Sizes, Worth};
+use tier::{CandidateChunk, Lfu, Lru, Policy, S3Fifo, Sizes, Worth};
 
 use super::best::Best;
 use super::trace::Trace;
@@ -111,13 +111,13 @@ fn policy(kind: PolicyKind, bytes_max: u64, chunk_bytes: u32, trace: &Trace) -> 
     }
 }
 
-fn chunk(id: u64, mean: u32) -> Chunk {
+fn chunk(id: u64, mean: u32) -> CandidateChunk {
     let mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut key = [0; 32];
     key[..8].copy_from_slice(&id.to_le_bytes());
     key[8..16].copy_from_slice(&mixed.to_le_bytes());
     let bytes = (f64::from(mean) * (0.75 + 0.5 * (mixed >> 40) as f64 / (1u64 << 24) as f64)) as u32;
-    Chunk { key: ChunkKey::new(key), bytes: bytes.max(1), namespace: 0, importance: 1.0, cost_us: 1000.0 }
+    CandidateChunk { key: ChunkKey::new(key), bytes: bytes.max(1), namespace: 0, importance: 1.0, cost_us: 1000.0 }
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::errand::{Step, Work};
+use super::errand::{ErrandStep, Work};
 use super::{CONTROL, RedisReader};
 use crate::redis::RedisStore;
-use crate::redis::inflow::{Due, Owner, Wants};
+use crate::redis::inflow::{Due, Recipient, Wants};
 use crate::redis::name::{KeyName, MANIFEST_FIELD, slot_of};
 use crate::redis::options::ReadFrom;
 use crate::redis::resp::Digits;
-use crate::{Memory, StoreError};
+use crate::{BlockMemory, StoreError};
 
 /// Bytes of the longest command of a reader, and of a redirected one with ASKING before it.
 const COMMAND_BYTES: usize = 256;
@@ -24,7 +24,7 @@ enum Way {
     Block { bytes: usize },
 }
 
-impl<M: Memory> RedisReader<'_, M> {
+impl<M: BlockMemory> RedisReader<'_, M> {
     /// Sends what waits and can be sent.
     pub(super) fn dispatch(&mut self, now: Instant) {
         for _ in 0..self.errands.waiting.len() {
@@ -81,7 +81,7 @@ impl<M: Memory> RedisReader<'_, M> {
         let errand = self.errands.errand(place);
         let (slot, aside, step) = (errand.slot, errand.aside, errand.step);
         let way = match errand.work {
-            Work::Read { bytes, .. } if step == Step::Ask && !errand.anew => Way::Block { bytes },
+            Work::Read { bytes, .. } if step == ErrandStep::Ask && !errand.anew => Way::Block { bytes },
             Work::Open { .. } if errand.anew => Way::Block { bytes: 0 },
             _ => Way::Small,
         };
@@ -105,12 +105,12 @@ impl<M: Memory> RedisReader<'_, M> {
         let errand = self.errands.errand(place);
         let small = |owner| Due { owner, since: now, wants: Wants::Reply };
         if errand.aside.is_some() {
-            lane.send(nodes, &[b"ASKING"], small(Owner::Nobody));
+            lane.send(nodes, &[b"ASKING"], small(Recipient::Nobody));
         }
         let name = KeyName::of(&errand.key);
-        let owner = Owner::Errand { place, generation, item: 0 };
+        let owner = Recipient::Errand { place, generation, item: 0 };
         match (&mut errand.work, step) {
-            (Work::Read { index, bytes, memory, .. }, Step::Ask) => {
+            (Work::Read { index, bytes, memory, .. }, ErrandStep::Ask) => {
                 let memory = Some(memory.take().expect("it is here while the errand waits"));
                 let wants = Wants::Block { bytes: *bytes, memory };
                 let mut digits = Digits::default();
@@ -122,7 +122,7 @@ impl<M: Memory> RedisReader<'_, M> {
                 if let (Work::Open { .. }, Some(ttl)) = (work, self.store.connector.options.ttl) {
                     let mut digits = Digits::default();
                     let words: [&[u8]; 3] = [b"PEXPIRE", name.bytes(), digits.of(ttl.as_millis() as usize)];
-                    lane.send(nodes, &words, small(Owner::Nobody));
+                    lane.send(nodes, &words, small(Recipient::Nobody));
                 }
             }
         }
@@ -159,11 +159,11 @@ impl<M: Memory> RedisReader<'_, M> {
                     let (lane, nodes) = (&mut self.lanes[index], &self.store.nodes);
                     let due = |owner| Due { owner, since: now, wants: Wants::Reply };
                     if aside.is_some() {
-                        lane.send(nodes, &[b"ASKING"], due(Owner::Nobody));
+                        lane.send(nodes, &[b"ASKING"], due(Recipient::Nobody));
                     }
                     let name = KeyName::of(&key);
                     let words: [&[u8]; 3] = [b"HEXISTS", name.bytes(), MANIFEST_FIELD];
-                    lane.send(nodes, &words, due(Owner::Errand { place, generation, item: item as u16 }));
+                    lane.send(nodes, &words, due(Recipient::Errand { place, generation, item: item as u16 }));
                     lookup.asked.add(item);
                 }
                 Ok(None) => all = false,

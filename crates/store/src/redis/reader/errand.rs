@@ -8,7 +8,7 @@ use super::lookup::Lookup;
 
 /// What an errand asks next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ErrandStep {
     Ask,
     /// Whether the manifest still is the one that was opened: `what` was wrong with a block, and `value` was there.
     Recheck {
@@ -54,7 +54,7 @@ pub(super) struct Errand<M> {
     pub(super) until: Instant,
     pub(super) key: ChunkKey,
     pub(super) slot: u16,
-    pub(super) step: Step,
+    pub(super) step: ErrandStep,
     pub(super) work: Work<M>,
     /// Ask the master, not a replica.
     pub(super) owner: bool,

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use block::ChunkKey;
 
-use super::errand::{Errand, Step, Work};
+use super::errand::{Errand, ErrandStep, Work};
 use super::lookup::Lookup;
 use crate::redis::RedisStore;
 use crate::redis::greeting::LoginRefusal;
-use crate::redis::inflow::{Due, Got, Owner, Wants};
+use crate::redis::inflow::{Due, Got, Recipient, Wants};
 use crate::redis::name::slot_of;
 use crate::redis::resp::Reply;
-use crate::{Answer, Ask, Memory, Outcome, StoreError};
+use crate::{Answer, Ask, BlockMemory, Outcome, StoreError};
 
 /// How long a question waits that the server cannot answer yet: the first time, and at most.
 const LATER_LEAST: Duration = Duration::from_millis(5);
@@ -39,7 +39,7 @@ pub(super) struct Errands<'a, M> {
     random: u64,
 }
 
-impl<'a, M: Memory> Errands<'a, M> {
+impl<'a, M: BlockMemory> Errands<'a, M> {
     pub(super) fn new(store: &'a RedisStore, errands_max: usize, seed: u64) -> Self {
         Self {
             store,
@@ -106,7 +106,7 @@ impl<'a, M: Memory> Errands<'a, M> {
             until,
             key,
             slot: slot_of(&key),
-            step: Step::Ask,
+            step: ErrandStep::Ask,
             work,
             owner,
             anew,
@@ -133,7 +133,7 @@ impl<'a, M: Memory> Errands<'a, M> {
 
     /// Takes a whole reply of `node`.
     pub(super) fn take(&mut self, node: u16, due: Due<M>, got: Got<'_>) {
-        let Owner::Errand { place, generation, item } = due.owner else { return };
+        let Recipient::Errand { place, generation, item } = due.owner else { return };
         let facts = self.store.nodes.at(node);
         facts.latency.count(due.since.elapsed());
         if self.generations[usize::from(place)] != generation {
@@ -169,8 +169,8 @@ impl<'a, M: Memory> Errands<'a, M> {
                 (errand.owner, errand.aside) = (true, None);
                 self.wait(place);
             }
-            (Got::Reply(reply), Work::Read { seat, .. }) if step != Step::Ask => {
-                let Step::Recheck { what, value } = step else { unreachable!("the arm says so") };
+            (Got::Reply(reply), Work::Read { seat, .. }) if step != ErrandStep::Ask => {
+                let ErrandStep::Recheck { what, value } = step else { unreachable!("the arm says so") };
                 let same = matches!(reply, Reply::Bulk(bytes) if store.seat(*seat).manifest() == bytes);
                 self.end(place, Err(if same { StoreError::Corrupt { what, value } } else { StoreError::Miss }));
             }
@@ -183,7 +183,7 @@ impl<'a, M: Memory> Errands<'a, M> {
                 self.end(place, Err(StoreError::Large { what: "manifest", value, max }));
             }
             // Another manifest than the one that was opened.
-            (Got::Odd(_), Work::Read { .. }) if step != Step::Ask => self.end(place, Err(StoreError::Miss)),
+            (Got::Odd(_), Work::Read { .. }) if step != ErrandStep::Ask => self.end(place, Err(StoreError::Miss)),
             (_, Work::Open { .. }) => self.end(place, Err(StoreError::Miss)),
             (Got::Odd(_), Work::Lookup(lookup)) => {
                 lookup.absent(item);
@@ -196,7 +196,7 @@ impl<'a, M: Memory> Errands<'a, M> {
                     _ => ("a block that is missing", 0),
                 };
                 let errand = self.errand(place);
-                (errand.owner, errand.step) = (true, Step::Recheck { what, value });
+                (errand.owner, errand.step) = (true, ErrandStep::Recheck { what, value });
                 self.wait(place);
             }
         }

@@ -9,13 +9,13 @@ use super::errand::Work;
 use super::errands::Errands;
 use crate::redis::fault::{Fault, said};
 use crate::redis::greeting::LoginRefusal;
-use crate::redis::inflow::{Due, Owner, Wants};
-use crate::{Memory, STORE_TRIES, StoreError};
+use crate::redis::inflow::{Due, Recipient, Wants};
+use crate::{BlockMemory, STORE_TRIES, StoreError};
 
 /// Redirects that one errand follows.
 const HOPS_MAX: u8 = 8;
 
-impl<M: Memory> Errands<'_, M> {
+impl<M: BlockMemory> Errands<'_, M> {
     /// Does what an error reply of `node` asks for.
     pub(super) fn take_fault(&mut self, node: u16, place: u16, item: u16, text: &[u8]) {
         let fault = Fault::read(text);
@@ -99,7 +99,7 @@ impl<M: Memory> Errands<'_, M> {
 
     /// Notes that a connection closed which owed this.
     pub(super) fn lost(&mut self, due: Due<M>) {
-        let Owner::Errand { place, generation, item } = due.owner else { return };
+        let Recipient::Errand { place, generation, item } = due.owner else { return };
         if self.generations[usize::from(place)] != generation {
             return;
         }

@@ -5,10 +5,10 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 
 use block::ChunkKey;
-use tier::Chunk;
+use tier::CandidateChunk;
 
 use super::{Dram, HEAD_BYTES, PAGE_BYTES, State, pages_of, start};
-use crate::tiers::runs::Run;
+use crate::tiers::runs::PageRun;
 use crate::{Limits, POISONED};
 
 /// Bytes of the largest chunk that is taken.
@@ -33,7 +33,7 @@ pub(super) struct Landing {
 
 #[derive(Debug)]
 struct Part {
-    run: Run,
+    run: PageRun,
     bytes: u32,
     is_here: AtomicBool,
 }
@@ -54,7 +54,7 @@ impl Dram {
     pub(in crate::tiers) fn begin(
         &self,
         at: usize,
-        chunk: &Chunk,
+        chunk: &CandidateChunk,
         parent: Option<&ChunkKey>,
         now_ms: u64,
         (manifest, lengths): (&[u8], &[u32]),
@@ -70,14 +70,15 @@ impl Dram {
             let mut state = self.state();
             assert!(state.arrivals[at].is_none(), "begin: something is on its way in at seat {at}");
             let State { policy, map, pages, arrivals } = &mut *state;
-            let offered = policy.offer(&Chunk { bytes: bytes as u32, ..*chunk }, parent, now_ms, &mut |key, bytes| {
-                self.evicted.fetch_add(1, Relaxed);
-                self.bytes_evicted.fetch_add(bytes.into(), Relaxed);
-                spoil(arrivals, key);
-                if let Some(record) = map.remove(key) {
-                    pages.leave(record);
-                }
-            });
+            let offered =
+                policy.offer(&CandidateChunk { bytes: bytes as u32, ..*chunk }, parent, now_ms, &mut |key, bytes| {
+                    self.evicted.fetch_add(1, Relaxed);
+                    self.bytes_evicted.fetch_add(bytes.into(), Relaxed);
+                    spoil(arrivals, key);
+                    if let Some(record) = map.remove(key) {
+                        pages.leave(record);
+                    }
+                });
             if offered.is_err() {
                 return false;
             }
@@ -132,7 +133,7 @@ impl Dram {
     }
 
     /// Writes to byte `at` of the part that begins with this run; returns where the next bytes go.
-    fn write(&self, mut run: Run, at: usize, bytes: &[u8]) -> usize {
+    fn write(&self, mut run: PageRun, at: usize, bytes: &[u8]) -> usize {
         let (mut from, mut done) = (at, 0);
         while done < bytes.len() {
             let length = run.pages as usize * PAGE_BYTES;

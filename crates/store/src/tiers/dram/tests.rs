@@ -1,6 +1,6 @@
 //! T0 under churn, and from many threads.
 
-use tier::Chunk;
+use tier::CandidateChunk;
 
 use super::*;
 
@@ -27,8 +27,8 @@ fn bring(dram: &Dram, n: u32, bytes: usize, now_ms: u64) -> bool {
     began
 }
 
-fn offered(n: u32) -> Chunk {
-    Chunk { key: key(n), bytes: 1, namespace: 0, importance: 1.0, cost_us: 1.0 }
+fn offered(n: u32) -> CandidateChunk {
+    CandidateChunk { key: key(n), bytes: 1, namespace: 0, importance: 1.0, cost_us: 1.0 }
 }
 
 /// Whether both blocks are right; how many of them lie where they can be read in place.
