@@ -28,7 +28,7 @@ use crate::memory::copy::Copier;
 /// Producers, and consumers, of one process.
 const ENDS_MAX: u32 = 512;
 
-/// FrameKind a producer or a consumer is, beside being a context.
+/// What a producer or a consumer is, beside being a context.
 pub(crate) struct DataEnd {
     is_consumer: bool,
     pub(crate) id: u32,

@@ -18,7 +18,7 @@ use crate::comch::frame::{FRAGMENT_BYTES, FrameKind, frame, frame_in, parse};
 use crate::comch::inbox::Event;
 use crate::config::{DATA_BYTES_MAX, IMM_BYTES_MAX};
 use crate::core::ctx::Ctx;
-use crate::core::library::Route;
+use crate::core::library::MessageRoute;
 use crate::core::passage::scatter;
 use crate::core::pe::{Addressee, Port};
 use crate::core::task::Task;
@@ -435,7 +435,7 @@ impl Link {
     }
 }
 
-impl Route for Link {
+impl MessageRoute for Link {
     fn send_message(&self, message: &[u8], task: Handle<Task>) {
         let mut inner = self.lock();
         if !self.is_open() {

@@ -55,7 +55,7 @@ impl Wake {
     }
 }
 
-/// FrameKind a reactor needs to know, on whatever thread.
+/// What a reactor needs to know, on whatever thread.
 pub(crate) struct Terms {
     pub(crate) address: String,
     pub(crate) name: String,

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use crate::core::inventory::Inventory;
 use crate::ffi::abi::doca_buf;
 use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, exports};
-use crate::memory::region::Region;
+use crate::memory::region::MmapRegion;
 use crate::tools::debug;
 
 /// Address and length.
@@ -25,7 +25,7 @@ pub(crate) struct Buf {
     stamp: Stamp,
     pub(crate) inventory: Cell<Option<Handle<Inventory>>>,
     /// Its region, while the buf is out of its inventory.
-    pub(crate) region: RefCell<Option<Arc<Region>>>,
+    pub(crate) region: RefCell<Option<Arc<MmapRegion>>>,
     head: Cell<*mut c_void>,
     len: Cell<usize>,
     data: Cell<*mut c_void>,
@@ -63,7 +63,7 @@ impl Buf {
     }
 
     /// Brings a vacant buf to life.
-    pub(crate) fn point(&self, region: Arc<Region>, head: Span, data: Span) {
+    pub(crate) fn point(&self, region: Arc<MmapRegion>, head: Span, data: Span) {
         region.bufs.fetch_add(1, Ordering::Relaxed);
         debug::count_bufs(1);
         *self.region.borrow_mut() = Some(region);
@@ -77,7 +77,7 @@ impl Buf {
     }
 
     /// The same window into the same region, for a duplicate.
-    pub(crate) fn shape(&self) -> Option<(Arc<Region>, Span, Span)> {
+    pub(crate) fn shape(&self) -> Option<(Arc<MmapRegion>, Span, Span)> {
         let region = self.region.borrow().clone()?;
         Some((region, (self.head.get(), self.len.get()), (self.data.get(), self.data_len.get())))
     }

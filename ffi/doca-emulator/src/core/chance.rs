@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::{Config, FaultEffect, FlipWay, KINDS, TaskKind};
-use crate::core::job::{Job, Segment};
+use crate::core::job::{EngineJob, Segment};
 
 /// Faults of one task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -58,11 +58,11 @@ impl Chance {
 
 /// Counts a device's tasks by kind, for the faults that are planned.
 #[derive(Debug, Default)]
-pub(crate) struct Plan {
+pub(crate) struct FaultPlan {
     counts: [AtomicU64; KINDS],
 }
 
-impl Plan {
+impl FaultPlan {
     /// Counts a task, and adds what is planned for it to its fate. Draws nothing but the bit of a planned corruption.
     pub(crate) fn add_to(&self, fate: &mut Fate, chance: &Chance, config: &Config, kind: TaskKind) {
         if config.faults.is_empty() {
@@ -89,7 +89,7 @@ pub(crate) struct Flips {
 
 impl Flips {
     /// Chooses the bit that this copy flips, if any. Draws nothing for one that may not.
-    pub(crate) fn of(&self, chance: &Chance, config: &Config, job: &Job) -> Option<u64> {
+    pub(crate) fn of(&self, chance: &Chance, config: &Config, job: &EngineJob) -> Option<u64> {
         let (sources, destinations) = job.lists();
         let reaches = |segments: &[Segment]| segments.iter().any(|segment| !segment.region().is_own());
         let goes = match config.dma_flip_way {

@@ -22,7 +22,7 @@ use crate::core::dev::Dev;
 use crate::core::library::Library;
 use crate::core::pe::Pe;
 use crate::core::pool::{Fifo, Pool};
-use crate::core::task::{Run, Task};
+use crate::core::task::{ContextRun, Task};
 use crate::ffi::abi::{doca_ctx, doca_ctx_state_changed_callback_t, doca_ctx_states, doca_data, doca_task};
 use crate::ffi::{Answer, Fault, Handle, Object, Out, Stamp, complain, exports};
 
@@ -49,7 +49,7 @@ pub(crate) struct Ctx {
     /// Configuration of each kind of task.
     confs: [Cell<Option<Conf>>; KINDS],
     /// What its tasks share, from start to idle; then the pools of those tasks, and the free ones by kind.
-    run: RefCell<Option<Arc<Run>>>,
+    run: RefCell<Option<Arc<ContextRun>>>,
     pools: RefCell<Vec<Pool>>,
     free: [Cell<Option<Handle<Task>>>; KINDS],
     allocated: Cell<usize>,
@@ -262,7 +262,7 @@ fn start(ctx: Handle<Ctx>) -> Answer {
     if ctx.dev.is_lost() {
         return Err(Fault::DOCA_ERROR_DRIVER);
     }
-    let run = Run { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
+    let run = ContextRun { device: ctx.dev.id, broken: AtomicBool::new(false), port: Arc::clone(&pe.port) };
     let run = Arc::new(run);
     let mut pools = Vec::new();
     for kind in TaskKind::ALL {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
 use crate::config::{self, Config, TaskKind, buf_bytes_max};
-use crate::core::chance::{Chance, Flips, Plan};
+use crate::core::chance::{Chance, FaultPlan, Flips};
 use crate::core::library::Engines;
 use crate::ffi::abi::{doca_dev, doca_devinfo, doca_pci_func_type};
 use crate::ffi::{Answer, Enter, Fault, Handle, Object, Out, Room, Stamp, Text, complain, exports};
@@ -54,7 +54,7 @@ pub(crate) struct Dev {
     pub(crate) info: DevInfo,
     pub(crate) chance: Chance,
     pub(crate) flips: Flips,
-    pub(crate) plan: Plan,
+    pub(crate) plan: FaultPlan,
     /// Tasks that it was given.
     tasks: AtomicU64,
     pub(crate) engines: Box<dyn Engines>,
@@ -77,7 +77,7 @@ impl Dev {
             info: DevInfo::new(info.index, Arc::clone(&info.config)),
             chance: Chance::new(seed),
             flips: Flips::default(),
-            plan: Plan::default(),
+            plan: FaultPlan::default(),
             tasks: AtomicU64::new(0),
             engines: Box::new(engines),
             users: AtomicUsize::new(0),

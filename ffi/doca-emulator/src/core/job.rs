@@ -11,20 +11,20 @@ use crate::config::{IMM_BYTES_MAX, LIST_MAX, TaskKind};
 use crate::core::buf::{Buf, list};
 use crate::core::chance::Fate;
 use crate::ffi::{Answer, Fault, Handle};
-use crate::memory::region::Region;
+use crate::memory::region::MmapRegion;
 
 /// One element of a snapshot.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) addr: u64,
     pub(crate) len: usize,
-    region: *const Region,
+    region: *const MmapRegion,
     /// Holds a reference to the region for itself and for those behind it with the same region.
     pub(crate) is_owner: bool,
 }
 
 impl Segment {
-    pub(crate) fn region(&self) -> &Region {
+    pub(crate) fn region(&self) -> &MmapRegion {
         // SAFETY: this segment or an earlier one of the list holds a reference from `load` until `unload`, and only
         // those two ever set or clear segments.
         unsafe { &*self.region }
@@ -32,7 +32,7 @@ impl Segment {
 }
 
 /// The engine's part of a task.
-pub(crate) struct Job {
+pub(crate) struct EngineJob {
     /// Room for `2 * LIST_MAX` segments in the pool's arena: sources, then destinations.
     segments: NonNull<Segment>,
     sources: usize,
@@ -70,10 +70,10 @@ pub(crate) struct Sums {
     pub(crate) second: u32,
 }
 
-impl Job {
+impl EngineJob {
     /// `segments`: room for twice `LIST_MAX`.
-    pub(crate) fn vacant(segments: NonNull<Segment>) -> Job {
-        Job {
+    pub(crate) fn vacant(segments: NonNull<Segment>) -> EngineJob {
+        EngineJob {
             segments,
             sources: 0,
             destinations: 0,
@@ -113,7 +113,7 @@ impl Job {
         if head.is_follower() {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
-        let mut previous: *const Region = ptr::null();
+        let mut previous: *const MmapRegion = ptr::null();
         for (index, buf) in list(head).enumerate() {
             if index >= LIST_MAX as usize {
                 return Err(Fault::DOCA_ERROR_TOO_BIG);

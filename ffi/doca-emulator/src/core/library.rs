@@ -58,7 +58,7 @@ pub(crate) trait Engines {
 }
 
 /// The way of a message to its peer.
-pub(crate) trait Route {
+pub(crate) trait MessageRoute {
     /// Sends a control message. `task` is in flight from here on.
     fn send_message(&self, message: &[u8], task: Handle<Task>);
 }

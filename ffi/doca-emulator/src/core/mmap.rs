@@ -1,4 +1,4 @@
-//! `doca_mmap`: memory ranges on their way to being a [`Region`], exports and imports.
+//! `doca_mmap`: memory ranges on their way to being a [`MmapRegion`], exports and imports.
 //!
 //! May be used from several threads; the real one only after `doca_mmap_enable_thread_safety`.
 
@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::core::dev::{Dev, DevInfo};
 use crate::ffi::abi::{doca_data, doca_dev, doca_devinfo, doca_mmap, doca_mmap_memrange_free_cb_t};
 use crate::ffi::{Answer, Fault, Handle, Maybe, Object, Out, Stamp, exports};
-use crate::memory::export::{self, Blob, Export};
+use crate::memory::export::{self, Blob, LiveExport};
 use crate::memory::import::Foreign;
-use crate::memory::region::{Gate, LOCAL_READ_WRITE, PCI_READ_ONLY, PCI_READ_WRITE, Reach, Region, is_access_mask};
+use crate::memory::region::{Gate, LOCAL_READ_WRITE, MmapRegion, PCI_READ_ONLY, PCI_READ_WRITE, Reach, is_access_mask};
 
 /// Devices per mmap unless `doca_mmap_set_max_num_devices` says otherwise.
 const DEVICES_MAX: u32 = 8;
@@ -39,11 +39,11 @@ struct Inner {
     free_cb: doca_mmap_memrange_free_cb_t,
     free_cookie: *mut c_void,
     /// What bufs point into; there while started.
-    region: Option<Arc<Region>>,
+    region: Option<Arc<MmapRegion>>,
     was_started: bool,
     is_import: bool,
     /// One serves all devices: the software card has one address space.
-    export: Option<Export>,
+    export: Option<LiveExport>,
 }
 
 impl Mmap {
@@ -56,7 +56,7 @@ impl Mmap {
     }
 
     /// What bufs point into; `BAD_STATE` unless started.
-    pub(crate) fn region(&self) -> Result<Arc<Region>, Fault> {
+    pub(crate) fn region(&self) -> Result<Arc<MmapRegion>, Fault> {
         self.lock().region.clone().ok_or(Fault::DOCA_ERROR_BAD_STATE)
     }
 }
@@ -105,7 +105,7 @@ impl Inner {
         }
         let (addr, len) = self.range.ok_or(Fault::DOCA_ERROR_INVALID_VALUE)?;
         self.was_started = true;
-        self.region = Some(Arc::new(Region {
+        self.region = Some(Arc::new(MmapRegion {
             base: addr.expose_provenance() as u64,
             len,
             access: self.access,
@@ -148,7 +148,7 @@ fn import(user_data: Option<doca_data>, blob: &Blob, dev: Handle<Dev>) -> Result
     inner.access = blob.access;
     inner.range = Some((ptr::without_provenance_mut(blob.base as usize), blob.len as usize));
     inner.user_data = user_data.unwrap_or(inner.user_data);
-    inner.region = Some(Arc::new(Region {
+    inner.region = Some(Arc::new(MmapRegion {
         base: blob.base,
         len: blob.len as usize,
         access: blob.access,
@@ -294,7 +294,7 @@ exports! {
         }
         inner.find_device(dev)?;
         if inner.export.is_none() {
-            inner.export = Some(Export::new(&region)?);
+            inner.export = Some(LiveExport::new(&region)?);
         }
         let blob = inner.export.as_ref().map(|export| export.blob.as_slice()).unwrap_or_default();
         export_desc.put(blob.as_ptr().cast());

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::core::job::{Job, Segment};
+use crate::core::job::{EngineJob, Segment};
 use crate::ffi::Fault;
 use crate::memory::copy::{self, Copier, Piece};
 use crate::memory::region::Reach;
 
 /// Copies what a producer sends out of its buffers.
-pub(crate) fn gather(copier: &mut Copier, job: &Job) -> Result<Vec<u8>, Fault> {
+pub(crate) fn gather(copier: &mut Copier, job: &EngineJob) -> Result<Vec<u8>, Fault> {
     let (sources, _) = job.lists();
     let _passage = Passage::open(sources)?;
     let mut list = Vec::new();
@@ -22,7 +22,7 @@ pub(crate) fn gather(copier: &mut Copier, job: &Job) -> Result<Vec<u8>, Fault> {
 }
 
 /// Copies what came for a consumer into its buffers; the bytes, or `TOO_BIG`.
-pub(crate) fn scatter(copier: &mut Copier, job: &Job, bytes: &[u8]) -> Result<usize, Fault> {
+pub(crate) fn scatter(copier: &mut Copier, job: &EngineJob, bytes: &[u8]) -> Result<usize, Fault> {
     let (_, destinations) = job.lists();
     let _passage = Passage::open(destinations)?;
     let mut list = Vec::new();

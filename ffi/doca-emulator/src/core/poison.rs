@@ -1,11 +1,11 @@
 //! Debug mode: what destinations hold until they are written, and who looks.
 
-use crate::core::job::{Job, Segment};
+use crate::core::job::{EngineJob, Segment};
 use crate::ffi::{Fault, complain};
 use crate::tools::debug::{self, POISON};
 
 /// Debug mode: fills a destination of this process's memory, whose bytes nobody has a right to expect anything of.
-pub(crate) fn poison(job: &mut Job) {
+pub(crate) fn poison(job: &mut EngineJob) {
     let (sources, destinations) = job.lists();
     let is_apart =
         |d: &Segment| sources.iter().all(|s| s.addr + s.len as u64 <= d.addr || d.addr + d.len as u64 <= s.addr);

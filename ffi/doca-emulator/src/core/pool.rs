@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::{LIST_MAX, TaskKind};
 use crate::core::ctx::Ctx;
 use crate::core::job::Segment;
-use crate::core::task::{Run, Task};
+use crate::core::task::{ContextRun, Task};
 use crate::ffi::{Fault, Handle};
 
 /// All tasks of one type of a running context, and the room for their snapshots. Pages that no list ever reached are
@@ -20,7 +20,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(ctx: Handle<Ctx>, kind: TaskKind, count: u32, run: &Arc<Run>) -> Result<Pool, Fault> {
+    pub(crate) fn new(ctx: Handle<Ctx>, kind: TaskKind, count: u32, run: &Arc<ContextRun>) -> Result<Pool, Fault> {
         let room = 2 * LIST_MAX as usize;
         let layout = Layout::array::<Segment>(room * count as usize).map_err(|_| Fault::DOCA_ERROR_NO_MEMORY)?;
         if layout.size() == 0 {

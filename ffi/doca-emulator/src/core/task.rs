@@ -12,8 +12,8 @@ use std::sync::atomic::AtomicBool;
 use crate::config::{DATA_BYTES_MAX, TaskKind, buf_bytes_max};
 use crate::core::buf::{Buf, append};
 use crate::core::ctx::Ctx;
-use crate::core::job::{Job, Segment, Use};
-use crate::core::library::Route;
+use crate::core::job::{EngineJob, Segment, Use};
+use crate::core::library::MessageRoute;
 use crate::core::pe::Port;
 use crate::core::poison::poison;
 use crate::ffi::abi::{doca_buf, doca_ctx, doca_data, doca_task, doca_task_submit_flag};
@@ -21,8 +21,8 @@ use crate::ffi::{Answer, FLUSHED, Fault, Handle, Object, Stamp, complain, export
 use crate::tools::debug;
 
 /// What a Comch task has beside its buffer.
-pub(crate) struct Message {
-    pub(crate) route: Option<Arc<dyn Route>>,
+pub(crate) struct TaskMessage {
+    pub(crate) route: Option<Arc<dyn MessageRoute>>,
     /// A control message, the application's.
     pub(crate) bytes: *const u8,
     pub(crate) length: usize,
@@ -32,16 +32,16 @@ pub(crate) struct Message {
     pub(crate) imm_place: *mut u8,
 }
 
-impl Message {
-    const fn blank() -> Message {
+impl TaskMessage {
+    const fn blank() -> TaskMessage {
         let (bytes, imm_place) = (ptr::null(), ptr::null_mut());
-        Message { route: None, bytes, length: 0, consumer: 0, imm: Vec::new(), imm_place }
+        TaskMessage { route: None, bytes, length: 0, consumer: 0, imm: Vec::new(), imm_place }
     }
 }
 
 /// Owner of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum TaskState {
     /// The pool's.
     Free,
     /// The application's: allocated, or completed.
@@ -51,7 +51,7 @@ pub(crate) enum Stage {
 }
 
 /// What all tasks of one run of a context share with the engine.
-pub(crate) struct Run {
+pub(crate) struct ContextRun {
     pub(crate) device: u64,
     /// A task failed, or the application stopped the context: whatever is still queued is flushed.
     pub(crate) broken: AtomicBool,
@@ -63,20 +63,20 @@ pub(crate) struct Task {
     stamp: Stamp,
     pub(crate) kind: TaskKind,
     pub(crate) ctx: Handle<Ctx>,
-    pub(crate) stage: Cell<Stage>,
+    pub(crate) state: Cell<TaskState>,
     pub(crate) user_data: Cell<doca_data>,
     src: Cell<*const doca_buf>,
     dst: Cell<*mut doca_buf>,
     has_block_checksum: Cell<u8>,
     are_blocks_independent: Cell<u8>,
-    pub(crate) message: RefCell<Message>,
+    pub(crate) message: RefCell<TaskMessage>,
     status: Cell<Answer>,
     /// The buffer heads that a flight holds.
     heads: Cell<[Option<Handle<Buf>>; 2]>,
     /// Next task of the queue or free list that the task is in.
     pub(crate) link: Cell<Option<Handle<Task>>>,
-    pub(crate) run: Arc<Run>,
-    job: UnsafeCell<Job>,
+    pub(crate) run: Arc<ContextRun>,
+    job: UnsafeCell<EngineJob>,
 }
 
 // SAFETY: repr(C), and the stamp comes first.
@@ -87,16 +87,16 @@ unsafe impl Object for Task {
 
 impl Task {
     /// # Safety
-    /// The caller is the side that `stage` says owns the job, and holds no other reference to it.
+    /// The caller is the side that `state` says owns the job, and holds no other reference to it.
     #[allow(clippy::mut_from_ref, reason = "ownership of the job travels with the task, see the head of the module")]
-    pub(crate) unsafe fn job(&self) -> &mut Job {
+    pub(crate) unsafe fn job(&self) -> &mut EngineJob {
         // SAFETY: exclusive by the caller's word.
         unsafe { &mut *self.job.get() }
     }
 
     /// Reads a result; zero while the engine has the job.
-    pub(crate) fn result(&self, read: impl FnOnce(&Job) -> u32) -> u32 {
-        if self.stage.get() == Stage::Flying {
+    pub(crate) fn result(&self, read: impl FnOnce(&EngineJob) -> u32) -> u32 {
+        if self.state.get() == TaskState::Flying {
             return 0;
         }
         // SAFETY: not flying, so the job is the application's, which is who calls.
@@ -125,7 +125,7 @@ fn load(task: Handle<Task>) -> Answer {
 }
 
 /// The one buffer list of a producer's or consumer's task.
-fn load_end(task: Handle<Task>, job: &mut Job) -> Answer {
+fn load_end(task: Handle<Task>, job: &mut EngineJob) -> Answer {
     let (raw, what) = match task.kind {
         TaskKind::PostReceive => (task.dst.get().cast_const(), Use::Delivery),
         _ => (task.src.get(), Use::Source),
@@ -148,11 +148,11 @@ fn dispatch(task: Handle<Task>) -> Answer {
         unsafe { task.job() }.unload();
         return Err(fault);
     }
-    task.stage.set(Stage::Flying);
+    task.state.set(TaskState::Flying);
     task.ctx.departed(true);
     let answer = task.ctx.library.send(task);
     if answer.is_err() {
-        task.stage.set(Stage::Owned);
+        task.state.set(TaskState::Owned);
         task.ctx.departed(false);
         // SAFETY: nobody took the task, so it is owned again.
         unsafe { task.job() }.unload();
@@ -162,7 +162,7 @@ fn dispatch(task: Handle<Task>) -> Answer {
 }
 
 fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
-    if task.stage.get() != Stage::Owned || !task.ctx.is_running() {
+    if task.state.get() != TaskState::Owned || !task.ctx.is_running() {
         return Err(Fault::DOCA_ERROR_BAD_STATE);
     }
     let dev = task.ctx.dev;
@@ -199,7 +199,7 @@ fn submit(task: Handle<Task>, validate: bool, flush: bool) -> Answer {
     dev.plan.add_to(&mut job.fate, &dev.chance, dev.config(), task.kind);
     job.has_block_checksum = task.has_block_checksum.get() != 0;
     job.are_blocks_independent = task.are_blocks_independent.get() != 0;
-    task.stage.set(Stage::Flying);
+    task.state.set(TaskState::Flying);
     task.ctx.accept(task, flush);
     Ok(())
 }
@@ -218,7 +218,7 @@ pub(crate) fn land(task: Handle<Task>, is_late: bool) -> Answer {
         dst.release();
         append(dst, outcome.unwrap_or(0));
     }
-    task.stage.set(Stage::Owned);
+    task.state.set(TaskState::Owned);
     let status = outcome.map(drop);
     task.status.set(status);
     status
@@ -226,33 +226,33 @@ pub(crate) fn land(task: Handle<Task>, is_late: bool) -> Answer {
 
 impl Task {
     /// A task of a pool, with room for `2 * LIST_MAX` segments.
-    pub(crate) fn vacant(ctx: Handle<Ctx>, kind: TaskKind, run: Arc<Run>, segments: NonNull<Segment>) -> Task {
+    pub(crate) fn vacant(ctx: Handle<Ctx>, kind: TaskKind, run: Arc<ContextRun>, segments: NonNull<Segment>) -> Task {
         Task {
             stamp: Stamp::new(Task::MAGIC),
             kind,
             ctx,
-            stage: Cell::new(Stage::Free),
+            state: Cell::new(TaskState::Free),
             user_data: Cell::new(doca_data { u64_: 0 }),
             src: Cell::new(ptr::null()),
             dst: Cell::new(ptr::null_mut()),
             has_block_checksum: Cell::new(0),
             are_blocks_independent: Cell::new(0),
-            message: RefCell::new(Message::blank()),
+            message: RefCell::new(TaskMessage::blank()),
             status: Cell::new(Ok(())),
             heads: Cell::new([None; 2]),
             link: Cell::new(None),
             run,
-            job: UnsafeCell::new(Job::vacant(segments)),
+            job: UnsafeCell::new(EngineJob::vacant(segments)),
         }
     }
 
     pub(crate) fn init(&self, src: *const doca_buf, dst: *mut doca_buf, user_data: doca_data) {
-        self.stage.set(Stage::Owned);
+        self.state.set(TaskState::Owned);
         self.src.set(src);
         self.dst.set(dst);
         self.user_data.set(user_data);
         self.status.set(Ok(()));
-        self.message.replace(Message::blank());
+        self.message.replace(TaskMessage::blank());
     }
 }
 
@@ -296,7 +296,7 @@ impl Task {
 
     /// The immediate data that came with a message.
     pub(crate) fn immediate(&self) -> *const u8 {
-        if self.stage.get() == Stage::Flying {
+        if self.state.get() == TaskState::Flying {
             return ptr::null();
         }
         // SAFETY: not flying, so the job is the application's, which is who calls.
@@ -309,7 +309,7 @@ impl Task {
     }
 
     fn unless_flying<T>(&self, place: &Cell<T>, value: T) {
-        if self.stage.get() == Stage::Flying {
+        if self.state.get() == TaskState::Flying {
             complain("a task in flight was changed: ignored");
         } else {
             place.set(value);
@@ -336,15 +336,15 @@ exports! {
     }
 
     fn doca_task_free(task: *mut doca_task => Handle<Task>) -> () = (complain("doca_task_free: not a task")) {
-        match task.stage.get() {
-            Stage::Owned => {
-                task.stage.set(Stage::Free);
+        match task.state.get() {
+            TaskState::Owned => {
+                task.state.set(TaskState::Free);
                 // A message holds its connection.
-                task.message.replace(Message::blank());
+                task.message.replace(TaskMessage::blank());
                 task.ctx.reclaim(task);
             }
-            Stage::Free => complain("doca_task_free: freed twice, ignored"),
-            Stage::Flying => complain("doca_task_free: the task is in flight, ignored"),
+            TaskState::Free => complain("doca_task_free: freed twice, ignored"),
+            TaskState::Flying => complain("doca_task_free: the task is in flight, ignored"),
         }
     }
 

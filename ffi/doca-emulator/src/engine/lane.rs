@@ -9,20 +9,20 @@ use crate::config::Config;
 use crate::core::pool::Fifo;
 use crate::engine::queue::Queue;
 use crate::engine::threads::{self, Worker};
-use crate::memory::region::{Reach, Region};
+use crate::memory::region::{MmapRegion, Reach};
 
 /// Lanes in use, by the courier's name.
-static LANES: Mutex<Vec<(u64, Weak<Lane>)>> = Mutex::new(Vec::new());
+static LANES: Mutex<Vec<(u64, Weak<ExporterLane>)>> = Mutex::new(Vec::new());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Its thread ends after the last import of its exporter.
-pub(crate) struct Lane {
+pub(crate) struct ExporterLane {
     queue: Arc<Queue>,
 }
 
-impl Lane {
+impl ExporterLane {
     /// The lane of this courier; None where there can be no thread.
-    pub(crate) fn of(courier: u64, config: &Config) -> Option<Arc<Lane>> {
+    pub(crate) fn of(courier: u64, config: &Config) -> Option<Arc<ExporterLane>> {
         let mut lanes = LANES.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.retain(|(_, lane)| lane.strong_count() > 0);
         if let Some(lane) = lanes.iter().find(|(name, _)| *name == courier).and_then(|(_, lane)| lane.upgrade()) {
@@ -32,14 +32,14 @@ impl Lane {
         let (theirs, worker) = (Arc::clone(&queue), Worker::new(false, config, None));
         // On its own: the last import may end on the lane's thread, which cannot wait for itself.
         thread::Builder::new().name("lane".to_owned()).spawn(move || threads::work(&theirs, worker, None)).ok()?;
-        let lane = Arc::new(Lane { queue });
+        let lane = Arc::new(ExporterLane { queue });
         lanes.push((courier, Arc::downgrade(&lane)));
         COUNT.fetch_add(1, Ordering::Relaxed);
         Some(lane)
     }
 }
 
-impl Drop for Lane {
+impl Drop for ExporterLane {
     fn drop(&mut self) {
         COUNT.fetch_sub(1, Ordering::Relaxed);
         self.queue.close();
@@ -72,7 +72,7 @@ pub(crate) fn divert(mut tasks: Fifo) -> Fifo {
     others
 }
 
-fn of_region(region: &Region) -> Option<Arc<Lane>> {
+fn of_region(region: &MmapRegion) -> Option<Arc<ExporterLane>> {
     match &region.reach {
         Reach::Foreign(foreign) => foreign.lane()?.downcast().ok(),
         Reach::Own | Reach::Neighbour(_) => None,

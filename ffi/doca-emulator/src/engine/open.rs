@@ -8,7 +8,7 @@ use crate::core::chance;
 use crate::core::dev::{Dev, DevInfo};
 use crate::core::library::{Engines, Unit};
 use crate::core::pool::Fifo;
-use crate::engine::lane::Lane;
+use crate::engine::lane::ExporterLane;
 use crate::engine::threads::Engine;
 use crate::ffi::abi::{doca_dev, doca_devinfo};
 use crate::ffi::{Answer, Handle, Out, exports};
@@ -38,7 +38,7 @@ impl Engines for Both {
     }
 
     fn lane(&self, courier: u64, config: &Config) -> Option<Arc<dyn Any + Send + Sync>> {
-        Lane::of(courier, config).map(|lane| lane as Arc<dyn Any + Send + Sync>)
+        ExporterLane::of(courier, config).map(|lane| lane as Arc<dyn Any + Send + Sync>)
     }
 }
 

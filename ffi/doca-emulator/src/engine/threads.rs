@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Config, LIST_MAX, TaskKind, buf_bytes_max};
 use crate::core::chance::Chance;
-use crate::core::job::{Job, Sums};
+use crate::core::job::{EngineJob, Sums};
 use crate::core::passage::{Passage, pieces};
 use crate::core::poison::inspect;
 use crate::core::pool::Fifo;
-use crate::core::task::{Run, Task};
+use crate::core::task::{ContextRun, Task};
 use crate::engine::clock::Clock;
 use crate::engine::codec::{self, DeflateState, Unusable};
 use crate::engine::lane;
@@ -201,7 +201,7 @@ impl Worker {
         }
     }
 
-    fn run(&mut self, kind: TaskKind, job: &Job, run: &Run) -> Result<Made, Fault> {
+    fn run(&mut self, kind: TaskKind, job: &EngineJob, run: &ContextRun) -> Result<Made, Fault> {
         if let Some(refusal) = job.refusal {
             return Err(refusal);
         }
@@ -257,7 +257,7 @@ impl Worker {
         Ok(Made { bytes, sums: Sums::default() })
     }
 
-    fn transform(&mut self, kind: TaskKind, job: &Job) -> Result<Made, Fault> {
+    fn transform(&mut self, kind: TaskKind, job: &EngineJob) -> Result<Made, Fault> {
         let Worker { codec, memo, copier, sources, destinations, input, output } = self;
         let codec = codec.as_mut().ok_or(Fault::DOCA_ERROR_UNEXPECTED)?;
         let overlap = sources.iter().any(|s| destinations.iter().any(|d| s.overlaps(d)));
@@ -320,7 +320,7 @@ impl Worker {
 fn decode(
     codec: &mut DeflateState,
     kind: TaskKind,
-    job: &Job,
+    job: &EngineJob,
     source: &[u8],
     made: &mut [u8],
 ) -> Result<(usize, Sums), Fault> {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::ffi::Fault;
-use crate::memory::courier::{CHUNK_BYTES, OK, REFUSED, Request, STATUS_BYTES, Verb, abstract_address};
+use crate::memory::courier::{CHUNK_BYTES, CourierRequest, OK, REFUSED, STATUS_BYTES, Verb, abstract_address};
 use crate::memory::export::{Blob, Cookie};
 use crate::tools::packet::{self, iovec, receive, receive_files, send, seqpacket, status};
 
@@ -54,7 +54,7 @@ impl Caller {
     /// Asks whether the export is what the blob says: `DRIVER` if not, or without an answer.
     pub(crate) fn greet(&self, blob: &Blob) -> Result<Handed, Fault> {
         let gone = |_| Fault::DOCA_ERROR_DRIVER;
-        send(&self.socket, &[status(&Request::hello(blob).encode())], &[]).map_err(gone)?;
+        send(&self.socket, &[status(&CourierRequest::hello(blob).encode())], &[]).map_err(gone)?;
         let (mut answer, mut offset) = (REFUSED, [0; 8]);
         let expected = STATUS_BYTES + offset.len();
         let (came, files) = receive_files(&self.socket, &[iovec(&mut answer), iovec(&mut offset)]).map_err(gone)?;
@@ -78,7 +78,7 @@ impl Caller {
     pub(crate) unsafe fn read(&self, local: &[libc::iovec], remote: &[libc::iovec]) -> Result<(), Fault> {
         chunks(local, remote, |local, addr, len| {
             let mut answer = REFUSED;
-            let request = Request { verb: Verb::Read, cookie: self.cookie, addr, len, access: 0 }.encode();
+            let request = CourierRequest { verb: Verb::Read, cookie: self.cookie, addr, len, access: 0 }.encode();
             let room = libc::iovec { iov_base: local.cast(), iov_len: len };
             let came = self.exchange(&[status(&request)], &[iovec(&mut answer), room])?;
             if answer == OK && came == STATUS_BYTES + len { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }
@@ -92,7 +92,7 @@ impl Caller {
     pub(crate) unsafe fn write(&self, local: &[libc::iovec], remote: &[libc::iovec]) -> Result<(), Fault> {
         chunks(local, remote, |local, addr, len| {
             let mut answer = REFUSED;
-            let request = Request { verb: Verb::Write, cookie: self.cookie, addr, len, access: 0 }.encode();
+            let request = CourierRequest { verb: Verb::Write, cookie: self.cookie, addr, len, access: 0 }.encode();
             let bytes = libc::iovec { iov_base: local.cast(), iov_len: len };
             self.exchange(&[status(&request), bytes], &[iovec(&mut answer)])?;
             if answer == OK { Ok(()) } else { Err(Fault::DOCA_ERROR_IO_FAILED) }

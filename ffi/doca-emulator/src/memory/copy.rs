@@ -11,7 +11,7 @@ use std::slice;
 use crate::ffi::Fault;
 use crate::memory::caller::Caller;
 use crate::memory::import::Road;
-use crate::memory::region::{Reach, Region};
+use crate::memory::region::{MmapRegion, Reach};
 use crate::memory::remote;
 
 /// Location of the bytes of a piece.
@@ -39,7 +39,7 @@ pub(crate) struct Piece {
     first: *mut u8,
     pub(crate) len: usize,
     place: Location,
-    /// Whether engines may work on the bytes themselves; see [`Region::is_in_place`].
+    /// Whether engines may work on the bytes themselves; see [`MmapRegion::is_in_place`].
     in_place: bool,
 }
 
@@ -52,7 +52,7 @@ impl Piece {
     ///
     /// # Safety
     /// Whoever uses the piece keeps the region alive, and for an import the exporter's gate open, meanwhile.
-    pub(crate) unsafe fn of(region: &Region, addr: u64, len: usize) -> Piece {
+    pub(crate) unsafe fn of(region: &MmapRegion, addr: u64, len: usize) -> Piece {
         debug_assert!(region.contains(addr, len));
         let (first, place) = match &region.reach {
             Reach::Own | Reach::Neighbour(_) => (ptr::with_exposed_provenance_mut(addr as usize), Location::Here),

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::memory::export::{self, Blob, Cookie, PerProcess};
-use crate::memory::region::{PCI_READ_WRITE, Region};
+use crate::memory::region::{MmapRegion, PCI_READ_WRITE};
 use crate::tools::packet::{self, accept, iovec, receive, send, seqpacket, status};
 
 /// Most bytes that one request moves; less than any socket's default buffer.
@@ -41,7 +41,7 @@ pub(crate) enum Verb {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
+pub(crate) struct CourierRequest {
     pub(crate) verb: Verb,
     pub(crate) cookie: Cookie,
     pub(crate) addr: u64,
@@ -50,10 +50,10 @@ pub(crate) struct Request {
     pub(crate) access: u32,
 }
 
-impl Request {
-    pub(crate) fn hello(blob: &Blob) -> Request {
+impl CourierRequest {
+    pub(crate) fn hello(blob: &Blob) -> CourierRequest {
         let Blob { cookie, base, len, access, .. } = *blob;
-        Request { verb: Verb::Hello, cookie, addr: base, len: len as usize, access }
+        CourierRequest { verb: Verb::Hello, cookie, addr: base, len: len as usize, access }
     }
 
     pub(crate) fn encode(&self) -> [u8; REQUEST_BYTES] {
@@ -66,12 +66,12 @@ impl Request {
         bytes
     }
 
-    fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<Request> {
+    fn decode(bytes: &[u8; REQUEST_BYTES]) -> Option<CourierRequest> {
         let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
         let verb = [Verb::Hello, Verb::Read, Verb::Write].into_iter().find(|verb| *verb as u64 == word(0))?;
         let len = usize::try_from(word(32)).ok().filter(|len| verb == Verb::Hello || *len <= CHUNK_BYTES)?;
         let access = u32::try_from(word(40)).ok()?;
-        Some(Request { verb, cookie: Cookie([word(8), word(16)]), addr: word(24), len, access })
+        Some(CourierRequest { verb, cookie: Cookie([word(8), word(16)]), addr: word(24), len, access })
     }
 }
 
@@ -130,7 +130,7 @@ fn answer(caller: &OwnedFd) -> io::Result<()> {
     if receive(caller, &[iovec(&mut bytes)], libc::MSG_PEEK)? != REQUEST_BYTES {
         return Err(broken());
     }
-    let request = Request::decode(&bytes).ok_or_else(broken)?;
+    let request = CourierRequest::decode(&bytes).ok_or_else(broken)?;
     let head = iovec(&mut bytes);
     let permit = Permit::open(&request);
     let memory =
@@ -168,10 +168,10 @@ fn broken() -> io::Error {
 }
 
 /// Leave to carry a request out: its export stands, and cannot stop before this is dropped.
-struct Permit(Arc<Region>);
+struct Permit(Arc<MmapRegion>);
 
 impl Permit {
-    fn open(request: &Request) -> Option<Permit> {
+    fn open(request: &CourierRequest) -> Option<Permit> {
         let region = export::find(request.cookie)?;
         let is_inside = || region.contains(request.addr, request.len);
         let allowed = match request.verb {
@@ -210,11 +210,11 @@ mod tests {
     fn requests_round_trip_and_nonsense_is_refused() {
         for verb in [Verb::Hello, Verb::Read, Verb::Write] {
             let cookie = Cookie([u64::MAX - 5, 7]);
-            let request = Request { verb, cookie, addr: 0x7fff_1234, len: CHUNK_BYTES, access: 3 };
-            assert_eq!(Request::decode(&request.encode()), Some(request));
-            let long = Request { len: CHUNK_BYTES + 1, ..request };
-            assert_eq!(Request::decode(&long.encode()).is_some(), verb == Verb::Hello);
+            let request = CourierRequest { verb, cookie, addr: 0x7fff_1234, len: CHUNK_BYTES, access: 3 };
+            assert_eq!(CourierRequest::decode(&request.encode()), Some(request));
+            let long = CourierRequest { len: CHUNK_BYTES + 1, ..request };
+            assert_eq!(CourierRequest::decode(&long.encode()).is_some(), verb == Verb::Hello);
         }
-        assert_eq!(Request::decode(&[0; REQUEST_BYTES]), None);
+        assert_eq!(CourierRequest::decode(&[0; REQUEST_BYTES]), None);
     }
 }

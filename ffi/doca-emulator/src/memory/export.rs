@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::ffi::Fault;
 use crate::memory::courier;
-use crate::memory::region::{PCI_READ_WRITE, Region};
+use crate::memory::region::{MmapRegion, PCI_READ_WRITE};
 use crate::memory::window::Window;
 
 pub(crate) const BLOB_BYTES: usize = 128;
@@ -98,7 +98,7 @@ impl<T: Copy> PerProcess<T> {
 }
 
 /// Exports of this process, for importers in it and for the courier.
-static ALIVE: Mutex<Vec<(Cookie, Arc<Region>)>> = Mutex::new(Vec::new());
+static ALIVE: Mutex<Vec<(Cookie, Arc<MmapRegion>)>> = Mutex::new(Vec::new());
 
 /// What importers look at: a slot holds its export's cookie while that is alive, else zeroes.
 struct Board {
@@ -144,15 +144,15 @@ impl Board {
 }
 
 /// One live export; dropping it shuts importers out, here and in other processes.
-pub(crate) struct Export {
+pub(crate) struct LiveExport {
     pub(crate) blob: Box<[u8; BLOB_BYTES]>,
     cookie: Cookie,
     slot: &'static BoardSlot,
-    region: Arc<Region>,
+    region: Arc<MmapRegion>,
 }
 
-impl Export {
-    pub(crate) fn new(region: &Arc<Region>) -> Result<Export, Fault> {
+impl LiveExport {
+    pub(crate) fn new(region: &Arc<MmapRegion>) -> Result<LiveExport, Fault> {
         let cookie = Cookie::fresh()?;
         let board = Board::own()?;
         let courier = courier::own();
@@ -172,11 +172,11 @@ impl Export {
             courier: courier.unwrap_or(0),
         };
         ALIVE.lock().unwrap_or_else(PoisonError::into_inner).push((cookie, Arc::clone(region)));
-        Ok(Export { blob: Box::new(blob.encode()), cookie, slot: &board.slots[slot], region: Arc::clone(region) })
+        Ok(LiveExport { blob: Box::new(blob.encode()), cookie, slot: &board.slots[slot], region: Arc::clone(region) })
     }
 }
 
-impl Drop for Export {
+impl Drop for LiveExport {
     fn drop(&mut self) {
         // The first half last: with it the slot is somebody else's.
         self.slot[1].store(0, Ordering::Release);
@@ -187,14 +187,14 @@ impl Drop for Export {
 }
 
 /// The region of a live export of this process.
-pub(crate) fn find(cookie: Cookie) -> Option<Arc<Region>> {
+pub(crate) fn find(cookie: Cookie) -> Option<Arc<MmapRegion>> {
     let alive = ALIVE.lock().unwrap_or_else(PoisonError::into_inner);
     alive.iter().find(|(other, _)| *other == cookie).map(|(_, region)| Arc::clone(region))
 }
 
 /// What an importer maps: this process's board, and the file behind the region, if there is one, with where in it the
 /// region begins; no further opened than the export allows.
-pub(crate) fn descriptors(region: &Region) -> Option<(File, Option<(File, u64)>)> {
+pub(crate) fn descriptors(region: &MmapRegion) -> Option<(File, Option<(File, u64)>)> {
     let board = File::open(format!("/proc/self/fd/{}", Board::own().ok()?.fd)).ok()?;
     let range = FileRange::behind(region.base, region.len);
     let file = range.and_then(|range| Some((range.open(region.access & PCI_READ_WRITE != 0)?, range.offset)));
@@ -258,7 +258,7 @@ impl Blob {
     }
 
     /// Whether it says of an export of this process what is so.
-    pub(crate) fn tells_truth_of(&self, region: &Region) -> bool {
+    pub(crate) fn tells_truth_of(&self, region: &MmapRegion) -> bool {
         (self.base, self.len, self.access) == (region.base, region.len as u64, region.access)
     }
 }

@@ -30,7 +30,7 @@ use crate::tools::guard::Guard;
 use crate::tools::packet;
 
 /// The queue of tasks that wait for an exporter which carries its bytes itself; only the engines know its type.
-pub(crate) type Lane = Arc<dyn Any + Send + Sync>;
+pub(crate) type LaneHandle = Arc<dyn Any + Send + Sync>;
 
 /// Another process's export.
 pub(crate) struct Foreign {
@@ -53,7 +53,7 @@ pub(crate) enum Road {
     Exporter {
         caller: Caller,
         /// Queue of the thread that waits for the exporter; None where a window shows the bytes.
-        lane: Option<Lane>,
+        lane: Option<LaneHandle>,
     },
 }
 
@@ -73,7 +73,11 @@ impl Road {
 impl Foreign {
     /// `lane` makes one, should it be needed. Refuses an exporter that is gone, does not answer or does not know this
     /// export (`DRIVER`), and one whose user is not ours (`NOT_PERMITTED`).
-    pub(crate) fn new(blob: &Blob, config: &Config, lane: impl FnOnce() -> Option<Lane>) -> Result<Foreign, Fault> {
+    pub(crate) fn new(
+        blob: &Blob,
+        config: &Config,
+        lane: impl FnOnce() -> Option<LaneHandle>,
+    ) -> Result<Foreign, Fault> {
         if blob.slot as usize >= SLOTS {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
@@ -119,7 +123,7 @@ impl Foreign {
     }
 
     /// The queue of tasks that wait for the exporter to carry their bytes.
-    pub(crate) fn lane(&self) -> Option<Lane> {
+    pub(crate) fn lane(&self) -> Option<LaneHandle> {
         match &self.road {
             Road::Exporter { lane, .. } => lane.clone(),
             Road::Kernel { .. } => None,

@@ -29,11 +29,11 @@ pub(crate) fn is_access_mask(mask: u32) -> bool {
 
 pub(crate) enum Reach {
     Own,
-    Neighbour(Arc<Region>),
+    Neighbour(Arc<MmapRegion>),
     Foreign(Foreign),
 }
 
-pub(crate) struct Region {
+pub(crate) struct MmapRegion {
     /// First address; for an import, in the exporter's addresses.
     pub(crate) base: u64,
     pub(crate) len: usize,
@@ -49,7 +49,7 @@ pub(crate) struct Region {
     pub(crate) is_gone: AtomicBool,
 }
 
-impl Region {
+impl MmapRegion {
     pub(crate) fn contains(&self, addr: u64, len: usize) -> bool {
         let Some(offset) = addr.checked_sub(self.base) else { return false };
         offset <= self.len as u64 && len as u64 <= self.len as u64 - offset
@@ -123,8 +123,8 @@ impl Gate {
 mod tests {
     use super::*;
 
-    fn region(base: u64, len: usize) -> Region {
-        Region {
+    fn region(base: u64, len: usize) -> MmapRegion {
+        MmapRegion {
             base,
             len,
             access: LOCAL_READ_WRITE,

@@ -25,7 +25,7 @@ static SOURCES: Mutex<Vec<Option<String>>> = Mutex::new(Vec::new());
 static BACKENDS: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 
 /// A backend in the list of all. They are never freed, as the interface has no call for that.
-struct Listed(Handle<Backend>);
+struct Listed(Handle<LogBackend>);
 
 // SAFETY: a backend is used under the lock of `BACKENDS` only, apart from its levels, which are atomic.
 unsafe impl Send for Listed {}
@@ -46,7 +46,7 @@ enum Sink {
 }
 
 #[repr(C)]
-pub(crate) struct Backend {
+pub(crate) struct LogBackend {
     stamp: Stamp,
     sink: Mutex<Sink>,
     is_sdk: bool,
@@ -55,7 +55,7 @@ pub(crate) struct Backend {
 }
 
 // SAFETY: repr(C), and the stamp comes first.
-unsafe impl Object for Backend {
+unsafe impl Object for LogBackend {
     type Opaque = doca_log_backend;
     const MAGIC: u64 = u64::from_le_bytes(*b"kvl-logb");
 }
@@ -65,8 +65,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn add(sink: Sink, is_sdk: bool) -> *mut doca_log_backend {
-    let backend = Handle::new(Backend {
-        stamp: Stamp::new(Backend::MAGIC),
+    let backend = Handle::new(LogBackend {
+        stamp: Stamp::new(LogBackend::MAGIC),
         sink: Mutex::new(sink),
         is_sdk,
         lower: AtomicU32::new(if is_sdk { SDK.load(Ordering::Relaxed) } else { LOWER.load(Ordering::Relaxed) }),
@@ -76,7 +76,7 @@ fn add(sink: Sink, is_sdk: bool) -> *mut doca_log_backend {
     backend.to_c()
 }
 
-impl Backend {
+impl LogBackend {
     fn wants(&self, level: u32) -> bool {
         let limit = self.lower.load(Ordering::Relaxed).min(self.upper.load(Ordering::Relaxed));
         !self.is_sdk && level > DISABLE && level <= limit
@@ -187,7 +187,7 @@ fn level(value: u32) -> Result<u32, Fault> {
     if known { Ok(value) } else { Err(Fault::DOCA_ERROR_INVALID_VALUE) }
 }
 
-fn set_all(is_sdk: bool, value: u32, which: impl Fn(&Backend) -> &AtomicU32) {
+fn set_all(is_sdk: bool, value: u32, which: impl Fn(&LogBackend) -> &AtomicU32) {
     for Listed(backend) in lock(&BACKENDS).iter().filter(|listed| listed.0.is_sdk == is_sdk) {
         which(backend).store(value, Ordering::Relaxed);
     }
@@ -308,27 +308,27 @@ exports! {
         Ok(())
     }
 
-    fn doca_log_backend_set_level_lower_limit(backend: *mut doca_log_backend => Handle<Backend>, value: u32) {
+    fn doca_log_backend_set_level_lower_limit(backend: *mut doca_log_backend => Handle<LogBackend>, value: u32) {
         backend.lower.store(level(value)?, Ordering::Relaxed);
         Ok(())
     }
 
-    fn doca_log_backend_set_level_upper_limit(backend: *mut doca_log_backend => Handle<Backend>, value: u32) {
+    fn doca_log_backend_set_level_upper_limit(backend: *mut doca_log_backend => Handle<LogBackend>, value: u32) {
         backend.upper.store(level(value)?, Ordering::Relaxed);
         Ok(())
     }
 
-    fn doca_log_backend_set_level_lower_limit_strict(backend: *mut doca_log_backend => Handle<Backend>) {
+    fn doca_log_backend_set_level_lower_limit_strict(backend: *mut doca_log_backend => Handle<LogBackend>) {
         let _ = backend;
         Ok(())
     }
 
-    fn doca_log_backend_set_level_upper_limit_strict(backend: *mut doca_log_backend => Handle<Backend>) {
+    fn doca_log_backend_set_level_upper_limit_strict(backend: *mut doca_log_backend => Handle<LogBackend>) {
         let _ = backend;
         Ok(())
     }
 
-    fn doca_log_backend_set_sdk_level(backend: *mut doca_log_backend => Handle<Backend>, value: u32) {
+    fn doca_log_backend_set_sdk_level(backend: *mut doca_log_backend => Handle<LogBackend>, value: u32) {
         if !backend.is_sdk {
             return Err(Fault::DOCA_ERROR_INVALID_VALUE);
         }
