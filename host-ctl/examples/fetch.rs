@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Look up: the keys of a prompt's chunks follow from its tokens and from what produced the KV.
     let tokens: Vec<u32> = (0..2048).collect();
-    let recipe = client.welcome().recipe;
+    let recipe = client.card_facts().recipe;
     let namespace = Namespace { model: "demo", geometry, recipe, salt: b"", rank: 0, ranks: 1 };
     let prefix = Prefix::new(&namespace, &tokens)?;
     let request = client.post_lookup(prefix.keys())?;

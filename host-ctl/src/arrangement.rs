@@ -15,7 +15,7 @@ use doca::{Access, Mapping};
 use mailbox::layout::{Base, Form, Order};
 
 use crate::error::Error;
-use crate::memory::{Memory, Region};
+use crate::memory::{Memory, RegisteredMapping};
 use crate::random::Random;
 
 /// See the module.
@@ -91,9 +91,9 @@ impl Arrangement {
         let (form, bases, sizes) = self.describe(&geometry, page_tokens, page_count);
         let region = |bytes: u64| {
             let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
-            Ok(Region { mapping: Arc::new(Mapping::anonymous(bytes)?), access: Access::ReadWrite })
+            Ok(RegisteredMapping { mapping: Arc::new(Mapping::anonymous(bytes)?), access: Access::ReadWrite })
         };
-        let regions = sizes.into_iter().map(region).collect::<Result<Vec<Region>, Error>>()?;
+        let regions = sizes.into_iter().map(region).collect::<Result<Vec<RegisteredMapping>, Error>>()?;
         let memory = Memory { geometry, form, bases, regions };
         memory.check()?;
         Ok(memory)

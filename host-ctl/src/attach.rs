@@ -5,8 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use block::Recipe;
 use doca::{Device, Selector};
 use mailbox::attach::{
-    ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region as RegionMessage,
-    layout_parts,
+    ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region, layout_parts,
 };
 use mailbox::channel::{ChannelError, HostChannel};
 use mailbox::{HostRing, Page};
@@ -58,7 +57,7 @@ impl Default for Options {
 
 /// What the card said of itself, kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Welcome {
+pub struct CardFacts {
     /// The card's number for this session.
     pub session: u32,
     /// Elements of its largest block.
@@ -125,11 +124,11 @@ impl Client {
         })?;
         let mut talk = Talk { line, until: Instant::now() + options.timeout, timeout: options.timeout };
         talk.introduce(&page, exporter.as_mut(), options, memory.as_ref())?;
-        let welcome = talk.welcome(page.generation())?;
-        if let Some(asked) = options.recipe.filter(|asked| asked.transform != welcome.recipe.transform) {
-            return Err(Error::Recipe { asked, card: welcome.recipe.to_string() });
+        let facts = talk.welcome(page.generation())?;
+        if let Some(asked) = options.recipe.filter(|asked| asked.transform != facts.recipe.transform) {
+            return Err(Error::Recipe { asked, card: facts.recipe.to_string() });
         }
-        Ok(Client::new(talk.line, HostRing::new(page), exporter, welcome, layout, memory, options))
+        Ok(Client::new(talk.line, HostRing::new(page), exporter, facts, layout, memory, options))
     }
 }
 
@@ -209,7 +208,7 @@ impl Talk {
             let (value, limit) = (blob.len() as u64, EXPORT_BYTES_MAX as u64);
             return Err(AttachError::Field { what: "bytes of an export", value, limit }.into());
         }
-        self.say(&Message::Region(RegionMessage { index, writable, base: *base, bytes: *bytes, export: blob }))
+        self.say(&Message::Region(Region { index, writable, base: *base, bytes: *bytes, export: blob }))
     }
 
     /// Sends, and listens first: a card that has refused us says so while we still introduce ourselves.
@@ -243,7 +242,7 @@ impl Talk {
         Ok(())
     }
 
-    fn welcome(&mut self, generation: u64) -> Result<Welcome, Error> {
+    fn welcome(&mut self, generation: u64) -> Result<CardFacts, Error> {
         let mut bytes = [0; ATTACH_MESSAGE_MAX];
         loop {
             let count = match self.line.receive(&mut bytes) {
@@ -284,13 +283,13 @@ impl Talk {
 }
 
 /// A welcome's words, checked: each is a limit that this side divides by or compares keys with.
-fn believe(welcome: &mailbox::attach::Welcome<'_>) -> Result<Welcome, Error> {
+fn believe(welcome: &mailbox::attach::Welcome<'_>) -> Result<CardFacts, Error> {
     let zero = [("chunks of a request", welcome.chunks_max), ("requests in flight", welcome.requests_max)];
     if let Some((what, _)) = zero.into_iter().find(|&(_, value)| value == 0) {
         return Err(Gone::Babbled(AttachError::Field { what, value: 0, limit: u64::from(u32::MAX) }).into());
     }
     let unknown = |error| Error::Answer { what: format!("attach: the card's recipe {:?}: {error}", welcome.recipe) };
-    Ok(Welcome {
+    Ok(CardFacts {
         session: welcome.session,
         block_elements: welcome.block_elements,
         chunks_max: welcome.chunks_max,

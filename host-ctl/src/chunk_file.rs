@@ -21,7 +21,7 @@ const FINDINGS_MAX: usize = 16;
 
 /// One block, as its header says.
 #[derive(Clone, Debug)]
-pub struct BlockFacts {
+pub struct InspectedBlock {
     pub index: usize,
     pub kind: Kind,
     pub first_layer: u16,
@@ -36,7 +36,7 @@ pub struct BlockFacts {
 
 /// One chunk.
 #[derive(Clone, Debug)]
-pub struct ChunkFacts {
+pub struct InspectedChunk {
     pub key: ChunkKey,
     pub geometry: Geometry,
     pub plan: Plan,
@@ -44,7 +44,7 @@ pub struct ChunkFacts {
     pub wire_bytes: u64,
     pub raw_bytes: u64,
     /// Blocks whose header is good.
-    pub blocks: Vec<BlockFacts>,
+    pub blocks: Vec<InspectedBlock>,
     /// How many blocks have which `transform+codec`.
     pub recipes: BTreeMap<String, usize>,
 }
@@ -54,7 +54,7 @@ pub struct ChunkFacts {
 pub struct Inspection {
     pub path: PathBuf,
     /// `None` where not even the table of contents could be read.
-    pub chunk: Option<ChunkFacts>,
+    pub chunk: Option<InspectedChunk>,
     /// What is wrong, at most a few of each file; none: every check passed.
     pub findings: Vec<String>,
 }
@@ -142,13 +142,13 @@ pub(crate) struct Judge {
 
 impl Judge {
     /// Adds a block to the facts of its chunk; `Err`: what is wrong with it.
-    pub(crate) fn block(&mut self, facts: &mut ChunkFacts, index: usize, wire: &[u8]) -> Result<(), String> {
-        let ChunkFacts { key, geometry, plan, .. } = *facts;
+    pub(crate) fn block(&mut self, facts: &mut InspectedChunk, index: usize, wire: &[u8]) -> Result<(), String> {
+        let InspectedChunk { key, geometry, plan, .. } = *facts;
         let part = plan.part(&geometry, index).expect("a parsed manifest has a part for each block");
         let header =
             Header::open(wire, &key, &geometry, index, &part).map_err(|error| format!("block {index}: {error}"))?;
         *facts.recipes.entry(format!("{}+{}", header.transform, header.codec)).or_default() += 1;
-        facts.blocks.push(BlockFacts {
+        facts.blocks.push(InspectedBlock {
             index,
             kind: part.kind,
             first_layer: part.first_layer,
@@ -223,13 +223,13 @@ impl Eye<'_> {
         self.read(self.bytes - bytes as u64, bytes).map_err(Trouble::Error)
     }
 
-    fn chunk(&mut self, places: &[Place], manifest: &Manifest) -> Result<ChunkFacts, Error> {
+    fn chunk(&mut self, places: &[Place], manifest: &Manifest) -> Result<InspectedChunk, Error> {
         let (key, geometry, plan) = (*manifest.key(), *manifest.geometry(), *manifest.plan());
         let name = self.path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
         if name.is_some_and(|name: ChunkKey| name != key) {
             self.found(format!("holds chunk {key}: its name is another's"));
         }
-        let mut facts = ChunkFacts {
+        let mut facts = InspectedChunk {
             key,
             geometry,
             plan,

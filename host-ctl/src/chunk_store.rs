@@ -10,7 +10,7 @@ use nix::sys::eventfd::EventFd;
 use store::redis::check::CheckReport;
 use store::{Absent, AnyBackend, BlockingReader, Limits, OpenError, StoreError};
 
-use crate::chunk_file::{ChunkFacts, Inspection, Judge};
+use crate::chunk_file::{InspectedChunk, Inspection, Judge};
 use crate::error::Error;
 
 /// A block may be this large in its stored form.
@@ -86,7 +86,7 @@ fn look(store: &AnyBackend, caller: &mut BlockingReader<'_>, key: &ChunkKey) -> 
     Ok(Inspection { path, chunk, findings })
 }
 
-type Looked = (Option<ChunkFacts>, Vec<String>);
+type Looked = (Option<InspectedChunk>, Vec<String>);
 
 fn blocks(caller: &mut BlockingReader<'_>, key: &ChunkKey, manifest: &[u8]) -> Result<Looked, StoreError> {
     let manifest = match Manifest::parse(manifest) {
@@ -95,7 +95,7 @@ fn blocks(caller: &mut BlockingReader<'_>, key: &ChunkKey, manifest: &[u8]) -> R
         Err(error) => return Ok((None, vec![error.to_string()])),
     };
     let stored: u64 = manifest.lengths().iter().map(|bytes| u64::from(*bytes)).sum();
-    let mut facts = ChunkFacts {
+    let mut facts = InspectedChunk {
         key: *key,
         geometry: *manifest.geometry(),
         plan: *manifest.plan(),

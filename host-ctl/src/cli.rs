@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use host_ctl::Error;
-use host_ctl::command::Verdict;
+use host_ctl::command::CommandOutcome;
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for:
 /// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
@@ -93,7 +93,7 @@ enum Command {
     },
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: Arguments) -> Result<CommandOutcome, Error> {
     match arguments.command {
         Command::Store(arguments) => store::run(&arguments),
         Command::Fetch(arguments) => fetch::run(&arguments),
@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Error> {
                 path: directory,
                 source,
             })?;
-            Ok(Verdict::Good)
+            Ok(CommandOutcome::Good)
         }
     }
 }

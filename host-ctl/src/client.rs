@@ -23,10 +23,10 @@ use mailbox::channel::HostChannel;
 use mailbox::layout::Layout;
 use mailbox::{CardState, HostRing, Sleep, Status};
 
-use crate::attach::{Options, Welcome};
+use crate::attach::{CardFacts, Options};
 use crate::error::{Error, Gone};
 use crate::export::Exporter;
-use crate::job::Job;
+use crate::job::ClientJob;
 use crate::memory::Memory;
 
 pub use request::{Completion, RequestId, Transfer};
@@ -45,12 +45,12 @@ pub struct Client {
     exporter: Option<Box<dyn Exporter>>,
     memory: Option<Memory>,
     layout: Option<Layout>,
-    welcome: Welcome,
+    card_facts: CardFacts,
     spin: Duration,
     timeout: Duration,
     part_chunks: usize,
     next_id: u64,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<ClientJob>,
     ready: VecDeque<Completion>,
     /// Page requests to cancel, and cancels on the page.
     to_cancel: VecDeque<u64>,
@@ -68,7 +68,7 @@ impl Client {
         line: Box<dyn HostChannel>,
         ring: HostRing,
         exporter: Box<dyn Exporter>,
-        welcome: Welcome,
+        card_facts: CardFacts,
         layout: Option<Layout>,
         memory: Option<Memory>,
         options: &Options,
@@ -79,7 +79,7 @@ impl Client {
             exporter: Some(exporter),
             memory,
             layout,
-            welcome,
+            card_facts,
             spin: options.spin,
             timeout: options.timeout,
             part_chunks: options.part_chunks.unwrap_or(usize::MAX),
@@ -96,8 +96,8 @@ impl Client {
     }
 
     /// What the card said at attach.
-    pub fn welcome(&self) -> &Welcome {
-        &self.welcome
+    pub fn card_facts(&self) -> &CardFacts {
+        &self.card_facts
     }
 
     /// The memory of this session.
@@ -198,7 +198,7 @@ impl Client {
         if self.ring.prepare_sleep() == Sleep::Work {
             return Ok(());
         }
-        let until = self.jobs.iter().filter_map(Job::expires).fold(until, Instant::min);
+        let until = self.jobs.iter().filter_map(ClientJob::expires).fold(until, Instant::min);
         let left = until.saturating_duration_since(Instant::now()).min(SLEEP_MAX);
         let slept = if left.is_zero() { Ok(false) } else { self.line.wait(left) };
         self.ring.wake();

@@ -15,7 +15,7 @@ pub use show::{Bar, Show, mb};
 
 /// How a command ended, errors apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CommandOutcome {
     Good,
     /// It ran, and what it found is not good: exit code 1.
     Bad,

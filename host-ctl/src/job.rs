@@ -18,7 +18,7 @@ pub(crate) const PARTS_MAX: usize = 4;
 
 /// What to post next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct JobPart {
     /// First chunk of the job, and how many.
     pub(crate) first: usize,
     pub(crate) chunks: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Part {
 
 /// How a part ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct PartOutcome {
     pub(crate) status: Status,
     pub(crate) done: u32,
     pub(crate) wire_bytes: u64,
@@ -40,13 +40,13 @@ pub(crate) struct Outcome {
 struct Flight {
     request: u64,
     chunks: usize,
-    outcome: Option<Outcome>,
+    outcome: Option<PartOutcome>,
     cancelled: bool,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Job {
+pub(crate) struct ClientJob {
     pub(crate) id: u64,
     pub(crate) operation: Operation,
     pub(crate) keys: Box<[ChunkKey]>,
@@ -79,7 +79,7 @@ pub(crate) struct Job {
 
 /// What a caller asks, checked by the client.
 #[derive(Debug)]
-pub(crate) struct Ask {
+pub(crate) struct JobSpec {
     pub(crate) operation: Operation,
     pub(crate) keys: Box<[ChunkKey]>,
     pub(crate) pages: Box<[u32]>,
@@ -92,10 +92,10 @@ pub(crate) struct Ask {
     pub(crate) part_chunks: usize,
 }
 
-impl Job {
-    pub(crate) fn new(id: u64, ask: Ask, now: Instant) -> Job {
+impl ClientJob {
+    pub(crate) fn new(id: u64, ask: JobSpec, now: Instant) -> ClientJob {
         assert!(ask.part_chunks > 0);
-        Job {
+        ClientJob {
             id,
             operation: ask.operation,
             keys: ask.keys,
@@ -147,7 +147,7 @@ impl Job {
     }
 
     /// The part to post next, if there is one and it may go.
-    pub(crate) fn next(&self, now: Instant) -> Option<Part> {
+    pub(crate) fn next(&self, now: Instant) -> Option<JobPart> {
         if self.stopped.is_some() || self.is_posted() || self.in_flight() >= PARTS_MAX {
             return None;
         }
@@ -155,7 +155,7 @@ impl Job {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
         // Never 0, which would leave the deadline to the card.
         let deadline_us = left.map_or(0, |left| left.as_micros().clamp(1, u128::from(u32::MAX)) as u32);
-        Some(Part { first: self.posted, chunks, tokens: self.clip(self.posted, chunks), deadline_us })
+        Some(JobPart { first: self.posted, chunks, tokens: self.clip(self.posted, chunks), deadline_us })
     }
 
     /// The job's tokens, counted from the part's first.
@@ -169,8 +169,8 @@ impl Job {
         Tokens { start: self.tokens.start.saturating_sub(before), end }
     }
 
-    /// The part that [`Job::next`] gave is on the page under this number.
-    pub(crate) fn posted(&mut self, part: &Part, request: u64) {
+    /// The part that [`ClientJob::next`] gave is on the page under this number.
+    pub(crate) fn posted(&mut self, part: &JobPart, request: u64) {
         assert_eq!(part.first, self.posted, "parts go in order");
         self.began = true;
         self.posted += part.chunks;
@@ -178,7 +178,7 @@ impl Job {
     }
 
     /// A part has ended.
-    pub(crate) fn ended(&mut self, request: u64, outcome: Outcome) {
+    pub(crate) fn ended(&mut self, request: u64, outcome: PartOutcome) {
         let flight = self.flights.iter_mut().find(|flight| flight.request == request).expect("asked with owns");
         flight.outcome = Some(outcome);
         self.wire_bytes += outcome.wire_bytes;
@@ -236,7 +236,7 @@ impl Job {
 }
 
 /// Whether what lies behind this part cannot count.
-fn is_short(outcome: &Outcome, chunks: usize) -> bool {
+fn is_short(outcome: &PartOutcome, chunks: usize) -> bool {
     outcome.status != Status::Ok || (outcome.done as usize) < chunks
 }
 
@@ -245,8 +245,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn job(chunks: usize, part_chunks: usize) -> Job {
-        let ask = Ask {
+    fn job(chunks: usize, part_chunks: usize) -> ClientJob {
+        let ask = JobSpec {
             operation: Operation::Fetch,
             keys: (0..chunks).map(|index| ChunkKey::new([index as u8; 32])).collect(),
             pages: Box::new([]),
@@ -258,11 +258,11 @@ mod tests {
             chunk_tokens: 16,
             part_chunks,
         };
-        Job::new(1, ask, Instant::now())
+        ClientJob::new(1, ask, Instant::now())
     }
 
-    fn outcome(status: Status, done: usize) -> Outcome {
-        Outcome { status, done: done as u32, wire_bytes: 1, restored_bytes: 2, elapsed_us: 3 }
+    fn outcome(status: Status, done: usize) -> PartOutcome {
+        PartOutcome { status, done: done as u32, wire_bytes: 1, restored_bytes: 2, elapsed_us: 3 }
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         ) {
             let mut job = job(chunks, part_chunks);
             let now = Instant::now();
-            let mut live: Vec<(u64, Part)> = Vec::new();
+            let mut live: Vec<(u64, JobPart)> = Vec::new();
             let mut request = 0;
             let mut picks = picks.into_iter();
             while job.finished().is_none() {

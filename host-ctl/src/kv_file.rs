@@ -20,7 +20,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::error::Error;
-use crate::memory::{Memory, Region};
+use crate::memory::{Memory, RegisteredMapping};
 use crate::unique::Unique;
 
 /// Longest header that is read: as much as the safetensors crate takes.
@@ -367,7 +367,7 @@ impl KvFile {
             return Err(Error::input("--page-tokens", "0", "choose one that divides --chunk-tokens"));
         }
         let mapping = Mapping::of_file(&self.file, self.bytes as usize, Access::Read)?;
-        let regions = vec![Region { mapping: Arc::new(mapping), access: Access::Read }];
+        let regions = vec![RegisteredMapping { mapping: Arc::new(mapping), access: Access::Read }];
         let memory =
             Memory { geometry, form: contiguous(&geometry, &kv.shape, page_tokens), bases: bases(kv), regions };
         memory.check()?;

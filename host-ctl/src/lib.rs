@@ -37,8 +37,8 @@ mod transfer;
 mod unique;
 
 pub use arrangement::{Arrangement, PageOrder};
-pub use attach::{Door, Options, Welcome};
-pub use chunk_file::{BlockFacts, ChunkFacts, Inspection, ends_like_a_chunk, inspect, store_files};
+pub use attach::{CardFacts, Door, Options};
+pub use chunk_file::{InspectedBlock, InspectedChunk, Inspection, ends_like_a_chunk, inspect, store_files};
 pub use chunk_store::{check_store, inspect_store};
 pub use client::{Client, Completion, JOBS_MAX, RequestId, Transfer};
 pub use compare::{Comparison, KindErrors, compare};
@@ -46,7 +46,7 @@ pub use error::{Blame, Error, Gone};
 pub use export::{DeviceExporter, Exported, Exporter};
 pub use importances::{importance, load_importances};
 pub use kv_file::{KvFile, KvTensor, Tensor, TensorShape};
-pub use memory::{Memory, Region};
+pub use memory::{Memory, RegisteredMapping};
 pub use mixed::{Attach, Budget, MixedReport, Mixture, Portion, store_mixed};
 pub use out_file::{Announce, OutFile, dtype_name};
 pub use prefix::Prefix;
@@ -55,6 +55,6 @@ pub use route::Route;
 pub use status::{CardStatus, StageDelta, tier_scores};
 pub use tokens::TokenSpec;
 pub use transfer::{
-    Amounts, FetchOrder, FetchReport, Identity, Lookup, StoreOrder, StoreReport, Target, Watch, fetch, lookup, rate,
-    store,
+    Amounts, FetchOrder, FetchReport, Identity, LookupReport, StoreOrder, StoreReport, Target, Watch, fetch, lookup,
+    rate, store,
 };

@@ -6,7 +6,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use host_ctl::command::{Verdict, failed, log, refused};
+use host_ctl::command::{CommandOutcome, failed, log, refused};
 
 /// Name in front of every message.
 const PROGRAM: &str = "host-ctl";
@@ -26,8 +26,8 @@ fn main() -> ExitCode {
         Err(error) => return refused(&error, json),
     };
     match cli::run(arguments) {
-        Ok(Verdict::Good) => ExitCode::SUCCESS,
-        Ok(Verdict::Bad) => ExitCode::from(1),
+        Ok(CommandOutcome::Good) => ExitCode::SUCCESS,
+        Ok(CommandOutcome::Bad) => ExitCode::from(1),
         Err(error) => {
             failed(PROGRAM, &error.to_string(), error.exit_code(), json);
             ExitCode::from(error.exit_code())

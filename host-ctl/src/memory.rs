@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// A mapping and what the card may do with it. A read-only one can be stored from and not fetched to.
 #[derive(Clone, Debug)]
-pub struct Region {
+pub struct RegisteredMapping {
     pub mapping: Arc<Mapping>,
     pub access: Access,
 }
@@ -23,7 +23,7 @@ pub struct Memory {
     pub form: Form,
     /// K then V of layer 0, then of layer 1, ...
     pub bases: Vec<Base>,
-    pub regions: Vec<Region>,
+    pub regions: Vec<RegisteredMapping>,
 }
 
 impl Memory {
@@ -36,8 +36,10 @@ impl Memory {
             let what = format!("{} regions, a session has at most {REGIONS_MAX}", self.regions.len());
             return Err(Error::input("memory", what, "register larger regions"));
         }
-        let range =
-            |region: &Region| AddressRange { address: region.mapping.address(), bytes: region.mapping.bytes() as u64 };
+        let range = |region: &RegisteredMapping| AddressRange {
+            address: region.mapping.address(),
+            bytes: region.mapping.bytes() as u64,
+        };
         let ranges: Vec<AddressRange> = self.regions.iter().map(range).collect();
         Ok(Layout::new(self.geometry, self.form, self.bases.clone().into(), &ranges)?)
     }

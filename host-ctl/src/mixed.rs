@@ -94,8 +94,8 @@ pub fn store_mixed(
     order.prefix(geometry, block::Transform::Lossless.into())?;
     // With memory, without which a card names no largest block.
     let mut client = attach(named, Some(memory()?))?;
-    let welcome = client.welcome().clone();
-    let prefix = order.prefix(geometry, welcome.recipe)?;
+    let facts = client.card_facts().clone();
+    let prefix = order.prefix(geometry, facts.recipe)?;
     let keys = prefix.keys();
     if order.importances.is_empty() && !keys.is_empty() {
         return Err(Error::input("importances", "none", "give one for each whole chunk of the prompt"));
@@ -104,14 +104,14 @@ pub fn store_mixed(
     let known = if order.again { 0 } else { look(&mut client, keys, order.patience)?.chunks_done };
     let before = status(&mut client);
 
-    let levels = measure(order, &geometry, keys.len(), welcome.block_elements as usize, mixture.levels)?;
+    let levels = measure(order, &geometry, keys.len(), facts.block_elements as usize, mixture.levels)?;
     let budget_bytes = mixture.budget.bytes(&geometry, keys.len());
     let factors: Vec<f32> = order.importances.iter().map(|importance| importance.factor()).collect();
     let chosen = assign(&factors, &levels, budget_bytes)
         .map_err(|error| Error::input("precision", error, "change --importance, --levels or the budget"))?;
     let mut report = MixedReport {
         whole: StoreReport {
-            recipe: welcome.recipe,
+            recipe: facts.recipe,
             geometry,
             chunks: keys.len(),
             known,

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::kv_file::{KvTensor, TensorShape, bases, contiguous};
-use crate::memory::{Memory, Region};
+use crate::memory::{Memory, RegisteredMapping};
 use crate::part_file::PartFile;
 
 /// Where the data starts is a multiple of this: a page of memory.
@@ -143,7 +143,7 @@ impl OutFile {
             return Err(Error::input("--page-tokens", "0", "choose one that divides --chunk-tokens"));
         }
         let mapping = Mapping::of_file(self.file(), self.bytes as usize, Access::ReadWrite)?;
-        let regions = vec![Region { mapping: Arc::new(mapping), access: Access::ReadWrite }];
+        let regions = vec![RegisteredMapping { mapping: Arc::new(mapping), access: Access::ReadWrite }];
         let form: Form = contiguous(&geometry, shape, page_tokens);
         let memory = Memory { geometry, form, bases: bases(&self.kv), regions };
         memory.check()?;

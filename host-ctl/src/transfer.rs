@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::prefix::Prefix;
 use crate::status::{CardStatus, StageDelta};
 
-pub use fetch::{FetchOrder, FetchReport, Lookup, Target, fetch, lookup};
+pub use fetch::{FetchOrder, FetchReport, LookupReport, Target, fetch, lookup};
 pub use store::{StoreOrder, StoreReport, rate, store};
 pub(crate) use store::{check_importances, moved, rate_known};
 

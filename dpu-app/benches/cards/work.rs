@@ -30,7 +30,7 @@ impl Work {
             known
         };
         let trace = synthetic(Scenario::Chat, requests, seed);
-        let of = |request: study::tiers::Request| {
+        let of = |request: study::tiers::Prompt| {
             let known = known_to_all(&request.chunks);
             Request { chunks: request.chunks, known }
         };

@@ -441,7 +441,7 @@ fn sessions_that_attach_at_the_same_time_have_names_of_their_own() {
             let threads: Vec<_> = (0..6).map(|_| scope.spawn(|| card.control())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let mut names: Vec<_> = clients.iter().map(|client| client.welcome().session).collect();
+        let mut names: Vec<_> = clients.iter().map(|client| client.card_facts().session).collect();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), clients.len(), "{names:?}");

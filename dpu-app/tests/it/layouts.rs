@@ -28,7 +28,7 @@ fn page_table(memory: &Memory, seed: u64) -> Vec<u32> {
 }
 
 fn regions(memory: &Memory) -> Vec<Vec<u8>> {
-    let read = |region: &host_ctl::Region| {
+    let read = |region: &host_ctl::RegisteredMapping| {
         let mut bytes = vec![0; region.mapping.bytes()];
         region.mapping.read(0, &mut bytes);
         bytes

@@ -102,7 +102,7 @@ fn each_chunk_is_stored_in_its_own_precision_and_any_reader_of_the_name_fetches_
     let back = KvFile::open(&out).unwrap();
     let (one, other) = (file.kv("kv", None).unwrap(), back.kv("kv", None).unwrap());
     let memory = file.memory(&one, CHUNK, 16).unwrap();
-    let elements = card.attach(NAME, memory).welcome().block_elements as usize;
+    let elements = card.attach(NAME, memory).card_facts().block_elements as usize;
     let kept = |recipe: &str| {
         let recipe = recipe.parse().unwrap();
         compare((&file, &one), (&back, &other), recipe, CHUNK, elements).unwrap().is_kept()

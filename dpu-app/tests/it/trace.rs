@@ -39,7 +39,7 @@ fn every_stage_of_a_fetch_a_store_and_a_look_up_is_traced() {
     let card = Card::start();
     let keys = keys(geometry(), "lossless", 1, 1);
     let mut host = card.attach("lossless", filled(Arrangement::Vllm, geometry(), 1, 3));
-    let session = host.welcome().session;
+    let session = host.card_facts().session;
     let stages = || -> BTreeSet<String> {
         let trace = trace(&card);
         rows(&trace, "spans", session).iter().map(|span| span["stage"].as_str().unwrap().to_owned()).collect()
@@ -63,7 +63,7 @@ fn a_fetch_that_is_cut_says_what_it_waits_for_and_for_whom() {
     let card = Card::start();
     let (keys, _) = stored(&card, "lossless", 1, CHUNKS);
     let mut host = card.attach("lossless", memory());
-    let session = host.welcome().session;
+    let session = host.card_facts().session;
     *card.store.key_to_hang.lock().unwrap() = Some(keys[2]);
     cut_after(&mut host, &keys, Duration::from_millis(200));
     card.store.let_go();
@@ -88,7 +88,7 @@ fn a_request_behind_another_says_that_it_waits_for_its_turn() {
     let (short, _) = stored(&card, "lossless", 2, 1);
     card.store.read_delay_us.store(20_000, Relaxed);
     let mut host = card.attach("lossless", empty(Arrangement::Vllm, geometry(), LONG));
-    let session = host.welcome().session;
+    let session = host.card_facts().session;
     let id = host.post_fetch(&transfer(&long, &linear(LONG))).unwrap();
     cut_after(&mut host, &short, Duration::from_millis(150));
     card.store.read_delay_us.store(0, Relaxed);
@@ -106,7 +106,7 @@ fn a_slow_request_is_said_in_the_log_and_not_every_one() {
     let mut dpu = Dpu::start_with(&home.store(), &home.socket("card.sock"), "seed=1,delay_us=20000", &slow);
     let source = filled(Arrangement::Vllm, geometry(), CHUNKS, 3);
     let mut host = dpu.attach(&source);
-    let session = host.welcome().session;
+    let session = host.card_facts().session;
     for salt in 0..8 {
         let keys = keys(geometry(), "lossless", salt, CHUNKS);
         assert_eq!(store(&mut host, &keys, &linear(CHUNKS)).chunks_done, CHUNKS);

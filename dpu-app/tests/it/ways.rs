@@ -33,7 +33,7 @@ fn a_host_on_its_function() {
     let stored = store(&mut host, &keys, &linear(CHUNKS));
     let fetched = fetch(&mut host, &keys, &linear(CHUNKS));
     assert_eq!((stored.status, fetched.status, fetched.chunks_done), (Status::Ok, Status::Ok, CHUNKS));
-    println!("\nsays: session {}", host.welcome().session);
+    println!("\nsays: session {}", host.card_facts().session);
     // Until its turn to leave, so that all are there at once.
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use doca::Access;
-use host_ctl::Region;
+use host_ctl::RegisteredMapping;
 use mailbox::layout::{Base, Form, Order};
 use pyo3::prelude::*;
 
@@ -52,13 +52,13 @@ impl Memory {
         let mut watches = Vec::new();
         let mut region = |(region, (address, bytes, owner, watch, dmabuf)): (usize, Lent)| {
             watches.extend(watch.map(|look| Watch { region, address, bytes, look }));
-            Ok(Region { mapping: lend(address, bytes, owner, dmabuf)?, access })
+            Ok(RegisteredMapping { mapping: lend(address, bytes, owner, dmabuf)?, access })
         };
         let inner = host_ctl::Memory {
             geometry: geometry.inner,
             form: Form { order, page_tokens, page_count, page_stride, token_stride, head_stride },
             bases: bases.into_iter().map(|(region, offset)| Base { region, offset }).collect(),
-            regions: regions.into_iter().enumerate().map(&mut region).collect::<PyResult<Vec<Region>>>()?,
+            regions: regions.into_iter().enumerate().map(&mut region).collect::<PyResult<Vec<RegisteredMapping>>>()?,
         };
         inner.check().map_err(raise)?;
         Ok(Memory { inner, watches: watches.into() })

@@ -208,7 +208,7 @@ impl Session {
         }
         let memory = memory.map(|memory| memory.inner.clone());
         let client = py.detach(|| Client::attach(&options, memory)).map_err(raise)?;
-        let (recipe, card) = (client.welcome().recipe.to_string(), client.welcome().card.clone());
+        let (recipe, card) = (client.card_facts().recipe.to_string(), client.card_facts().card.clone());
         let descriptor = client.descriptor().map(|fd| fd.as_raw_fd());
         let (state, process) = (Mutex::new(State::Open(Box::new(client))), std::process::id());
         Ok(Session { state, watches, process, descriptor, recipe, card })

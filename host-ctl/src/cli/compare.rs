@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use block::Recipe;
 use clap::Args;
-use host_ctl::command::{Output, Pick, Show, Verdict, open, parse_recipe};
+use host_ctl::command::{CommandOutcome, Output, Pick, Show, open, parse_recipe};
 use host_ctl::{Error, KindErrors, compare};
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let (original, original_kv) = open(&arguments.original, &arguments.pick)?;
     let pick = Pick { tensor: arguments.restored_tensor.clone(), text: None };
@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         "v": kind_json(&found.v),
     });
     show.end(&verdict, &value);
-    Ok(if found.is_kept() { Verdict::Good } else { Verdict::Bad })
+    Ok(if found.is_kept() { CommandOutcome::Good } else { CommandOutcome::Bad })
 }
 
 fn kind_json(kind: &KindErrors) -> Value {

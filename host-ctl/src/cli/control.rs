@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict};
+use host_ctl::command::{CommandOutcome, Output, Show};
 use host_ctl::{Client, Error};
 use serde_json::json;
 
@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn ping(arguments: &PingArguments) -> Result<Verdict, Error> {
+pub(crate) fn ping(arguments: &PingArguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let attached = Instant::now();
     let mut client = Client::attach(&arguments.card.options(None), None)?;
@@ -54,10 +54,10 @@ pub(crate) fn ping(arguments: &PingArguments) -> Result<Verdict, Error> {
     // The nearest rank: with few pings, p99 is the slowest.
     let at = |percent: usize| times[(times.len() * percent).div_ceil(100).max(1) - 1];
     let (p50, p99, max) = (at(50), at(99), times[times.len() - 1]);
-    let card = client.welcome().card.clone();
+    let card = client.card_facts().card.clone();
     show.table(&[
         ("card", card.clone()),
-        ("recipe", client.welcome().recipe.to_string()),
+        ("recipe", client.card_facts().recipe.to_string()),
         ("attach", format!("{:.0} us", us(attach))),
     ]);
     let verdict =
@@ -65,7 +65,7 @@ pub(crate) fn ping(arguments: &PingArguments) -> Result<Verdict, Error> {
     let value = json!({
         "command": "ping",
         "card": card,
-        "recipe": client.welcome().recipe.to_string(),
+        "recipe": client.card_facts().recipe.to_string(),
         "count": times.len(),
         "attach_us": us(attach),
         "p50_us": us(p50),
@@ -74,10 +74,10 @@ pub(crate) fn ping(arguments: &PingArguments) -> Result<Verdict, Error> {
     });
     client.close(arguments.card.patience())?;
     show.end(&verdict, &value);
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }
 
-pub(crate) fn drain(arguments: &DrainArguments) -> Result<Verdict, Error> {
+pub(crate) fn drain(arguments: &DrainArguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let mut client = Client::attach(&arguments.card.options(None), None)?;
     let id = if arguments.undo { client.post_resume()? } else { client.post_drain()? };
@@ -88,10 +88,10 @@ pub(crate) fn drain(arguments: &DrainArguments) -> Result<Verdict, Error> {
         false => ("draining", "draining: dpu-app finishes what runs and takes nothing new, until `drain --undo`"),
     };
     show.end(verdict, &json!({ "command": "drain", "ok": true, "state": state }));
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }
 
-pub(crate) fn stop(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn stop(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let mut client = Client::attach(&arguments.card.options(None), None)?;
     let id = client.post_stop()?;
@@ -102,5 +102,5 @@ pub(crate) fn stop(arguments: &Arguments) -> Result<Verdict, Error> {
         false => format!("stopping: dpu-app at {} still finishes what runs", arguments.card.route()),
     };
     show.end(&verdict, &json!({ "command": "stop", "ok": ended }));
-    Ok(if ended { Verdict::Good } else { Verdict::Bad })
+    Ok(if ended { CommandOutcome::Good } else { CommandOutcome::Bad })
 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
-use host_ctl::command::{Output, Show, Verdict, mb};
+use host_ctl::command::{CommandOutcome, Output, Show, mb};
 use host_ctl::{Amounts, Arrangement, Error, FetchOrder, PageOrder, Target, fetch};
 use serde_json::json;
 
 use super::amounts::{amounts_json, geometry_json, geometry_text, seconds, show_stages, stages_json};
-use super::given::{Card, Naming, Shape};
+use super::given::{Card, Naming, ShapeArguments};
 use super::store::PART_CHUNKS;
 
 #[derive(Debug, Args)]
@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     naming: Naming,
     #[command(flatten)]
-    shape: Shape,
+    shape: ShapeArguments,
     /// Write a safetensors file with the tensor kv; it appears when it is whole, or not at all
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let (shape, tokens) = arguments.shape.load()?;
     let target = match &arguments.out {
@@ -125,7 +125,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         "stages": stages_json(&report.stages),
     });
     show.end(&verdict, &value);
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }
 
 fn median(runs: &[Amounts]) -> Amounts {

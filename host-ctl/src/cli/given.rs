@@ -108,7 +108,7 @@ impl Naming {
 
 /// Where a shape comes from when there is no KV to store.
 #[derive(Debug, Args)]
-pub(crate) struct Shape {
+pub(crate) struct ShapeArguments {
     /// Take geometry, and tensors of token ids, from this safetensors file
     #[arg(long, value_name = "FILE", required_unless_present = "geometry", conflicts_with = "geometry")]
     like: Option<PathBuf>,
@@ -123,7 +123,7 @@ pub(crate) struct Shape {
     tokens: Option<TokenSpec>,
 }
 
-impl Shape {
+impl ShapeArguments {
     /// Shape and token ids.
     pub(crate) fn load(&self) -> Result<(TensorShape, Vec<u32>), Error> {
         let file = self.like.as_ref().map(|path| KvFile::open(path)).transpose()?;

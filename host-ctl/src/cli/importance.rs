@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict};
+use host_ctl::command::{CommandOutcome, Output, Show};
 use host_ctl::{Error, importance, load_importances, rate};
 use serde_json::json;
 
-use super::given::{Card, Naming, Shape};
+use super::given::{Card, Naming, ShapeArguments};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -20,14 +20,14 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     naming: Naming,
     #[command(flatten)]
-    shape: Shape,
+    shape: ShapeArguments,
     #[command(flatten)]
     card: Card,
     #[command(flatten)]
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let (shape, tokens) = arguments.shape.load()?;
     let geometry = arguments.naming.geometry(&shape)?;
@@ -42,5 +42,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         &format!("rated: the card knows what {rated} chunks are worth"),
         &json!({ "command": "importance", "ok": true, "chunks": rated }),
     );
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }

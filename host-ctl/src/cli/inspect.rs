@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use block::{ChunkKey, KeyError};
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict, bad, mb};
+use host_ctl::command::{CommandOutcome, Output, Show, bad, mb};
 use host_ctl::{
-    BlockFacts, ChunkFacts, Error, Inspection, KvFile, ends_like_a_chunk, inspect, inspect_store, store_files,
+    Error, InspectedBlock, InspectedChunk, Inspection, KvFile, ends_like_a_chunk, inspect, inspect_store, store_files,
 };
 use mailbox::visible;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ fn parse_key(text: &str) -> Result<ChunkKey, String> {
     text.parse().map_err(|error: KeyError| error.to_string())
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     if store::is_on_servers(&arguments.path) {
         return remote(&show, arguments);
@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     tensors(&show, &path)
 }
 
-fn chunks(show: &Show, arguments: &Arguments, files: &[PathBuf]) -> Result<Verdict, Error> {
+fn chunks(show: &Show, arguments: &Arguments, files: &[PathBuf]) -> Result<CommandOutcome, Error> {
     let mut tally = Tally::default();
     let mut bar = show.bar("inspect", "chunks");
     for (index, path) in files.iter().enumerate() {
@@ -80,7 +80,7 @@ fn chunks(show: &Show, arguments: &Arguments, files: &[PathBuf]) -> Result<Verdi
 }
 
 /// Chunks of a store that has no files here. The key may stand at the end of the URL, as in `redis-cli --scan`.
-fn remote(show: &Show, arguments: &Arguments) -> Result<Verdict, Error> {
+fn remote(show: &Show, arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let (place, query) = arguments.path.split_once('?').map_or((arguments.path.as_str(), None), |(p, q)| (p, Some(q)));
     let (place, key) = match place.rsplit_once('/').map(|(place, last)| (place, parse_key(last))) {
         Some((place, Ok(key))) => (place, Some(key)),
@@ -119,7 +119,7 @@ impl Tally {
         self.values.push(inspection_json(found, arguments.blocks));
     }
 
-    fn end(self, show: &Show) -> Verdict {
+    fn end(self, show: &Show) -> CommandOutcome {
         let Tally { looked, bad, raw, wire, values } = self;
         let ratio = if wire == 0 { 0.0 } else { raw as f64 / wire as f64 };
         let sizes = format!("{} raw, {} on the wire, ratio {ratio:.2}", mb(raw), mb(wire));
@@ -132,14 +132,14 @@ impl Tally {
             "raw_bytes": raw, "wire_bytes": wire, "ratio": ratio,
         });
         show.end(&verdict, &value);
-        if bad == 0 { Verdict::Good } else { Verdict::Bad }
+        if bad == 0 { CommandOutcome::Good } else { CommandOutcome::Bad }
     }
 }
 
 fn describe(show: &Show, arguments: &Arguments, found: &Inspection) {
     show.line(&found.path.display().to_string());
     if let Some(chunk) = &found.chunk {
-        let ChunkFacts { key, geometry, plan, .. } = chunk;
+        let InspectedChunk { key, geometry, plan, .. } = chunk;
         let recipes: Vec<String> =
             chunk.recipes.iter().map(|(recipe, blocks)| format!("{blocks} x {recipe}")).collect();
         let ratio = chunk.raw_bytes as f64 / chunk.wire_bytes.max(1) as f64;
@@ -169,8 +169,9 @@ fn describe(show: &Show, arguments: &Arguments, found: &Inspection) {
         if arguments.blocks {
             show.line("  block kind layers  tokens        wire         raw  ratio  recipe");
             for block in &chunk.blocks {
-                let BlockFacts { index, kind, first_layer, layers, first_token, tokens, wire_bytes, raw_bytes, .. } =
-                    block;
+                let InspectedBlock {
+                    index, kind, first_layer, layers, first_token, tokens, wire_bytes, raw_bytes, ..
+                } = block;
                 let (last_layer, last_token) = (first_layer + layers - 1, first_token + tokens - 1);
                 let span = format!("{first_layer}-{last_layer}");
                 let range = format!("{first_token}-{last_token}");
@@ -209,7 +210,7 @@ fn inspection_json(found: &Inspection, with_blocks: bool) -> Value {
         value["wire_bytes"] = json!(chunk.wire_bytes);
         value["raw_bytes"] = json!(chunk.raw_bytes);
         if with_blocks {
-            let block = |block: &BlockFacts| {
+            let block = |block: &InspectedBlock| {
                 json!({
                     "index": block.index, "kind": block.kind.name(),
                     "first_layer": block.first_layer, "layers": block.layers,
@@ -224,7 +225,7 @@ fn inspection_json(found: &Inspection, with_blocks: bool) -> Value {
     value
 }
 
-fn tensors(show: &Show, path: &Path) -> Result<Verdict, Error> {
+fn tensors(show: &Show, path: &Path) -> Result<CommandOutcome, Error> {
     let file = KvFile::open(path)?;
     let mut values = Vec::new();
     let mut storable = 0;
@@ -253,5 +254,5 @@ fn tensors(show: &Show, path: &Path) -> Result<Verdict, Error> {
     }
     let verdict = format!("good: safetensors, {} tensors, {storable} can be stored", values.len());
     show.end(&verdict, &json!({ "command": "inspect", "ok": true, "tensors": values }));
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }

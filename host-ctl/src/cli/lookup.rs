@@ -1,26 +1,26 @@
 //! `host-ctl lookup`.
 
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict};
+use host_ctl::command::{CommandOutcome, Output, Show};
 use host_ctl::{Error, lookup};
 use serde_json::json;
 
 use super::amounts::{geometry_json, geometry_text, seconds};
-use super::given::{Card, Naming, Shape};
+use super::given::{Card, Naming, ShapeArguments};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     naming: Naming,
     #[command(flatten)]
-    shape: Shape,
+    shape: ShapeArguments,
     #[command(flatten)]
     card: Card,
     #[command(flatten)]
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let (shape, tokens) = arguments.shape.load()?;
     let geometry = arguments.naming.geometry(&shape)?;
@@ -51,5 +51,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         "seconds": found.elapsed.as_secs_f64(),
     });
     show.end(&verdict, &value);
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict};
+use host_ctl::command::{CommandOutcome, Output, Show};
 use host_ctl::{CardStatus, Client, Error};
 
 use super::given::Card;
@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let mut client = Client::attach(&arguments.card.options(None), None)?;
     let mut before: Option<(CardStatus, Instant)> = None;
@@ -36,9 +36,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         before = Some((status, now));
         // Not a sleep: a card that leaves meanwhile is noticed.
         if client.wait_end(Duration::from_secs(seconds.into())) {
-            return client.poll().map(|_| Verdict::Good);
+            return client.poll().map(|_| CommandOutcome::Good);
         }
     }
     client.close(arguments.card.patience())?;
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use host_ctl::command::{Output, Pick, Show, Verdict, mb, open};
+use host_ctl::command::{CommandOutcome, Output, Pick, Show, mb, open};
 use host_ctl::{Client, Error, StoreOrder, TokenSpec, store, store_mixed};
 use serde_json::json;
 
@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
 /// Chunks of one request on the page: small enough that progress is seen.
 pub(crate) const PART_CHUNKS: usize = 8;
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let (file, kv) = open(&arguments.file, &arguments.pick)?;
     let tokens = given::load_tokens(arguments.tokens.as_ref(), Some(&file), arguments.pick.text)?;
@@ -121,5 +121,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         "precision": mixed.as_ref().map(precision::json),
     });
     show.end(&verdict, &value);
-    Ok(if whole { Verdict::Good } else { Verdict::Bad })
+    Ok(if whole { CommandOutcome::Good } else { CommandOutcome::Bad })
 }

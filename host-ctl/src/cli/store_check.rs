@@ -1,7 +1,7 @@
 //! `host-ctl store-check`.
 
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict, bad, mb};
+use host_ctl::command::{CommandOutcome, Output, Show, bad, mb};
 use host_ctl::{Error, check_store};
 use serde_json::{Value, json};
 use store::redis::check::{CheckFinding, CheckReport, ServerFacts, Weight};
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let Some(report) = check_store(&arguments.store)? else {
         return Err(bad("URL", "is no redis:// store".to_owned(), "dir: stores are checked by dpu-app scrub"));
     };
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         _ => format!("bad: {bad} things that dpu-app needs do not work"),
     };
     show.end(&verdict, &report_json(&report));
-    Ok(if report.is_good() { Verdict::Good } else { Verdict::Bad })
+    Ok(if report.is_good() { CommandOutcome::Good } else { CommandOutcome::Bad })
 }
 
 fn report_json(report: &CheckReport) -> Value {

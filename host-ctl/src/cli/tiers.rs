@@ -1,7 +1,7 @@
 //! `host-ctl tiers`.
 
 use clap::{Args, Subcommand};
-use host_ctl::command::{Output, Show, Verdict, mb};
+use host_ctl::command::{CommandOutcome, Output, Show, mb};
 use host_ctl::{CardStatus, Client, Error, tier_scores};
 use serde_json::{Value, json};
 
@@ -27,12 +27,12 @@ struct ShowTiers {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let Command::Show(arguments) = &arguments.command;
     show_tiers(arguments)
 }
 
-fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
+fn show_tiers(arguments: &ShowTiers) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let mut client = Client::attach(&arguments.card.options(None), None)?;
     let id = client.post_status()?;
@@ -66,5 +66,5 @@ fn show_tiers(arguments: &ShowTiers) -> Result<Verdict, Error> {
     }
     let verdict = if tiers.is_empty() { "this card's store has no tiers" } else { "tiers shown" };
     show.end(verdict, &json!({ "command": "tiers show", "ok": true, "tiers": tiers }));
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use host_ctl::command::{Output, Show, Verdict};
+use host_ctl::command::{CommandOutcome, Output, Show};
 use host_ctl::{CardStatus, Client, Error};
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let mut client = Client::attach(&arguments.card.options(None), None)?;
     let id = client.post_trace()?;
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
     let count = |name: &str| trace[name].as_array().map_or(0, Vec::len);
     show.end(&format!("{} late requests, {} stages", count("late"), count("spans")), &trace);
     client.close(arguments.card.patience())?;
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }
 
 /// What was asked for of it.

@@ -8,7 +8,7 @@ use mailbox::{COMMANDS, Chunk, Doorbell, Operation, PostError, Request};
 
 use super::{Client, Completion, RequestId};
 use crate::error::{Error, Gone};
-use crate::job::{Job, Outcome, Part};
+use crate::job::{ClientJob, JobPart, PartOutcome};
 
 /// Slots of the page that transfers leave to cancels, pings and status.
 const CONTROL_SLOTS: usize = 4;
@@ -65,7 +65,7 @@ impl Client {
         }
         job.ended(
             completion.request,
-            Outcome {
+            PartOutcome {
                 status: completion.status,
                 done: completion.chunks_done,
                 wire_bytes: completion.wire_bytes,
@@ -127,11 +127,12 @@ impl Client {
         if !operation.takes_chunks() {
             return outstanding < COMMANDS;
         }
-        let transfers: usize = self.jobs.iter().filter(|job| job.operation.takes_chunks()).map(Job::in_flight).sum();
-        outstanding < COMMANDS - CONTROL_SLOTS && transfers < self.welcome.requests_max as usize
+        let transfers: usize =
+            self.jobs.iter().filter(|job| job.operation.takes_chunks()).map(ClientJob::in_flight).sum();
+        outstanding < COMMANDS - CONTROL_SLOTS && transfers < self.card_facts.requests_max as usize
     }
 
-    fn post_part(&mut self, at: usize, part: &Part) -> Result<(), Error> {
+    fn post_part(&mut self, at: usize, part: &JobPart) -> Result<(), Error> {
         let request = self.fresh_id();
         let job = &self.jobs[at];
         let each = job.pages.len() / job.keys.len().max(1);

@@ -7,7 +7,7 @@ use mailbox::{Operation, Tokens, chunks_max};
 
 use super::{Client, JOBS_MAX, RequestId, Transfer};
 use crate::error::Error;
-use crate::job::{Ask, Job};
+use crate::job::{ClientJob, JobSpec};
 
 impl Client {
     /// Asks how many leading chunks are stored. Moves nothing; needs no memory.
@@ -91,7 +91,7 @@ impl Client {
     }
 
     fn post_control(&mut self, operation: Operation) -> Result<RequestId, Error> {
-        self.enqueue(Ask {
+        self.enqueue(JobSpec {
             operation,
             keys: Box::new([]),
             pages: Box::new([]),
@@ -142,8 +142,8 @@ impl Client {
                 ));
             }
         }
-        let part_chunks = self.part_chunks.min(chunks_max(pages_per_chunk)).min(self.welcome.chunks_max as usize);
-        self.enqueue(Ask {
+        let part_chunks = self.part_chunks.min(chunks_max(pages_per_chunk)).min(self.card_facts.chunks_max as usize);
+        self.enqueue(JobSpec {
             operation,
             keys: keys.into(),
             pages: pages.into(),
@@ -157,7 +157,7 @@ impl Client {
         })
     }
 
-    fn enqueue(&mut self, ask: Ask) -> Result<RequestId, Error> {
+    fn enqueue(&mut self, ask: JobSpec) -> Result<RequestId, Error> {
         if let Some(gone) = self.gone {
             return Err(gone.into());
         }
@@ -165,7 +165,7 @@ impl Client {
             return Err(Error::Full { limit: JOBS_MAX });
         }
         let id = self.fresh_id();
-        self.jobs.push_back(Job::new(id, ask, Instant::now()));
+        self.jobs.push_back(ClientJob::new(id, ask, Instant::now()));
         self.pump()?;
         Ok(RequestId(id))
     }

@@ -22,7 +22,7 @@ const ATTEMPTS: usize = 4;
 
 /// What a lookup found.
 #[derive(Clone, Debug)]
-pub struct Lookup {
+pub struct LookupReport {
     pub recipe: Recipe,
     pub prefix: Prefix,
     /// Leading chunks that are stored.
@@ -87,14 +87,14 @@ pub fn lookup(
     geometry: Geometry,
     tokens: &[u32],
     patience: Duration,
-) -> Result<Lookup, Error> {
+) -> Result<LookupReport, Error> {
     identity.prefix(geometry, block::Transform::Lossless.into(), tokens)?;
     let mut client = door.attach(None)?;
-    let recipe = client.welcome().recipe;
+    let recipe = client.card_facts().recipe;
     let prefix = identity.prefix(geometry, recipe, tokens)?;
     let completion = look(&mut client, prefix.keys(), patience)?;
     client.close(patience)?;
-    Ok(Lookup { recipe, prefix, found: completion.chunks_done, elapsed: completion.elapsed })
+    Ok(LookupReport { recipe, prefix, found: completion.chunks_done, elapsed: completion.elapsed })
 }
 
 /// Fetches the leading chunks of a prompt that are stored.
@@ -108,7 +108,8 @@ pub fn fetch(door: &mut dyn Door, order: &FetchOrder<'_>, watch: Watch<'_>) -> R
         let what = format!("{} does not divide chunks of {} tokens", order.page_tokens, order.chunk_tokens);
         return Err(Error::input("--page-tokens", what, "choose one that does"));
     }
-    let Lookup { recipe, prefix, found, .. } = lookup(door, &order.identity, geometry, order.tokens, order.patience)?;
+    let LookupReport { recipe, prefix, found, .. } =
+        lookup(door, &order.identity, geometry, order.tokens, order.patience)?;
     let mut report = FetchReport {
         recipe,
         geometry,
@@ -209,8 +210,8 @@ fn fetch_into(
     let pages = page_order.table((keys.len() * memory.pages_per_chunk()) as u32);
     let geometry = memory.geometry;
     let mut client = door.attach(Some(memory))?;
-    if client.welcome().recipe.transform != report.recipe.transform {
-        return Err(Error::Recipe { asked: report.recipe, card: client.welcome().recipe.to_string() });
+    if client.card_facts().recipe.transform != report.recipe.transform {
+        return Err(Error::Recipe { asked: report.recipe, card: client.card_facts().recipe.to_string() });
     }
     let before = status(&mut client);
     let mut is_damaged = false;

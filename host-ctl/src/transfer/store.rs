@@ -71,7 +71,7 @@ pub fn store(door: &mut dyn Door, order: &StoreOrder<'_>, watch: Watch<'_>) -> R
     // Before a card is troubled; the recipe does not change how many there are.
     order.prefix(geometry, block::Transform::Lossless.into())?;
     let mut client = door.attach(Some(memory))?;
-    let recipe = client.welcome().recipe;
+    let recipe = client.card_facts().recipe;
     let prefix = order.prefix(geometry, recipe)?;
     let keys = prefix.keys();
     check_importances(order.importances, keys.len())?;
@@ -149,7 +149,7 @@ pub fn rate(
 ) -> Result<usize, Error> {
     identity.prefix(geometry, block::Transform::Lossless.into(), tokens)?;
     let mut client = door.attach(None)?;
-    let prefix = identity.prefix(geometry, client.welcome().recipe, tokens)?;
+    let prefix = identity.prefix(geometry, client.card_facts().recipe, tokens)?;
     let keys = prefix.keys();
     let importances = importances(keys.len())?;
     check_importances(&importances, keys.len())?;

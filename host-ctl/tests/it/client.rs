@@ -264,7 +264,7 @@ fn another_recipe_than_asked_for_is_refused_here() {
     assert!(matches!(error, Error::Recipe { .. }), "{error:?}");
     assert_eq!(error.exit_code(), 4);
     // Keys depend on the transform, not on the codec.
-    assert_eq!(card.attach_as(&asked("q5+lz4"), None).unwrap().welcome().recipe.to_string(), "q5+deflate");
+    assert_eq!(card.attach_as(&asked("q5+lz4"), None).unwrap().card_facts().recipe.to_string(), "q5+deflate");
 }
 
 #[test]

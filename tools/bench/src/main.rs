@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use bench::page::{self, Outcome};
+use bench::page::{self, BenchmarkOutcome};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,11 +25,11 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let directory = Path::new(directory);
-    let outcomes: Vec<_> = names.iter().map(|name| Outcome::read(directory, name)).collect();
+    let outcomes: Vec<_> = names.iter().map(|name| BenchmarkOutcome::read(directory, name)).collect();
     if let Err(error) = page::write(&outcomes, built, directory) {
         eprintln!("bench: {}: {error}", directory.display());
         return ExitCode::FAILURE;
     }
-    let failed = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed { .. }));
+    let failed = outcomes.iter().any(|outcome| matches!(outcome, BenchmarkOutcome::Failed { .. }));
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -11,14 +11,14 @@ use crate::{Machine, Plot, Report, digest, roofline, svg};
 
 /// One benchmark that was to run.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum BenchmarkOutcome {
     /// It left its report.
     Reported(Box<Report>),
     /// It did not; the end of what it said.
     Failed { name: String, said: String },
 }
 
-impl Outcome {
+impl BenchmarkOutcome {
     /// Of benchmark `name` in `directory`: `NAME.json`, or else what `NAME.log` ends with.
     pub fn read(directory: &Path, name: &str) -> Self {
         let failed = |said: String| Self::Failed { name: name.into(), said };
@@ -86,8 +86,8 @@ const COLUMNS: usize = 100;
 ///
 /// # Errors
 /// What writing a file failed with.
-pub fn write(outcomes: &[Outcome], built: &str, directory: &Path) -> io::Result<()> {
-    let reports = outcomes.iter().filter_map(Outcome::report).cloned().collect();
+pub fn write(outcomes: &[BenchmarkOutcome], built: &str, directory: &Path) -> io::Result<()> {
+    let reports = outcomes.iter().filter_map(BenchmarkOutcome::report).cloned().collect();
     let json = serde_json::to_string_pretty(&Results { built: built.into(), reports }).map_err(io::Error::other)?;
     fs::write(directory.join("results.json"), json + "\n")?;
     render(outcomes, built, directory, Plots::All)
@@ -99,13 +99,13 @@ pub fn write(outcomes: &[Outcome], built: &str, directory: &Path) -> io::Result<
 /// What reading or writing a file failed with, or that it is not such a file.
 pub fn again(results: &Path, directory: &Path) -> io::Result<()> {
     let Results { built, reports } = serde_json::from_str(&fs::read_to_string(results)?).map_err(io::Error::other)?;
-    let outcomes: Vec<_> = reports.into_iter().map(|report| Outcome::Reported(Box::new(report))).collect();
+    let outcomes: Vec<_> = reports.into_iter().map(|report| BenchmarkOutcome::Reported(Box::new(report))).collect();
     render(&outcomes, &built, directory, Plots::OfSummary)
 }
 
 /// Writes `summary.md`, `appendix.md` and plots as SVG. The appendix ends with the roofline, if a report has one.
-fn render(outcomes: &[Outcome], built: &str, directory: &Path, plots: Plots) -> io::Result<()> {
-    let reports: Vec<&Report> = outcomes.iter().filter_map(Outcome::report).collect();
+fn render(outcomes: &[BenchmarkOutcome], built: &str, directory: &Path, plots: Plots) -> io::Result<()> {
+    let reports: Vec<&Report> = outcomes.iter().filter_map(BenchmarkOutcome::report).collect();
     let is_drawn = |plot: &Plot| plots == Plots::All || digest::plots().any(|name| name == plot.name);
     for report in &reports {
         for plot in report.plots.iter().filter(|plot| is_drawn(plot)) {
@@ -147,11 +147,11 @@ fn head(title: &str, built: &str, reports: &[&Report]) -> String {
     text
 }
 
-fn appendix(outcomes: &[Outcome], last: &str, is_drawn: impl Fn(&Plot) -> bool) -> String {
+fn appendix(outcomes: &[BenchmarkOutcome], last: &str, is_drawn: impl Fn(&Plot) -> bool) -> String {
     let mut text = String::from("\nThe [summary](summary.md) has what most readers look for.\n");
     for outcome in outcomes {
         match outcome {
-            Outcome::Reported(report) => {
+            BenchmarkOutcome::Reported(report) => {
                 let _ = write!(text, "\n{}", report.markdown());
                 if !report.versions.is_empty() {
                     let _ = write!(text, "\n{}\n", wrapped(&format!("Versions: {}.", report.versions.join(", "))));
@@ -160,7 +160,7 @@ fn appendix(outcomes: &[Outcome], last: &str, is_drawn: impl Fn(&Plot) -> bool) 
                     let _ = write!(text, "\n![{}]({})\n", plot.title, file(report, plot));
                 }
             }
-            Outcome::Failed { name, said } => {
+            BenchmarkOutcome::Failed { name, said } => {
                 let _ = write!(text, "\n## {name}: no figures\n\n```\n{said}\n```\n");
             }
         }
@@ -191,7 +191,7 @@ pub(crate) fn wrapped(text: &str) -> String {
 mod tests {
     use std::fs;
 
-    use super::{Outcome, again, write};
+    use super::{BenchmarkOutcome, again, write};
     use crate::{Plot, Report, Roofline, Series, Table};
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
         });
         fs::write(directory.path().join("fast.json"), serde_json::to_string(&report).unwrap()).unwrap();
         fs::write(directory.path().join("broken.log"), "starts\n\nno redis-server: install it\n").unwrap();
-        let outcomes = ["fast", "broken", "absent"].map(|name| Outcome::read(directory.path(), name));
+        let outcomes = ["fast", "broken", "absent"].map(|name| BenchmarkOutcome::read(directory.path(), name));
         write(&outcomes, "commit 123", directory.path()).unwrap();
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
         let page = read("appendix.md");
@@ -248,11 +248,11 @@ mod tests {
             let plot = |name: &&str| serde_json::json!({"name": name, "title": "", "x": "", "y": "", "series": []});
             report.plots = names.iter().map(|name| serde_json::from_value(plot(name)).unwrap()).collect();
             fs::write(directory.path().join("fast.json"), serde_json::to_string(&report).unwrap()).unwrap();
-            Outcome::read(directory.path(), "fast")
+            BenchmarkOutcome::read(directory.path(), "fast")
         };
-        assert!(matches!(outcome(&["a", "fast-b"]), Outcome::Reported(_)));
+        assert!(matches!(outcome(&["a", "fast-b"]), BenchmarkOutcome::Reported(_)));
         for names in [&["a", "a"][..], &["../a"], &[""]] {
-            assert!(matches!(outcome(names), Outcome::Failed { .. }), "{names:?}");
+            assert!(matches!(outcome(names), BenchmarkOutcome::Failed { .. }), "{names:?}");
         }
     }
 }

@@ -24,7 +24,7 @@ fn main() {
     let dir = std::env::temp_dir().join(format!("kvlane-bench-calibrate-{}", std::process::id()));
     let prefix = Prefix::of(&dir, LAYERS, tokens);
     let geometry = prefix.geometry();
-    let profile = profile::measure(&profile::Order {
+    let profile = profile::measure(&profile::ProfileSettings {
         selector: &doca::Selector::First,
         geometry,
         recipe: "q5".parse().expect("a recipe"),

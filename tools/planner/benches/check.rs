@@ -9,7 +9,7 @@ use std::time::Duration;
 use bench::{Report, Sample, Table};
 use dpu_app::Config;
 use dpu_app::config::ratios::Ratio;
-use kvlane_plan::profile::{self, Profile};
+use kvlane_plan::profile::{self, MachineProfile};
 use kvlane_plan::propose;
 use kvlane_plan::simulate::{self, EngineModel, Model};
 use rig::{Card, LAYERS, Prefix, Setup};
@@ -115,7 +115,7 @@ fn predict(case: &Case, stored_ratio: f64, prefix: &Prefix, dir: &std::path::Pat
     let geometry = prefix.geometry();
     let chunks = (prefix.shape.tokens / rig::CHUNK_TOKENS) as u32;
     let known = Ratio::of(case.recipe).expect("a recipe of the table");
-    let profile: Profile = profile::measure(&profile::Order {
+    let profile: MachineProfile = profile::measure(&profile::ProfileSettings {
         selector: &doca::Selector::First,
         geometry,
         recipe: case.recipe.parse().expect("a recipe"),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use host_ctl::command::Verdict;
+use host_ctl::command::CommandOutcome;
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for:
 /// `0.1.0 (DOCA SDK 2.10.0087)`, or `0.1.0 (emulator)`.
@@ -55,23 +55,23 @@ enum Command {
 
 /// Why a command failed, and its exit code.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct CommandFailure {
     pub(crate) code: u8,
     pub(crate) text: String,
 }
 
-impl From<host_ctl::Error> for Failure {
+impl From<host_ctl::Error> for CommandFailure {
     fn from(error: host_ctl::Error) -> Self {
         Self { code: error.exit_code(), text: error.to_string() }
     }
 }
 
 /// Gives an exit code to what came without one.
-fn or_code(done: Result<(), String>, code: u8) -> Result<Verdict, Failure> {
-    done.map(|()| Verdict::Good).map_err(|text| Failure { code, text })
+fn or_code(done: Result<(), String>, code: u8) -> Result<CommandOutcome, CommandFailure> {
+    done.map(|()| CommandOutcome::Good).map_err(|text| CommandFailure { code, text })
 }
 
-pub(crate) fn run(arguments: Arguments) -> Result<Verdict, Failure> {
+pub(crate) fn run(arguments: Arguments) -> Result<CommandOutcome, CommandFailure> {
     match arguments.command {
         Command::Calibrate(arguments) => or_code(arguments.run(), EXIT_RUNTIME),
         Command::Simulate(arguments) => or_code(arguments.run(), EXIT_USAGE),

@@ -13,7 +13,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use host_ctl::command::{Verdict, failed, log, refused};
+use host_ctl::command::{CommandOutcome, failed, log, refused};
 
 /// Name in front of every message.
 const PROGRAM: &str = "kvlane-plan";
@@ -27,9 +27,9 @@ fn main() -> ExitCode {
         Err(error) => return refused(&error, json),
     };
     match cli::run(arguments) {
-        Ok(Verdict::Good) => ExitCode::SUCCESS,
-        Ok(Verdict::Bad) => ExitCode::from(1),
-        Err(cli::Failure { code, text }) => {
+        Ok(CommandOutcome::Good) => ExitCode::SUCCESS,
+        Ok(CommandOutcome::Bad) => ExitCode::from(1),
+        Err(cli::CommandFailure { code, text }) => {
             failed(PROGRAM, &text, code, json);
             ExitCode::from(code)
         }

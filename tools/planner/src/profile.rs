@@ -50,7 +50,7 @@ pub struct BlockProfile {
 
 /// The machine.
 #[derive(Clone, Debug)]
-pub struct Profile {
+pub struct MachineProfile {
     pub cores: usize,
     /// Engines are software.
     pub emulated: bool,
@@ -64,7 +64,7 @@ pub struct Profile {
 
 /// What is profiled.
 #[derive(Clone, Copy, Debug)]
-pub struct Order<'a> {
+pub struct ProfileSettings<'a> {
     pub selector: &'a doca::Selector,
     pub geometry: Geometry,
     pub recipe: Recipe,
@@ -113,11 +113,11 @@ impl From<doca::Error> for ProfileError {
 ///
 /// # Errors
 /// What the device, the geometry or the directory refused.
-pub fn measure(order: &Order<'_>) -> Result<Profile, ProfileError> {
+pub fn measure(order: &ProfileSettings<'_>) -> Result<MachineProfile, ProfileError> {
     let device = Device::open(order.selector)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let blocks = order.block_sizes.iter().map(|&bytes| block(&device, order, bytes)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Profile {
+    Ok(MachineProfile {
         cores,
         emulated: doca::version::is_emulator(),
         device: device.info().name(),
@@ -136,7 +136,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(device: &Device, order: &Order<'_>, plan: &Plan, block_bytes: usize) -> Result<Self, ProfileError> {
+    fn new(
+        device: &Device,
+        order: &ProfileSettings<'_>,
+        plan: &Plan,
+        block_bytes: usize,
+    ) -> Result<Self, ProfileError> {
         let sizes = SlotBytes::for_blocks(block_bytes);
         let mut arena = Arena::allocate(device, DEEP * sizes.total())?;
         let mut compressor =
@@ -271,7 +276,7 @@ fn take_back(completion: doca::Completion, held: &mut [Option<Header>], free: &m
     free.push_back(((wire, header), codes));
 }
 
-fn block(device: &Device, order: &Order<'_>, block_bytes: usize) -> Result<BlockProfile, ProfileError> {
+fn block(device: &Device, order: &ProfileSettings<'_>, block_bytes: usize) -> Result<BlockProfile, ProfileError> {
     let (geometry, time) = (order.geometry, order.time);
     let plan = Plan::choose(&geometry, block_bytes / geometry.element.bytes()).map_err(ProfileError::Geometry)?;
     let mut bench = Bench::new(device, order, &plan, block_bytes)?;
@@ -334,7 +339,7 @@ fn dequantize_ns(bench: &mut Bench, time: Duration) -> f64 {
 }
 
 /// Blocks read from a file one after the other, as a fetch worker of a `dir:` store does; the page cache has them.
-fn read_ns(order: &Order<'_>, bench: &Bench, wire_bytes: usize) -> std::io::Result<f64> {
+fn read_ns(order: &ProfileSettings<'_>, bench: &Bench, wire_bytes: usize) -> std::io::Result<f64> {
     const BLOCKS: usize = 64;
     let path = order.directory.join(format!(".calibrate-{}", std::process::id()));
     let mut file = File::options().create_new(true).read(true).write(true).open(&path)?;

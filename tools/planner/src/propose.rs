@@ -2,7 +2,7 @@
 //! the cores, slots and depths. Among those within a hundredth of the best the one nearest to the defaults: what the
 //! model cannot tell apart it does not change.
 
-use crate::profile::{BlockProfile, Profile, engine_model};
+use crate::profile::{BlockProfile, MachineProfile, engine_model};
 use crate::simulate::{self, Model};
 use block::Geometry;
 use dpu_app::Config;
@@ -16,7 +16,7 @@ const NEAR: f64 = 0.99;
 
 /// The network before the machine, as its operator knows it.
 #[derive(Clone, Copy, Debug)]
-pub struct Link {
+pub struct NetworkLink {
     pub gbps: f64,
     pub latency_us: f64,
 }
@@ -41,7 +41,7 @@ pub struct Proposal {
 
 /// The simulator's parameters for blocks of one of the profiled sizes.
 #[must_use]
-pub fn model(profile: &Profile, block: &BlockProfile, geometry: Geometry, link: Option<Link>) -> Model {
+pub fn model(profile: &MachineProfile, block: &BlockProfile, geometry: Geometry, link: Option<NetworkLink>) -> Model {
     let inflate: Vec<_> = profile.blocks.iter().map(|block| block.inflate).collect();
     let dma: Vec<_> = profile.blocks.iter().filter_map(|block| block.dma).collect();
     Model {
@@ -69,7 +69,7 @@ pub fn model(profile: &Profile, block: &BlockProfile, geometry: Geometry, link: 
 /// # Panics
 /// There is no profiled block size.
 #[must_use]
-pub fn propose(profile: &Profile, geometry: Geometry, link: Option<Link>) -> Proposal {
+pub fn propose(profile: &MachineProfile, geometry: Geometry, link: Option<NetworkLink>) -> Proposal {
     let defaults = Config::for_cores(profile.cores);
     let mut all: Vec<Candidate> = Vec::new();
     for block in &profile.blocks {
@@ -141,7 +141,7 @@ mod tests {
     use crate::profile::EngineRate;
 
     /// A card whose dequantization needs most of its cores.
-    fn profile(dequantize_ns_per_byte: f64, fetch_ns_per_byte: f64) -> Profile {
+    fn profile(dequantize_ns_per_byte: f64, fetch_ns_per_byte: f64) -> MachineProfile {
         let block = |block_bytes: usize| {
             let codes = block_bytes as f64 / 2.0;
             let rate = |bytes: f64| {
@@ -159,7 +159,7 @@ mod tests {
                 fetch_ns_per_byte,
             }
         };
-        Profile {
+        MachineProfile {
             cores: 16,
             emulated: false,
             device: String::from("a card"),

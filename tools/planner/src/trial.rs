@@ -70,7 +70,7 @@ pub enum Way {
 
 /// What is fetched, and where to.
 #[derive(Debug)]
-pub struct Order {
+pub struct TrialFetch {
     pub keys: Vec<ChunkKey>,
     pub layout: Layout,
     /// Exported memory, by region of the layout.
@@ -122,7 +122,7 @@ impl std::fmt::Debug for Trial<'_, '_> {
 ///
 /// # Panics
 /// If the store does not have all of it, or a stage fails: there is nothing to measure then.
-pub fn run<R>(config: &Config, order: &Order, work: impl FnOnce(&mut Trial<'_, '_>) -> R) -> Result<R, RunError> {
+pub fn run<R>(config: &Config, order: &TrialFetch, work: impl FnOnce(&mut Trial<'_, '_>) -> R) -> Result<R, RunError> {
     config.check().map_err(RunError::Config)?;
     let device = Device::open(&config.device).map_err(RunError::Device)?;
     let (store, slab) = open_store(config, &device).map_err(RunError::Store)?;
@@ -139,7 +139,7 @@ pub fn run<R>(config: &Config, order: &Order, work: impl FnOnce(&mut Trial<'_, '
 }
 
 impl<'a, 's> Trial<'a, 's> {
-    fn new(shared: &'a Shared<'s>, device: &Device, crews: Crews<'a>, order: &'a Order) -> Result<Self, RunError> {
+    fn new(shared: &'a Shared<'s>, device: &Device, crews: Crews<'a>, order: &'a TrialFetch) -> Result<Self, RunError> {
         let config = shared.config;
         let fit = Fit::of(device, config).map_err(RunError::Unfit)?;
         let inflate = fit.inflate.expect("a trial needs an inflate engine");

@@ -10,4 +10,4 @@ mod trace;
 pub use curve::{Curve, bytes_for};
 pub use replay::{PolicyKind, Replayed, Served, TierSize, replay};
 pub use synthetic::{Scenario, synthetic};
-pub use trace::{Request, Trace};
+pub use trace::{Prompt, Trace};

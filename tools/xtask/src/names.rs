@@ -1,5 +1,5 @@
-//! Public names with two meanings: a type, trait or constant that two files of the sources declare for others. Those
-//! that we still live with are listed; the list only shrinks.
+//! Public names with two meanings: a type or trait that two files of the sources declare for others. Idioms, and the
+//! same thing on two sides of a border, are listed; the list only shrinks.
 
 use std::collections::{BTreeMap, BTreeSet};
 

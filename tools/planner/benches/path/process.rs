@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use dpu_app::Config;
-use kvlane_plan::trial::{self, Order, Stage, Way};
+use kvlane_plan::trial::{self, Stage, TrialFetch, Way};
 
 use host_ctl::Memory;
 
@@ -37,7 +37,7 @@ impl Bench {
     /// Starts `command`, which ends with this program, and fetches into `memory`.
     pub(crate) fn start_as(command: &mut Command, url: &str, recipe: &str, prefix: &Prefix, memory: Memory) -> Self {
         let device = doca::Device::open(&doca::Selector::First).expect("the emulator");
-        let export = |region: &host_ctl::Region| {
+        let export = |region: &host_ctl::RegisteredMapping| {
             doca::Export::new(&device, region.mapping.clone(), doca::Access::ReadWrite).expect("exported")
         };
         let exports: Vec<doca::Export> = memory.regions.iter().map(export).collect();
@@ -99,7 +99,7 @@ pub(crate) fn serve(job: &str) {
     let mut lines = std::io::stdin().lines().map(|line| line.expect("text"));
     let blobs = lines.by_ref().take_while(|line| !line.is_empty()).map(|line| bytes(&line)).collect();
     let layout = prefix.memory().check().expect("the layout of the host");
-    let order = Order { keys: prefix.keys(recipe), layout, blobs, pages: prefix.pages() };
+    let order = TrialFetch { keys: prefix.keys(recipe), layout, blobs, pages: prefix.pages() };
     std::mem::forget(prefix);
     let config =
         Config { store: url.into(), ..Config::for_cores(std::thread::available_parallelism().map_or(1, usize::from)) };

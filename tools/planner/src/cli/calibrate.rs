@@ -7,8 +7,8 @@ use std::time::Duration;
 use block::Recipe;
 use clap::Args;
 use kvlane_plan::models::Preset;
-use kvlane_plan::profile::{self, Profile};
-use kvlane_plan::propose::{self, Candidate, Link, Proposal};
+use kvlane_plan::profile::{self, MachineProfile};
+use kvlane_plan::propose::{self, Candidate, NetworkLink, Proposal};
 
 use super::given::{positive, preset};
 
@@ -61,7 +61,7 @@ impl Calibrate {
         let selector = self.device.clone().map_or(doca::Selector::First, doca::Selector::Named);
         let block_sizes = profiled_sizes(&selector, geometry).map_err(|error| format!("device: {error}"))?;
         let time = Duration::from_secs_f64(self.seconds / ((FIGURES * block_sizes.len()) as f64 * 1.25 + 2.0));
-        let order = profile::Order {
+        let order = profile::ProfileSettings {
             selector: &selector,
             geometry,
             recipe: self.recipe,
@@ -70,7 +70,7 @@ impl Calibrate {
             time,
         };
         let profile = profile::measure(&order).map_err(|error| error.to_string())?;
-        let link = self.link_gbps.map(|gbps| Link { gbps, latency_us: self.link_latency_us });
+        let link = self.link_gbps.map(|gbps| NetworkLink { gbps, latency_us: self.link_latency_us });
         let proposal = propose::propose(&profile, geometry, link);
         let file = self.file(&profile, &proposal);
         if let Some(path) = &self.out {
@@ -87,7 +87,7 @@ impl Calibrate {
         Ok(())
     }
 
-    fn file(&self, profile: &Profile, Proposal { chosen, .. }: &Proposal) -> String {
+    fn file(&self, profile: &MachineProfile, Proposal { chosen, .. }: &Proposal) -> String {
         let mut file = format!(
             "# kvlane-plan calibrate: {}, {} cores, {}, {}\n# expected: {:.2} GB/s of restored KV\n",
             profile.device, profile.cores, self.model.name, self.recipe, chosen.gb_per_s
@@ -118,7 +118,7 @@ fn gb_s(ns_per_byte: f64) -> f64 {
     1.0 / ns_per_byte
 }
 
-fn text(profile: &Profile, proposal: &Proposal) -> String {
+fn text(profile: &MachineProfile, proposal: &Proposal) -> String {
     let mut text = format!(
         "{}, {} cores{}; memory {:.1} GB/s read and written, {:.1} us an event\n\
          GB/s of what each writes   inflate (one task)  DMA (one task)  dequantize, a core  read, a core\n",
@@ -160,7 +160,7 @@ fn text(profile: &Profile, proposal: &Proposal) -> String {
     text
 }
 
-fn json(profile: &Profile, proposal: &Proposal) -> String {
+fn json(profile: &MachineProfile, proposal: &Proposal) -> String {
     let rate = |rate: &profile::EngineRate| {
         format!(
             "{{\"bytes\":{:.0},\"alone_ns\":{:.0},\"deep_ns\":{:.0}}}",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use block::ElementType;
 use clap::Args;
-use host_ctl::command::{Output, Pick, Show, Verdict, mb, open};
+use host_ctl::command::{CommandOutcome, Output, Pick, Show, mb, open};
 use host_ctl::{Error, TensorShape};
 use serde_json::json;
 use study::{Synthetic, generate};
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     let show = Show::new(&arguments.output);
     let Arguments { layers, heads, head_size, tokens, seed, .. } = *arguments;
     let (file, kv) = open(&arguments.from, &arguments.pick)?;
@@ -56,5 +56,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
         &verdict,
         &json!({ "command": "generate", "synthetic": true, "seed": seed, "bytes": bytes, "out": place }),
     );
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bench::{Plot, PlotKind, Series, svg};
 use clap::{Args, Subcommand};
-use host_ctl::command::{Output, Show, Verdict, bad};
+use host_ctl::command::{CommandOutcome, Output, Show, bad};
 use host_ctl::{Error, tier_scores};
 use serde_json::{Value, json};
 use study::tiers::{Curve, PolicyKind, Replayed, Scenario, Served, TierSize, Trace, bytes_for, replay, synthetic};
@@ -78,14 +78,14 @@ struct Simulate {
     output: Output,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<Verdict, Error> {
+pub(crate) fn run(arguments: &Arguments) -> Result<CommandOutcome, Error> {
     match &arguments.command {
         Command::Simulate(arguments) => simulate(arguments),
         Command::Plot(arguments) => plot_scores(arguments),
     }
 }
 
-fn plot_scores(arguments: &PlotScores) -> Result<Verdict, Error> {
+fn plot_scores(arguments: &PlotScores) -> Result<CommandOutcome, Error> {
     let path = arguments.from.as_deref().unwrap_or(Path::new("standard input"));
     let mut text = String::new();
     let read = match &arguments.from {
@@ -113,10 +113,10 @@ fn plot_scores(arguments: &PlotScores) -> Result<Verdict, Error> {
     let place = arguments.out.display().to_string();
     let value = json!({ "command": "tiers plot", "ok": true, "tiers": tiers.len(), "out": place });
     Show::new(&arguments.output).end(&format!("drawn: {} tiers in {place}", tiers.len()), &value);
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }
 
-fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
+fn simulate(arguments: &Simulate) -> Result<CommandOutcome, Error> {
     let chunk_bytes = arguments.stored_bytes()?;
     let trace = match (&arguments.trace, arguments.synthetic) {
         (Some(path), _) => Trace::read(path)?,
@@ -168,7 +168,7 @@ fn simulate(arguments: &Simulate) -> Result<Verdict, Error> {
         },
     });
     show.end(&format!("hit rate of the first tier: {:.1} %", memory.rate * 100.0), &value);
-    Ok(Verdict::Good)
+    Ok(CommandOutcome::Good)
 }
 
 impl Simulate {

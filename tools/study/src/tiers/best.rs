@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use block::ChunkKey;
 use tier::{CandidateChunk, Policy};
 
-use super::trace::{Request, Trace};
+use super::trace::{Prompt, Trace};
 
 /// Keeps, of all chunks held or just used, those whose next use is soonest (Belady, IBM Systems Journal 1966). For
 /// chunks of one size nobody has more hits; here they differ a little. Of one prompt the tail goes before the head.
@@ -26,7 +26,7 @@ impl Best {
     /// Makes the policy for one replay of this trace.
     pub(super) fn new(bytes_max: u64, trace: &Trace) -> Self {
         let mut upcoming = HashMap::new();
-        let uses = |(index, request): (usize, &Request)| {
+        let uses = |(index, request): (usize, &Prompt)| {
             request.chunks.iter().map(|chunk| upcoming.insert(*chunk, index)).collect()
         };
         let next = trace.requests.iter().enumerate().rev().map(uses).collect();

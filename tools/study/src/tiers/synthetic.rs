@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 
 use clap::ValueEnum;
 
-use super::trace::{Request, Trace};
+use super::trace::{Prompt, Trace};
 
 /// What kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,7 +56,7 @@ struct Maker {
 }
 
 impl Maker {
-    fn next(&mut self, scenario: Scenario, heads: &[Vec<u64>]) -> Request {
+    fn next(&mut self, scenario: Scenario, heads: &[Vec<u64>]) -> Prompt {
         // One new arrival a second; what goes on meanwhile comes before it.
         let arrival = self.now_ms + self.exponential(1000.0);
         if let Some(&Reverse((at_ms, talk))) = self.waiting.peek()
@@ -68,7 +68,7 @@ impl Maker {
         }
         self.now_ms = arrival;
         if scenario == Scenario::Scan && self.uniform() < 0.6 {
-            return Request { at_ms: self.now_ms, chunks: self.fresh_between(8, 48) };
+            return Prompt { at_ms: self.now_ms, chunks: self.fresh_between(8, 48) };
         }
         let mut head = self.zipf(heads.len());
         if scenario == Scenario::Agents {
@@ -80,7 +80,7 @@ impl Maker {
         self.turn(scenario, self.talks.len() - 1)
     }
 
-    fn turn(&mut self, scenario: Scenario, talk: usize) -> Request {
+    fn turn(&mut self, scenario: Scenario, talk: usize) -> Prompt {
         let (most, pause_ms) = if scenario == Scenario::Agents { (1, 8_000.0) } else { (3, 90_000.0) };
         let added = self.fresh_between(1, most);
         let at_ms = self.now_ms;
@@ -92,7 +92,7 @@ impl Maker {
         if more {
             self.waiting.push(Reverse((again, talk)));
         }
-        Request { at_ms, chunks }
+        Prompt { at_ms, chunks }
     }
 
     fn fresh_between(&mut self, least: u64, most: u64) -> Vec<u64> {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// One prompt, in chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct Prompt {
     pub at_ms: u64,
     pub chunks: Vec<u64>,
 }
@@ -20,7 +20,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
     pub name: String,
-    pub requests: Vec<Request>,
+    pub requests: Vec<Prompt>,
 }
 
 impl Trace {
@@ -31,7 +31,7 @@ impl Trace {
     pub fn read(path: &Path) -> Result<Trace, Error> {
         let failed = |source| Error::System { call: "read", path: path.into(), source };
         let file = std::fs::File::open(path).map_err(failed)?;
-        let mut requests: Vec<Request> = Vec::new();
+        let mut requests: Vec<Prompt> = Vec::new();
         for (index, line) in BufReader::new(file).lines().enumerate() {
             let line = line.map_err(failed)?;
             if line.trim().is_empty() {
@@ -60,11 +60,11 @@ impl Trace {
     }
 }
 
-fn parse(line: &str) -> Option<Request> {
+fn parse(line: &str) -> Option<Prompt> {
     let value: Value = serde_json::from_str(line).ok()?;
     let at_ms = value.get("timestamp")?.as_f64().filter(|ms| ms.is_finite() && *ms >= 0.0)? as u64;
     let chunks = value.get("hash_ids")?.as_array()?.iter().map(Value::as_u64).collect::<Option<_>>()?;
-    Some(Request { at_ms, chunks })
+    Some(Prompt { at_ms, chunks })
 }
 
 #[cfg(test)]
@@ -83,7 +83,7 @@ mod tests {
     fn public_traces_are_read_and_a_bad_line_is_named() {
         let line = r#"{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}"#;
         let trace = read(&format!("{line}\n\n{line}\n")).unwrap();
-        assert_eq!(trace.requests[1], Request { at_ms: 27482, chunks: vec![46, 47, 2353] });
+        assert_eq!(trace.requests[1], Prompt { at_ms: 27482, chunks: vec![46, 47, 2353] });
         assert_eq!(trace.chunks(), (6, 3));
         for bad in ["{}", "[1]", r#"{"timestamp":-1,"hash_ids":[]}"#, r#"{"timestamp":1,"hash_ids":[-1]}"#] {
             let error = read(&format!("{line}\n{bad}\n")).unwrap_err().to_string();
