@@ -334,7 +334,7 @@ pub struct Stats {
     pub bytes_evicted: u64,
     /// Chunks taken out because they were proven bad.
     pub corrupt: u64,
-    /// Chunks that were bad as far as this card can see and stayed: the store is shared, or too many were bad at once.
+    /// Times that a chunk was bad as far as this card can see and stayed: see docs/metrics.md.
     pub withheld: u64,
     /// Calls that failed for a reason that is not in the bytes.
     pub io_errors: u64,

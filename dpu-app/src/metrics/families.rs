@@ -260,7 +260,7 @@ const FAMILIES: &[MetricFamily] = &[
     counter(
         "kvlane_store_withheld_chunks_total",
         &[],
-        "Bad chunks that stayed in the store: it is shared, or too many were bad at once",
+        "Times that a bad chunk stayed in the store (shared, or too many bad at once); one found again counts again",
         of_card,
     ),
     counter("kvlane_store_errors_total", &[], "Calls that failed for a reason that is not in the bytes", of_card),
