@@ -27,7 +27,7 @@ pub const LATES: usize = 32;
 /// Least time between two late requests in the log.
 const SAID_EVERY: Duration = Duration::from_secs(1);
 
-/// TraceStage that a block, a chunk or a request is in or waits for.
+/// Stage that a block, a chunk or a request is in or waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TraceStage {
     /// A request's next chunk waits for a seat: behind requests of its session before it, or chunks of others.

@@ -203,7 +203,7 @@ pub struct RecordsReading {
     pub span: Span,
 }
 
-/// SessionMemory that a session has registered.
+/// Memory that a session has registered.
 #[derive(Debug)]
 pub struct SessionMemory {
     pub geometry: Geometry,

@@ -188,7 +188,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// HttpStatus line of an answer.
+/// Status line of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct HttpStatus(&'static str);
 
