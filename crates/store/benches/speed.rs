@@ -18,7 +18,7 @@ use block::ChunkKey;
 use chunks::{chunk_path, key, limits, noise, soon};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use store::dir::{DirOptions, DirStore};
-use store::{Direct, Limits, Opening, Store};
+use store::{Direct, Limits, Lookup, Opening, Store};
 
 const CHUNKS: u64 = 32;
 const BLOCKS: usize = 64;
@@ -109,7 +109,12 @@ fn keys() -> Vec<ChunkKey> {
 
 fn questions(store: &DirStore, rounds: usize) -> Table {
     let (keys, mut manifest) = (keys(), [0; 4096]);
-    let mut lookup = || assert_eq!(store.lookup(&keys, soon()), Ok(keys.len()));
+    let mut asked = keys.clone();
+    let mut lookup = || {
+        let mut lookup = Lookup::leading(std::mem::take(&mut asked));
+        assert_eq!(store.look(&mut lookup, soon()), Ok(keys.len()));
+        asked = lookup.into_keys();
+    };
     let mut open = || {
         for key in &keys {
             store.open(0, &Opening::of(key), &mut manifest, soon()).expect("open");

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
-use crate::{Ask, Outcome, Position, Readable, Reader, StoreError, Why};
+use crate::{Ask, Lookup, Outcome, Position, Readable, Reader, StoreError, Why};
 
 /// See the module's head.
 pub struct BlockingReader<'a> {
@@ -26,7 +26,12 @@ impl<'a> BlockingReader<'a> {
     }
 
     pub fn lookup(&mut self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
-        match self.ask(Ask::Lookup { keys: keys.to_vec(), until }, &mut []) {
+        self.look(Lookup::leading(keys.to_vec()), until)
+    }
+
+    /// Asks for any hit.
+    pub fn look(&mut self, lookup: Lookup, until: Instant) -> Result<usize, StoreError> {
+        match self.ask(Ask::Lookup { lookup, until }, &mut []) {
             Outcome::Looked { found, .. } => found,
             other => unreachable!("a look-up is answered by {other:?}"),
         }

@@ -33,7 +33,7 @@ use block::ChunkKey;
 use block::tail::tail_bytes;
 
 use super::guard::DiscardLimiter;
-use super::{Direct, Limits, OpenError, Opening, POISONED, Stats, Store, StoreError, Why};
+use super::{Direct, Limits, Lookup, OpenError, Opening, POISONED, Stats, Store, StoreError, Why};
 use put::Putting;
 use read::Reading;
 use room::Ledger;
@@ -222,10 +222,10 @@ fn on_time(call: &'static str, until: Instant) -> Result<(), StoreError> {
 }
 
 impl Direct for DirStore {
-    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
+    fn look(&self, lookup: &mut Lookup, until: Instant) -> Result<usize, StoreError> {
         on_time("lookup", until)?;
         let ledger = self.ledger();
-        Ok(keys.iter().take_while(|key| ledger.index.contains(key)).count())
+        Ok(lookup.ask(|key| ledger.index.contains(key)))
     }
 
     fn open(&self, seat: usize, opening: &Opening, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {

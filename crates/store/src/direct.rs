@@ -8,11 +8,12 @@ use std::time::Instant;
 use block::ChunkKey;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::{Answer, Ask, BlockMemory, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError, Why};
+use crate::{Answer, Ask, BlockMemory, Lookup, Outcome, Readable, Reader, STORE_TRIES, Store, StoreError, Why};
 
 /// What such a backend offers beside [`Store`]; it is [`Readable`] then. The calls mean what [`Ask`] says.
 pub trait Direct: Store {
-    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
+    /// Finds out where the longest hit ends ([`Lookup::ask`]).
+    fn look(&self, lookup: &mut Lookup, until: Instant) -> Result<usize, StoreError>;
 
     /// Copies the manifest to the head of `manifest`; returns its bytes.
     fn open(&self, seat: usize, opening: &Opening, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
@@ -73,9 +74,9 @@ impl<S: Direct + ?Sized, M: BlockMemory> Reader<M> for DirectReader<'_, S, M> {
         let (tag, ask) = self.asked.take()?;
         let store = self.store;
         let outcome = match ask {
-            Ask::Lookup { keys, until } => {
-                let found = retry(|| store.lookup(&keys, until));
-                Outcome::Looked { keys, found }
+            Ask::Lookup { mut lookup, until } => {
+                let found = retry(|| store.look(&mut lookup, until));
+                Outcome::Looked { keys: lookup.into_keys(), found }
             }
             Ask::Open { seat, key, position, anew, until } => {
                 let opening = Opening { key, parent: position.and_then(|position| position.parent), anew };

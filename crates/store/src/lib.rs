@@ -56,6 +56,7 @@ mod caller;
 pub mod dir;
 mod direct;
 mod guard;
+mod lookup;
 mod namespaces;
 mod node;
 mod open_error;
@@ -71,6 +72,7 @@ pub use backend::{Absent, AnyBackend, check, directory, is_on_servers, open, ope
 pub use caller::BlockingReader;
 pub use direct::{Direct, Opening, retry};
 pub use guard::{DISCARDS_PER_MINUTE, Why};
+pub use lookup::Lookup;
 pub use namespaces::{NamespaceError, Namespaces};
 pub use node::{NodeFacts, NodeRole, NodeState, Quantiles};
 pub use open_error::{OpenError, advice};
@@ -217,10 +219,10 @@ pub struct Position {
 
 /// A question to a store.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is moved on at once; a box would be an allocation for each look-up")]
 pub enum Ask<M> {
-    /// How many of `keys`, counted from the first, are there without a gap? The keys of a prompt go in prefix order, at
-    /// most [`LOOKUP_KEYS_MAX`]. The vector comes back with the answer.
-    Lookup { keys: Vec<ChunkKey>, until: Instant },
+    /// Where does the longest hit end? What the look-up knows already is not asked. Its keys come back with the answer.
+    Lookup { lookup: Lookup, until: Instant },
     /// Opens a chunk in a free seat and reads its manifest. On an error the seat stays free. Counts as a use of the
     /// chunk for eviction. With a position, a tier may keep the bytes that are read. `anew`: it was opened before and
     /// found bad or gone; this time all is read by another way, from whoever owns the chunk: past tiers, from the

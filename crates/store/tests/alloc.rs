@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use chunks::{chunk_path, condemn, key, limits, noise, put, real_chunk, soon};
 use store::dir::{DirOptions, DirStore};
-use store::{Answer, Ask, Direct, Opening, Outcome, Readable, Store, StoreError};
+use store::{Answer, Ask, Direct, Lookup, Opening, Outcome, Readable, Store, StoreError};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -50,8 +50,10 @@ fn steady_state_allocates_nothing() {
         let keys: Vec<_> = (0..40).map(key).collect();
         let block = noise(1, 50_000);
         let (mut manifest, mut found) = ([0; 4096], vec![0; 50_000]);
+        let mut one = vec![key(0)];
         let mut round = || {
             for key in &keys {
+                one[0] = *key;
                 store.begin_put(0, key, None, soon()).expect("begin");
                 store.put_block(0, 1, &block[..10_000]).expect("put");
                 store.put_block(0, 0, &block).expect("put");
@@ -59,7 +61,9 @@ fn steady_state_allocates_nothing() {
                 store.begin_put(1, key, None, soon()).expect("begin");
                 store.put_block(1, 0, &block).expect("put");
                 store.abort_put(1);
-                assert_eq!(store.lookup(std::slice::from_ref(key), soon()), Ok(1));
+                let mut lookup = Lookup::trailing(std::mem::take(&mut one), 1);
+                assert_eq!(store.look(&mut lookup, soon()), Ok(1));
+                one = lookup.into_keys();
                 store.open(0, &Opening::of(key), &mut manifest, soon()).expect("open");
                 store.read_block(0, 0, &mut found, soon()).expect("read");
                 store.close(0);
@@ -95,7 +99,7 @@ fn a_hit_in_a_tier_allocates_nothing() {
     let mut keys = Some(vec![key(1)]);
     let mut round = || {
         store.touch(0, None, &[key(1)], false);
-        reader.begin(1, Ask::Lookup { keys: keys.take().expect("it came back"), until: soon() });
+        reader.begin(1, Ask::Lookup { lookup: Lookup::leading(keys.take().expect("it came back")), until: soon() });
         let Some(Answer { outcome: Outcome::Looked { keys: back, found: Ok(1) }, .. }) = reader.poll(&mut found) else {
             panic!("it is there")
         };

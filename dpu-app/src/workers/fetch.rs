@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use block::Header;
 use doca::Area;
-use store::{Answer, Ask, Outcome, Reader, StoreError, Why};
+use store::{Answer, Ask, Lookup, Outcome, Reader, StoreError, Why};
 
 use crate::count::counters::Occupancy;
 use crate::pipeline::job::{BlockFacts, Done, Failure, Job, Seat};
@@ -121,7 +121,11 @@ impl<'a, 's> Fetcher<'a, 's> {
         let ask = match job {
             Job::Lookup { session } => {
                 let mut asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
-                Ask::Lookup { keys: std::mem::take(&mut asked.keys), until: asked.until }
+                let keys = std::mem::take(&mut asked.keys);
+                let mut lookup = Lookup::leading(keys);
+                // What this card cannot read is no promise that it could keep.
+                self.shared.unreadable.rule_out(&mut lookup, Instant::now());
+                Ask::Lookup { lookup, until: asked.until }
             }
             Job::Touch { session } => {
                 let prefix = self.shared.prefixes[usize::from(session)].lock().expect("panic is abort");
@@ -189,8 +193,6 @@ impl<'a, 's> Fetcher<'a, 's> {
         self.free.push(tag);
         let done = match (task, outcome) {
             (Task::Job(Job::Lookup { session }), Outcome::Looked { keys, found }) => {
-                // What this card cannot read is no promise that it could keep.
-                let found = found.map(|found| self.shared.unreadable.leading(&keys[..found], Instant::now()));
                 self.shared.lookups[usize::from(session)].lock().expect("panic is abort").keys = keys;
                 Done::Looked { session, found: found.map_err(Failure::from) }
             }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, KEY_BYTES};
+use store::Lookup;
 
 /// Time for which a chunk that could not be read counts as unreadable.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(300);
@@ -73,10 +74,13 @@ impl Unreadable {
         has
     }
 
-    /// Counts the leading keys that are not known to be unreadable.
-    #[must_use]
-    pub fn leading(&self, keys: &[ChunkKey], now: Instant) -> usize {
-        keys.iter().take_while(|key| !self.has(key, now)).count()
+    /// Notes in a look-up which of its keys are known to be unreadable: they are part of no hit.
+    pub fn rule_out(&self, lookup: &mut Lookup, now: Instant) {
+        for place in 0..lookup.keys().len() {
+            if self.has(&lookup.keys()[place], now) {
+                lookup.note(place, false);
+            }
+        }
     }
 
     /// Looks at the entry of a key; `frees` says whether that made its place free.
@@ -117,15 +121,20 @@ mod tests {
     fn what_could_not_be_read_is_remembered_until_it_is_put_or_for_a_while() {
         let (unreadable, now) = (Unreadable::new(), Instant::now());
         let keys: Vec<_> = (0..6).map(key).collect();
-        assert_eq!(unreadable.leading(&keys, now), 6);
+        let hit = |trailing| {
+            let mut lookup = Lookup::trailing(keys.clone(), trailing);
+            unreadable.rule_out(&mut lookup, now);
+            lookup.ask(|_| true)
+        };
+        assert_eq!(hit(0), 6);
         unreadable.add(&keys[4], now);
         unreadable.add(&keys[2], now);
         unreadable.add(&keys[2], now);
-        assert_eq!(unreadable.leading(&keys, now), 2);
+        assert_eq!([hit(0), hit(1), hit(2)], [2, 6, 2]);
         unreadable.remove(&keys[2]);
-        assert_eq!(unreadable.leading(&keys, now), 4);
+        assert_eq!(hit(0), 4);
         assert!(unreadable.has(&keys[4], now + REMEMBERED_FOR / 2) && !unreadable.has(&keys[4], now + REMEMBERED_FOR));
-        assert_eq!((unreadable.leading(&keys, now), unreadable.taken.load(Relaxed)), (6, 0));
+        assert_eq!((hit(0), unreadable.taken.load(Relaxed)), (6, 0));
     }
 
     #[test]

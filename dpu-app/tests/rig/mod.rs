@@ -16,8 +16,9 @@ use dpu_app::{Config, RunError};
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, PageOrder, Route, Transfer};
 use mailbox::Status;
 use mailbox::channel::HostChannel;
+use mailbox::layout::Base;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use store::{Direct, Opening, Stats, Store, StoreError, Why};
+use store::{Direct, Lookup, Opening, Stats, Store, StoreError, Why};
 
 /// Tokens of a chunk in these tests: small, so that many chunks fit a short run.
 pub const CHUNK_TOKENS: u16 = 64;
@@ -96,9 +97,9 @@ impl MemoryStore {
 }
 
 impl Direct for MemoryStore {
-    fn lookup(&self, keys: &[ChunkKey], _until: Instant) -> Result<usize, StoreError> {
+    fn look(&self, lookup: &mut Lookup, _until: Instant) -> Result<usize, StoreError> {
         let chunks = self.chunks.read().unwrap();
-        Ok(keys.iter().take_while(|key| chunks.contains_key(key)).count())
+        Ok(lookup.ask(|key| chunks.contains_key(key)))
     }
 
     fn open(&self, seat: usize, opening: &Opening, manifest: &mut [u8], _until: Instant) -> Result<usize, StoreError> {
@@ -522,7 +523,10 @@ pub fn bytes_of(memory: &Memory) -> Vec<u8> {
 
 /// Element bytes of one token of one head, where the layout puts them: the oracle for every arrangement.
 pub fn element_bytes(memory: &Memory, layer: usize, kind: usize, page: u32, token: usize, head: usize) -> Vec<u8> {
-    let base = memory.bases[2 * layer + kind];
+    bytes_at(memory, &memory.bases[2 * layer + kind], page, token, head)
+}
+
+fn bytes_at(memory: &Memory, base: &Base, page: u32, token: usize, head: usize) -> Vec<u8> {
     let form = &memory.form;
     let offset = base.offset
         + u64::from(page) * form.page_stride
@@ -533,18 +537,16 @@ pub fn element_bytes(memory: &Memory, layer: usize, kind: usize, page: u32, toke
     bytes
 }
 
-/// Everything in logical order `[layer][kind][token][head][element]`, whatever the arrangement.
+/// Everything in logical order `[plane][token][head][element]`, whatever the arrangement.
 pub fn logical(memory: &Memory, pages: &[u32]) -> Vec<u8> {
     let geometry = memory.geometry;
     let page_tokens = usize::from(memory.form.page_tokens);
     let mut all = Vec::new();
-    for layer in 0..usize::from(geometry.layers) {
-        for kind in 0..2 {
-            for &page in pages {
-                for token in 0..page_tokens {
-                    for head in 0..usize::from(geometry.heads) {
-                        all.extend(element_bytes(memory, layer, kind, page, token, head));
-                    }
+    for base in &memory.bases {
+        for &page in pages {
+            for token in 0..page_tokens {
+                for head in 0..usize::from(geometry.heads) {
+                    all.extend(bytes_at(memory, base, page, token, head));
                 }
             }
         }

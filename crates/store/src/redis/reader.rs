@@ -154,13 +154,15 @@ impl<'a, M: BlockMemory> RedisReader<'a, M> {
         for place in self.errands.places() {
             let (store, errands) = (self.store, &mut self.errands);
             let Some(errand) = errands.get(place).filter(|errand| errand.waits) else { continue };
-            match &errand.work {
-                Work::Lookup(lookup) => {
-                    let wants = |item: &usize| !lookup.asked.has(*item);
-                    let theirs = |item: &usize| route(store, slot_of(&lookup.keys[*item]), None, false) == Some(node);
-                    if let Some(item) = (0..lookup.limit).filter(wants).find(theirs) {
-                        errands.cut_lookup(place, item, error);
+            match &mut errand.work {
+                Work::Lookup(asked) => {
+                    for item in 0..asked.lookup.keys().len() {
+                        let key = asked.lookup.keys()[item];
+                        if asked.wants(item) && route(store, slot_of(&key), None, false) == Some(node) {
+                            asked.cut(item, error);
+                        }
                     }
+                    errands.settle_lookup(place);
                 }
                 _ if route(store, errand.slot, errand.aside, errand.owner) == Some(node) => errands.fail(place, error),
                 _ => {}

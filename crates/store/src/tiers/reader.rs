@@ -1,8 +1,7 @@
 //! A fetch worker's reader over tiers: what T0 or T1 has is answered at once (at most one such answer waits), the
 //! rest is asked of T2.
 //!
-//! A look-up that T0 and T1 answer in part asks T2 with the keys turned so that those come last: no second vector,
-//! and the answer is exact.
+//! A look-up that T0 and T1 answer in part asks T2 for the rest: what they have is noted in it.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -11,7 +10,7 @@ use block::ChunkKey;
 
 use super::breaker::Breaker;
 use super::{Tier, Tiers};
-use crate::{Answer, Ask, BlockMemory, Direct, Opening, Outcome, Position, Reader, StoreError, retry};
+use crate::{Answer, Ask, BlockMemory, Direct, Lookup, Opening, Outcome, Position, Reader, StoreError, retry};
 
 /// See the module's head.
 pub(super) struct TierReader<'a, M> {
@@ -30,7 +29,7 @@ pub(super) struct TierReader<'a, M> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
-    /// Number of leading keys that are in T0 and T1.
+    /// The hit that T0 and T1 have by themselves.
     Lookup {
         found: usize,
     },
@@ -54,10 +53,6 @@ impl<'a, M: BlockMemory> TierReader<'a, M> {
         Self { tiers, bottom, local: None, manifest, asked, lane, off_disks: false }
     }
 
-    fn leading(&self, keys: &[ChunkKey]) -> usize {
-        keys.iter().take_while(|key| self.tiers.holds(key)).count()
-    }
-
     fn pass_on(&mut self, tag: usize, asked: Asked, ask: Ask<M>) {
         if matches!(asked, Asked::Read { .. }) {
             self.tiers.fetching.fetch_add(1, Relaxed);
@@ -66,14 +61,13 @@ impl<'a, M: BlockMemory> TierReader<'a, M> {
         self.bottom.begin(tag, ask);
     }
 
-    fn lookup(&mut self, tag: usize, mut keys: Vec<ChunkKey>, until: Instant) {
-        let found = self.leading(&keys);
-        if found == keys.len() && Instant::now() < until {
-            self.local = Some(Answer { tag, outcome: Outcome::Looked { keys, found: Ok(found) } });
+    fn lookup(&mut self, tag: usize, mut lookup: Lookup, until: Instant) {
+        lookup.note_those_of(|key| self.tiers.holds(key));
+        if let Some(found) = lookup.answer().filter(|_| Instant::now() < until) {
+            self.local = Some(Answer { tag, outcome: Outcome::Looked { keys: lookup.into_keys(), found: Ok(found) } });
             return;
         }
-        keys.rotate_left(found);
-        self.pass_on(tag, Asked::Lookup { found }, Ask::Lookup { keys, until });
+        self.pass_on(tag, Asked::Lookup { found: lookup.at_least() }, Ask::Lookup { lookup, until });
     }
 
     fn open(&mut self, tag: usize, seat: usize, key: ChunkKey, position: Option<Position>, anew: bool, until: Instant) {
@@ -158,17 +152,9 @@ impl<'a, M: BlockMemory> TierReader<'a, M> {
         let Some(index) = self.asked.iter().position(|(tag, _)| *tag == answer.tag) else { return answer };
         let (_, asked) = self.asked.swap_remove(index);
         match (asked, &mut answer.outcome) {
-            (Asked::Lookup { found }, Outcome::Looked { keys, found: result }) => {
-                keys.rotate_right(found);
-                *result = match *result {
-                    Ok(more) => {
-                        // Those at the end were asked for a second time.
-                        let leading = (found + more).min(keys.len());
-                        Ok(leading + self.leading(&keys[leading..]))
-                    }
-                    Err(_) if found > 0 => Ok(found),
-                    Err(error) => Err(error),
-                };
+            (Asked::Lookup { found }, Outcome::Looked { found: result, .. }) => {
+                // What T0 and T1 have is there, whatever is wrong with T2.
+                *result = result.or_else(|error| if found > 0 { Ok(found) } else { Err(error) });
             }
             (Asked::Open { seat, key, position }, Outcome::Opened(opened)) => {
                 self.tiers.opened_in[seat].store(Tier::Bottom as u8, Relaxed);
@@ -204,7 +190,7 @@ impl<M: BlockMemory> Reader<M> for TierReader<'_, M> {
     fn begin(&mut self, tag: usize, ask: Ask<M>) {
         assert!(self.local.is_none(), "begin: an answer of a tier waits");
         match ask {
-            Ask::Lookup { keys, until } => self.lookup(tag, keys, until),
+            Ask::Lookup { lookup, until } => self.lookup(tag, lookup, until),
             Ask::Open { seat, key, position, anew, until } => self.open(tag, seat, key, position, anew, until),
             Ask::Read { seat, index, bytes, memory, until } => match self.tiers.tier_of(seat) {
                 Tier::Bottom => {

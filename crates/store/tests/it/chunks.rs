@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use block::codec::Compressor;
 use block::{ChunkKey, Codec, ElementType, Geometry, Manifest, Plan, Recipe, TileOrder, Transform};
 use nix::sys::eventfd::EventFd;
-use store::{BlockingReader, Direct, Limits, Opening, Position, Readable, Store, StoreError, Why};
+use store::{BlockingReader, Direct, Limits, Lookup, Opening, Position, Readable, Store, StoreError, Why};
 
 /// What a test says of a chunk that it has taken out.
 pub(crate) const WHY: Why = Why { what: "a test says so", block: None };
@@ -80,9 +80,21 @@ pub(crate) fn put(
     store.commit_put(seat, blocks.len(), manifest)
 }
 
+/// A look-up in a store that answers at once.
+pub(crate) trait Look {
+    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
+}
+
+impl<S: Direct> Look for S {
+    fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
+        self.look(&mut Lookup::leading(keys.to_vec()), until)
+    }
+}
+
 /// What a test asks a store for, each question with a reader of its own.
 pub(crate) trait Questions {
     fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError>;
+    fn look(&self, keys: &[ChunkKey], trailing: usize, until: Instant) -> Result<usize, StoreError>;
     fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError>;
     fn read(&self, seat: usize, index: usize, bytes: usize, until: Instant) -> Result<Vec<u8>, StoreError>;
     fn open_anew(&self, seat: usize, key: &ChunkKey) -> Result<usize, StoreError>;
@@ -92,6 +104,10 @@ pub(crate) trait Questions {
 impl Questions for dyn Readable<Vec<u8>> + '_ {
     fn lookup(&self, keys: &[ChunkKey], until: Instant) -> Result<usize, StoreError> {
         with_caller(self, |caller| caller.lookup(keys, until))
+    }
+
+    fn look(&self, keys: &[ChunkKey], trailing: usize, until: Instant) -> Result<usize, StoreError> {
+        with_caller(self, |caller| caller.look(Lookup::trailing(keys.to_vec(), trailing), until))
     }
 
     fn open(&self, seat: usize, key: &ChunkKey, manifest: &mut [u8], until: Instant) -> Result<usize, StoreError> {

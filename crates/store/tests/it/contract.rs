@@ -145,6 +145,9 @@ fn lookup_counts_the_leading_chunks_and_changes_nothing(store: &Any, _: Kind) {
         assert_eq!(store.lookup(&keys[2..], soon()), Ok(0));
         assert_eq!(store.lookup(&keys[3..], soon()), Ok(1));
         assert_eq!(store.lookup(&[], soon()), Ok(0));
+        for (trailing, end) in [(0, 2), (1, 4), (2, 2), (5, 2)] {
+            assert_eq!(store.look(&keys, trailing, soon()), Ok(end), "the last {trailing}");
+        }
     }
     assert_eq!(store.stats(), before);
 }
@@ -165,6 +168,7 @@ fn a_deadline_that_has_passed_ends_the_call(store: &Any, _: Kind) {
     let past = Instant::now() - Duration::from_millis(1);
     let mut manifest = [0; 4096];
     assert_eq!(store.lookup(&[key(1)], past), Err(StoreError::Late { call: "lookup" }));
+    assert_eq!(store.look(&[key(1)], 1, past), Err(StoreError::Late { call: "lookup" }));
     assert_eq!(store.open(0, &key(1), &mut manifest, past), Err(StoreError::Late { call: "open" }));
     store.open(0, &key(1), &mut manifest, soon()).expect("the seat is free");
     assert_eq!(store.read(0, 0, 10, past), Err(StoreError::Late { call: "read_block" }));

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use store::dir::{DirOptions, DirStore};
 use store::{Direct, OpenError, Opening, ResponsibleParty, Store, StoreError};
 
-use crate::chunks::{again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
+use crate::chunks::{Look, again, again_mounted, chunk_path, condemn, get, key, limits, noise, put, role, soon};
 
 /// A store that may hold `bytes`, without waiting for the disk.
 fn store(dir: &Path, bytes: u64) -> DirStore {

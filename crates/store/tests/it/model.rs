@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use store::dir::{DirOptions, DirStore};
-use store::{Direct, Store, StoreError};
+use store::{Store, StoreError};
 
-use crate::chunks::{chunk_path, condemn, get, key, limits, memory_dir, noise, put, soon};
+use crate::chunks::{Look, chunk_path, condemn, get, key, limits, memory_dir, noise, put, soon};
 
 const CHUNKS: u64 = 12;
 const BYTES_MAX: u64 = 200 << 10;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use store::{NodeRole, Readable, StoreError};
+use store::{Lookup, NodeRole, Readable, StoreError};
 
 use crate::chunks::{self, Questions, get, key, limits, noise, put, soon, with_caller};
 use crate::servers::cluster::Cluster;
@@ -51,6 +51,14 @@ fn a_long_prefix_is_looked_up_in_a_few_round_trips_over_all_masters() {
             assert_eq!(caller.lookup(&keys, soon()), Ok(300));
         }
         println!("1024 keys, 300 there: {:?}", started.elapsed() / 10);
+        // The last few of a window, wherever they are: all keys may have to be asked for, and at once.
+        let windows = Instant::now();
+        for trailing in [1, 16, 299, 300, 301].repeat(2) {
+            assert_eq!(caller.look(Lookup::trailing(keys.clone(), trailing), soon()), Ok(300), "the last {trailing}");
+        }
+        println!("the end of a window: {:?}", windows.elapsed() / 10);
+        assert!(windows.elapsed() / 10 < Duration::from_millis(100), "{:?}", windows.elapsed() / 10);
+        let started = started + windows.elapsed();
         // One after the other would be more than a thousand round trips.
         assert!(started.elapsed() / 10 < Duration::from_millis(100), "{:?}", started.elapsed() / 10);
     });

@@ -8,9 +8,9 @@ use block::codec::decompress;
 use block::{Codec, Header};
 use store::dir::{DirOptions, DirStore};
 use store::scrub::{self, Damage, DamagedFile, Mode, ScrubEvent, ScrubReport};
-use store::{Direct, OpenError, Store};
+use store::{OpenError, Store};
 
-use crate::chunks::{chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
+use crate::chunks::{Look, chunk_path, get, key, limits, memory_dir, noise, put, real_chunk, soon};
 
 fn options() -> DirOptions {
     DirOptions { bytes_max: Some(64 << 20), chunks_max: 64, sync: false }

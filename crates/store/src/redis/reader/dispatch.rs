@@ -4,13 +4,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::errand::{ErrandStep, Work};
+use super::lookup::AskedLookup;
 use super::{CONTROL, RedisReader};
 use crate::redis::RedisStore;
 use crate::redis::inflow::{Due, Recipient, Wants};
 use crate::redis::name::{KeyName, MANIFEST_FIELD, slot_of};
 use crate::redis::options::ReadFrom;
 use crate::redis::resp::Digits;
-use crate::{BlockMemory, StoreError};
+use crate::{BlockMemory, Lookup, StoreError};
 
 /// Bytes of the longest command of a reader, and of a redirected one with ASKING before it.
 const COMMAND_BYTES: usize = 256;
@@ -135,19 +136,18 @@ impl<M: BlockMemory> RedisReader<'_, M> {
             self.errands.end(place, Ok(0));
             return true;
         }
-        let Work::Lookup(lookup) = &mut self.errands.errand(place).work else { unreachable!("the caller looked") };
+        let Work::Lookup(asked) = &mut self.errands.errand(place).work else { unreachable!("the caller looked") };
         // Out of the table while lanes are opened, which may change other errands.
-        let mut lookup = std::mem::take(lookup);
+        let mut asked = std::mem::replace(asked, AskedLookup::new(Lookup::leading(Vec::new())));
         let generation = self.errands.generations[usize::from(place)];
-        let mut all = true;
-        let mut item = 0;
-        while item < lookup.limit {
-            if lookup.asked.has(item) {
-                item += 1;
+        let (mut all, mut turn) = (true, 0);
+        while let Some(item) = asked.lookup.place(turn) {
+            turn += 1;
+            if !asked.wants(item) {
                 continue;
             }
-            let key = lookup.keys[item];
-            let aside = lookup.aside(item);
+            let key = asked.lookup.keys()[item];
+            let aside = asked.aside(item);
             let Some(node) = route(self.store, slot_of(&key), aside, false) else {
                 self.store.surveyor.ask();
                 self.errands.later(place, now);
@@ -164,18 +164,17 @@ impl<M: BlockMemory> RedisReader<'_, M> {
                     let name = KeyName::of(&key);
                     let words: [&[u8]; 3] = [b"HEXISTS", name.bytes(), MANIFEST_FIELD];
                     lane.send(nodes, &words, due(Recipient::Errand { place, generation, item: item as u16 }));
-                    lookup.asked.add(item);
+                    asked.asked.add(item);
                 }
                 Ok(None) => all = false,
                 Err(error) => {
                     self.store.surveyor.ask();
-                    lookup.cut(item, error);
+                    asked.cut(item, error);
                 }
             }
-            item += 1;
         }
         // Nobody ends a look-up meanwhile.
-        self.errands.errand(place).work = Work::Lookup(lookup);
+        self.errands.errand(place).work = Work::Lookup(asked);
         self.errands.settle_lookup(place);
         all
     }

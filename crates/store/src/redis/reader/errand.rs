@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use block::ChunkKey;
 
-use super::lookup::Lookup;
+use super::lookup::AskedLookup;
 
 /// What an errand asks next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) enum ErrandStep {
     reason = "a place in a fixed table; a box would be an allocation for each look-up"
 )]
 pub(super) enum Work<M> {
-    Lookup(Lookup),
+    Lookup(AskedLookup),
     Open { seat: usize },
     Read { seat: usize, index: usize, bytes: usize, memory: Option<M> },
 }

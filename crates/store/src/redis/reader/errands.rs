@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use block::ChunkKey;
 
 use super::errand::{Errand, ErrandStep, Work};
-use super::lookup::Lookup;
+use super::lookup::AskedLookup;
 use crate::redis::RedisStore;
 use crate::redis::greeting::LoginRefusal;
 use crate::redis::inflow::{Due, Got, Recipient, Wants};
@@ -78,9 +78,9 @@ impl<'a, M: BlockMemory> Errands<'a, M> {
         let now = Instant::now();
         let (mut owner, mut anew) = (false, false);
         let (key, until, work) = match ask {
-            Ask::Lookup { keys, until } => {
-                let key = keys.first().copied().unwrap_or(ChunkKey::new([0; block::KEY_BYTES]));
-                (key, until, Work::Lookup(Lookup::new(keys)))
+            Ask::Lookup { lookup, until } => {
+                let key = lookup.keys().first().copied().unwrap_or(ChunkKey::new([0; block::KEY_BYTES]));
+                (key, until, Work::Lookup(AskedLookup::new(lookup)))
             }
             Ask::Open { seat, key, anew: by_another_way, until, .. } => {
                 assert!(self.store.seat(seat).key.is_none(), "open: seat {seat} is occupied");
@@ -155,10 +155,7 @@ impl<'a, M: BlockMemory> Errands<'a, M> {
             }
             (Got::Reply(Reply::Error(text)), _) => self.take_fault(node, place, item, text),
             (Got::Reply(reply), Work::Lookup(lookup)) => {
-                match reply {
-                    Reply::Number(1) => lookup.present.add(item.into()),
-                    _ => lookup.absent(item),
-                }
+                lookup.lookup.note(item.into(), matches!(reply, Reply::Number(1)));
                 self.settle_lookup(place);
             }
             // A replica may lag and a map may be old: only who owns the chunk can say that it is not as it should be.
@@ -186,7 +183,7 @@ impl<'a, M: BlockMemory> Errands<'a, M> {
             (Got::Odd(_), Work::Read { .. }) if step != ErrandStep::Ask => self.end(place, Err(StoreError::Miss)),
             (_, Work::Open { .. }) => self.end(place, Err(StoreError::Miss)),
             (Got::Odd(_), Work::Lookup(lookup)) => {
-                lookup.absent(item);
+                lookup.lookup.note(item.into(), false);
                 self.settle_lookup(place);
             }
             // The block is not what the manifest said, or not there.
@@ -220,14 +217,6 @@ impl<'a, M: BlockMemory> Errands<'a, M> {
         self.wait(place);
     }
 
-    /// Notes that a key of a look-up cannot be asked for, so that those behind it do not matter.
-    pub(super) fn cut_lookup(&mut self, place: u16, item: usize, error: StoreError) {
-        if let Work::Lookup(lookup) = &mut self.errand(place).work {
-            lookup.cut(item, error);
-            self.settle_lookup(place);
-        }
-    }
-
     /// Ends a look-up of which all that matters is known.
     pub(super) fn settle_lookup(&mut self, place: u16) {
         if let Work::Lookup(lookup) = &self.errand(place).work
@@ -253,7 +242,7 @@ impl<'a, M: BlockMemory> Errands<'a, M> {
         let counters = &self.store.counters;
         let mut opened = None;
         let outcome = match errand.work {
-            Work::Lookup(lookup) => Outcome::Looked { keys: lookup.keys, found: result },
+            Work::Lookup(lookup) => Outcome::Looked { keys: lookup.lookup.into_keys(), found: result },
             Work::Open { seat } => {
                 match result {
                     Ok(_) => drop(counters.hits.fetch_add(1, Relaxed)),

@@ -1,64 +1,36 @@
-//! A look-up under way: which of its keys were asked for, and which are there.
+//! A look-up under way: which of its keys were asked for, and of whom.
 
-use block::ChunkKey;
-
-use crate::{LOOKUP_KEYS_MAX, StoreError};
+use crate::lookup::KeySet;
+use crate::{Lookup, StoreError};
 
 /// Keys that a slot's move may send elsewhere at the same time.
 const ASIDES: usize = 32;
 
-/// A set of keys, by their place in the look-up.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct KeySet([u64; LOOKUP_KEYS_MAX / 64]);
-
-impl KeySet {
-    pub(super) fn has(&self, item: usize) -> bool {
-        self.0[item / 64] >> (item % 64) & 1 == 1
-    }
-
-    pub(super) fn add(&mut self, item: usize) {
-        self.0[item / 64] |= 1 << (item % 64);
-    }
-
-    pub(super) fn remove(&mut self, item: usize) {
-        self.0[item / 64] &= !(1 << (item % 64));
-    }
-
-    /// Counts those from 0 on without a gap.
-    fn leading(&self) -> usize {
-        let full = self.0.iter().take_while(|word| **word == u64::MAX).count();
-        full * 64 + self.0.get(full).map_or(0, |word| word.trailing_ones() as usize)
-    }
-}
-
 /// See the module's head.
-#[derive(Debug, Default)]
-pub(super) struct Lookup {
-    pub(super) keys: Vec<ChunkKey>,
+#[derive(Debug)]
+pub(super) struct AskedLookup {
+    pub(super) lookup: Lookup,
     pub(super) asked: KeySet,
-    pub(super) present: KeySet,
-    /// No key from here on matters: the first that is absent or cannot be asked for, or the end.
-    pub(super) limit: usize,
-    /// Why the key at `limit` cannot be asked for, if that is so.
+    /// Why a key cannot be asked for, if that is so of any.
     error: Option<StoreError>,
     /// Keys that another node than the map's has for the moment, and that node.
     asides: heapless::Vec<(u16, u16), ASIDES>,
 }
 
-impl Lookup {
-    pub(super) fn new(keys: Vec<ChunkKey>) -> Self {
-        assert!(keys.len() <= LOOKUP_KEYS_MAX, "lookup: {} keys exceed {LOOKUP_KEYS_MAX}", keys.len());
-        Self { limit: keys.len(), keys, ..Self::default() }
+impl AskedLookup {
+    pub(super) fn new(lookup: Lookup) -> Self {
+        Self { lookup, asked: KeySet::default(), error: None, asides: heapless::Vec::new() }
     }
 
-    /// Notes that a key is not there.
-    pub(super) fn absent(&mut self, item: u16) {
-        self.limit = self.limit.min(item.into());
+    /// Whether a key is to be asked for.
+    pub(super) fn wants(&self, item: usize) -> bool {
+        !self.asked.has(item) && self.lookup.matters(item)
     }
 
-    /// Notes that a key cannot be asked for, so that those behind it do not matter.
+    /// Notes that a key cannot be asked for: it is no part of a hit.
     pub(super) fn cut(&mut self, item: usize, error: StoreError) {
-        (self.limit, self.error) = (item, Some(error));
+        self.lookup.note(item, false);
+        self.error = Some(error);
     }
 
     /// The node that has a key for the moment, where it is not the map's.
@@ -77,34 +49,32 @@ impl Lookup {
 
     /// The answer, when all that matters is known.
     pub(super) fn answer(&self) -> Option<Result<usize, StoreError>> {
-        if self.present.leading() < self.limit {
-            return None;
-        }
-        Some(match self.error {
-            Some(error) if self.limit == 0 => Err(error),
-            _ => Ok(self.limit),
-        })
+        let found = self.lookup.answer()?;
+        Some(self.error.filter(|_| found == 0).map_or(Ok(found), Err))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use block::ChunkKey;
 
     #[test]
-    fn a_lookup_is_over_when_the_first_gap_is_known() {
-        let mut lookup = Lookup::new(vec![ChunkKey::new([0; block::KEY_BYTES]); 130]);
+    fn what_cannot_be_asked_for_is_an_error_where_nothing_else_is_found() {
+        let keys = || vec![ChunkKey::new([0; block::KEY_BYTES]); 130];
+        let late = StoreError::Late { call: "lookup" };
+        let mut lookup = AskedLookup::new(Lookup::leading(keys()));
         assert_eq!(lookup.answer(), None);
-        (0..129).for_each(|item| lookup.present.add(item));
-        lookup.present.remove(64);
-        lookup.absent(129);
-        assert_eq!(lookup.answer(), None, "64 is not known");
-        lookup.present.add(64);
+        (0..100).for_each(|item| lookup.lookup.note(item, true));
+        lookup.cut(70, late);
+        assert_eq!((lookup.answer(), lookup.wants(70)), (Some(Ok(70)), false));
+        lookup.cut(0, late);
+        assert_eq!(lookup.answer(), Some(Err(late)));
+        // Of a window that ends before it there may be one.
+        let mut lookup = AskedLookup::new(Lookup::trailing(keys(), 2));
+        lookup.cut(129, late);
+        assert_eq!(lookup.answer(), None);
+        (127..129).for_each(|item| lookup.lookup.note(item, true));
         assert_eq!(lookup.answer(), Some(Ok(129)));
-        lookup.cut(70, StoreError::Late { call: "lookup" });
-        assert_eq!(lookup.answer(), Some(Ok(70)));
-        lookup.cut(0, StoreError::Late { call: "lookup" });
-        assert_eq!(lookup.answer(), Some(Err(StoreError::Late { call: "lookup" })));
-        assert_eq!(Lookup::new(Vec::new()).answer(), Some(Ok(0)));
     }
 }

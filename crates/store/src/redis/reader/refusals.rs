@@ -66,7 +66,7 @@ impl<M: BlockMemory> Errands<'_, M> {
             Fault::WrongType => match &mut self.errand(place).work {
                 Work::Lookup(lookup) => {
                     lookup.asked.add(item.into());
-                    lookup.absent(item);
+                    lookup.lookup.note(item.into(), false);
                     self.settle_lookup(place);
                 }
                 // No chunk, whatever else it is.
