@@ -6,6 +6,7 @@
 //! of its place has it. Not in it: the program and the stacks of its threads, and what DOCA keeps for itself (tasks,
 //! buffers; the emulator's engines). `tests/it/footprint.rs` measures all of it together.
 
+use mailbox::SECTIONS_MAX;
 use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
 use mailbox::layout::{BASES_MAX, Base};
 use store::{Outline, OutlinePart};
@@ -15,7 +16,7 @@ use crate::count::trace::RequestTrace;
 use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX};
 use crate::hub::comch;
 use crate::hub::events::Events;
-use crate::hub::session::{Session, SessionDesk};
+use crate::hub::session::{SectionMemory, Session, SessionDesk};
 use crate::metrics;
 use crate::pipeline::chunk::ChunkInFlight;
 use crate::pipeline::job::Job;
@@ -110,7 +111,8 @@ pub fn of_session(config: &Config) -> usize {
 
 /// Counts the bytes of a session beside its staging memory and its channel.
 fn memory_of_session() -> usize {
-    REGIONS_MAX * size_of::<doca::Remote>() + BASES_MAX * size_of::<Base>() + Question::BYTES + StartedPrefix::BYTES
+    let sections = SECTIONS_MAX * size_of::<SectionMemory>() + BASES_MAX * size_of::<Base>();
+    REGIONS_MAX * size_of::<doca::Remote>() + sections + Question::BYTES + StartedPrefix::BYTES
 }
 
 /// Lists the memory of the whole, with all sessions: `(consumer, bytes)`.

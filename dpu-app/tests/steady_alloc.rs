@@ -14,9 +14,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use block::{ChunkKey, ElementType, Geometry};
 use dpu_app::config::Verify;
-use host_ctl::{Arrangement, Client, Options, Route};
-use mailbox::Status;
+use host_ctl::{Arrangement, Client, Options, RegisteredMapping, Route, Section, Transfer};
+use mailbox::layout::Base;
+use mailbox::{Operation, Status};
 use nix::sys::eventfd::EventFd;
 use rig::*;
 
@@ -83,6 +85,25 @@ fn allocations(work: impl FnOnce()) -> usize {
     CAUGHT.load(SeqCst)
 }
 
+/// A section of another shape than the first, in memory beside it.
+fn other_geometry() -> Geometry {
+    Geometry::new(3, 1, 48, CHUNK_TOKENS.into(), ElementType::F16).unwrap()
+}
+
+fn other_section(regions: &mut Vec<RegisteredMapping>) -> Section {
+    let other = filled(Arrangement::Contiguous, other_geometry(), CHUNKS, 8);
+    let region = regions.len() as u16;
+    regions.extend(other.regions);
+    let bases = other.bases.into_iter().map(|base| Base { region, ..base }).collect();
+    Section { geometry: other.geometry, form: other.form, bases }
+}
+
+fn in_other(host: &mut Client, keys: &[ChunkKey], pages: &[u32], operation: Operation) {
+    let transfer = Transfer { section: 1, ..transfer(keys, pages) };
+    let id = if operation == Operation::Fetch { host.post_fetch(&transfer) } else { host.post_store(&transfer) };
+    assert_eq!(host.wait(id.unwrap(), WAIT).unwrap().chunks_done, CHUNKS);
+}
+
 /// One test, since the allocator watches all threads of the process.
 #[test]
 fn a_steady_data_plane_allocates_nothing() {
@@ -144,8 +165,11 @@ fn steady_on(url: &str, verify_dma: Verify) {
     for (salt, recipe) in ["q5", "q4p", "lossless", "lossless+raw", "q5+lz4"].into_iter().enumerate() {
         let pages = linear(CHUNKS);
         let options = Options { recipe: Some(recipe.parse().unwrap()), ..options.clone() };
-        let target = filled(Arrangement::HeadMajor, geometry(), CHUNKS, 7);
+        let mut target = filled(Arrangement::HeadMajor, geometry(), CHUNKS, 7);
+        target.further.push(other_section(&mut target.regions));
         let mut host = Client::attach(&options, Some(target)).unwrap();
+        let other = keys(other_geometry(), recipe, salt as u8, CHUNKS);
+        in_other(&mut host, &other, &pages, Operation::Store);
         let warm = keys(geometry(), recipe, salt as u8, CHUNKS);
         assert_eq!(rig::store(&mut host, &warm, &pages).chunks_done, CHUNKS);
         assert_eq!(fetch(&mut host, &warm, &pages).chunks_done, CHUNKS);
@@ -155,6 +179,9 @@ fn steady_on(url: &str, verify_dma: Verify) {
             for round in 0..ROUNDS {
                 assert_eq!(fetch(&mut host, &warm, &pages).chunks_done, CHUNKS);
                 assert_eq!(lookup(&mut host, &warm).chunks_done, CHUNKS);
+                in_other(&mut host, &other, &pages, Operation::Fetch);
+                let id = host.post_window(&other, 1, 2).unwrap();
+                assert_eq!(host.wait(id, WAIT).unwrap().chunks_done, CHUNKS);
                 let new = keys(geometry(), recipe, 100 + (salt * ROUNDS + round) as u8, CHUNKS);
                 assert_eq!(fetch(&mut host, &new, &pages).chunks_done, 0);
                 let stored = rig::store(&mut host, &new, &pages);

@@ -94,7 +94,7 @@ impl Arrangement {
             Ok(RegisteredMapping { mapping: Arc::new(Mapping::anonymous(bytes)?), access: Access::ReadWrite })
         };
         let regions = sizes.into_iter().map(region).collect::<Result<Vec<RegisteredMapping>, Error>>()?;
-        let memory = Memory { geometry, form, bases, regions };
+        let memory = Memory { geometry, form, bases, regions, further: Vec::new() };
         memory.check()?;
         Ok(memory)
     }

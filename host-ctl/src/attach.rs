@@ -5,9 +5,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use block::Recipe;
 use doca::{Device, Selector};
 use mailbox::attach::{
-    ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Region, layout_parts,
+    ATTACH_MESSAGE_MAX, AttachError, Commit, EXPORT_BYTES_MAX, Hello, Message, PAGE_REGION, Reason, Region,
+    SectionShape, layout_parts,
 };
 use mailbox::channel::{ChannelError, HostChannel};
+use mailbox::layout::{Base, Form};
 use mailbox::{HostRing, Page};
 
 use crate::client::Client;
@@ -117,18 +119,25 @@ impl Client {
         options: &Options,
         memory: Option<Memory>,
     ) -> Result<Client, Error> {
-        let layout = memory.as_ref().map(Memory::check).transpose()?;
+        let layouts = memory.as_ref().map_or(Ok(Vec::new()), Memory::check)?;
+        let sections = layouts.len();
         let page = Page::create(generation()).map_err(|error| match error {
             mailbox::PageError::System { call, source } => Error::System { call, path: "page".into(), source },
             error => Error::input("page", error, "report it"),
         })?;
         let mut talk = Talk { line, until: Instant::now() + options.timeout, timeout: options.timeout };
-        talk.introduce(&page, exporter.as_mut(), options, memory.as_ref())?;
-        let facts = talk.welcome(page.generation())?;
+        let told = talk.introduce(&page, exporter.as_mut(), options, memory.as_ref());
+        let facts = told.and_then(|()| talk.welcome(page.generation())).map_err(|error| match error {
+            // It has read nothing that is not of one section.
+            Error::Refused(refuse) if sections > 1 && refuse.reason() == Some(Reason::Malformed) => {
+                Error::Sections { sections }
+            }
+            error => error,
+        })?;
         if let Some(asked) = options.recipe.filter(|asked| asked.transform != facts.recipe.transform) {
             return Err(Error::Recipe { asked, card: facts.recipe.to_string() });
         }
-        Ok(Client::new(talk.line, HostRing::new(page), exporter, facts, layout, memory, options))
+        Ok(Client::new(talk.line, HostRing::new(page), exporter, facts, layouts, memory, options))
     }
 }
 
@@ -193,13 +202,25 @@ impl Talk {
             let exported = exporter.region(&region.mapping, region.access)?;
             self.region(index as u16, region.access == doca::Access::ReadWrite, &exported)?;
         }
-        let bases = memory.map_or(&[][..], |memory| &memory.bases);
+        let (mut base_count, mut further_sections) = (0, 0);
         if let Some(memory) = memory {
-            for part in layout_parts(&memory.form, bases) {
-                self.say(&Message::Layout(part))?;
+            self.layout(&memory.form, &memory.bases)?;
+            for (index, section) in memory.further.iter().enumerate() {
+                let shape = SectionShape { index: index as u16 + 1, geometry: section.geometry };
+                self.say(&Message::Section(shape))?;
+                self.layout(&section.form, &section.bases)?;
             }
+            (base_count, further_sections) = (memory.base_count(), memory.further.len());
         }
-        self.say(&Message::Commit(Commit { region_count: regions.len() as u16, base_count: bases.len() as u16 }))
+        self.say(&Message::Commit(Commit {
+            region_count: regions.len() as u16,
+            base_count: base_count as u16,
+            further_sections: further_sections as u16,
+        }))
+    }
+
+    fn layout(&mut self, form: &Form, bases: &[Base]) -> Result<(), Error> {
+        layout_parts(form, bases).try_for_each(|part| self.say(&Message::Layout(part)))
     }
 
     fn region(&mut self, index: u16, writable: bool, exported: &Exported) -> Result<(), Error> {

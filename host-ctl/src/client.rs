@@ -44,7 +44,8 @@ pub struct Client {
     line: Box<dyn HostChannel>,
     exporter: Option<Box<dyn Exporter>>,
     memory: Option<Memory>,
-    layout: Option<Layout>,
+    /// Layouts by section; none: no memory.
+    layouts: Vec<Layout>,
     card_facts: CardFacts,
     spin: Duration,
     timeout: Duration,
@@ -69,7 +70,7 @@ impl Client {
         ring: HostRing,
         exporter: Box<dyn Exporter>,
         card_facts: CardFacts,
-        layout: Option<Layout>,
+        layouts: Vec<Layout>,
         memory: Option<Memory>,
         options: &Options,
     ) -> Client {
@@ -78,7 +79,7 @@ impl Client {
             line,
             exporter: Some(exporter),
             memory,
-            layout,
+            layouts,
             card_facts,
             spin: options.spin,
             timeout: options.timeout,

@@ -83,8 +83,10 @@ pub enum Error {
     Refused(Refuse),
     /// The card stores with another transform than was asked for.
     Recipe { asked: block::Recipe, card: String },
-    /// The layout that was given.
-    Layout(LayoutError),
+    /// The layout that was given, and of which section where there are several.
+    Layout { error: LayoutError, section: Option<usize> },
+    /// A card that knows one section only.
+    Sections { sections: usize },
     /// The card is lost.
     CardGone(Gone),
     /// Back-pressure: as many requests are queued as may be.
@@ -118,13 +120,17 @@ impl Error {
 
     pub fn blame(&self) -> Blame {
         match self {
-            Error::Input { .. } | Error::Layout(_) => Blame::Operator,
+            Error::Input { .. } | Error::Layout { .. } => Blame::Operator,
             // A path that is not there was mistyped; anything else happened while running.
             Error::System { call: "open", source, .. } if source.kind() == io::ErrorKind::NotFound => Blame::Operator,
             Error::Comch(comch::Error::Name { .. }) => Blame::Operator,
             Error::Comch(comch::Error::NobodyThere { .. } | comch::Error::Timeout { .. }) => Blame::Peer,
             Error::Device(_) | Error::Comch(_) | Error::Failed { status: Status::DeviceError, .. } => Blame::Device,
-            Error::Channel(_) | Error::Refused(_) | Error::CardGone(_) | Error::Answer { .. } => Blame::Peer,
+            Error::Sections { .. }
+            | Error::Channel(_)
+            | Error::Refused(_)
+            | Error::CardGone(_)
+            | Error::Answer { .. } => Blame::Peer,
             Error::Failed {
                 status: Status::Unsupported | Status::Malformed | Status::Busy | Status::Draining | Status::Forbidden,
                 ..
@@ -145,6 +151,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         self.blame().exit_code()
     }
+}
+
+/// Names the section that an error is about, where there are several.
+fn of_section(section: &Option<usize>) -> String {
+    section.map_or_else(String::new, |section| format!("section {section}: "))
 }
 
 impl fmt::Display for Error {
@@ -174,13 +185,21 @@ impl fmt::Display for Error {
                 f,
                 "recipe: the card stores with {card}, {asked} was asked for: upgrade dpu-app, or leave --recipe out"
             ),
-            Error::Layout(error @ LayoutError::Overlap { .. }) => {
+            Error::Sections { sections } => write!(
+                f,
+                "the card cannot read how a cache of {sections} sections is described, it knows caches of one: upgrade \
+                 dpu-app on the card"
+            ),
+            Error::Layout { error: error @ LayoutError::Overlap { .. }, section } => {
                 write!(
                     f,
-                    "{error}: give each of them memory of its own, or set strides and offsets that keep them apart"
+                    "{}{error}: give each of them memory of its own, or set strides and offsets that keep them apart",
+                    of_section(section)
                 )
             }
-            Error::Layout(error) => write!(f, "{error}: change the layout, --page-tokens or --chunk-tokens"),
+            Error::Layout { error, section } => {
+                write!(f, "{}{error}: change the layout, --page-tokens or --chunk-tokens", of_section(section))
+            }
             Error::CardGone(gone) => gone.fmt(f),
             Error::Full { limit } => write!(f, "{limit} requests are queued: take completions first"),
             Error::Post(error) => error.fmt(f),
@@ -254,12 +273,6 @@ impl From<ChannelError> for Error {
 impl From<AttachError> for Error {
     fn from(error: AttachError) -> Error {
         Error::Attach(error)
-    }
-}
-
-impl From<LayoutError> for Error {
-    fn from(error: LayoutError) -> Error {
-        Error::Layout(error)
     }
 }
 

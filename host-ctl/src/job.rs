@@ -39,6 +39,7 @@ pub(crate) struct PartOutcome {
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     request: u64,
+    first: usize,
     chunks: usize,
     outcome: Option<PartOutcome>,
     cancelled: bool,
@@ -56,7 +57,9 @@ pub(crate) struct ClientJob {
     pub(crate) importances: Box<[Importance]>,
     pub(crate) target: u64,
     pub(crate) again: bool,
+    pub(crate) section: u16,
     pub(crate) since: Instant,
+    window: Option<Window>,
     tokens: Tokens,
     chunk_tokens: u32,
     part_chunks: usize,
@@ -77,6 +80,15 @@ pub(crate) struct ClientJob {
     pub(crate) answer: String,
 }
 
+/// A look-up for the trailing chunks of a hit. Its parts go one by one, from the end of the keys to their start: the
+/// first in which a hit ends is the answer.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    trailing: usize,
+    /// No hit ends behind this chunk.
+    end: usize,
+}
+
 /// What a caller asks, checked by the client.
 #[derive(Debug)]
 pub(crate) struct JobSpec {
@@ -88,6 +100,9 @@ pub(crate) struct JobSpec {
     pub(crate) target: u64,
     pub(crate) deadline: Option<Duration>,
     pub(crate) again: bool,
+    pub(crate) section: u16,
+    /// Chunks before its end that a hit of a look-up needs, fewer than those of a part; 0: all.
+    pub(crate) trailing: usize,
     pub(crate) chunk_tokens: u32,
     pub(crate) part_chunks: usize,
 }
@@ -95,6 +110,7 @@ pub(crate) struct JobSpec {
 impl ClientJob {
     pub(crate) fn new(id: u64, ask: JobSpec, now: Instant) -> ClientJob {
         assert!(ask.part_chunks > 0);
+        let window = (ask.trailing > 0).then_some(Window { trailing: ask.trailing, end: ask.keys.len() });
         ClientJob {
             id,
             operation: ask.operation,
@@ -103,7 +119,9 @@ impl ClientJob {
             importances: ask.importances,
             target: ask.target,
             again: ask.again,
+            section: ask.section,
             since: now,
+            window,
             tokens: ask.tokens,
             chunk_tokens: ask.chunk_tokens,
             part_chunks: ask.part_chunks,
@@ -151,11 +169,15 @@ impl ClientJob {
         if self.stopped.is_some() || self.is_posted() || self.in_flight() >= PARTS_MAX {
             return None;
         }
-        let chunks = self.part_chunks.min(self.keys.len() - self.posted);
+        let (first, chunks) = match self.window {
+            Some(_) if self.in_flight() > 0 => return None,
+            Some(Window { end, .. }) => (end - self.part_chunks.min(end), self.part_chunks.min(end)),
+            None => (self.posted, self.part_chunks.min(self.keys.len() - self.posted)),
+        };
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
         // Never 0, which would leave the deadline to the card.
         let deadline_us = left.map_or(0, |left| left.as_micros().clamp(1, u128::from(u32::MAX)) as u32);
-        Some(JobPart { first: self.posted, chunks, tokens: self.clip(self.posted, chunks), deadline_us })
+        Some(JobPart { first, chunks, tokens: self.clip(first, chunks), deadline_us })
     }
 
     /// The job's tokens, counted from the part's first.
@@ -171,10 +193,11 @@ impl ClientJob {
 
     /// The part that [`ClientJob::next`] gave is on the page under this number.
     pub(crate) fn posted(&mut self, part: &JobPart, request: u64) {
-        assert_eq!(part.first, self.posted, "parts go in order");
+        assert!(self.window.is_some() || part.first == self.posted, "parts go in order");
         self.began = true;
-        self.posted += part.chunks;
-        self.flights.push_back(Flight { request, chunks: part.chunks, outcome: None, cancelled: false });
+        self.posted = if self.window.is_some() { 0 } else { self.posted + part.chunks };
+        let JobPart { first, chunks, .. } = *part;
+        self.flights.push_back(Flight { request, first, chunks, outcome: None, cancelled: false });
     }
 
     /// A part has ended.
@@ -184,6 +207,9 @@ impl ClientJob {
         self.wire_bytes += outcome.wire_bytes;
         self.restored_bytes += outcome.restored_bytes;
         self.card_us += u64::from(outcome.elapsed_us);
+        if let Some(window) = self.window {
+            return self.looked(window, &outcome);
+        }
         while let Some(&Flight { outcome: Some(outcome), chunks, .. }) = self.flights.front() {
             self.flights.pop_front();
             if self.short.is_some() {
@@ -200,6 +226,29 @@ impl ClientJob {
         if let Some((outcome, _)) = ended.into_iter().find(|(outcome, chunks)| is_short(outcome, *chunks)) {
             self.stopped.get_or_insert(outcome.status);
         }
+    }
+
+    /// The one part of a window that was on the page has ended.
+    fn looked(&mut self, Window { trailing, .. }: Window, outcome: &PartOutcome) {
+        let Flight { first, .. } = self.flights.pop_front().expect("it was on the page");
+        let found = outcome.done as usize;
+        if outcome.status == Status::Ok && found < trailing && first > 0 {
+            // The hit that would end here needs chunks before this part: those of the next end further to the front.
+            self.window = Some(Window { trailing, end: first + trailing - 1 });
+            return;
+        }
+        self.posted = self.keys.len();
+        // A part that ends in another way says nothing of those before it.
+        self.done = if outcome.status == Status::Ok { first + found } else { 0 };
+        if self.done < self.keys.len() {
+            self.short = Some(outcome.status);
+            self.stopped.get_or_insert(outcome.status);
+        }
+    }
+
+    /// Chunks that a hit needs, as a request says it.
+    pub(crate) fn trailing(&self) -> u32 {
+        self.window.map_or(0, |window| window.trailing as u32)
     }
 
     /// Gives the job up.
@@ -255,10 +304,39 @@ mod tests {
             target: 0,
             deadline: None,
             again: false,
+            section: 0,
+            trailing: 0,
             chunk_tokens: 16,
             part_chunks,
         };
         ClientJob::new(1, ask, Instant::now())
+    }
+
+    fn window(chunks: usize, part_chunks: usize, trailing: usize) -> ClientJob {
+        ClientJob { window: Some(Window { trailing, end: chunks }), ..job(chunks, part_chunks) }
+    }
+
+    #[test]
+    fn a_window_is_looked_for_part_by_part_from_the_end() {
+        let mut job = window(20, 8, 3);
+        let now = Instant::now();
+        let mut seen = Vec::new();
+        for (request, found) in [(1, 2), (2, 0), (3, 5)] {
+            let part = job.next(now).unwrap();
+            assert_eq!((job.trailing(), job.finished()), (3, None));
+            seen.push((part.first, part.chunks));
+            job.posted(&part, request);
+            assert_eq!(job.next(now), None, "one at a time");
+            job.ended(request, outcome(Status::Ok, found));
+        }
+        // A hit that ends at 13 or 14 would need 11, and so on.
+        assert_eq!(seen, [(12, 8), (6, 8), (0, 8)]);
+        assert_eq!((job.done, job.finished()), (5, Some(Status::Ok)));
+        let mut job = window(20, 8, 3);
+        let part = job.next(now).unwrap();
+        job.posted(&part, 1);
+        job.ended(1, outcome(Status::StoreDown, 4));
+        assert_eq!((job.done, job.finished()), (0, Some(Status::StoreDown)));
     }
 
     fn outcome(status: Status, done: usize) -> PartOutcome {
@@ -365,6 +443,27 @@ mod tests {
             }
             prop_assert!(live.is_empty());
             prop_assert_eq!(job.done, stored.min(chunks));
+        }
+
+        /// A window is found in parts as it is in one piece.
+        #[test]
+        fn a_window_in_parts_is_the_window(
+            there in proptest::collection::vec(proptest::bool::weighted(0.7), 1..40),
+            part_chunks in 2_usize..9,
+            trailing in 1_usize..8,
+        ) {
+            let trailing = trailing.min(part_chunks - 1);
+            let longest = |there: &[bool]| {
+                (0..=there.len()).rev().find(|&n| there[n - trailing.min(n)..n].iter().all(|there| *there)).unwrap()
+            };
+            let mut job = window(there.len(), part_chunks, trailing);
+            let (now, mut request) = (Instant::now(), 0);
+            while let Some(part) = job.next(now) {
+                request += 1;
+                job.posted(&part, request);
+                job.ended(request, outcome(Status::Ok, longest(&there[part.first..part.first + part.chunks])));
+            }
+            prop_assert_eq!((job.finished(), job.done), (Some(Status::Ok), longest(&there)));
         }
     }
 }

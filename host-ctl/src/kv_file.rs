@@ -368,8 +368,13 @@ impl KvFile {
         }
         let mapping = Mapping::of_file(&self.file, self.bytes as usize, Access::Read)?;
         let regions = vec![RegisteredMapping { mapping: Arc::new(mapping), access: Access::Read }];
-        let memory =
-            Memory { geometry, form: contiguous(&geometry, &kv.shape, page_tokens), bases: bases(kv), regions };
+        let memory = Memory {
+            geometry,
+            form: contiguous(&geometry, &kv.shape, page_tokens),
+            bases: bases(kv),
+            regions,
+            further: Vec::new(),
+        };
         memory.check()?;
         Ok(memory)
     }

@@ -46,7 +46,7 @@ pub use error::{Blame, Error, Gone};
 pub use export::{DeviceExporter, Exported, Exporter};
 pub use importances::{importance, load_importances};
 pub use kv_file::{KvFile, KvTensor, Tensor, TensorShape};
-pub use memory::{Memory, RegisteredMapping};
+pub use memory::{Memory, RegisteredMapping, Section};
 pub use mixed::{Attach, Budget, MixedReport, Mixture, Portion, store_mixed};
 pub use out_file::{Announce, OutFile, dtype_name};
 pub use prefix::Prefix;

@@ -145,7 +145,7 @@ impl OutFile {
         let mapping = Mapping::of_file(self.file(), self.bytes as usize, Access::ReadWrite)?;
         let regions = vec![RegisteredMapping { mapping: Arc::new(mapping), access: Access::ReadWrite }];
         let form: Form = contiguous(&geometry, shape, page_tokens);
-        let memory = Memory { geometry, form, bases: bases(&self.kv), regions };
+        let memory = Memory { geometry, form, bases: bases(&self.kv), regions, further: Vec::new() };
         memory.check()?;
         Ok(memory)
     }

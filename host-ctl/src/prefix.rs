@@ -19,6 +19,14 @@ impl Prefix {
     /// # Errors
     /// The model has no name: chunks of all such models would share keys (an unset variable is the usual cause).
     pub fn new(namespace: &Namespace<'_>, tokens: &[u32]) -> Result<Prefix, Error> {
+        Prefix::covering(namespace, tokens, namespace.geometry.chunk_tokens.into())
+    }
+
+    /// Names every `chunk_tokens` tokens, however many rows a chunk of the geometry has ([`KeyChain::covering`]).
+    ///
+    /// # Errors
+    /// As [`Prefix::new`], or 0 tokens.
+    pub fn covering(namespace: &Namespace<'_>, tokens: &[u32], chunk_tokens: usize) -> Result<Prefix, Error> {
         if namespace.model.trim().is_empty() {
             return Err(Error::input(
                 "model",
@@ -26,8 +34,10 @@ impl Prefix {
                 "name the model and its revision: chunks of all models without a name would be taken for each other's",
             ));
         }
-        let chunk_tokens = usize::from(namespace.geometry.chunk_tokens);
-        let mut chain = KeyChain::new(namespace);
+        if chunk_tokens == 0 {
+            return Err(Error::input("chunk tokens", "0 tokens of a key", "name at least one token by a key"));
+        }
+        let mut chain = KeyChain::new(namespace).covering(chunk_tokens);
         let chunks = tokens.chunks_exact(chunk_tokens);
         let remainder = chunks.remainder().len();
         Ok(Prefix { keys: chunks.map(|chunk| chain.push(chunk)).collect(), chunk_tokens, remainder })
@@ -71,6 +81,20 @@ mod tests {
         assert_eq!((short.chunks(), short.tokens(), short.remainder()), (2, 32, 8));
         assert_eq!(long.keys()[..2], short.keys()[..]);
         assert_eq!(prefix(&tokens[..15]).chunks(), 0);
+    }
+
+    #[test]
+    fn a_section_whose_chunks_keep_less_is_named_by_all_tokens_before_them() {
+        let geometry = Geometry::new(2, 1, 8, 16, ElementType::Bf16).unwrap();
+        let namespace =
+            Namespace { model: "m", geometry, recipe: Transform::Lossless.into(), salt: b"", rank: 0, ranks: 1 };
+        let tokens: Vec<u32> = (0..100).collect();
+        let prefix = |chunk_tokens| Prefix::covering(&namespace, &tokens, chunk_tokens);
+        let wide = prefix(48).unwrap();
+        assert_eq!((wide.chunks(), wide.tokens(), wide.remainder()), (2, 96, 4));
+        assert!(wide.keys().iter().all(|key| !prefix(16).unwrap().keys().contains(key)));
+        assert_eq!(prefix(16).unwrap(), Prefix::new(&namespace, &tokens).unwrap());
+        assert!(prefix(0).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! host                                       card
 //!  Hello, Region (page), Region..., Layout..., Commit  ->      collected by `Intake`
+//!                        Section, Layout..., ^                of each section after the first
 //!                                     <-  Welcome | Refuse
 //!  Doorbell  <->  Doorbell                                     either way, afterwards
 //!  Bye       <->  Bye
@@ -19,6 +20,7 @@ mod hello;
 mod intake;
 mod message;
 mod region;
+mod section;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +31,7 @@ pub use hello::Hello;
 pub use intake::{Attachment, Intake, IntakeState, RegionExport};
 pub use message::{Commit, Message};
 pub use region::Region;
+pub use section::SectionShape;
 
 /// Default name of dpu-app's service, where services have names (DOCA Comch).
 pub const SERVICE_NAME: &str = "kvlane";
@@ -51,6 +54,7 @@ const HELLO_BYTES: usize = 32;
 const REGION_BYTES: usize = 24;
 const LAYOUT_BYTES: usize = 40;
 const BASE_BYTES: usize = 16;
+const SECTION_BYTES: usize = 16;
 const COMMIT_BYTES: usize = 8;
 const WELCOME_BYTES: usize = 40;
 const REFUSE_BYTES: usize = 24;

@@ -17,7 +17,7 @@ use crate::page::{Mismatch, check_identity};
 use crate::peer::PeerError;
 use crate::record::{Owner, Records};
 use crate::words::{
-    AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, Span, Status, Tokens, WITH_IMPORTANCE,
+    AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, Span, Status, TRAILING, Tokens, WITH_IMPORTANCE,
 };
 
 /// One command, checked: every count and length is in range, the area is its own, the request number is unique.
@@ -33,8 +33,10 @@ pub struct Command {
     pub tokens: Tokens,
     /// 0: the card's configuration decides.
     pub deadline_us: u32,
-    /// The request that a `Cancel` gives up.
+    /// The request that a `Cancel` gives up; of a look-up see [`Command::trailing`].
     pub target: u64,
+    /// Section that the chunks are of.
+    pub section: u16,
     pub(crate) area: u16,
 }
 
@@ -42,9 +44,9 @@ impl Command {
     /// A command without chunks, for tests.
     #[cfg(test)]
     pub(crate) fn new(request: u64, operation: Operation) -> Command {
-        let (flags, chunk_count, pages_per_chunk, deadline_us, target, area) = Default::default();
+        let (flags, chunk_count, pages_per_chunk, deadline_us, target, section, area) = Default::default();
         let tokens = Tokens::ALL;
-        Command { request, operation, flags, chunk_count, pages_per_chunk, tokens, deadline_us, target, area }
+        Command { request, operation, flags, chunk_count, pages_per_chunk, tokens, deadline_us, target, section, area }
     }
 
     /// Whether this build knows what is asked. If not, the answer is `Unsupported` and the session lives on.
@@ -62,10 +64,19 @@ impl Command {
         self.is_known() && self.flags & AGAIN != 0
     }
 
+    /// Chunks before its end that a hit of a look-up needs; 0: all.
+    pub fn trailing(&self) -> u32 {
+        if is_trailing(self.operation, self.flags) { self.target as u32 } else { 0 }
+    }
+
     /// Bytes of one of its records.
     pub fn record_bytes(&self) -> usize {
         record_bytes(self.pages_per_chunk as usize)
     }
+}
+
+fn is_trailing(operation: Operation, flags: u16) -> bool {
+    operation == Operation::Lookup && flags == TRAILING
 }
 
 fn is_known(operation: Operation, flags: u16) -> bool {
@@ -129,6 +140,8 @@ pub struct CardRing {
     state: CardState,
     /// The command of each argument area.
     live: [Option<Live>; COMMANDS],
+    /// Sections that commands may name; at least 1.
+    sections: u16,
     torn: u32,
 }
 
@@ -143,8 +156,16 @@ impl CardRing {
             host: LineReader::new("host line", generation),
             state: CardState::Steady,
             live: [None; COMMANDS],
+            sections: 1,
             torn: 0,
         }
+    }
+
+    /// The ring of a session with so many sections; none: control-only.
+    #[must_use]
+    pub fn with_sections(self, sections: usize) -> CardRing {
+        assert!(sections <= SECTIONS_MAX, "{sections} sections");
+        CardRing { sections: sections.max(1) as u16, ..self }
     }
 
     /// Begins as if `sequence - 1` commands and completions had passed.
@@ -234,9 +255,7 @@ impl CardRing {
             let (value, limit) = (u64::from(value), limit as u64);
             if value > limit { Err(PeerError::Range { what, value, limit }) } else { Ok(()) }
         };
-        if words.reserved != 0 {
-            return Err(PeerError::Reserved { what: "command slot" });
-        }
+        range("section", words.section.into(), usize::from(self.sections) - 1)?;
         range("argument area", words.area.into(), COMMANDS - 1)?;
         if self.live[usize::from(words.area)].is_some() {
             return Err(PeerError::AreaInUse { area: words.area });
@@ -246,6 +265,7 @@ impl CardRing {
         }
         range("argument bytes", words.argument_bytes, ARGUMENT_BYTES)?;
         let operation = Operation::from_code(words.opcode);
+        let is_trailing = is_trailing(operation, words.flags);
         // A newer host may mean something else by these words, so only its area and number are looked at.
         if is_known(operation, words.flags) {
             range("pages per chunk", words.pages_per_chunk, PAGES_PER_CHUNK_MAX)?;
@@ -257,7 +277,15 @@ impl CardRing {
             };
             exact("argument bytes", words.argument_bytes.into(), bytes as u64)?;
             exact("chunks named", u64::from(words.chunk_count != 0), operation.takes_chunks().into())?;
-            exact("target named", u64::from(words.target != 0), (operation == Operation::Cancel).into())?;
+            let takes_target = operation == Operation::Cancel || is_trailing;
+            exact("target named", u64::from(words.target != 0), takes_target.into())?;
+            if is_trailing && words.target > CHUNKS_PER_REQUEST_MAX as u64 {
+                let (value, limit) = (words.target, CHUNKS_PER_REQUEST_MAX as u64);
+                return Err(PeerError::Range { what: "trailing chunks", value, limit });
+            }
+            if !operation.takes_chunks() {
+                exact("section named", words.section.into(), 0)?;
+            }
             if operation.takes_pages() || words.chunk_count == 0 {
                 exact("pages named", u64::from(words.pages_per_chunk != 0), operation.takes_pages().into())?;
             }
@@ -275,6 +303,7 @@ impl CardRing {
             tokens: Tokens { start: words.token_start, end: words.token_end },
             deadline_us: words.deadline_us,
             target: words.target,
+            section: words.section,
             area: words.area,
         })
     }

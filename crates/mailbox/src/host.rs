@@ -21,7 +21,8 @@ use crate::page::Page;
 use crate::peer::PeerError;
 use crate::record::{Owner, encode};
 use crate::words::{
-    AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, Tokens, WITH_IMPORTANCE,
+    AGAIN, CardState, CommandWords, CompletionWords, Line, Operation, SideWords, Span, Status, TRAILING, Tokens,
+    WITH_IMPORTANCE,
 };
 
 /// A request to the card, without its chunks.
@@ -37,12 +38,16 @@ pub struct Request {
     pub target: u64,
     /// Whether a `Store` puts what the store has, too.
     pub again: bool,
+    /// Section of the session that the chunks are of.
+    pub section: u16,
+    /// Chunks before its end that a hit of a `Lookup` needs; 0: all.
+    pub trailing: u32,
 }
 
 impl Request {
     /// A request for all tokens, with the card's own deadline and no target.
     pub const fn new(id: u64, operation: Operation) -> Request {
-        Request { id, operation, tokens: Tokens::ALL, deadline_us: 0, target: 0, again: false }
+        Request { id, operation, tokens: Tokens::ALL, deadline_us: 0, target: 0, again: false, section: 0, trailing: 0 }
     }
 
     /// Gives up request `target`.
@@ -277,14 +282,14 @@ impl HostRing {
             opcode: request.operation.code(),
             flags: flags_of(request, chunks),
             area,
-            reserved: 0,
+            section: request.section,
             argument_bytes,
             chunk_count: chunks.len() as u32,
             pages_per_chunk,
             token_start: request.tokens.start,
             token_end: request.tokens.end,
             deadline_us: request.deadline_us,
-            target: request.target,
+            target: if request.trailing > 0 { request.trailing.into() } else { request.target },
         };
         let mut line = words.encode();
         self.commands.seal(&mut line, self.page.generation());
@@ -392,8 +397,15 @@ impl HostRing {
             return Err(PostError::Field { what: "a cancel names a target, and nothing else does" });
         }
         if !operation.flags().contains(&flags_of(request, chunks)) {
-            let what = "a store or a rating has importances, a store is done again, and nothing else";
+            let what = "a store or a rating has importances, a store is done again, a look-up has trailing chunks, and \
+                        nothing else";
             return Err(PostError::Field { what });
+        }
+        if request.trailing as usize > CHUNKS_PER_REQUEST_MAX {
+            return Err(PostError::Field { what: "more trailing chunks than one request names" });
+        }
+        if usize::from(request.section) >= if operation.takes_chunks() { SECTIONS_MAX } else { 1 } {
+            return Err(PostError::Field { what: "a section that no session has, or of a request without chunks" });
         }
         let pages = chunks.first().map_or(0, |chunk| chunk.pages.len());
         let odd = chunks.iter().position(|chunk| chunk.pages.len() != pages);
@@ -505,7 +517,7 @@ impl HostRing {
 fn flags_of(request: &Request, chunks: &[Chunk<'_>]) -> u16 {
     let said = chunks.iter().any(|chunk| chunk.importance != Importance::NEUTRAL);
     let importance = if said || request.operation == Operation::Rate { WITH_IMPORTANCE } else { 0 };
-    importance | if request.again { AGAIN } else { 0 }
+    importance | if request.again { AGAIN } else { 0 } | if request.trailing > 0 { TRAILING } else { 0 }
 }
 
 pub(crate) fn area_at(area: u16) -> usize {

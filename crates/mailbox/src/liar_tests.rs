@@ -31,7 +31,7 @@ fn honest_command() -> CommandWords {
         opcode: Operation::Fetch.code(),
         flags: 0,
         area: 0,
-        reserved: 0,
+        section: 0,
         argument_bytes: 2 * 128,
         chunk_count: 2,
         pages_per_chunk: 3,
@@ -55,7 +55,7 @@ fn verdict(words: CommandWords) -> Result<Command, PeerError> {
 fn every_lie_in_a_command_ends_the_session() {
     type Change = fn(&mut CommandWords);
     let lies: [(&str, Change); 14] = [
-        ("reserved", |words| words.reserved = 1),
+        ("a section that the session does not have", |words| words.section = 3),
         ("area", |words| words.area = COMMANDS as u16),
         ("request 0", |words| words.request = 0),
         ("argument bytes past the area", |words| words.argument_bytes = ARGUMENT_BYTES as u32 + 1),
@@ -79,12 +79,43 @@ fn every_lie_in_a_command_ends_the_session() {
 }
 
 #[test]
+fn lies_about_sections_and_windows_end_the_session() {
+    let lookup = CommandWords {
+        opcode: Operation::Lookup.code(),
+        flags: 4,
+        target: 2,
+        argument_bytes: 2 * 64,
+        pages_per_chunk: 0,
+        section: 2,
+        ..honest_command()
+    };
+    let found = verdict(lookup).unwrap();
+    assert_eq!((found.trailing(), found.section, found.is_known()), (2, 2, true));
+    let ping = CommandWords { opcode: Operation::Ping.code(), chunk_count: 0, argument_bytes: 0, ..lookup };
+    let ping = CommandWords { flags: 0, target: 0, section: 0, ..ping };
+    assert!(verdict(ping).is_ok());
+    for (name, lie) in [
+        ("a section of a ping", CommandWords { section: 1, ..ping }),
+        ("a section past the session's", CommandWords { section: 3, ..lookup }),
+        ("a section of what nobody knows", CommandWords { opcode: 999, section: 3, ..lookup }),
+        ("a window of nothing", CommandWords { target: 0, ..lookup }),
+        ("a window past any request", CommandWords { target: CHUNKS_PER_REQUEST_MAX as u64 + 1, ..lookup }),
+        ("a window that overflows", CommandWords { target: 1 << 32 | 1, ..lookup }),
+        ("a window without its flag", CommandWords { flags: 0, ..lookup }),
+    ] {
+        assert!(verdict(lie).is_err(), "{name} was believed");
+    }
+}
+
+#[test]
 fn what_a_newer_host_asks_is_unsupported_and_no_lie() {
     let unknown = verdict(CommandWords { opcode: 999, target: 5, token_end: 0, ..honest_command() }).unwrap();
     assert_eq!(unknown.operation, Operation::Unknown(999));
     assert!(!unknown.is_known());
-    let flagged = verdict(CommandWords { flags: 1, ..honest_command() }).unwrap();
-    assert!(!flagged.is_known());
+    for flags in [1, 4, 5, 8] {
+        let flagged = verdict(CommandWords { flags, ..honest_command() }).unwrap();
+        assert!(!flagged.is_known());
+    }
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub const RECORD_HEAD_BYTES: usize = LINE_BYTES;
 pub const PAGES_PER_CHUNK_MAX: usize = (RECORD_WINDOW_BYTES - RECORD_HEAD_BYTES) / 4;
 /// Chunks of one request that names no pages (a lookup). With pages there are fewer: [`chunks_max`].
 pub const CHUNKS_PER_REQUEST_MAX: usize = chunks_max(0);
+/// Sections of one session: layers of equal shape each. Their bases are as many as one cache may have, all together.
+pub const SECTIONS_MAX: usize = 16;
 /// Consecutive torn copies of one line after which its writer is a liar.
 pub const TORN_MAX: u32 = 16;
 /// The host spins on its own memory and so counts faster than a preempted emulator copies: torn completions must also

@@ -16,7 +16,7 @@ pub(crate) struct FakeCard {
 impl FakeCard {
     pub(crate) fn attach(host: &HostRing) -> FakeCard {
         let page = host.page().share().unwrap();
-        let ring = CardRing::new(page.generation());
+        let ring = CardRing::new(page.generation()).with_sections(3);
         let mut card = FakeCard { ring, page };
         card.ring.check_identity(&card.copy(card.ring.identity_span())).unwrap();
         card.say(false);
@@ -139,7 +139,7 @@ impl Pair {
         let mut card = FakeCard::attach(&host);
         let host = if sequence > 1 { host.starting_at(sequence) } else { host };
         if sequence > 1 {
-            card.ring = CardRing::new(42).starting_at(sequence);
+            card.ring = CardRing::new(42).with_sections(3).starting_at(sequence);
             card.say(false);
         }
         Pair { host, card, oracle: Oracle::default() }
@@ -185,7 +185,10 @@ impl Pair {
         let rated = operation == Operation::Rate || (operation == Operation::Store && deadline_us % 2 == 1);
         let importance = Importance::from_word(if rated { 77 } else { 0 });
         let target = if operation == Operation::Cancel { oracle.next.max(2) - 1 } else { 0 };
-        let request = Request { id: oracle.next, operation, tokens, deadline_us, target, again: false };
+        let section = if operation.takes_chunks() { (oracle.next % 3) as u16 } else { 0 };
+        let trailing = if operation == Operation::Lookup { deadline_us % 5 } else { 0 };
+        let request =
+            Request { tokens, deadline_us, target, section, trailing, ..Request::new(oracle.next, operation) };
         let chunks = if operation.takes_chunks() { chunks.min(chunks_max(pages)) } else { 0 };
         let chunks: Vec<(ChunkKey, Vec<u32>)> = (0..chunks as u64)
             .map(|index| {
@@ -218,7 +221,9 @@ impl Pair {
             assert_eq!(command.operation, request.operation);
             assert_eq!(command.tokens, request.tokens);
             assert_eq!(command.deadline_us, request.deadline_us);
-            assert_eq!(command.target, request.target);
+            let target = if request.trailing > 0 { request.trailing.into() } else { request.target };
+            assert_eq!((command.target, command.section), (target, request.section));
+            assert_eq!(command.trailing(), request.trailing);
             assert!(command.is_known());
             assert_eq!(self.card.chunks(command).unwrap(), chunks);
             self.oracle.live.push((*command, (request, chunks)));
@@ -370,6 +375,15 @@ fn a_full_ring_is_back_pressure_and_a_bad_request_is_named() {
     assert!(matches!(post(Request::cancel(6, 0), &[]), PostError::Field { .. }));
     let rated = Chunk { importance: Importance::from_word(5), ..one };
     assert!(matches!(post(fetch, &[rated]), PostError::Field { .. }));
+    let lookup = Request::new(7, Operation::Lookup);
+    for (wrong, chunks) in [
+        (Request { section: SECTIONS_MAX as u16, ..fetch }, &[one][..]),
+        (Request { section: 1, ..ping(8) }, &[]),
+        (Request { trailing: 1, ..fetch }, &[one]),
+        (Request { trailing: CHUNKS_PER_REQUEST_MAX as u32 + 1, ..lookup }, &[one]),
+    ] {
+        assert!(matches!(post(wrong, chunks), PostError::Field { .. }), "{wrong:?}");
+    }
     assert_eq!(host.outstanding(), 0);
 }
 

@@ -11,7 +11,7 @@ use crate::limits::{ARGUMENT_BYTES, COMMANDS, COMPLETIONS, LINE_BYTES, MAGIC, PA
 mod operation;
 mod status;
 
-pub(crate) use operation::{AGAIN, WITH_IMPORTANCE};
+pub(crate) use operation::{AGAIN, TRAILING, WITH_IMPORTANCE};
 pub use operation::{Operation, Tokens};
 pub use status::{CardState, Status};
 
@@ -143,11 +143,12 @@ line_words! {
         request: u64 = 16,
         /// An [`Operation`].
         opcode: u16 = 24,
-        /// [`WITH_IMPORTANCE`], [`AGAIN`]; an unknown one is answered `Unsupported`.
+        /// [`WITH_IMPORTANCE`], [`AGAIN`], [`TRAILING`]; an unknown one is answered `Unsupported`.
         flags: u16 = 26,
         /// Argument area that goes with this command until its completion.
         area: u16 = 28,
-        reserved: u16 = 30,
+        /// Section that the chunks are of; 0 where none are named.
+        section: u16 = 30,
         /// Bytes of the area that hold records.
         argument_bytes: u32 = 32,
         chunk_count: u32 = 36,
@@ -157,7 +158,7 @@ line_words! {
         token_end: u32 = 48,
         /// Deadline, counted from when the card takes the command; 0: the card's configuration decides.
         deadline_us: u32 = 52,
-        /// The request that a `Cancel` is about; else 0.
+        /// The request that a `Cancel` is about; the trailing chunks of a look-up with that flag; else 0.
         target: u64 = 56,
     }
 }

@@ -24,7 +24,7 @@ use crate::count::counters::add;
 use crate::hub::engines::RUNS_MAX;
 use crate::hub::events::HubEvent;
 use crate::hub::importer::{Imported, Importing};
-use crate::hub::session::{Session, SessionDesk, SessionMemory, SessionState, SessionWake, Staged};
+use crate::hub::session::{SectionMemory, Session, SessionDesk, SessionMemory, SessionState, SessionWake, Staged};
 use crate::hub::{Hub, HubError, tag};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::board::HubState;
@@ -74,7 +74,7 @@ impl Visitor {
 /// Tells whether an attach is the operator's, who looks at the card or steers it: no memory, and no recipe that would
 /// name chunks.
 fn is_operators(attachment: &Attachment) -> bool {
-    attachment.layout.is_none() && attachment.regions.is_empty() && attachment.recipe.is_none()
+    attachment.layouts.is_empty() && attachment.regions.is_empty() && attachment.recipe.is_none()
 }
 
 impl Hub<'_, '_> {
@@ -350,9 +350,13 @@ impl Hub<'_, '_> {
     fn admit_to(&mut self, index: usize, imported: Imported, mut visitor: Visitor) {
         let Imported { mut attachment, exports } = imported;
         let writable = attachment.regions.iter().all(|region| region.writable);
-        let layout = attachment.layout.take();
+        let layouts = std::mem::take(&mut attachment.layouts);
         let admitted = exports.and_then(|(page, regions)| {
-            let memory = layout.map(|layout| self.lay_out(layout, regions, writable)).transpose()?;
+            let sections = layouts.len();
+            let section =
+                |(index, layout)| self.lay_out(layout).map_err(|refusal: Refuse| refusal.in_section(index, sections));
+            let sections = layouts.into_iter().enumerate().map(section).collect::<Result<Vec<_>, _>>()?;
+            let memory = (!sections.is_empty()).then_some(SessionMemory { sections, regions, writable });
             Ok((page, memory, self.desk()?))
         });
         match admitted {
@@ -406,7 +410,8 @@ impl Hub<'_, '_> {
             generation: attachment.generation,
             recipe: attachment.recipe.unwrap_or(self.shared.config.recipe),
             channel,
-            ring: CardRing::new(attachment.generation),
+            ring: CardRing::new(attachment.generation)
+                .with_sections(memory.as_ref().map_or(0, |memory| memory.sections.len())),
             page,
             memory,
             desk,
@@ -431,8 +436,8 @@ impl Hub<'_, '_> {
         });
     }
 
-    /// Chooses how chunks of this session are cut, so that every block fits a slot and every transfer its list.
-    fn lay_out(&self, layout: Layout, regions: Vec<Remote>, writable: bool) -> Result<SessionMemory, Refuse> {
+    /// Chooses how chunks of a section are cut, so that every block fits a slot and every transfer its list.
+    fn lay_out(&self, layout: Layout) -> Result<SectionMemory, Refuse> {
         let geometry = *layout.geometry();
         let slot = self.shared.ring.slot_bytes();
         let fits = |part: &Part| {
@@ -452,7 +457,7 @@ impl Hub<'_, '_> {
             elements /= 2;
         };
         let order = layout.tile_order();
-        Ok(SessionMemory { geometry, layout, order, plan, regions, writable })
+        Ok(SectionMemory { geometry, layout, order, plan })
     }
 
     /// Begins a session, whose page is the host's.
@@ -460,10 +465,10 @@ impl Hub<'_, '_> {
         let session = self.sessions[index].as_mut().expect("a session lives as long as its copies");
         session.welcomed = true;
         session.stir(self.now);
-        let elements = session
-            .memory
-            .as_ref()
-            .map_or(0, |memory| memory.plan.largest(&memory.geometry).elements(&memory.geometry));
+        let sections = session.memory.as_ref().map_or(&[][..], |memory| &memory.sections);
+        let elements =
+            sections.iter().map(|section| section.plan.largest(&section.geometry).elements(&section.geometry));
+        let elements = elements.max().unwrap_or(0);
         let recipe = heapless::format!(64; "{}", session.recipe).expect("recipes have short names");
         let card = heapless::format!(64; "dpu-app {} ({})", env!("CARGO_PKG_VERSION"), doca::version::flavour())
             .expect("short");
@@ -478,9 +483,10 @@ impl Hub<'_, '_> {
         };
         add(&self.shared.counters.sessions_opened, 1);
         self.events.add_session(HubEvent::Attached, session.id);
-        let blocks = session.memory.as_ref().map_or(0, |memory| memory.plan.block_count(&memory.geometry));
+        let blocks: usize = sections.iter().map(|section| section.plan.block_count(&section.geometry)).sum();
+        let of_all = if sections.len() > 1 { format!(" of {} sections", sections.len()) } else { String::new() };
         let (id, client, pid) = (session.id, &session.client, session.pid);
-        log::info!("session {id} of {client} (pid {pid}) attached: {recipe}, {blocks} blocks a chunk");
+        log::info!("session {id} of {client} (pid {pid}) attached: {recipe}, {blocks} blocks a chunk{of_all}");
         if index >= self.shared.config.sessions {
             let sessions = self.shared.config.sessions;
             log::info!(

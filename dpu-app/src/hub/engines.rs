@@ -79,17 +79,17 @@ pub fn start_transfer(
     chunk: &ChunkInFlight,
     memory: &SessionMemory,
 ) -> Launch {
-    let part = chunk.plan.part(&memory.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
+    let part = chunk.plan.part(&chunk.geometry, usize::from(work.block)).expect("blocks are counted by the plan");
     let comes_back = comes_back(work.state);
     let shift = match work.from {
         Restored::Wire { start } if !comes_back => start,
         _ => 0,
     };
     let mut runs = heapless::Vec::<RemoteRun<'_>, RUNS_MAX>::new();
-    let runs_max = context.runs_max(part.tile_bytes(&memory.geometry)).min(RUNS_MAX);
+    let runs_max = context.runs_max(part.tile_bytes(&chunk.geometry)).min(RUNS_MAX);
     let mut seen = 0;
     let clip = chunk.tokens.start as usize..chunk.tokens.end as usize;
-    let laid_out = memory.layout.runs(&part, &chunk.pages, clip, |run| {
+    let laid_out = memory.section(chunk.section).layout.runs(&part, &chunk.pages, clip, |run| {
         let remote = &memory.regions[usize::from(run.region)];
         let run = RemoteRun { remote, offset: run.offset, local: shift + run.tile_offset, bytes: run.bytes };
         if seen >= work.moves.before && runs.len() < runs_max {

@@ -260,7 +260,8 @@ impl Hub<'_, '_> {
         if command.operation.takes_pages() {
             let Some(memory) = &session.memory else { return Some(Status::NoLayout) };
             let whole = command.tokens == mailbox::Tokens::ALL;
-            let fits = command.pages_per_chunk as usize == memory.layout.pages_per_chunk()
+            let layout = &memory.section(command.section).layout;
+            let fits = command.pages_per_chunk as usize == layout.pages_per_chunk()
                 && (command.operation != Operation::Fetch || memory.writable)
                 && (command.operation != Operation::Store || whole);
             if !fits {
@@ -338,6 +339,7 @@ impl Session {
         if request.next == 0 {
             question.keys.clear();
             question.importances.clear();
+            question.trailing = request.command.trailing();
         }
         for record in records {
             let record = record?;

@@ -12,7 +12,7 @@ use crate::hub::events::HubEvent;
 use crate::hub::health::STUCK;
 use crate::hub::marks::SeatMark;
 use crate::hub::request::RequestInFlight;
-use crate::hub::session::{RecordsReading, Session, Whose};
+use crate::hub::session::{RecordsReading, Session, SessionMemory, Whose};
 use crate::pipeline::World;
 use crate::pipeline::chunk::{ChunkInFlight, Direction, OTHERWISE, Pages};
 use crate::pipeline::job::{CrewKind, Done, Failure, Job, Seat};
@@ -114,6 +114,7 @@ impl Hub<'_, '_> {
         let chunk = self.pipeline.chunk(seat);
         let (index, session_index, request_index) = (chunk.index, chunk.session, chunk.request);
         let (direction, wire_bytes, tokens) = (chunk.direction, chunk.wire_bytes, chunk.tokens);
+        let token_bytes = chunk.geometry.token_bytes();
         let counters = &self.shared.counters;
         match (result, direction) {
             (Ok(()), Direction::Fetch) => add(&counters.chunks_fetched, 1),
@@ -145,11 +146,10 @@ impl Hub<'_, '_> {
         request.active -= 1;
         match result {
             Ok(()) => {
-                let geometry = session.memory.as_ref().expect("only sessions with memory have chunks").geometry;
                 let tokens = (tokens.end - tokens.start) as usize;
                 // Of a chunk that the store had already nothing moved.
                 let known = direction == Direction::Store && wire_bytes == 0;
-                let moved = if known { 0 } else { tokens * geometry.token_bytes() };
+                let moved = if known { 0 } else { tokens * token_bytes };
                 request.done.insert(index);
                 request.wire_bytes += wire_bytes;
                 request.restored_bytes += moved as u64;
@@ -275,20 +275,28 @@ impl Hub<'_, '_> {
         let Session { requests, staged, memory, recipe, namespace, .. } = session;
         let request = requests[place].as_mut().expect("queued requests are live");
         let memory = memory.as_ref().expect("fetch and store need memory: checked when they were taken");
+        let section = memory.section(request.command.section);
         let pages_per_chunk = request.command.pages_per_chunk as usize;
         let (key, importance, pages) = staged.take(pages_per_chunk).expect("its record was read");
-        let chunk_tokens = u32::from(memory.geometry.chunk_tokens);
+        let chunk_tokens = u32::from(section.geometry.chunk_tokens);
         let first = request.next * chunk_tokens;
         let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
         let tokens = request.command.tokens;
         let tokens = Tokens { start: within(tokens.start), end: within(tokens.end) };
         let pages = Pages::from_slice(pages).expect("a record's pages fit");
-        let opening = ChunkInFlight::opening(index, pages, (memory.geometry, memory.order, memory.plan));
-        let opened = ChunkInFlight { request: place, index: request.next, direction, tokens, ..opening };
+        let opening = ChunkInFlight::opening(index, pages, (section.geometry, section.order, section.plan));
+        let opened = ChunkInFlight {
+            request: place,
+            index: request.next,
+            section: request.command.section,
+            direction,
+            tokens,
+            ..opening
+        };
         let parent = {
             let mut prefix = self.shared.prefixes[index].lock().expect("panic is abort");
             if request.next == 0 {
-                prefix.begin(request.command.request, *namespace, direction == Direction::Fetch);
+                prefix.begin(request.command.request, *namespace, opened.section, direction == Direction::Fetch);
             }
             debug_assert!(prefix.keys.len() < prefix.keys.capacity(), "room per chunk of a request since the attach");
             let parent = prefix.push(request.command.request, key);
@@ -302,11 +310,11 @@ impl Hub<'_, '_> {
             chunk.key = key;
             chunk.position = Position { namespace: *namespace, parent };
             chunk.again = request.command.stores_again();
-            chunk.geometry = memory.geometry;
+            chunk.geometry = section.geometry;
             chunk.recipe = *recipe;
             chunk.importance = importance;
-            chunk.order = memory.order;
-            chunk.plan = memory.plan;
+            chunk.order = section.order;
+            chunk.plan = section.plan;
             chunk.blocks = usize::from(opened.blocks);
             chunk.until = request.until;
         }
@@ -374,7 +382,8 @@ impl Hub<'_, '_> {
             elapsed_us: request.arrived.elapsed().as_micros().min(u32::MAX.into()) as u32,
             ..Answer::new(request.command.request, request.failure.map_or(Status::Ok, Failure::status))
         };
-        let chunk_tokens = session.memory.as_ref().map_or(0, |memory| memory.geometry.chunk_tokens);
+        let section = |memory: &SessionMemory| memory.section(request.command.section).geometry.chunk_tokens;
+        let chunk_tokens = session.memory.as_ref().map_or(0, section);
         self.shared.counters.answers.count_request(&request.command, &answer, chunk_tokens);
         let late = Late {
             at_ms: 0,

@@ -203,17 +203,33 @@ pub struct RecordsReading {
     pub span: Span,
 }
 
-/// Memory that a session has registered.
+/// Layers of equal shape, which have chunks of their own, in a session's memory.
 #[derive(Debug)]
-pub struct SessionMemory {
+pub struct SectionMemory {
     pub geometry: Geometry,
     pub layout: Layout,
     pub order: TileOrder,
     /// Plan by which this card cuts chunks that it stores for this session.
     pub plan: Plan,
+}
+
+/// Memory that a session has registered.
+#[derive(Debug)]
+pub struct SessionMemory {
+    /// Sections, as many as its ring knows.
+    pub sections: Vec<SectionMemory>,
+    /// Regions, which all sections share.
     pub regions: Vec<Remote>,
-    /// Whether every region that the layout uses may be written.
+    /// Whether every region may be written.
     pub writable: bool,
+}
+
+impl SessionMemory {
+    /// Borrows the section that a command names.
+    #[must_use]
+    pub fn section(&self, index: u16) -> &SectionMemory {
+        &self.sections[usize::from(index)]
+    }
 }
 
 /// One attached host.

@@ -72,6 +72,8 @@ pub struct ChunkInFlight {
     /// Number of the chunk in the request.
     pub index: u32,
     pub direction: Direction,
+    /// Section of the session that it is of.
+    pub section: u16,
     pub pages: Pages,
     /// Tokens of this chunk that move.
     pub tokens: Tokens,
@@ -113,6 +115,7 @@ impl ChunkInFlight {
             request: 0,
             index: 0,
             direction: Direction::Fetch,
+            section: 0,
             pages,
             tokens: Tokens::ALL,
             geometry,

@@ -122,7 +122,7 @@ impl<'a, 's> Fetcher<'a, 's> {
             Job::Lookup { session } => {
                 let mut asked = self.shared.lookups[usize::from(session)].lock().expect("panic is abort");
                 let keys = std::mem::take(&mut asked.keys);
-                let mut lookup = Lookup::leading(keys);
+                let mut lookup = Lookup::trailing(keys, asked.trailing as usize);
                 // What this card cannot read is no promise that it could keep.
                 self.shared.unreadable.rule_out(&mut lookup, Instant::now());
                 Ask::Lookup { lookup, until: asked.until }

@@ -25,6 +25,8 @@ pub struct Question {
     pub keys: Vec<ChunkKey>,
     /// Importances of a rating, one for each key.
     pub importances: Vec<Importance>,
+    /// Chunks before its end that a hit needs; 0: all.
+    pub trailing: u32,
     pub until: Instant,
 }
 
@@ -32,7 +34,7 @@ impl Question {
     /// Makes one without room, which a session takes at its attach.
     #[must_use]
     pub fn new() -> Self {
-        Self { keys: Vec::new(), importances: Vec::new(), until: Instant::now() }
+        Self { keys: Vec::new(), importances: Vec::new(), trailing: 0, until: Instant::now() }
     }
 
     /// Bytes of the longest request.
@@ -62,6 +64,8 @@ impl Default for Question {
 #[derive(Debug, Default)]
 pub struct StartedPrefix {
     pub namespace: u8,
+    /// Section that the chunks are of: those of another follow none of these.
+    pub section: u16,
     /// Whether the chunks are fetched; else they are put.
     pub fetched: bool,
     /// The chunk before the first, where the request goes on with another's prompt.
@@ -90,11 +94,11 @@ impl StartedPrefix {
 
     /// Begins with a request, and says which chunk comes before its first: a host that cuts a prompt into requests of
     /// one kind numbers them without a gap (docs/mailbox.md).
-    pub fn begin(&mut self, request: u64, namespace: u8, fetched: bool) {
+    pub fn begin(&mut self, request: u64, namespace: u8, section: u16, fetched: bool) {
         self.clear();
-        let follows = |(last, _): &(u64, ChunkKey)| last.wrapping_add(1) == request && self.fetched == fetched;
-        self.parent = self.last.filter(follows).map(|(_, key)| key);
-        (self.namespace, self.fetched) = (namespace, fetched);
+        let is_same = (self.section, self.fetched) == (section, fetched);
+        self.parent = self.last.filter(|(last, _)| is_same && last.wrapping_add(1) == request).map(|(_, key)| key);
+        (self.namespace, self.section, self.fetched) = (namespace, section, fetched);
     }
 
     /// Adds the next chunk; returns the one before it.

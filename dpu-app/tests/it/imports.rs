@@ -58,7 +58,7 @@ fn an_exporter_that_never_answers_holds_up_nobody_else() {
             let page =
                 Region { index: PAGE_REGION, writable: true, base: 1 << 40, bytes: PAGE_BYTES as u64, export: &export };
             say(line.as_mut(), &Message::Region(page));
-            say(line.as_mut(), &Message::Commit(Commit { region_count: 0, base_count: 0 }));
+            say(line.as_mut(), &Message::Commit(Commit { region_count: 0, base_count: 0, further_sections: 0 }));
             // The card has heard all of it, and asks.
             std::thread::sleep(Duration::from_millis(100));
             let ping = other.post_ping().unwrap();

@@ -131,7 +131,7 @@ impl Liar {
             self.say(&Message::Layout(part));
         }
         let base_count = lies.bases.unwrap_or(bases.len() as u16);
-        self.say(&Message::Commit(Commit { region_count: regions.len() as u16, base_count }));
+        self.say(&Message::Commit(Commit { region_count: regions.len() as u16, base_count, further_sections: 0 }));
         self.hear()
     }
 
@@ -318,7 +318,21 @@ fn words_that_no_honest_host_writes_end_the_session() {
         ("no chunks", Box::new(|line| fetch_of(line, 0, 0, 0))),
         ("area", Box::new(put(28, 32_u16.to_le_bytes()))),
         ("request 0", Box::new(put(16, 0_u64.to_le_bytes()))),
-        ("reserved", Box::new(put(30, 1_u16.to_le_bytes()))),
+        ("a section of a session that has one", Box::new(put(30, 1_u16.to_le_bytes()))),
+        (
+            "a section of a look-up",
+            Box::new(|line| {
+                put(24, Operation::Lookup.code().to_le_bytes())(line);
+                put(30, 1_u16.to_le_bytes())(line);
+            }),
+        ),
+        (
+            "a window of no chunks",
+            Box::new(|line| {
+                put(24, Operation::Lookup.code().to_le_bytes())(line);
+                put(26, 4_u16.to_le_bytes())(line);
+            }),
+        ),
         ("generation", Box::new(put(8, 1_u64.to_le_bytes()))),
         ("tokens", Box::new(put(44, u32::MAX.to_le_bytes()))),
         ("target", Box::new(put(56, 5_u64.to_le_bytes()))),
@@ -510,7 +524,7 @@ fn an_older_and_a_newer_host_are_told_both_versions() {
 fn words_out_of_turn_after_the_attach_end_the_session() {
     beside_an_honest_host(|card, _| {
         let mut liar = Liar::attached(card);
-        liar.say(&Message::Commit(Commit { region_count: 0, base_count: 0 }));
+        liar.say(&Message::Commit(Commit { region_count: 0, base_count: 0, further_sections: 0 }));
         assert_eq!(liar.hear_last(), Said::Bye(Farewell::PeerError));
         let mut liar = Liar::attached(card);
         liar.channel.send(b"noise that is no message").unwrap();

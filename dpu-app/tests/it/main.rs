@@ -30,6 +30,7 @@ mod precision;
 mod redis;
 mod rooms;
 mod roundtrip;
+mod sections;
 mod stuck;
 mod tier_faults;
 mod trace;

@@ -174,7 +174,7 @@ fn an_attach_longer_than_a_channel_holds_gets_through_at_full_speed() {
         };
         let memory = empty(Arrangement::Vllm, geometry(), CHUNKS);
         let layout = layout_parts(&memory.form, &memory.bases).map(Message::Layout);
-        let commit = Commit { region_count: 200, base_count: memory.bases.len() as u16 };
+        let commit = Commit { region_count: 200, base_count: memory.bases.len() as u16, further_sections: 0 };
         let all = [Message::Hello(hello), Message::Region(region(PAGE_REGION))].into_iter();
         let all = all.chain((0..200).map(|index| Message::Region(region(index)))).chain(layout);
         let bytes = |message: Message<'_>| message.encode(&mut [0; ATTACH_MESSAGE_MAX]).unwrap().to_vec();

@@ -59,6 +59,7 @@ impl Memory {
             form: Form { order, page_tokens, page_count, page_stride, token_stride, head_stride },
             bases: bases.into_iter().map(|(region, offset)| Base { region, offset }).collect(),
             regions: regions.into_iter().enumerate().map(&mut region).collect::<PyResult<Vec<RegisteredMapping>>>()?,
+            further: Vec::new(),
         };
         inner.check().map_err(raise)?;
         Ok(Memory { inner, watches: watches.into() })

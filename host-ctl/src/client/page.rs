@@ -150,6 +150,8 @@ impl Client {
             deadline_us: part.deadline_us,
             target: job.target,
             again: job.again,
+            section: job.section,
+            trailing: job.trailing(),
         };
         let doorbell = match self.ring.post(&words, &chunks) {
             Ok(doorbell) => doorbell,

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use block::{ChunkKey, Importance};
-use mailbox::{Operation, Tokens, chunks_max};
+use mailbox::{Operation, SECTIONS_MAX, Tokens, chunks_max};
 
 use super::{Client, JOBS_MAX, RequestId, Transfer};
 use crate::error::Error;
@@ -15,7 +15,17 @@ impl Client {
     /// # Errors
     /// Full, gone, or no chunks.
     pub fn post_lookup(&mut self, keys: &[ChunkKey]) -> Result<RequestId, Error> {
-        self.post_chunks(Operation::Lookup, &Transfer::new(keys, &[]))
+        self.post_window(keys, 0, 0)
+    }
+
+    /// Asks for the greatest n of which the `trailing` chunks before it, of this section, are stored, or all if there
+    /// are fewer: what a sliding window needs, or, with 1, a saved state. 0: all, as [`Client::post_lookup`]. A session
+    /// without memory may name any section. A card from before it answers `Unsupported`.
+    ///
+    /// # Errors
+    /// Full, gone, no chunks, no such section, or more trailing chunks than the card takes at once.
+    pub fn post_window(&mut self, keys: &[ChunkKey], section: u16, trailing: usize) -> Result<RequestId, Error> {
+        self.post_chunks(Operation::Lookup, &Transfer { section, ..Transfer::new(keys, &[]) }, trailing)
     }
 
     /// Says what chunks are worth, one importance each, whether they are stored or not. Moves nothing; needs no memory.
@@ -23,7 +33,7 @@ impl Client {
     /// # Errors
     /// Full, gone, no chunks, or another number of importances.
     pub fn post_rate(&mut self, keys: &[ChunkKey], importances: &[Importance]) -> Result<RequestId, Error> {
-        self.post_chunks(Operation::Rate, &Transfer { importances, ..Transfer::new(keys, &[]) })
+        self.post_chunks(Operation::Rate, &Transfer { importances, ..Transfer::new(keys, &[]) }, 0)
     }
 
     /// Restores chunks into pages.
@@ -31,7 +41,7 @@ impl Client {
     /// # Errors
     /// Full, gone, or a transfer that does not fit the layout.
     pub fn post_fetch(&mut self, transfer: &Transfer<'_>) -> Result<RequestId, Error> {
-        self.post_chunks(Operation::Fetch, transfer)
+        self.post_chunks(Operation::Fetch, transfer, 0)
     }
 
     /// Stores chunks from pages.
@@ -39,7 +49,7 @@ impl Client {
     /// # Errors
     /// As for a fetch.
     pub fn post_store(&mut self, transfer: &Transfer<'_>) -> Result<RequestId, Error> {
-        self.post_chunks(Operation::Store, transfer)
+        self.post_chunks(Operation::Store, transfer, 0)
     }
 
     /// Asks for an answer and nothing else.
@@ -100,13 +110,20 @@ impl Client {
             target: 0,
             deadline: None,
             again: false,
+            section: 0,
+            trailing: 0,
             chunk_tokens: 1,
             part_chunks: 1,
         })
     }
 
-    fn post_chunks(&mut self, operation: Operation, transfer: &Transfer<'_>) -> Result<RequestId, Error> {
-        let Transfer { keys, pages, tokens, deadline, importances, again } = *transfer;
+    fn post_chunks(
+        &mut self,
+        operation: Operation,
+        transfer: &Transfer<'_>,
+        trailing: usize,
+    ) -> Result<RequestId, Error> {
+        let Transfer { keys, pages, tokens, deadline, importances, again, section } = *transfer;
         let name = format!("{operation:?}").to_lowercase();
         let wrong = |what: String| Err(Error::input(&name, what, "correct the request"));
         if keys.is_empty() {
@@ -117,10 +134,15 @@ impl Client {
             return wrong(format!("{} importances for {} chunks", importances.len(), keys.len()));
         }
         let (mut chunk_tokens, mut pages_per_chunk) = (1, 0);
+        if operation.takes_pages() && self.layouts.is_empty() {
+            return wrong("this session has no memory".to_owned());
+        }
+        let sections = if self.layouts.is_empty() { SECTIONS_MAX } else { self.layouts.len() };
+        if usize::from(section) >= sections {
+            return wrong(format!("section {section} of {sections}"));
+        }
         if operation.takes_pages() {
-            let Some(layout) = &self.layout else {
-                return wrong("this session has no memory".to_owned());
-            };
+            let layout = &self.layouts[usize::from(section)];
             chunk_tokens = u32::from(layout.geometry().chunk_tokens);
             pages_per_chunk = layout.pages_per_chunk();
             let (expected, limit) = (keys.len() * pages_per_chunk, layout.form().page_count);
@@ -143,6 +165,11 @@ impl Client {
             }
         }
         let part_chunks = self.part_chunks.min(chunks_max(pages_per_chunk)).min(self.card_facts.chunks_max as usize);
+        // A window over all chunks is what a look-up without one asks for.
+        let trailing = if trailing < keys.len() { trailing } else { 0 };
+        if trailing >= part_chunks.max(1) && keys.len() > part_chunks {
+            return wrong(format!("{trailing} trailing chunks, fewer than {part_chunks} can be asked for at once"));
+        }
         self.enqueue(JobSpec {
             operation,
             keys: keys.into(),
@@ -152,6 +179,9 @@ impl Client {
             target: 0,
             deadline,
             again,
+            // A session without memory has no sections.
+            section: if self.layouts.is_empty() { 0 } else { section },
+            trailing,
             chunk_tokens,
             part_chunks: part_chunks.max(1),
         })

@@ -45,12 +45,14 @@ pub struct Transfer<'a> {
     pub importances: &'a [Importance],
     /// Whether chunks that the store has are stored again.
     pub again: bool,
+    /// Section of the session's memory that the chunks and pages are of.
+    pub section: u16,
 }
 
 impl<'a> Transfer<'a> {
     /// All tokens, the card's own deadline, nothing said of importance.
     pub const fn new(keys: &'a [ChunkKey], pages: &'a [u32]) -> Transfer<'a> {
-        Transfer { keys, pages, tokens: Tokens::ALL, deadline: None, importances: &[], again: false }
+        Transfer { keys, pages, tokens: Tokens::ALL, deadline: None, importances: &[], again: false, section: 0 }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use block::{ChunkKey, ElementType, Geometry};
-use host_ctl::{Arrangement, Client, Completion, Error, Gone, JOBS_MAX, Memory, Options, PageOrder, Route, Transfer};
+use host_ctl::{
+    Arrangement, Client, Completion, Error, Gone, JOBS_MAX, Memory, Options, PageOrder, Route, Section, Transfer,
+};
 use mailbox::attach::{Farewell, Reason, Refuse};
 use mailbox::{Operation, Status, Tokens};
 
@@ -341,4 +343,17 @@ fn a_layout_that_cannot_be_is_refused_before_anybody_is_asked() {
 fn a_client_may_move_to_another_thread() {
     fn moves<T: Send>() {}
     moves::<Client>();
+}
+
+#[test]
+fn a_card_from_before_sections_is_told_apart_from_a_broken_one() {
+    let refuses = Some(Refuse::new(Reason::Malformed, 0, 0));
+    let card = FakeCard::start(Manner { refuses, ..Manner::default() });
+    let one = memory(Arrangement::Vllm, 2);
+    let section = Section { geometry: one.geometry, form: one.form, bases: one.bases.clone() };
+    let two = Memory { further: vec![section], ..one.clone() };
+    assert!(matches!(card.attach(Some(one)), Err(Error::Refused(_))));
+    let error = card.attach(Some(two)).unwrap_err();
+    assert!(matches!(error, Error::Sections { sections: 2 }) && error.exit_code() == 4, "{error}");
+    assert!(error.to_string().ends_with("upgrade dpu-app on the card"), "{error}");
 }

@@ -28,7 +28,7 @@ use dpu_app::count::counters::Counters;
 use dpu_app::hub::MODERATED_DEPTH;
 use dpu_app::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
 use dpu_app::hub::fit::Fit;
-use dpu_app::hub::session::SessionMemory;
+use dpu_app::hub::session::{SectionMemory, SessionMemory};
 use dpu_app::pipeline::chunk::{ChunkInFlight, Direction, Pages};
 use dpu_app::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
 use dpu_app::pipeline::scheduler::Scheduler;
@@ -150,14 +150,14 @@ impl<'a, 's> Trial<'a, 's> {
         };
         let geometry: Geometry = *order.layout.geometry();
         let import = |blob: &Vec<u8>| Remote::import(device, blob).map_err(RunError::Device);
-        let memory = SessionMemory {
+        let section = SectionMemory {
             geometry,
             order: order.layout.tile_order(),
             plan: block::Plan::choose(&geometry, config.block_bytes / geometry.element.bytes()).expect("a plan"),
-            regions: order.blobs.iter().map(import).collect::<Result<_, _>>()?,
             layout: order.layout.clone(),
-            writable: true,
         };
+        let regions = order.blobs.iter().map(import).collect::<Result<_, _>>()?;
+        let memory = SessionMemory { sections: vec![section], regions, writable: true };
         let engine = ProgressEngine::new().map_err(RunError::Device)?;
         Ok(Self {
             inflate: Context::decompress(&engine, device, codecs, inflate.depth).map_err(RunError::Device)?,
@@ -197,7 +197,7 @@ impl<'a, 's> Trial<'a, 's> {
     /// Bytes of elements that one fetch restores.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.keys.len() * self.memory.geometry.chunk_bytes()
+        self.keys.len() * self.memory.section(0).geometry.chunk_bytes()
     }
 
     /// `true` if anything happened.
@@ -414,8 +414,8 @@ impl World for Trial<'_, '_> {
             return false;
         }
         let Some(seat) = self.pipeline.free_seat(session, Direction::Fetch) else { return false };
-        let SessionMemory { geometry, order, plan, .. } = self.memory;
-        let pages = self.memory.layout.pages_per_chunk();
+        let SectionMemory { geometry, order, plan, ref layout } = *self.memory.section(0);
+        let pages = layout.pages_per_chunk();
         let pages = Pages::from_slice(&self.pages[self.started * pages..][..pages]).expect("a chunk's pages fit");
         let mut flow = ChunkInFlight::opening(session, pages, (geometry, order, plan));
         flow.index = self.started as u32;

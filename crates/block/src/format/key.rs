@@ -120,6 +120,13 @@ impl KeyChain {
         }
     }
 
+    /// The same chain over chunks of `tokens` tokens: in a section whose chunk keeps something else than one row for
+    /// each token that it is named by, such as the last of them or a state.
+    #[must_use]
+    pub fn covering(self, tokens: usize) -> Self {
+        Self { chunk_tokens: tokens, ..self }
+    }
+
     /// The key of the next chunk.
     ///
     /// # Panics

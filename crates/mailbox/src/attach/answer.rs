@@ -97,13 +97,22 @@ impl Reason {
 pub struct Refuse {
     /// A [`Reason`]; a newer card's may be unknown here.
     pub reason: u16,
+    /// 1 + the section that it is about; 0: the session, or its only section.
+    pub section: u16,
     pub ours: u64,
     pub theirs: u64,
 }
 
 impl Refuse {
     pub const fn new(reason: Reason, ours: u64, theirs: u64) -> Refuse {
-        Refuse { reason: reason as u16, ours, theirs }
+        Refuse { reason: reason as u16, section: 0, ours, theirs }
+    }
+
+    /// The same about one of `sections` sections. A session that has one only says nothing of it: hosts that know no
+    /// sections read such a refusal.
+    #[must_use]
+    pub const fn in_section(self, index: usize, sections: usize) -> Refuse {
+        Refuse { section: if sections > 1 { index as u16 + 1 } else { 0 }, ..self }
     }
 
     /// Refuses a peer of another version.
@@ -127,6 +136,9 @@ impl fmt::Display for Refuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (ours, theirs) = (self.ours, self.theirs);
         f.write_str("the card refuses: ")?;
+        if let Some(section) = self.section.checked_sub(1) {
+            write!(f, "section {section}: ")?;
+        }
         match self.reason() {
             Some(Reason::Version) => {
                 let side = if theirs < ours { "upgrade the host side" } else { "upgrade dpu-app on the card" };

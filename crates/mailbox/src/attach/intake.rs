@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! Hello --> Regions --> Layout --> Commit            a control-only session goes from Regions to Commit
+//!                          ^-------Section           each section after the first, and its layout
 //! ```
 //! It allocates, bounded by the limits: an attach is Init. It imports nothing; exports are handed on as they came.
 
 use block::{Geometry, Recipe};
 
-use super::{Commit, Hello, LayoutPart, Message, PAGE_REGION, Reason, Refuse, Region};
-use crate::layout::{AddressRange, Base, Form, Layout, LayoutError};
+use super::{Commit, Hello, LayoutPart, Message, PAGE_REGION, Reason, Refuse, Region, SectionShape};
+use crate::layout::{AddressRange, BASES_MAX, Base, Form, Layout, LayoutError};
 use crate::limits::PAGE_BYTES;
 
 /// The message that is expected next.
@@ -18,9 +19,9 @@ pub enum IntakeState {
     Hello,
     /// Exports: the page's first.
     Regions,
-    /// Bases.
+    /// Bases of the section that was described last.
     Layout,
-    /// Everything came but the host's word that it is everything.
+    /// Everything came but the host's word that it is everything; or one more section.
     Commit,
     /// Nothing more: a commit or a refusal ended it.
     Over,
@@ -32,7 +33,11 @@ impl IntakeState {
         use IntakeState::{Commit, Hello, Layout, Over, Regions};
         matches!(
             (self, next),
-            (Hello, Regions) | (Regions, Regions | Layout | Commit) | (Layout, Layout | Commit) | (_, Over)
+            (Hello, Regions)
+                | (Regions, Regions | Layout | Commit)
+                | (Layout, Layout | Commit)
+                | (Commit, Layout)
+                | (_, Over)
         )
     }
 }
@@ -65,8 +70,22 @@ pub struct Attachment {
     pub page: RegionExport,
     /// Exports, by region index.
     pub regions: Vec<RegionExport>,
-    /// `None`: control-only.
-    pub layout: Option<Layout>,
+    /// Layouts by section; none: control-only.
+    pub layouts: Vec<Layout>,
+}
+
+/// A section of which not everything came yet.
+#[derive(Debug)]
+struct OpenSection {
+    geometry: Geometry,
+    form: Option<Form>,
+    bases: Vec<Base>,
+}
+
+impl OpenSection {
+    fn new(geometry: Geometry) -> OpenSection {
+        OpenSection { geometry, form: None, bases: Vec::new() }
+    }
 }
 
 /// Collects one attach.
@@ -77,13 +96,11 @@ pub struct Intake {
     pid: u32,
     client: String,
     namespace: Option<String>,
-    geometry: Option<Geometry>,
+    sections: Vec<OpenSection>,
     recipe: Option<Recipe>,
     region_count: u16,
     page: Option<RegionExport>,
     regions: Vec<RegionExport>,
-    form: Option<Form>,
-    bases: Vec<Base>,
 }
 
 impl Default for Intake {
@@ -100,13 +117,11 @@ impl Intake {
             pid: 0,
             client: String::new(),
             namespace: None,
-            geometry: None,
+            sections: Vec::new(),
             recipe: None,
             region_count: 0,
             page: None,
             regions: Vec::new(),
-            form: None,
-            bases: Vec::new(),
         }
     }
 
@@ -126,6 +141,9 @@ impl Intake {
             (IntakeState::Hello, Message::Hello(hello)) => self.hello(hello).map(|()| None),
             (IntakeState::Regions, Message::Region(region)) => self.region(region).map(|()| None),
             (IntakeState::Layout, Message::Layout(part)) => self.layout(part).map(|()| None),
+            (IntakeState::Commit, Message::Section(section)) if !self.sections.is_empty() => {
+                self.section(section).map(|()| None)
+            }
             (IntakeState::Commit, Message::Commit(commit)) => self.commit(commit).map(Some),
             (state, message) => Err(Refuse::new(Reason::Order, state as u64, message.kind().into())),
         };
@@ -140,7 +158,7 @@ impl Intake {
         self.pid = hello.pid;
         self.client = hello.client.to_owned();
         self.namespace = hello.namespace.map(str::to_owned);
-        self.geometry = hello.geometry;
+        self.sections.extend(hello.geometry.map(OpenSection::new));
         self.recipe = hello.recipe;
         self.region_count = hello.region_count;
         self.set(IntakeState::Regions);
@@ -162,54 +180,69 @@ impl Intake {
             }
             _ => return refuse,
         }
-        self.set(match (self.regions.len() < self.region_count.into(), self.geometry) {
+        self.set(match (self.regions.len() < self.region_count.into(), self.sections.is_empty()) {
             (true, _) => IntakeState::Regions,
-            (false, Some(_)) => IntakeState::Layout,
-            (false, None) => IntakeState::Commit,
+            (false, false) => IntakeState::Layout,
+            (false, true) => IntakeState::Commit,
         });
         Ok(())
     }
 
     fn layout(&mut self, part: &LayoutPart<'_>) -> Result<(), Refuse> {
-        let geometry = self.geometry.expect("only a session with a geometry has a layout");
-        let expected = geometry.planes();
-        let known = self.bases.len();
+        let sections = self.sections.len();
+        let section = self.sections.last_mut().expect("only a session with a geometry has a layout");
+        let expected = section.geometry.planes();
+        let known = section.bases.len();
         let fits = usize::from(part.first) == known
             && part.bases.count() > 0
             && known + part.bases.count() <= expected
-            && self.form.is_none_or(|form| form == part.form);
+            && section.form.is_none_or(|form| form == part.form);
         if !fits {
-            return Err(Refuse::new(Reason::Layout, known as u64, part.first.into()));
+            return Err(Refuse::new(Reason::Layout, known as u64, part.first.into()).in_section(sections - 1, sections));
         }
-        self.form = Some(part.form);
-        self.bases.extend(part.bases.iter());
-        self.set(if self.bases.len() < expected { IntakeState::Layout } else { IntakeState::Commit });
+        section.form = Some(part.form);
+        section.bases.extend(part.bases.iter());
+        let whole = section.bases.len() == expected;
+        self.set(if whole { IntakeState::Commit } else { IntakeState::Layout });
         Ok(())
     }
 
+    fn section(&mut self, section: &SectionShape) -> Result<(), Refuse> {
+        let known = self.sections.len();
+        if usize::from(section.index) != known {
+            return Err(Refuse::new(Reason::Layout, known as u64, section.index.into()));
+        }
+        let bases = self.base_count() + section.geometry.planes();
+        if bases > BASES_MAX {
+            return Err(Refuse::new(Reason::Layout, BASES_MAX as u64, bases as u64).in_section(known, known + 1));
+        }
+        self.sections.push(OpenSection::new(section.geometry));
+        self.set(IntakeState::Layout);
+        Ok(())
+    }
+
+    /// Counts the bases of all sections that came.
+    fn base_count(&self) -> usize {
+        self.sections.iter().map(|section| section.bases.len()).sum()
+    }
+
     fn commit(&mut self, commit: &Commit) -> Result<Attachment, Refuse> {
-        let (regions, bases) = (self.regions.len() as u64, self.bases.len() as u64);
+        let (regions, bases) = (self.regions.len() as u64, self.base_count() as u64);
         if u64::from(commit.region_count) != regions {
             return Err(Refuse::new(Reason::Region, regions, commit.region_count.into()));
         }
         if u64::from(commit.base_count) != bases {
             return Err(Refuse::new(Reason::Layout, bases, commit.base_count.into()));
         }
+        let further = self.sections.len().saturating_sub(1) as u64;
+        if u64::from(commit.further_sections) != further {
+            return Err(Refuse::new(Reason::Layout, further, commit.further_sections.into()));
+        }
         let page = self.page.as_ref().expect("regions start with the page").addresses();
         if let Some(over) = self.regions.iter().position(|region| region.addresses().meets(&page)) {
             return Err(Refuse::new(Reason::Region, regions, over as u64));
         }
-        let layout = match (self.geometry, self.form) {
-            (Some(geometry), Some(form)) => {
-                let ranges: Vec<AddressRange> = self.regions.iter().map(RegionExport::addresses).collect();
-                let layout = Layout::new(geometry, form, std::mem::take(&mut self.bases).into(), &ranges);
-                Some(layout.map_err(|error| match error {
-                    LayoutError::Overlap { one, other } => Refuse::new(Reason::Overlap, one.word(), other.word()),
-                    _ => Refuse::new(Reason::Layout, regions, bases),
-                })?)
-            }
-            _ => None,
-        };
+        let layouts = self.layouts(bases)?;
         self.set(IntakeState::Over);
         Ok(Attachment {
             generation: self.generation,
@@ -219,7 +252,24 @@ impl Intake {
             recipe: self.recipe,
             page: self.page.take().expect("regions start with the page"),
             regions: std::mem::take(&mut self.regions),
-            layout,
+            layouts,
         })
+    }
+
+    /// Checks the layouts of all sections, in their order.
+    fn layouts(&mut self, bases: u64) -> Result<Vec<Layout>, Refuse> {
+        let ranges: Vec<AddressRange> = self.regions.iter().map(RegionExport::addresses).collect();
+        let (regions, sections) = (ranges.len() as u64, self.sections.len());
+        let layout = |(index, section): (usize, OpenSection)| {
+            let form = section.form.expect("a commit is taken when all layouts have come");
+            Layout::new(section.geometry, form, section.bases.into(), &ranges).map_err(|error| {
+                let refusal = match error {
+                    LayoutError::Overlap { one, other } => Refuse::new(Reason::Overlap, one.word(), other.word()),
+                    _ => Refuse::new(Reason::Layout, regions, bases),
+                };
+                refusal.in_section(index, sections)
+            })
+        };
+        std::mem::take(&mut self.sections).into_iter().enumerate().map(layout).collect()
     }
 }

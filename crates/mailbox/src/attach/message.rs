@@ -3,7 +3,7 @@
 use super::{
     ATTACH_MAGIC, ATTACH_MESSAGE_MAX, AttachError, BASE_BYTES, BYE_BYTES, COMMIT_BYTES, Farewell, HEAD_BYTES,
     HELLO_BYTES, Hello, LAYOUT_BYTES, LayoutPart, NAME_BYTES_MAX, REFUSE_BYTES, REGION_BYTES, Refuse, Region,
-    WELCOME_BYTES, Welcome,
+    SECTION_BYTES, SectionShape, WELCOME_BYTES, Welcome,
 };
 use crate::limits::VERSION;
 use crate::words::Word;
@@ -12,7 +12,10 @@ use crate::words::Word;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
     pub region_count: u16,
+    /// Bases of all sections.
     pub base_count: u16,
+    /// Sections after the first.
+    pub further_sections: u16,
 }
 
 /// Any message of the channel.
@@ -27,6 +30,7 @@ pub enum Message<'a> {
     /// Look at the page.
     Doorbell,
     Bye(Farewell),
+    Section(SectionShape),
 }
 
 const REFUSE_KIND: u16 = 6;
@@ -43,6 +47,7 @@ impl<'a> Message<'a> {
             Message::Refuse(_) => REFUSE_KIND,
             Message::Doorbell => 7,
             Message::Bye(_) => 8,
+            Message::Section(_) => 9,
         }
     }
 
@@ -71,6 +76,7 @@ impl<'a> Message<'a> {
             Message::Refuse(_) => REFUSE_BYTES,
             Message::Doorbell => 0,
             Message::Bye(_) => BYE_BYTES,
+            Message::Section(section) => section.check().map(|_| SECTION_BYTES)?,
         })
     }
 
@@ -82,15 +88,18 @@ impl<'a> Message<'a> {
             Message::Commit(commit) => {
                 commit.region_count.put(body, 0);
                 commit.base_count.put(body, 2);
+                commit.further_sections.put(body, 4);
             }
             Message::Welcome(welcome) => welcome.encode(body),
             Message::Refuse(refuse) => {
                 refuse.reason.put(body, 0);
+                refuse.section.put(body, 2);
                 refuse.ours.put(body, 8);
                 refuse.theirs.put(body, 16);
             }
             Message::Doorbell => {}
             Message::Bye(farewell) => (*farewell as u16).put(body, 0),
+            Message::Section(section) => section.encode(body),
         }
     }
 
@@ -118,14 +127,19 @@ impl<'a> Message<'a> {
             2 => Message::Region(Region::decode(body)?),
             3 => Message::Layout(LayoutPart::decode(body)?),
             4 => {
-                let body = body.exactly(COMMIT_BYTES)?.zero(4, 4)?.bytes;
-                Message::Commit(Commit { region_count: Word::get(body, 0), base_count: Word::get(body, 2) })
+                let body = body.exactly(COMMIT_BYTES)?.zero(6, 2)?.bytes;
+                Message::Commit(Commit {
+                    region_count: Word::get(body, 0),
+                    base_count: Word::get(body, 2),
+                    further_sections: Word::get(body, 4),
+                })
             }
             5 => Message::Welcome(Welcome::decode(body)?),
             REFUSE_KIND => {
-                let body = body.exactly(REFUSE_BYTES)?.zero(2, 6)?.bytes;
+                let body = body.exactly(REFUSE_BYTES)?.zero(4, 4)?.bytes;
                 Message::Refuse(Refuse {
                     reason: Word::get(body, 0),
+                    section: Word::get(body, 2),
                     ours: Word::get(body, 8),
                     theirs: Word::get(body, 16),
                 })
@@ -141,6 +155,7 @@ impl<'a> Message<'a> {
                 let farewell = Farewell::ALL.into_iter().find(|farewell| *farewell as u16 == code);
                 Message::Bye(farewell.ok_or(AttachError::Field { what: "farewell", value: code.into(), limit })?)
             }
+            9 => Message::Section(SectionShape::decode(body)?),
             found => return Err(AttachError::Kind { found }),
         })
     }

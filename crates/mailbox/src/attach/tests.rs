@@ -54,7 +54,7 @@ fn messages(bases: &[Base]) -> Vec<Message<'_>> {
         Message::Region(region(1, 256_000)),
     ];
     all.extend(parts);
-    all.push(Message::Commit(Commit { region_count: 2, base_count: 400 }));
+    all.push(Message::Commit(Commit { region_count: 2, base_count: 400, further_sections: 0 }));
     all
 }
 
@@ -218,7 +218,7 @@ fn an_attach_in_order_is_taken() {
     assert_eq!(attachment.client, "vllm 0.32 rank 0");
     assert_eq!(attachment.regions.len(), 2);
     assert_eq!(&*attachment.page.blob, &[9; 300]);
-    let layout = attachment.layout.unwrap();
+    let [layout] = &attachment.layouts[..] else { panic!("{:?}", attachment.layouts) };
     assert_eq!(layout.pages_per_chunk(), 4);
     let part = Part { kind: Kind::V, first_layer: 199, layers: 1, first_token: 0, tokens: 16 };
     let mut runs = Vec::new();
@@ -232,33 +232,131 @@ fn a_control_only_session_has_a_page_and_nothing_else() {
     let mut messages = messages(&bases);
     messages.truncate(2);
     messages[0] = Message::Hello(Hello { geometry: None, region_count: 0, ..hello() });
-    messages.push(Message::Commit(Commit { region_count: 0, base_count: 0 }));
-    assert!(attach(&messages).unwrap().unwrap().layout.is_none());
+    messages.push(Message::Commit(Commit { region_count: 0, base_count: 0, further_sections: 0 }));
+    assert!(attach(&messages).unwrap().unwrap().layouts.is_empty());
+}
+
+/// A session with two more sections, of 10 and 16 layers, in the same memory as the first.
+fn with_sections(bases: &[Base]) -> Vec<Message<'_>> {
+    let mut all = messages(bases);
+    all.pop();
+    for (index, layers) in [(1, 10), (2, 16)] {
+        let geometry = Geometry::new(layers, 1, 16, 32, ElementType::Bf16).unwrap();
+        all.push(Message::Section(SectionShape { index, geometry }));
+        let form = Form { page_tokens: 8, page_count: 5, page_stride: 256, token_stride: 32, ..form() };
+        all.extend(layout_parts(&form, &bases[..2 * layers]).map(Message::Layout));
+    }
+    all.push(Message::Commit(Commit { region_count: 2, base_count: 452, further_sections: 2 }));
+    all
+}
+
+#[test]
+fn sections_of_other_shapes_follow_the_first_and_may_share_its_memory() {
+    let bases = bases();
+    let messages = with_sections(&bases);
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    for message in &messages {
+        let bytes = message.encode(&mut out).unwrap();
+        assert_eq!(Message::decode(bytes), Ok(*message));
+    }
+    let attachment = attach(&messages).unwrap().unwrap();
+    let shapes: Vec<_> = attachment.layouts.iter().map(|layout| layout.geometry().layers).collect();
+    assert_eq!(shapes, [200, 10, 16]);
+    assert_eq!(attachment.layouts[0].pages_per_chunk(), 4);
+    assert_eq!((attachment.layouts[2].pages_per_chunk(), attachment.layouts[2].form().page_count), (4, 5));
+    // In a section all have their own bytes.
+    let twice = [&bases[..2], &bases[..18]].concat();
+    let mut over = messages.clone();
+    let at = over.iter().position(|message| matches!(message, Message::Section(shape) if shape.index == 1)).unwrap();
+    let Message::Layout(part) = &mut over[at + 1] else { panic!("its layout") };
+    part.bases = Bases::Typed(&twice);
+    let refusal = attach(&over).unwrap_err();
+    assert_eq!(refusal, Refuse { section: 2, ..Refuse::new(Reason::Overlap, 0, 2) });
+    let text = "the card refuses: section 1: K of layer 0 and K of layer 1 share bytes of memory";
+    assert!(refusal.to_string().starts_with(text), "{refusal}");
+}
+
+#[test]
+fn a_session_with_one_section_says_what_it_always_said() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    let commit = Message::Commit(Commit { region_count: 2, base_count: 400, further_sections: 0 });
+    assert_eq!(commit.encode(&mut out).unwrap()[HEAD_BYTES..], [2, 0, 144, 1, 0, 0, 0, 0]);
+    let refuse = Refuse::new(Reason::Layout, 1, 2).in_section(0, 1);
+    assert_eq!(Message::Refuse(refuse).encode(&mut out).unwrap()[HEAD_BYTES..][..8], [7, 0, 0, 0, 0, 0, 0, 0]);
+    let refuse = refuse.in_section(0, 2);
+    assert_eq!(Message::Refuse(refuse).encode(&mut out).unwrap()[HEAD_BYTES..][..8], [7, 0, 1, 0, 0, 0, 0, 0]);
+    // An older card reads kinds up to 8, and refuses what it cannot read.
+    assert_eq!(Message::Section(SectionShape { index: 1, geometry: geometry() }).kind(), 9);
+}
+
+#[test]
+fn sections_past_the_limits_are_not_sent_and_not_taken() {
+    let mut out = [0; ATTACH_MESSAGE_MAX];
+    for index in [0, crate::limits::SECTIONS_MAX as u16] {
+        let error = Message::Section(SectionShape { index, geometry: geometry() }).encode(&mut out).unwrap_err();
+        assert!(matches!(error, AttachError::Field { what: "section", .. }), "{error}");
+    }
+    let bases = bases();
+    let mut messages = with_sections(&bases);
+    let at = messages.iter().position(|message| matches!(message, Message::Section(_))).unwrap();
+    messages.truncate(at);
+    let mut intake = Intake::new();
+    messages.iter().for_each(|message| assert!(intake.take(message).unwrap().is_none()));
+    // 400 bases are there, 114 more are too many, and no memory is taken for them.
+    let shape = |index, layers| {
+        let geometry = Geometry::new(layers, 1, 8, 16, ElementType::Bf16).unwrap();
+        Message::Section(SectionShape { index, geometry })
+    };
+    let refusal = intake.take(&shape(1, 57)).unwrap_err();
+    assert_eq!(refusal, Refuse { section: 2, ..Refuse::new(Reason::Layout, 512, 514) });
+    messages.push(shape(2, 1));
+    assert_eq!(attach(&messages).unwrap_err(), Refuse::new(Reason::Layout, 1, 2), "a section is missing");
+    // A session for control has none.
+    let mut control = vec![Message::Hello(Hello { geometry: None, region_count: 0, ..hello() }), messages[1]];
+    control.push(shape(1, 1));
+    assert_eq!(attach(&control).unwrap_err(), Refuse::new(Reason::Order, IntakeState::Commit as u64, 9));
+}
+
+#[test]
+fn sections_that_do_not_come_are_missed() {
+    let bases = bases();
+    let good = with_sections(&bases);
+    let [.., last] = &good[..] else { panic!("a commit") };
+    let mut messages = good[..good.len() - 3].to_vec();
+    messages.push(*last);
+    assert_eq!(attach(&messages).unwrap_err(), Refuse::new(Reason::Layout, 420, 452));
+    *messages.last_mut().unwrap() = Message::Commit(Commit { region_count: 2, base_count: 420, further_sections: 2 });
+    assert_eq!(attach(&messages).unwrap_err(), Refuse::new(Reason::Layout, 1, 2));
 }
 
 #[test]
 fn an_attach_out_of_order_is_refused() {
     let bases = bases();
+    refuses_disorder(&with_sections(&bases));
     let good = messages(&bases);
-    for skipped in 0..good.len() - 1 {
-        let mut messages = good.clone();
-        messages.remove(skipped);
-        assert!(attach(&messages).is_err(), "without message {skipped}");
-        let mut messages = good.clone();
-        messages.insert(skipped, good[skipped]);
-        assert!(attach(&messages).is_err(), "message {skipped} twice");
-        let mut messages = good.clone();
-        messages.swap(skipped, skipped + 1);
-        assert!(attach(&messages).is_err(), "message {skipped} late");
-    }
+    refuses_disorder(&good);
     let mut messages = good.clone();
-    *messages.last_mut().unwrap() = Message::Commit(Commit { region_count: 2, base_count: 399 });
+    *messages.last_mut().unwrap() = Message::Commit(Commit { region_count: 2, base_count: 399, further_sections: 0 });
     assert_eq!(attach(&messages).unwrap_err().reason(), Some(Reason::Layout));
 
     let mut intake = Intake::new();
     assert_eq!(intake.take(&Message::Doorbell).unwrap_err(), Refuse::new(Reason::Order, 0, 7));
     assert_eq!(intake.state(), IntakeState::Over);
     assert!(intake.take(&good[0]).is_err(), "over is over");
+}
+
+fn refuses_disorder(good: &[Message<'_>]) {
+    for skipped in 0..good.len() - 1 {
+        let mut messages = good.to_vec();
+        messages.remove(skipped);
+        assert!(attach(&messages).is_err(), "without message {skipped}");
+        let mut messages = good.to_vec();
+        messages.insert(skipped, good[skipped]);
+        assert!(attach(&messages).is_err(), "message {skipped} twice");
+        let mut messages = good.to_vec();
+        messages.swap(skipped, skipped + 1);
+        assert!(attach(&messages).is_err(), "message {skipped} late");
+    }
 }
 
 #[test]
@@ -303,9 +401,9 @@ proptest! {
     /// Past the checksum: any kind, any body.
     #[test]
     fn well_sealed_garbage_never_panics_and_what_is_read_is_written_the_same(
-        kind in 0..10_u16,
+        kind in 0..11_u16,
         body in prop::collection::vec(prop_oneof![3 => Just(0_u8), 1 => any::<u8>()], 0..200),
-        length in prop_oneof![Just(0), Just(8), Just(24), Just(32), Just(40), 0..200_usize],
+        length in prop_oneof![Just(0), Just(8), Just(16), Just(24), Just(32), Just(40), 0..200_usize],
     ) {
         let mut bytes = vec![0; HEAD_BYTES];
         bytes.extend(body.iter().take(length));

@@ -5,13 +5,15 @@
 pub(crate) const WITH_IMPORTANCE: u16 = 1;
 /// Flag of a store: its chunks are put even where the store has them.
 pub(crate) const AGAIN: u16 = 2;
+/// Flag of a look-up: a hit needs the trailing chunks before its end only, as many as the target says.
+pub(crate) const TRAILING: u16 = 4;
 
 /// The operation that a command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Nothing: an answer proves that the card lives.
     Ping,
-    /// Counts the leading chunks that the store has. Moves nothing.
+    /// Where the longest hit ends: the leading chunks that the store has, or what a window needs. Moves nothing.
     Lookup,
     /// Restore leading chunks into host pages.
     Fetch,
@@ -100,6 +102,7 @@ impl Operation {
         match self {
             Operation::Store => &[0, WITH_IMPORTANCE, AGAIN, WITH_IMPORTANCE | AGAIN],
             Operation::Rate => &[WITH_IMPORTANCE],
+            Operation::Lookup => &[0, TRAILING],
             _ => &[0],
         }
     }

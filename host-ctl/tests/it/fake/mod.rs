@@ -276,7 +276,7 @@ impl<'a> Session<'a> {
             shared,
             page,
             ring,
-            layout: attachment.layout,
+            layout: attachment.layouts.into_iter().next(),
             regions,
             pending: Vec::new(),
             ignored: Vec::new(),

@@ -98,7 +98,7 @@ pub(crate) fn serve(job: &str) {
     let prefix = Prefix::made(Path::new(word()), LAYERS, HEADS, tokens);
     let mut lines = std::io::stdin().lines().map(|line| line.expect("text"));
     let blobs = lines.by_ref().take_while(|line| !line.is_empty()).map(|line| bytes(&line)).collect();
-    let layout = prefix.memory().check().expect("the layout of the host");
+    let layout = prefix.memory().check().expect("the layout of the host").remove(0);
     let order = TrialFetch { keys: prefix.keys(recipe), layout, blobs, pages: prefix.pages() };
     std::mem::forget(prefix);
     let config =
