@@ -31,11 +31,12 @@ from ._kvlane import (
     chunk_keys,
 )
 from .buffers import Span, span
-from .form import Form
+from .form import Form, Section
 
 __all__ = [
     "CardError", "CardGone", "Completion", "DeviceError", "Form", "Geometry", "InputError", "KvlaneError", "Memory",
-    "RunError", "Session", "Span", "__version__", "attach", "chunk_keys", "register", "span",
+    "RunError", "Section", "Session", "Span", "__version__", "attach", "chunk_keys", "register", "register_sections",
+    "span",
 ]  # fmt: skip
 
 KEY_BYTES = 32
@@ -56,26 +57,33 @@ def register(
     resized. A torch storage can be: that is seen at the next `attach`, `fetch` or `store` and at the next completion, which
     raise InputError and end the session. Do not resize one while a request on it is in flight: the card may write then.
 
-    `bases` are (buffer, byte offset) of K, then V, of layer 0, then of layer 1, ...; by default there is one buffer for
-    each layer, which holds all pages of K and then all pages of V.
+    `bases` are (buffer, byte offset) of K, then V, of layer 0, then of layer 1, ... (one for each layer where that has
+    one plane); by default there is one buffer for each layer, which holds all pages of K and then all pages of V.
     """
-    spans = [buffer if isinstance(buffer, Span) else span(buffer) for buffer in buffers]
+    spans = _spans(buffers)
+    if bases is None:
+        planes = range(1 if geometry.planes == "one" else 2)
+        halves = [plane * (found.bytes // len(planes)) for found in spans for plane in planes]
+        bases = [(index // len(planes), offset) for index, offset in enumerate(halves)]
+    return register_sections([Section(geometry, form, bases)], spans, writable=writable)
+
+
+def register_sections(sections: Sequence[Section], buffers: Sequence[object], *, writable: bool = True) -> Memory:
+    """Describes a KV cache whose layers are not all of one shape, section by section, in `buffers` as for `register`.
+
+    Each section has chunks, keys and page numbers of its own; `fetch`, `store` and `lookup` name it by its place here.
+    Sections may lie over each other in one buffer, as where an engine's groups share tensors: no two of them may use a
+    page at a time, which is the caller's business.
+    """
+    spans = _spans(buffers)
     if writable and (read_only := next((i for i, found in enumerate(spans) if not found.writable), None)) is not None:
         raise InputError(f"buffer {read_only} is read-only: register it with writable=False, to store from only")
-    if bases is None:
-        bases = [(index, half * (found.bytes // 2)) for index, found in enumerate(spans) for half in (0, 1)]
-    return Memory(
-        geometry,
-        [(found.address, found.bytes, found.owner, found.watch, found.dmabuf) for found in spans],
-        list(bases),
-        order=form.order,
-        page_tokens=form.page_tokens,
-        page_count=form.page_count,
-        page_stride=form.page_stride,
-        token_stride=form.token_stride,
-        head_stride=form.head_stride,
-        writable=writable,
-    )
+    regions = [(found.address, found.bytes, found.owner, found.watch, found.dmabuf) for found in spans]
+    return Memory(list(sections), regions, writable=writable)
+
+
+def _spans(buffers: Sequence[object]) -> list[Span]:
+    return [buffer if isinstance(buffer, Span) else span(buffer) for buffer in buffers]
 
 
 def attach(

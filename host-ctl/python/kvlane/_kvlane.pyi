@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from .form import Section
+
 __version__: str
 
 class KvlaneError(Exception): ...
@@ -12,14 +14,14 @@ class RunError(KvlaneError): ...
 
 class Geometry:
     def __init__(
-        self, layers: int, heads: int, head_size: int, dtype: str, chunk_tokens: int = 256, *, planes: int = 2
+        self, layers: int, heads: int, head_size: int, element: str, chunk_tokens: int = 256, planes: str = "kv"
     ) -> None: ...
     @staticmethod
     def opaque(layers: int, page_bytes: int, width: int) -> Geometry: ...
     @property
     def row_bytes(self) -> int: ...
     @property
-    def planes(self) -> int: ...
+    def planes(self) -> str: ...
     @property
     def chunk_tokens(self) -> int: ...
     @property
@@ -34,27 +36,23 @@ def chunk_keys(
     salt: bytes | None = None,
     rank: int = 0,
     ranks: int = 1,
+    chunk_tokens: int | None = None,
 ) -> bytes: ...
 
 class Memory:
     def __init__(
         self,
-        geometry: Geometry,
+        sections: list[Section],
         regions: list[tuple[int, int, Any, Callable[[], tuple[int, int]] | None, tuple[int, int] | None]],
-        bases: list[tuple[int, int]],
         *,
-        order: str,
-        page_tokens: int,
-        page_count: int,
-        page_stride: int,
-        token_stride: int,
-        head_stride: int,
         writable: bool,
     ) -> None: ...
     @property
     def pages_per_chunk(self) -> int: ...
     @property
     def page_count(self) -> int: ...
+    @property
+    def sections(self) -> int: ...
 
 class Completion:
     id: int
@@ -86,7 +84,7 @@ class Session:
         namespace: str | None,
         timeout: float,
     ) -> Session: ...
-    def lookup(self, keys: bytes) -> int: ...
+    def lookup(self, keys: bytes, *, section: int = 0, trailing: int = 0) -> int: ...
     def fetch(
         self,
         keys: bytes,
@@ -94,6 +92,7 @@ class Session:
         *,
         tokens: tuple[int, int] | None = None,
         deadline: float | None = None,
+        section: int = 0,
     ) -> int: ...
     def store(
         self,
@@ -102,6 +101,7 @@ class Session:
         *,
         importance: list[float] | None = None,
         deadline: float | None = None,
+        section: int = 0,
     ) -> int: ...
     def rate(self, keys: bytes, importance: list[float]) -> int: ...
     def status(self) -> int: ...

@@ -7,9 +7,12 @@ use pyo3::types::PyBytes;
 
 use crate::errors::{input, raise};
 
-/// The shape of a section of one rank's KV cache, layers of equal shape; `heads` are its KV heads, `dtype` is one of
-/// `bf16`, `f16`, `f32`, `fp8_e4m3`, `fp8_e5m2`, and `u8`, `u16`, `u32` for what only its owner understands. `planes`
-/// is 2 (K and V) or 1 for each layer.
+/// Planes of a layer by their names here.
+const PLANES: [(&str, Planes); 2] = [("kv", Planes::KeysAndValues), ("one", Planes::One)];
+
+/// The shape of one rank's KV cache, or of a section of it, layers of equal shape: `heads` are its KV heads, `element`
+/// is `bf16`, `f16`, `f32`, `fp8_e4m3`, `fp8_e5m2`, and `u8`, `u16`, `u32` for what only its owner understands.
+/// `planes` of each layer are `kv` (K and V) or `one`. `chunk_tokens` counts the rows of a chunk.
 #[pyclass(frozen, eq, hash, skip_from_py_object, module = "kvlane")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
@@ -19,20 +22,21 @@ pub(crate) struct Geometry {
 #[pymethods]
 impl Geometry {
     #[new]
-    #[pyo3(signature = (layers, heads, head_size, dtype, chunk_tokens = 256, *, planes = 2))]
+    #[pyo3(signature = (layers, heads, head_size, element, chunk_tokens = 256, planes = "kv"))]
     fn new(
         layers: usize,
         heads: usize,
         head_size: usize,
-        dtype: &str,
+        element: &str,
         chunk_tokens: usize,
-        planes: usize,
+        planes: &str,
     ) -> PyResult<Geometry> {
-        let element: ElementType = dtype.parse().map_err(|error| input(format!("dtype {dtype:?}: {error}")))?;
+        let element: ElementType = element.parse().map_err(|error| input(format!("element {element:?}: {error}")))?;
+        let Some((_, planes)) = PLANES.into_iter().find(|(name, _)| *name == planes) else {
+            return Err(input(format!("planes {planes:?} is not kv or one")));
+        };
         let inner = block::Geometry::new(layers, heads, head_size, chunk_tokens, element)
             .map_err(|error| input(format!("geometry: {error}")))?;
-        let planes = [Planes::KeysAndValues, Planes::One].into_iter().find(|kept| kept.kinds().len() == planes);
-        let planes = planes.ok_or_else(|| input("geometry: planes: give 2 (K and V) or 1".to_owned()))?;
         Ok(Geometry { inner: inner.with_planes(planes) })
     }
 
@@ -55,10 +59,10 @@ impl Geometry {
         self.inner.row_bytes()
     }
 
-    /// Planes of each layer.
+    /// Planes of each layer: `kv` or `one`.
     #[getter]
-    fn planes(&self) -> usize {
-        self.inner.planes.kinds().len()
+    fn planes(&self) -> &'static str {
+        PLANES.into_iter().find(|(_, planes)| *planes == self.inner.planes).expect("both are named").0
     }
 
     /// Bytes of one chunk in host memory, over all planes.
@@ -69,14 +73,16 @@ impl Geometry {
 
     fn __repr__(&self) -> String {
         let block::Geometry { layers, heads, head_size, chunk_tokens, element, planes } = self.inner;
-        let planes = if planes == Planes::One { ", planes=1" } else { "" };
+        let planes = if planes == Planes::One { ", planes='one'" } else { "" };
         format!("Geometry({layers}, {heads}, {head_size}, '{element}', chunk_tokens={chunk_tokens}{planes})")
     }
 }
 
-/// Names of the whole chunks of `tokens`, as one `bytes`.
+/// Names of the whole chunks of `tokens`, as one `bytes`. `chunk_tokens`: tokens that a name covers, if they are not
+/// the geometry's: a chunk of a window keeps the last of them, one of states rows of bytes. Sections of equal geometry
+/// need models of different names.
 #[pyfunction]
-#[pyo3(signature = (tokens, *, model, geometry, recipe, salt = None, rank = 0, ranks = 1))]
+#[pyo3(signature = (tokens, *, model, geometry, recipe, salt = None, rank = 0, ranks = 1, chunk_tokens = None))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn chunk_keys<'py>(
     py: Python<'py>,
@@ -87,6 +93,7 @@ pub(crate) fn chunk_keys<'py>(
     salt: Option<&[u8]>,
     rank: u32,
     ranks: u32,
+    chunk_tokens: Option<usize>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let recipe: Recipe = recipe.parse().map_err(|error| input(format!("recipe {recipe:?}: {error}")))?;
     if rank >= ranks {
@@ -94,7 +101,8 @@ pub(crate) fn chunk_keys<'py>(
     }
     let salt = salt.unwrap_or_default();
     let namespace = Namespace { model, geometry: geometry.inner, recipe, salt, rank, ranks };
-    let prefix = py.detach(|| Prefix::new(&namespace, &tokens)).map_err(raise)?;
+    let chunk_tokens = chunk_tokens.unwrap_or(geometry.inner.chunk_tokens.into());
+    let prefix = py.detach(|| Prefix::covering(&namespace, &tokens, chunk_tokens)).map_err(raise)?;
     let bytes: Vec<u8> = prefix.keys().iter().flat_map(|key| *key.bytes()).collect();
     Ok(PyBytes::new(py, &bytes))
 }

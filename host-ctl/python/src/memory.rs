@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use doca::Access;
-use host_ctl::RegisteredMapping;
+use host_ctl::{RegisteredMapping, Section};
 use mailbox::layout::{Base, Form, Order};
 use pyo3::prelude::*;
 
@@ -17,7 +17,40 @@ use crate::watch::Watch;
 /// (descriptor and offset) where the memory is a GPU's.
 type Lent = (usize, usize, Py<PyAny>, Option<Py<PyAny>>, Option<(RawFd, usize)>);
 
-/// See `kvlane.register`, which makes one.
+/// See `kvlane.Form`.
+#[derive(FromPyObject)]
+struct PageForm {
+    order: String,
+    page_tokens: u16,
+    page_count: u32,
+    page_stride: u64,
+    token_stride: u64,
+    head_stride: u64,
+}
+
+impl PageForm {
+    fn parse(self) -> PyResult<Form> {
+        let PageForm { page_tokens, page_count, page_stride, token_stride, head_stride, .. } = self;
+        let order = match &*self.order {
+            "token-major" => Order::TokenMajor,
+            "head-major" => Order::HeadMajor,
+            other => return Err(input(format!("order {other:?} is not token-major or head-major"))),
+        };
+        Ok(Form { order, page_tokens, page_count, page_stride, token_stride, head_stride })
+    }
+}
+
+/// Reads a `kvlane.Section`.
+fn section(section: &Bound<'_, PyAny>) -> PyResult<Section> {
+    let bases: Vec<(u16, u64)> = section.getattr("bases")?.extract()?;
+    Ok(Section {
+        geometry: section.getattr("geometry")?.cast::<Geometry>()?.get().inner,
+        form: section.getattr("form")?.extract::<PageForm>()?.parse()?,
+        bases: bases.into_iter().map(|(region, offset)| Base { region, offset }).collect(),
+    })
+}
+
+/// See `kvlane.register` and `kvlane.register_sections`, which make one.
 #[pyclass(frozen, module = "kvlane")]
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -27,52 +60,40 @@ pub(crate) struct Memory {
 
 #[pymethods]
 impl Memory {
-    /// `regions`: see [`Lent`]. `bases`: (region, byte offset) of K, then V, of layer 0, then of layer 1, ...
+    /// `sections`: `kvlane.Section`s. `regions`: see [`Lent`].
     #[new]
-    #[pyo3(signature = (geometry, regions, bases, *, order, page_tokens, page_count, page_stride, token_stride, head_stride, writable))]
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        geometry: &Geometry,
-        regions: Vec<Lent>,
-        bases: Vec<(u16, u64)>,
-        order: &str,
-        page_tokens: u16,
-        page_count: u32,
-        page_stride: u64,
-        token_stride: u64,
-        head_stride: u64,
-        writable: bool,
-    ) -> PyResult<Memory> {
-        let order = match order {
-            "token-major" => Order::TokenMajor,
-            "head-major" => Order::HeadMajor,
-            other => return Err(input(format!("order {other:?} is not token-major or head-major"))),
-        };
+    #[pyo3(signature = (sections, regions, *, writable))]
+    fn new(sections: Vec<Bound<'_, PyAny>>, regions: Vec<Lent>, writable: bool) -> PyResult<Memory> {
+        let mut sections = sections.iter().map(section).collect::<PyResult<Vec<Section>>>()?.into_iter();
+        let Section { geometry, form, bases } =
+            sections.next().ok_or_else(|| input("no sections: a memory has at least one"))?;
         let access = if writable { Access::ReadWrite } else { Access::Read };
         let mut watches = Vec::new();
         let mut region = |(region, (address, bytes, owner, watch, dmabuf)): (usize, Lent)| {
             watches.extend(watch.map(|look| Watch { region, address, bytes, look }));
             Ok(RegisteredMapping { mapping: lend(address, bytes, owner, dmabuf)?, access })
         };
-        let inner = host_ctl::Memory {
-            geometry: geometry.inner,
-            form: Form { order, page_tokens, page_count, page_stride, token_stride, head_stride },
-            bases: bases.into_iter().map(|(region, offset)| Base { region, offset }).collect(),
-            regions: regions.into_iter().enumerate().map(&mut region).collect::<PyResult<Vec<RegisteredMapping>>>()?,
-            further: Vec::new(),
-        };
+        let regions = regions.into_iter().enumerate().map(&mut region).collect::<PyResult<Vec<RegisteredMapping>>>()?;
+        let inner = host_ctl::Memory { geometry, form, bases, regions, further: sections.collect() };
         inner.check().map_err(raise)?;
         Ok(Memory { inner, watches: watches.into() })
     }
 
-    /// Page numbers that each chunk of a fetch or store names.
+    /// Page numbers that each chunk of a fetch or store names, of the first section.
     #[getter]
     fn pages_per_chunk(&self) -> usize {
         self.inner.pages_per_chunk()
     }
 
+    /// Pages of the first section.
     #[getter]
     fn page_count(&self) -> u32 {
         self.inner.form.page_count
+    }
+
+    /// Count of the sections.
+    #[getter]
+    fn sections(&self) -> usize {
+        self.inner.sections()
     }
 }

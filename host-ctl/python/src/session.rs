@@ -214,14 +214,16 @@ impl Session {
         Ok(Session { state, watches, process, descriptor, recipe, card })
     }
 
-    /// Asks how many leading chunks are stored.
-    fn lookup(&self, py: Python<'_>, keys: &[u8]) -> PyResult<u64> {
+    /// Asks how many leading chunks are stored; with `trailing`, for the greatest n of which that many chunks before it
+    /// are, or all if there are fewer.
+    #[pyo3(signature = (keys, *, section = 0, trailing = 0))]
+    fn lookup(&self, py: Python<'_>, keys: &[u8], section: u16, trailing: usize) -> PyResult<u64> {
         let keys = keys::parse(keys)?;
-        self.with(py, |client| client.post_lookup(&keys)).map(RequestId::number)
+        self.with(py, |client| client.post_window(&keys, section, trailing)).map(RequestId::number)
     }
 
-    /// Restores chunks into pages: `tokens` (start, end) are counted from the first chunk's first.
-    #[pyo3(signature = (keys, pages, *, tokens = None, deadline = None))]
+    /// Restores chunks of a section into its pages: `tokens` (start, end) are counted from the first chunk's first.
+    #[pyo3(signature = (keys, pages, *, tokens = None, deadline = None, section = 0))]
     fn fetch(
         &self,
         py: Python<'_>,
@@ -229,15 +231,16 @@ impl Session {
         pages: Vec<u32>,
         tokens: Option<(u32, u32)>,
         deadline: Option<f64>,
+        section: u16,
     ) -> PyResult<u64> {
         let (keys, deadline) = (keys::parse(keys)?, deadline.map(|s| seconds("deadline", s)).transpose()?);
         let tokens = tokens.map_or(Tokens::ALL, |(start, end)| Tokens { start, end });
-        let transfer = Transfer { tokens, deadline, ..Transfer::new(&keys, &pages) };
+        let transfer = Transfer { tokens, deadline, section, ..Transfer::new(&keys, &pages) };
         self.with_pages(py, |client| client.post_fetch(&transfer)).map(RequestId::number)
     }
 
-    /// Stores chunks from pages; `importance` says what each is worth, 1 being neutral.
-    #[pyo3(signature = (keys, pages, *, importance = None, deadline = None))]
+    /// Stores chunks of a section from its pages; `importance` says what each is worth, 1 being neutral.
+    #[pyo3(signature = (keys, pages, *, importance = None, deadline = None, section = 0))]
     fn store(
         &self,
         py: Python<'_>,
@@ -245,10 +248,11 @@ impl Session {
         pages: Vec<u32>,
         importance: Option<Vec<f32>>,
         deadline: Option<f64>,
+        section: u16,
     ) -> PyResult<u64> {
         let importances = importances(&importance.unwrap_or_default())?;
         let (keys, deadline) = (keys::parse(keys)?, deadline.map(|s| seconds("deadline", s)).transpose()?);
-        let transfer = Transfer { deadline, importances: &importances, ..Transfer::new(&keys, &pages) };
+        let transfer = Transfer { deadline, importances: &importances, section, ..Transfer::new(&keys, &pages) };
         self.with_pages(py, |client| client.post_store(&transfer)).map(RequestId::number)
     }
 
