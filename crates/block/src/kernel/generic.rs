@@ -133,7 +133,8 @@ fn usable<E: Element>(m: E::Word) -> bool {
 /// Writes the elements of some rows to the tile. `codes` are those of the whole block, `scales` of this layer.
 #[inline(always)]
 pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u8], scales: &[u8], tile: &mut [u8]) {
-    let tabled = |peak_max| E::BYTES == 2 && rows.peak <= peak_max;
+    let widest = run::widest_table::<E, L>();
+    let tabled = |peak_max: u8| rows.peak <= peak_max.min(widest);
     match (rows.granularity, rows.packed) {
         (Granularity::Channel, _) => dequantize_channels::<E, L>(lanes, rows, codes, scales, tile),
         (_, true) if tabled(TABLE_PEAK_MAX) => {
@@ -143,7 +144,7 @@ pub(crate) fn dequantize<E: Element, L: Lanes>(lanes: L, rows: &Rows, codes: &[u
         (_, false) if tabled(TABLE_PEAK_MAX) => {
             dequantize_rows::<E, L, LookupTable<L, false>, false>(lanes, rows, codes, scales, tile);
         }
-        (_, false) if tabled(L::WIDE_TABLE_PEAK_MAX) => {
+        (_, false) if tabled(widest) => {
             dequantize_rows::<E, L, LookupTable<L, true>, false>(lanes, rows, codes, scales, tile);
         }
         (_, false) => dequantize_rows::<E, L, Step, false>(lanes, rows, codes, scales, tile),

@@ -7,13 +7,15 @@ use crate::kernel::run::unpack;
 pub(crate) const UNIT: usize = 32;
 /// The largest peak of a table that every instruction set has: of 16 magnitudes, or of 31 elements.
 pub(crate) const TABLE_PEAK_MAX: u8 = 15;
+/// The largest peak of a wide table of elements of one byte, which every instruction set has, too.
+pub(crate) const BYTE_TABLE_PEAK_MAX: u8 = 31;
 
 /// An instruction set. A value of such a type says that this processor has it. Elements and codes are those of a unit.
 pub(crate) trait Lanes: Copy {
     type Floats: Copy;
-    /// The elements, of 16 bits, of all codes of one step.
+    /// The elements, of one or two bytes, of all codes of one step.
     type Table: Copy;
-    /// The largest peak of a wide table; [`TABLE_PEAK_MAX`] without.
+    /// The largest peak of a wide table of elements of two bytes; [`TABLE_PEAK_MAX`] without.
     const WIDE_TABLE_PEAK_MAX: u8 = TABLE_PEAK_MAX;
 
     fn read<E: Element>(self, elements: &[u8]) -> Self::Floats;
@@ -28,7 +30,7 @@ pub(crate) trait Lanes: Copy {
     fn coded(self, values: Self::Floats, peak: u8, codes: &mut [u8; UNIT]);
     /// Makes the table of a step, for peaks up to [`TABLE_PEAK_MAX`], or `WIDE` ones.
     fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> Self::Table;
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Self::Table, elements: &mut [u8]);
+    fn look_up<E: Element, const WIDE: bool>(self, codes: &[u8; UNIT], table: &Self::Table, elements: &mut [u8]);
     /// Two codes a byte to one code a byte.
     fn unpack(self, pairs: &[u8; UNIT / 2]) -> [u8; UNIT];
     /// One code a byte, below 16, to two codes a byte.
@@ -41,7 +43,8 @@ pub(crate) struct Plain;
 
 impl Lanes for Plain {
     type Floats = [f32; UNIT];
-    type Table = [[u8; 2]; UNIT];
+    /// One element after the other.
+    type Table = [u8; 2 * UNIT];
 
     #[inline(always)]
     fn read<E: Element>(self, elements: &[u8]) -> [f32; UNIT] {
@@ -84,18 +87,19 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> [[u8; 2]; UNIT] {
-        std::array::from_fn(|code| {
-            let mut element = [0; 2];
-            element.copy_from_slice(E::write(number::value(code as u8, peak.into(), step)).as_ref());
-            element
-        })
+    fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> [u8; 2 * UNIT] {
+        let mut table = [0; 2 * UNIT];
+        for (element, code) in E::cast_mut(&mut table).iter_mut().zip(0..) {
+            *element = E::write(number::value(code, peak.into(), step));
+        }
+        table
     }
 
     #[inline(always)]
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &[[u8; 2]; UNIT], elements: &mut [u8]) {
-        for (element, &code) in elements.as_chunks_mut().0.iter_mut().zip(codes) {
-            *element = table[code as usize % UNIT];
+    fn look_up<E: Element, const WIDE: bool>(self, codes: &[u8; UNIT], table: &[u8; 2 * UNIT], elements: &mut [u8]) {
+        let table = E::cast(table);
+        for (element, &code) in E::cast_mut(elements).iter_mut().zip(codes) {
+            *element = table[code as usize % table.len()];
         }
     }
 

@@ -6,6 +6,7 @@ use crate::format::plan::{Kind, Part};
 use crate::format::recipe::{Granularity, Transform};
 use crate::kernel::shape::TileOrder;
 use half::{bf16, f16};
+use std::sync::LazyLock;
 
 fn read(element: ElementType, bytes: &[u8], index: usize) -> f32 {
     let at = |n: usize| &bytes[index * n..(index + 1) * n];
@@ -14,33 +15,40 @@ fn read(element: ElementType, bytes: &[u8], index: usize) -> f32 {
         ElementType::F16 => f16::from_le_bytes(at(2).try_into().unwrap()).to_f32(),
         ElementType::F32 => f32::from_le_bytes(at(4).try_into().unwrap()),
         ElementType::E4m3 | ElementType::E5m2 => {
-            let magnitude = eight_bit_values(element).nth((bytes[index] & 0x7f).into());
-            magnitude.unwrap_or(f32::NAN).copysign(if bytes[index] & 0x80 == 0 { 1.0 } else { -1.0 })
+            let magnitude = eight_bit_values(element).get(usize::from(bytes[index] & 0x7f));
+            magnitude.unwrap_or(&f32::NAN).copysign(if bytes[index] & 0x80 == 0 { 1.0 } else { -1.0 })
         }
         ElementType::U8 | ElementType::U16 | ElementType::U32 => unreachable!("opaque"),
     }
 }
 
 /// The magnitudes that eight bits have, from zero on: what lies behind them is no number.
-fn eight_bit_values(element: ElementType) -> impl Iterator<Item = f32> {
-    let (mantissa, bias, count) = match element {
-        ElementType::E4m3 => (3, 7, 0x7f),
-        ElementType::E5m2 => (2, 15, 0x7c),
+fn eight_bit_values(element: ElementType) -> &'static [f32] {
+    fn values(mantissa: i32, bias: i32, count: i32) -> Vec<f32> {
+        let value = |bits: i32| {
+            let (exponent, fraction) = (bits >> mantissa, bits & ((1 << mantissa) - 1));
+            let significand = if exponent == 0 { fraction } else { fraction + (1 << mantissa) };
+            significand as f32 * 2f32.powi(exponent.max(1) - bias - mantissa)
+        };
+        (0..count).map(value).collect()
+    }
+    static E4M3: LazyLock<Vec<f32>> = LazyLock::new(|| values(3, 7, 0x7f));
+    static E5M2: LazyLock<Vec<f32>> = LazyLock::new(|| values(2, 15, 0x7c));
+    match element {
+        ElementType::E4m3 => &E4M3,
+        ElementType::E5m2 => &E5M2,
         _ => unreachable!("more bits"),
-    };
-    (0..count).map(move |bits: i32| {
-        let (exponent, fraction) = (bits >> mantissa, bits & ((1 << mantissa) - 1));
-        let significand = if exponent == 0 { fraction } else { fraction + (1 << mantissa) };
-        significand as f32 * 2f32.powi(exponent.max(1) - bias - mantissa)
-    })
+    }
 }
 
 /// The nearest of some values, the even one of two.
 fn eight_bits(element: ElementType, value: f32) -> u8 {
-    let value_bits = eight_bit_values(element).zip(0..);
-    let distance = |of: f32| (f64::from(of) - f64::from(value.abs())).abs();
-    let nearest = value_bits.min_by(|(a, i), (b, j)| distance(*a).total_cmp(&distance(*b)).then((i % 2).cmp(&(j % 2))));
-    nearest.expect("some values").1 | if value.is_sign_negative() { 0x80 } else { 0 }
+    let values = eight_bit_values(element);
+    let above = values.partition_point(|&of| of < value.abs()).clamp(1, values.len() - 1);
+    let distance = |bits: &usize| (f64::from(values[*bits]) - f64::from(value.abs())).abs();
+    let nearer = |a: &usize, b: &usize| distance(a).total_cmp(&distance(b)).then((a % 2).cmp(&(b % 2)));
+    let nearest = [above - 1, above].into_iter().min_by(nearer).expect("two");
+    nearest as u8 | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
 fn write(element: ElementType, value: f32) -> Vec<u8> {

@@ -1,10 +1,10 @@
 //! What the kernels do with one run of elements. A run is contiguous in codes and in the tile; elements are bytes here,
 //! [`Element::BYTES`] of them for each code.
 //!
-//! Few levels mean few elements: up to [`TABLE_PEAK_MAX`] and in 16 bits, all elements of a step are computed once,
-//! into a table that fits registers, and codes are only looked up. Else each code is multiplied by its step.
+//! Few levels mean few elements: up to [`TABLE_PEAK_MAX`] and in one or two bytes, all elements of a step are computed
+//! once, into a table that fits registers, and codes are only looked up. Else each code is multiplied by its step.
 
-use crate::kernel::lanes::{Lanes, TABLE_PEAK_MAX, UNIT};
+use crate::kernel::lanes::{BYTE_TABLE_PEAK_MAX, Lanes, TABLE_PEAK_MAX, UNIT};
 use crate::kernel::number::{self, Element};
 
 /// The elements that codes of one step stand for.
@@ -22,11 +22,22 @@ pub(crate) struct Step {
     step: f32,
 }
 
-/// Codes are looked up: for elements of 16 bits and peaks up to [`TABLE_PEAK_MAX`], or wide ones of an instruction set.
+/// Codes are looked up: for elements of one or two bytes and peaks up to [`TABLE_PEAK_MAX`], or up to
+/// [`widest_table`].
 #[derive(Clone, Copy)]
 pub(crate) struct LookupTable<L: Lanes, const WIDE: bool> {
     step: Step,
     table: L::Table,
+}
+
+/// The largest peak whose elements fit a wide table; 0: elements that have none.
+#[inline(always)]
+pub(crate) fn widest_table<E: Element, L: Lanes>() -> u8 {
+    match E::BYTES {
+        1 => BYTE_TABLE_PEAK_MAX,
+        2 => L::WIDE_TABLE_PEAK_MAX,
+        _ => 0,
+    }
 }
 
 impl<L: Lanes> Levels<L> for Step {
@@ -49,7 +60,7 @@ impl<L: Lanes> Levels<L> for Step {
 impl<L: Lanes, const WIDE: bool> Levels<L> for LookupTable<L, WIDE> {
     #[inline(always)]
     fn new<E: Element>(lanes: L, peak: u8, step: f32) -> Self {
-        debug_assert!(peak <= if WIDE { L::WIDE_TABLE_PEAK_MAX } else { TABLE_PEAK_MAX } && E::BYTES == 2);
+        debug_assert!(peak <= widest_table::<E, L>() && (WIDE || peak <= TABLE_PEAK_MAX));
         Self { step: Step { peak, step }, table: lanes.table::<E, WIDE>(peak, step) }
     }
 
@@ -60,7 +71,7 @@ impl<L: Lanes, const WIDE: bool> Levels<L> for LookupTable<L, WIDE> {
 
     #[inline(always)]
     fn look_up<E: Element>(&self, lanes: L, codes: &[u8; UNIT], elements: &mut [u8]) {
-        lanes.look_up::<WIDE>(codes, &self.table, elements);
+        lanes.look_up::<E, WIDE>(codes, &self.table, elements);
     }
 }
 

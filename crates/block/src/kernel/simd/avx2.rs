@@ -20,8 +20,8 @@ impl Avx2 {
     }
 }
 
-/// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart, in both
-/// halves.
+/// Magnitudes of a step's elements by the magnitude of the code less the peak, in both halves: low and high bytes apart,
+/// or, of elements of one byte, the first 16 and, if wide, the second 16.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2Table {
     low: __m256i,
@@ -131,7 +131,19 @@ impl Lanes for Avx2 {
         const MAGNITUDES: [u8; UNIT] = [
             0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
         ];
-        self.write::<E>(self.times(self.signed(&MAGNITUDES, 0), self.splat(step)), &mut elements);
+        let values = self.times(self.signed(&MAGNITUDES, 0), self.splat(step));
+        if E::BYTES == 1 {
+            let (low, high) = elements.split_at_mut(UNIT);
+            self.write::<E>(values, low);
+            if WIDE {
+                // Magnitudes as the codes of a peak of 16 below zero.
+                self.write::<E>(self.times(self.signed(&MAGNITUDES, 0u8.wrapping_sub(16)), self.splat(step)), high);
+            }
+            let (low, high) = (load_256(low), load_256(high));
+            // SAFETY: see above.
+            return unsafe { Avx2Table { low, high, peak: _mm256_set1_epi8(peak as i8) } };
+        }
+        self.write::<E>(values, &mut elements);
         // SAFETY: see above.
         unsafe {
             // Each half of the elements is the same 16: their low bytes to one vector, their high ones to another.
@@ -150,7 +162,23 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &Avx2Table, elements: &mut [u8]) {
+    fn look_up<E: Element, const WIDE: bool>(self, codes: &[u8; UNIT], table: &Avx2Table, elements: &mut [u8]) {
+        if E::BYTES == 1 {
+            // SAFETY: see above.
+            unsafe {
+                let signed = _mm256_sub_epi8(load_256(codes), table.peak);
+                let magnitude = _mm256_abs_epi8(signed);
+                let sign = _mm256_and_si256(signed, _mm256_set1_epi8(-128));
+                let mut found = _mm256_shuffle_epi8(table.low, magnitude);
+                if WIDE {
+                    // Magnitudes of 16 and more, by the bit that says so.
+                    let second = _mm256_shuffle_epi8(table.high, magnitude);
+                    found = _mm256_blendv_epi8(found, second, _mm256_slli_epi16::<3>(magnitude));
+                }
+                store_256(elements, _mm256_xor_si256(found, sign));
+            }
+            return;
+        }
         // SAFETY: see above.
         unsafe {
             // Interleaving works within halves: codes 0..8, 16..24 and 8..16, 24..32.
@@ -246,25 +274,28 @@ fn from_f16_words(words: __m256i) -> [__m256; 2] {
     [_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words))]
 }
 
-/// Writes as [`crate::kernel::number`] does: `DROPPED` bits of the mantissa are rounded away.
+/// Rounds as [`crate::kernel::number`] does: `DROPPED` bits of the mantissa are dropped.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn to_eight_bits<const DROPPED: i32>([a, b, c, d]: [__m256; 4], least: u32) -> __m256i {
-    let narrowed = |values: __m256| {
-        let bits = _mm256_castps_si256(values);
-        let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
-        let least = _mm256_set1_epi32(least as i32);
-        let binade = _mm256_max_epu32(_mm256_and_si256(magnitude, _mm256_set1_epi32(0x7f80_0000)), least);
-        let magic = _mm256_add_epi32(binade, _mm256_set1_epi32(DROPPED << 23));
-        let sum = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(magic));
-        let significand = _mm256_sub_epi32(_mm256_castps_si256(sum), magic);
-        let exponent = _mm256_srli_epi32::<DROPPED>(_mm256_sub_epi32(binade, least));
-        let sign = _mm256_and_si256(_mm256_srli_epi32::<24>(bits), _mm256_set1_epi32(0x80));
-        _mm256_add_epi32(significand, _mm256_or_si256(exponent, sign))
-    };
-    let low = _mm256_packus_epi32(narrowed(a), narrowed(b));
-    let high = _mm256_packus_epi32(narrowed(c), narrowed(d));
+    let low = _mm256_packus_epi32(narrowed::<DROPPED>(a, least), narrowed::<DROPPED>(b, least));
+    let high = _mm256_packus_epi32(narrowed::<DROPPED>(c, least), narrowed::<DROPPED>(d, least));
     packed_in_order(_mm256_packus_epi16(low, high))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn narrowed<const DROPPED: i32>(values: __m256, least: u32) -> __m256i {
+    let bits = _mm256_castps_si256(values);
+    let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fff_ffff));
+    let least = _mm256_set1_epi32(least as i32);
+    let binade = _mm256_max_epu32(_mm256_and_si256(magnitude, _mm256_set1_epi32(0x7f80_0000)), least);
+    let magic = _mm256_add_epi32(binade, _mm256_set1_epi32(DROPPED << 23));
+    let sum = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(magic));
+    let significand = _mm256_sub_epi32(_mm256_castps_si256(sum), magic);
+    let exponent = _mm256_srli_epi32::<DROPPED>(_mm256_sub_epi32(binade, least));
+    let sign = _mm256_and_si256(_mm256_srli_epi32::<24>(bits), _mm256_set1_epi32(0x80));
+    _mm256_add_epi32(significand, _mm256_or_si256(exponent, sign))
 }
 
 /// Packing twice works within each half: words of four bytes come out as 0 2 4 6 1 3 5 7.

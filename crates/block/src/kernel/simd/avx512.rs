@@ -48,7 +48,7 @@ const fn multiples(factor: u8) -> [u8; 64] {
 // memory is read and written by the functions at the end of this file alone, which take safe references.
 impl Lanes for Avx512 {
     type Floats = [__m512; 2];
-    /// The second 32 elements only if wide.
+    /// 32 elements each, the second ones only if wide; those of one byte in the lower half.
     type Table = [__m512i; 2];
     const WIDE_TABLE_PEAK_MAX: u8 = 31;
 
@@ -138,13 +138,32 @@ impl Lanes for Avx512 {
     fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> [__m512i; 2] {
         let mut elements = [[0; 2 * UNIT]; 2];
         for (elements, codes) in elements.iter_mut().zip(&CODES).take(if WIDE { 2 } else { 1 }) {
+            let elements = &mut elements[..UNIT * E::BYTES];
             self.write::<E>(self.times(self.signed(codes, peak), self.splat(step)), elements);
         }
         [load_512(&elements[0]), load_512(&elements[1])]
     }
 
     #[inline(always)]
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], &[first, second]: &[__m512i; 2], elements: &mut [u8]) {
+    fn look_up<E: Element, const WIDE: bool>(
+        self,
+        codes: &[u8; UNIT],
+        &[first, second]: &[__m512i; 2],
+        elements: &mut [u8],
+    ) {
+        if E::BYTES == 1 {
+            // SAFETY: see above.
+            unsafe {
+                let (codes, first) = (load_256(codes), _mm512_castsi512_si256(first));
+                let found = if WIDE {
+                    _mm256_permutex2var_epi8(first, codes, _mm512_castsi512_si256(second))
+                } else {
+                    _mm256_permutexvar_epi8(codes, first)
+                };
+                store_256(elements, found);
+            }
+            return;
+        }
         // SAFETY: see above.
         unsafe {
             let codes = _mm512_cvtepu8_epi16(load_256(codes));
@@ -208,23 +227,26 @@ fn from_f16_words(words: __m512i) -> [__m512; 2] {
     [_mm512_cvtph_ps(_mm512_castsi512_si256(words)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(words))]
 }
 
-/// Writes as [`crate::kernel::number`] does: `DROPPED` bits of the mantissa are rounded away.
+/// Rounds as [`crate::kernel::number`] does: `DROPPED` bits of the mantissa are dropped.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn to_eight_bits<const DROPPED: u32>(low: __m512, high: __m512, least: u32) -> __m256i {
-    let narrowed = |values: __m512| {
-        let bits = _mm512_castps_si512(values);
-        let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
-        let least = _mm512_set1_epi32(least as i32);
-        let binade = _mm512_max_epu32(_mm512_and_si512(magnitude, _mm512_set1_epi32(0x7f80_0000)), least);
-        let magic = _mm512_add_epi32(binade, _mm512_set1_epi32((DROPPED << 23) as i32));
-        let sum = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_castsi512_ps(magic));
-        let significand = _mm512_sub_epi32(_mm512_castps_si512(sum), magic);
-        let exponent = _mm512_srli_epi32::<DROPPED>(_mm512_sub_epi32(binade, least));
-        let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(bits), _mm512_set1_epi32(0x80));
-        _mm512_cvtepi32_epi8(_mm512_add_epi32(significand, _mm512_or_si512(exponent, sign)))
-    };
-    _mm256_set_m128i(narrowed(high), narrowed(low))
+    _mm256_set_m128i(narrowed::<DROPPED>(high, least), narrowed::<DROPPED>(low, least))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn narrowed<const DROPPED: u32>(values: __m512, least: u32) -> __m128i {
+    let bits = _mm512_castps_si512(values);
+    let magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fff_ffff));
+    let least = _mm512_set1_epi32(least as i32);
+    let binade = _mm512_max_epu32(_mm512_and_si512(magnitude, _mm512_set1_epi32(0x7f80_0000)), least);
+    let magic = _mm512_add_epi32(binade, _mm512_set1_epi32((DROPPED << 23) as i32));
+    let sum = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_castsi512_ps(magic));
+    let significand = _mm512_sub_epi32(_mm512_castps_si512(sum), magic);
+    let exponent = _mm512_srli_epi32::<DROPPED>(_mm512_sub_epi32(binade, least));
+    let sign = _mm512_and_si512(_mm512_srli_epi32::<24>(bits), _mm512_set1_epi32(0x80));
+    _mm512_cvtepi32_epi8(_mm512_add_epi32(significand, _mm512_or_si512(exponent, sign)))
 }
 
 #[inline]

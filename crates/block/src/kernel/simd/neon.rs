@@ -16,7 +16,8 @@ impl Neon {
     }
 }
 
-/// Magnitudes of a step's elements by the magnitude of the code less the peak, low and high bytes apart.
+/// Magnitudes of a step's elements by the magnitude of the code less the peak: low and high bytes apart, or, of elements
+/// of one byte, the first 16 and the second 16.
 #[derive(Clone, Copy)]
 pub(super) struct NeonTable {
     low: uint8x16_t,
@@ -127,17 +128,38 @@ impl Lanes for Neon {
     #[inline(always)]
     fn table<E: Element, const WIDE: bool>(self, peak: u8, step: f32) -> NeonTable {
         const MAGNITUDES: [u8; UNIT] = [
-            0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+            0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
+            29, 30, 31,
         ];
         let mut elements = [0; 2 * UNIT];
-        self.write::<E>(self.times(self.signed(&MAGNITUDES, 0), self.splat(step)), &mut elements);
+        let values = self.times(self.signed(&MAGNITUDES, 0), self.splat(step));
+        self.write::<E>(values, &mut elements[..UNIT * E::BYTES]);
         let (first, second) = (load(&elements[..16]), load(&elements[16..32]));
+        if E::BYTES == 1 {
+            return NeonTable { low: first, high: second, peak };
+        }
         // SAFETY: see above.
         unsafe { NeonTable { low: vuzp1q_u8(first, second), high: vuzp2q_u8(first, second), peak } }
     }
 
     #[inline(always)]
-    fn look_up<const WIDE: bool>(self, codes: &[u8; UNIT], table: &NeonTable, elements: &mut [u8]) {
+    fn look_up<E: Element, const WIDE: bool>(self, codes: &[u8; UNIT], table: &NeonTable, elements: &mut [u8]) {
+        if E::BYTES == 1 {
+            for (codes, elements) in codes.chunks_exact(16).zip(elements.chunks_exact_mut(16)) {
+                // SAFETY: see above.
+                unsafe {
+                    let signed = vsubq_u8(load(codes), vdupq_n_u8(table.peak));
+                    let magnitude = vreinterpretq_u8_s8(vabsq_s8(vreinterpretq_s8_u8(signed)));
+                    let found = if WIDE {
+                        vqtbl2q_u8(uint8x16x2_t(table.low, table.high), magnitude)
+                    } else {
+                        vqtbl1q_u8(table.low, magnitude)
+                    };
+                    store(elements, veorq_u8(found, vandq_u8(signed, vdupq_n_u8(0x80))));
+                }
+            }
+            return;
+        }
         for (codes, elements) in codes.chunks_exact(16).zip(elements.chunks_exact_mut(32)) {
             let (first, second) = elements.split_at_mut(16);
             // SAFETY: see above.
