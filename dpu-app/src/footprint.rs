@@ -13,10 +13,10 @@ use store::{Outline, OutlinePart};
 
 use crate::config::{ANSWER_BYTES, Config, store_limits};
 use crate::count::trace::RequestTrace;
-use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX};
 use crate::hub::comch;
 use crate::hub::events::Events;
 use crate::hub::session::{SectionMemory, Session, SessionDesk};
+use crate::hub::visitors::{OPERATORS_MAX, REFUSED_MAX};
 use crate::metrics;
 use crate::pipeline::chunk::ChunkInFlight;
 use crate::pipeline::job::Job;

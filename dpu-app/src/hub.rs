@@ -15,15 +15,19 @@
 //!             +--------------------------------------------------------------+
 //! ```
 
-pub(crate) mod attend;
+mod admission;
+mod attached;
+mod attend;
 pub mod comch;
 pub mod complaints;
 pub mod engine;
 pub mod engines;
+mod error;
 pub mod events;
 pub mod fit;
 pub mod health;
 mod importer;
+mod init;
 mod mail;
 mod marks;
 mod notice;
@@ -33,112 +37,45 @@ mod requests;
 pub mod selftest;
 pub mod session;
 mod show;
+mod sleep;
 pub(crate) mod status;
+pub(crate) mod visitors;
 mod world;
 
-use std::os::fd::AsFd;
+pub use error::{Hanging, HubError};
+pub use sleep::MODERATED_DEPTH;
+
 use std::time::{Duration, Instant};
 
-use block::ChunkKey;
-use doca::{CompressedFormat, Context, Device, ProgressEngine};
+use doca::{Device, ProgressEngine};
 use mailbox::Status;
 use mailbox::channel::Listener;
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollTimeout};
 
-use crate::config::Config;
-use crate::count::counters::add;
 use crate::count::trace::RequestTrace;
-use crate::hub::attend::{OPERATORS_MAX, REFUSED_MAX, Visitor};
 use crate::hub::complaints::Complaints;
 use crate::hub::engine::{CardEngine, RESTARTS_MAX};
 use crate::hub::events::{Events, HubEvent};
-use crate::hub::fit::{Fit, InflateFit};
 use crate::hub::health::{StoreWatch, StuckWorkers};
 use crate::hub::marks::Marks;
 use crate::hub::notice::Notices;
 use crate::hub::notify::Supervisor;
-use crate::hub::request::RequestInFlight;
 use crate::hub::session::{Session, SessionDesk};
-use crate::pipeline::job::CrewKind;
+use crate::hub::visitors::Visitor;
+use crate::pipeline::Pipeline;
 use crate::pipeline::scheduler::Scheduler;
-use crate::pipeline::{Inflater, Pipeline};
 use crate::workers::board::HubState;
-use crate::workers::crew::{Crew, Crews, PASSED_OVER};
+use crate::workers::crew::Crew;
 use crate::workers::shared::Shared;
 
 /// Interval of looks at the sockets while there is other work.
 const ATTEND_EVERY: Duration = Duration::from_micros(500);
 /// Interval of looks at the deadlines.
 const DEADLINE_EVERY: Duration = Duration::from_millis(5);
-/// Operations on one engine from which a sleep may be a fixed time instead of until the next completion.
-pub const MODERATED_DEPTH: usize = 5;
 /// Time that a card that leaves gives to calls that hang, once no host waits for them.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Time without a completion, with work in flight, after which the device is given up.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Reason for which the data plane stops by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HubError {
-    /// The device failed for good.
-    Device(doca::Error),
-    /// Hosts cannot come by Comch.
-    Comch(comch::ComchError),
-    /// An engine has not completed anything for 30 s.
-    EngineStuck(doca::OperationKind),
-    /// Everything has drained but a worker that does not come back.
-    WorkerHangs(Hanging),
-    System {
-        call: &'static str,
-        errno: Errno,
-    },
-}
-
-/// A call of the store that does not come back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hanging {
-    pub crew: CrewKind,
-    pub lasts: Duration,
-    /// Name of the job that it is for, and the chunk.
-    pub job: &'static str,
-    pub key: Option<ChunkKey>,
-}
-
-impl std::fmt::Display for Hanging {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (crew, lasts) = (self.crew.name(), self.lasts.as_secs_f64());
-        write!(f, "a {crew} worker has been in one call for {lasts:.1} s ({}", self.job)?;
-        self.key.map_or(Ok(()), |key| write!(f, " of chunk {key}"))?;
-        write!(f, "), which nobody can end: left without it; does the disk or the server behind --store hang?")
-    }
-}
-
-impl std::fmt::Display for HubError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Device(error) => write!(f, "device: {error}"),
-            Self::Comch(error) => error.fmt(f),
-            Self::EngineStuck(kind) => {
-                write!(f, "device: the {kind:?} engine completed nothing for {} s", ENGINE_TIMEOUT.as_secs())
-            }
-            Self::WorkerHangs(hanging) => hanging.fmt(f),
-            Self::System { call, errno } => write!(f, "{call}: {}", errno.desc()),
-        }
-    }
-}
-
-impl std::error::Error for HubError {}
-
-impl From<doca::Error> for HubError {
-    fn from(error: doca::Error) -> Self {
-        Self::Device(error)
-    }
-}
-
-fn system(call: &'static str) -> impl FnOnce(Errno) -> HubError {
-    move |errno| HubError::System { call, errno }
-}
 
 /// The engine thread's state.
 pub struct Hub<'a, 's> {
@@ -204,104 +141,6 @@ pub(crate) mod tag {
 }
 
 impl<'a, 's> Hub<'a, 's> {
-    /// Creates the contexts, checks the engine against a known block, allocates every table. Init only.
-    ///
-    /// # Errors
-    /// Says what the device or the system refused.
-    pub fn new(
-        shared: &'a Shared<'s>,
-        device: Device,
-        fit: &Fit,
-        crews: Crews<'a>,
-        mut listeners: Vec<Box<dyn Listener>>,
-    ) -> Result<Self, HubError> {
-        let config = shared.config;
-        let engine = ProgressEngine::new()?;
-        let (inflate, crc_trusted) = Self::inflate_engine(&engine, &device, config, fit.inflate)?;
-        let lz4 = fit.inflate.is_some_and(|inflate| inflate.lz4);
-        let inflater = inflate.is_some().then_some(Inflater { lz4, crc_trusted });
-        let mut bulk = CardEngine::new(Context::dma(&engine, &device, fit.bulk)?);
-        let mut mail = CardEngine::new(Context::dma(&engine, &device, fit.mail)?);
-        bulk.can_prove_itself(&device)?;
-        mail.can_prove_itself(&device)?;
-        let mut desks = Vec::with_capacity(config.places());
-        let desks_made = SessionDesk::lay_out(&device, config.places(), &mut desks)?;
-        let supervisor = Supervisor::new(config.supervisor.as_ref())
-            .map_err(|error| system("socket")(Errno::try_from(error).unwrap_or(Errno::EIO)))?;
-        let now = Instant::now();
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("epoll_create"))?;
-        let watch = |fd: std::os::fd::BorrowedFd<'_>, tag| {
-            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, tag)).map_err(system("epoll_ctl"))
-        };
-        watch(engine.fd(), tag::ENGINE)?;
-        watch(shared.engine_bell.as_fd(), tag::BELL)?;
-        if config.attach.has_comch() {
-            for listener in comch::listen(&engine, &device, config).map_err(HubError::Comch)? {
-                listeners.push(Box::new(listener));
-            }
-        }
-        for (index, listener) in listeners.iter().enumerate() {
-            listener.fd().map_or(Ok(()), |fd| watch(fd, tag::LISTENER | index as u64))?;
-        }
-        watch(shared.stop.as_fd(), tag::STOP)?;
-        Ok(Self {
-            device,
-            askers: crews.askers,
-            fetchers: crews.fetchers,
-            dequantizers: crews.dequantizers,
-            encoders: crews.encoders,
-            engine,
-            inflate,
-            bulk,
-            mail,
-            pipeline: Pipeline::new(config, inflater),
-            sessions: (0..config.places()).map(|_| None).collect(),
-            desks,
-            desks_made,
-            visitors: Vec::with_capacity(config.places() + OPERATORS_MAX + REFUSED_MAX),
-            rests: vec![None; listeners.len()],
-            listeners,
-            epoll,
-            armed: false,
-            state: HubState::Init,
-            leaving_since: None,
-            started: now,
-            now,
-            last_attend: now,
-            last_deadline: now,
-            sessions_seen: 0,
-            requests_seen: 0,
-            events: Events::new(now),
-            trace: RequestTrace::new(now, config.slow),
-            marks: Marks::new(config, now),
-            notices: Notices::default(),
-            store_watch: StoreWatch::default(),
-            stuck: StuckWorkers::default(),
-            complaints: Complaints::new(now),
-            attach_buffer: vec![0; mailbox::attach::ATTACH_MESSAGE_MAX],
-            supervisor,
-            shared,
-        })
-    }
-
-    /// Opens the inflate engine, if it is to be used, and tests whether its CRC-32 can stand for ours.
-    fn inflate_engine(
-        engine: &ProgressEngine,
-        device: &Device,
-        config: &Config,
-        fit: Option<InflateFit>,
-    ) -> Result<(Option<CardEngine>, bool), HubError> {
-        let Some(InflateFit { lz4, depth }) = fit else { return Ok((None, false)) };
-        let codecs: &[CompressedFormat] =
-            if lz4 { &[CompressedFormat::Deflate, CompressedFormat::Lz4Block] } else { &[CompressedFormat::Deflate] };
-        let mut context = Context::decompress(engine, device, codecs, depth)?;
-        let trusted = selftest::inflates_a_known_block(engine, device, &mut context)?;
-        if !trusted {
-            log::warn!("the engine's CRC-32 is not the one of docs/formats.md: codes are checked in software");
-        }
-        Ok((Some(CardEngine::new(context)), trusted && !config.software_crc))
-    }
-
     /// Tells whether the engine's CRC-32 can stand for ours.
     pub(crate) fn crc_trusted(&self) -> bool {
         self.pipeline.inflater.is_some_and(|inflater| inflater.crc_trusted)
@@ -366,65 +205,6 @@ impl<'a, 's> Hub<'a, 's> {
 
     fn crews(&self) -> [&Crew<'a>; 4] {
         [&self.askers, &self.fetchers, &self.dequantizers, &self.encoders]
-    }
-
-    /// Tells whether the engines have enough to do for the time of a moderated sleep.
-    fn is_deep(&self) -> bool {
-        let inflating = self.inflate.as_ref().map_or(0, |engine| engine.context.in_flight());
-        let deep = inflating.max(self.bulk.context.in_flight()) >= MODERATED_DEPTH;
-        deep && !self.shared.config.moderation.is_zero()
-    }
-
-    /// Sleeps until an engine, a worker, a socket or the next deadline.
-    fn sleep(&mut self) -> Result<(), HubError> {
-        if self.is_deep() {
-            std::thread::sleep(self.shared.config.moderation);
-            return Ok(());
-        }
-        let bell = &self.shared.engine_bell;
-        bell.going_to_sleep();
-        let answered = self.crews().into_iter().any(Crew::answered);
-        // Hosts without a descriptor: callbacks run in progress only, on this thread, so this look is the last.
-        let answered = answered || self.listeners.iter().any(|listener| listener.has_news());
-        if answered || self.shared.board.is_asked() {
-            bell.awake();
-            return Ok(());
-        }
-        if !self.armed {
-            self.engine.arm()?;
-            self.armed = true;
-        }
-        add(&self.shared.counters.sleeps, 1);
-        let attended = self.attend(self.patience());
-        self.shared.engine_bell.awake();
-        attended.map(|_| ())
-    }
-
-    /// Computes the longest permitted sleep.
-    fn patience(&self) -> EpollTimeout {
-        let requests = self.sessions.iter().flatten().flat_map(|session| session.requests.iter().flatten());
-        let next = requests.map(|request: &RequestInFlight| request.until).chain(self.visitors.iter().map(|v| v.until));
-        let next = next
-            .chain(self.next_operator())
-            .chain(self.supervisor.next_ping())
-            .chain(self.rests.iter().flatten().copied());
-        let working = self.crews().into_iter().any(|crew| crew.outstanding() > 0);
-        let next = next.chain(working.then(|| self.now + PASSED_OVER / 2));
-        let next = next.chain(self.complaints.due(&self.shared.counters.answers)).min();
-        let mut engines = self.inflate.iter().chain([&self.bulk, &self.mail]);
-        if engines.any(|engine| engine.context.is_waiting()) {
-            // No completion has to come before the device takes more.
-            return EpollTimeout::from(1_u16);
-        }
-        let watching = self.bulk.context.in_flight() + self.mail.context.in_flight() > 0;
-        match next {
-            None if watching => EpollTimeout::from(1000_u16),
-            None => EpollTimeout::NONE,
-            Some(next) => {
-                let left = next.saturating_duration_since(self.now) + DEADLINE_EVERY;
-                EpollTimeout::from(left.as_millis().clamp(1, 1000) as u16)
-            }
-        }
     }
 
     /// Gives the device up if an engine sits on its work for too long: it will not come back by itself.

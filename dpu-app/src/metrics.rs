@@ -32,6 +32,7 @@ use crate::workers::shared::Shared;
 mod clerk;
 mod connection;
 mod families;
+mod family;
 mod health;
 mod nodes;
 mod process;
@@ -39,7 +40,8 @@ mod tiers;
 
 use clerk::Clerk;
 use connection::HttpConnection;
-pub use families::{MetricFamily, MetricKind, all as families};
+pub use families::all as families;
+pub use family::{MetricFamily, MetricKind};
 
 /// Connections at the same time.
 pub const CONNECTIONS_MAX: usize = 8;

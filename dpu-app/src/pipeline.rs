@@ -12,6 +12,7 @@
 //! The data plane and the simulator differ in their `World` only: both run the same decisions on the same tables.
 
 pub mod chunk;
+pub mod endings;
 pub mod job;
 pub mod probation;
 pub mod scheduler;

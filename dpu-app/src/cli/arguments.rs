@@ -1,39 +1,22 @@
-//! Command line, environment and config file of `dpu-app`; flags win over environment, environment over file.
+//! Command line of `dpu-app`, and the configuration that it says.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::{LazyLock, OnceLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::RunError;
-use crate::cli::devices;
-use crate::config::{Attach, Config};
-use crate::config::{Reload, Verify, Watchdog};
-use crate::count::json;
 use block::Recipe;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use mailbox::{visible, visible_json};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cli::config_file::{self, Origin, Told};
-use crate::cli::limits_report;
-use crate::cli::scrubbing::{Scrub, scrub_store};
+use crate::cli::scrubbing::Scrub;
+use crate::config::{Attach, Config, Reload, Verify};
 
 /// Version, build (the scripts set it: see scripts/build-word.sh) and what it was built for: `0.1.0 (DOCA SDK
 /// 2.10.0087)`, or `0.1.0 (emulator)`.
-static VERSION: LazyLock<String> = LazyLock::new(|| {
+pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {
     let build = option_env!("KVLANE_BUILD").unwrap_or_default();
     format!("{}{build} ({})", env!("CARGO_PKG_VERSION"), doca::version::built_for())
 });
-pub(crate) const EXIT_RUNTIME: u8 = 1;
-pub(crate) const EXIT_USAGE: u8 = 2;
-
-/// Commands that kvlane-plan has now.
-const MOVED: [&str; 2] = ["calibrate", "simulate"];
 
 /// Serves prefix KV to attached hosts through this card's engines.
 #[derive(Debug, Parser)]
@@ -43,11 +26,11 @@ const MOVED: [&str; 2] = ["calibrate", "simulate"];
     Some defaults follow from the machine's cores: `dpu-app limits` prints those of this one.")]
 pub(crate) struct CommandLine {
     #[command(subcommand)]
-    command: Command,
+    pub(super) command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum CliCommand {
     /// Run the data plane until SIGTERM, SIGINT or `host-ctl stop`
     Run(Box<RunFlags>),
     /// Print every limit and the memory that `run` would have with these flags, or the error with which it would refuse
@@ -197,7 +180,7 @@ pub(crate) struct RunFlags {
     allow_software: bool,
     /// Level of the log: off, error, warn, info, debug or trace; RUST_LOG wins
     #[arg(long, env = "KVLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    log_level: log::LevelFilter,
+    pub(super) log_level: log::LevelFilter,
     /// Read blocks back from the host's pages (and pages to be stored twice) and compare: off, sample (one of 64), all.
     /// PCIe has checksums of its own; docs/architecture.md, "From tile to pages", says what they leave open and what
     /// this costs
@@ -215,10 +198,10 @@ pub(crate) struct LimitsFlags {
 }
 
 #[derive(Debug, Args)]
-struct Devices {
+pub(super) struct Devices {
     /// One JSON object instead of text
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 fn defaults() -> Config {
@@ -274,223 +257,5 @@ impl RunFlags {
             log_level: std::env::var_os("RUST_LOG").is_none().then_some(self.log_level),
             reload: Reload::default(),
         })
-    }
-}
-
-pub fn main() -> ExitCode {
-    // All of it passes the logger; what is logged is decided by the level, which SIGHUP may change.
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("trace")).format(log_line).init();
-    let says_level = std::env::var_os("RUST_LOG").is_none();
-    if says_level {
-        log::set_max_level(log::LevelFilter::Info);
-    }
-    // What cannot be read has not said whether it wants JSON: its words do.
-    JSON.set(std::env::args_os().any(|word| word == "--json")).expect("set once");
-    let first = std::env::args_os().nth(1).unwrap_or_default();
-    if let Some(name) = MOVED.iter().find(|name| first == **name) {
-        return fail(EXIT_USAGE, format_args!("{name}: moved: `kvlane-plan {name}` takes the same arguments"));
-    }
-    let (arguments, told) = match read() {
-        Ok(read) => read,
-        Err(complaint) => return complaint.end(),
-    };
-    if let Command::Run(run) = &arguments.command
-        && says_level
-    {
-        log::set_max_level(run.log_level);
-    }
-    told.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let origins = &told.origins;
-    match arguments.command {
-        Command::Run(run) => run_data_plane(&run, origins),
-        Command::Limits(limits) => limits_report::limits(&limits, origins),
-        Command::Devices(Devices { json }) => list_devices(json),
-        Command::Scrub(scrub) => scrub_store(&scrub),
-        Command::Man { directory } => match clap_mangen::generate_to(CommandLine::command(), &directory) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(EXIT_USAGE, format_args!("{}: {error}", directory.display())),
-        },
-    }
-}
-
-/// Whether failures are to be JSON objects, too.
-static JSON: OnceLock<bool> = OnceLock::new();
-
-/// `[2026-11-30T12:00:00Z WARN ] text`, whatever the text has of others' making.
-fn log_line(out: &mut env_logger::fmt::Formatter, record: &log::Record<'_>) -> std::io::Result<()> {
-    let (time, level) = (out.timestamp(), record.level());
-    writeln!(out, "[{time} {level:<5}] {}", visible(&record.args().to_string()))
-}
-
-/// Command line, environment and file, as they are now.
-fn read() -> Result<(CommandLine, Told), Complaint> {
-    let environment: Vec<OsString> = std::env::vars_os().map(|(name, _)| name).collect();
-    let told = config_file::told(&CommandLine::command(), std::env::args_os().collect(), &environment);
-    let told = told.map_err(|wrong| Complaint { help: None, text: wrong.to_string() })?;
-    match CommandLine::try_parse_from(&told.arguments) {
-        Ok(arguments) => Ok((arguments, told)),
-        Err(error) => Err(Complaint::of(error, told.arguments)),
-    }
-}
-
-/// What is wrong with what was said: `text` says it without what may be a part of a password.
-struct Complaint {
-    /// Help or version, which are no complaint.
-    help: Option<clap::Error>,
-    text: String,
-}
-
-impl Complaint {
-    fn of(error: clap::Error, arguments: Vec<OsString>) -> Self {
-        if !error.use_stderr() {
-            return Self { help: Some(error), text: String::new() };
-        }
-        let mut text = error.render().to_string();
-        if let Some(variable) = config_file::variable_in(&CommandLine::command(), &error) {
-            text = text.replacen('\n', &format!(" (from {variable})\n"), 1);
-        }
-        let texts = |texts: Vec<OsString>| -> Vec<String> {
-            texts.iter().map(|text| text.to_string_lossy().into_owned()).collect()
-        };
-        let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVLANE_"));
-        let environment = texts(ours.map(|(_, value)| value).collect());
-        let text = store::scrub_secrets(&text, &texts(arguments));
-        Self { help: None, text: store::scrub_secrets(&text, &environment) }
-    }
-
-    /// Says it, as the end of the program.
-    fn end(self) -> ExitCode {
-        if let Some(help) = self.help {
-            let _ = help.print();
-            return ExitCode::SUCCESS;
-        }
-        let text = self.text.strip_prefix("error: ").unwrap_or(&self.text);
-        let mut lines = text.lines();
-        let first = lines.next().unwrap_or_default();
-        let code = fail(EXIT_USAGE, first);
-        lines.for_each(|line| eprintln!("{}", visible(line)));
-        code
-    }
-}
-
-/// The end of a command that failed: text for people, and an object for a machine that asked for one.
-pub(crate) fn fail(code: u8, what: impl std::fmt::Display) -> ExitCode {
-    let text = what.to_string();
-    eprintln!("dpu-app: {}", visible(&text));
-    say_json(code, &text);
-    ExitCode::from(code)
-}
-
-fn say_json(code: u8, text: &str) {
-    if JSON.get() == Some(&true) {
-        say!("{}", visible_json(&format!("{{\"ok\":false,\"error\":{},\"code\":{code}}}", json::Quoted(text))));
-    }
-}
-
-/// Fails as [`fail`] does, and names the file or variable that set the flag to blame.
-pub(crate) fn fail_by(error: &RunError, origins: &HashMap<String, Origin>) -> ExitCode {
-    match error.flag().and_then(|flag| origins.get(flag)) {
-        Some(origin) => fail(error.exit_code(), format_args!("{origin}: {error}")),
-        None => fail(error.exit_code(), error),
-    }
-}
-
-fn run_data_plane(run: &RunFlags, origins: &HashMap<String, Origin>) -> ExitCode {
-    let mut config = match run.config() {
-        Ok(config) => config,
-        Err(error) => return fail(EXIT_USAGE, error),
-    };
-    config.supervisor = match Watchdog::from_environment() {
-        Ok(target) => target,
-        Err(what) => return fail(EXIT_USAGE, what),
-    };
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let stop = match EventFd::from_value_and_flags(0, flags) {
-        Ok(stop) => stop,
-        Err(errno) => return fail(EXIT_RUNTIME, format_args!("eventfd: {}", errno.desc())),
-    };
-    if let Err(error) = heed_signals(&stop, &config.reload) {
-        return fail(EXIT_RUNTIME, error);
-    }
-    announce_version();
-    let ready = || match config.attach {
-        Attach::Socket => log::info!("ready: hosts attach to {}", config.socket.display()),
-        Attach::Comch => log::info!("ready: hosts attach by Comch `{}`", config.comch_name),
-        Attach::Both => {
-            log::info!("ready: hosts attach by Comch `{}` and to {}", config.comch_name, config.socket.display());
-        }
-    };
-    match crate::run(&config, &stop, ready) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail_by(&error, origins),
-    }
-}
-
-/// Logs the version, and warns if this is not a card.
-fn announce_version() {
-    let running = doca::version::running_with();
-    log::info!("dpu-app {}, running with DOCA {running}", *VERSION);
-    if doca::version::is_emulator() {
-        log::warn!(
-            "EMULATOR: there is no card, all engines run in software; a card needs a build with the feature `sdk`"
-        );
-    } else if !VERSION.ends_with(&format!(" {running})")) {
-        log::warn!("built for another DOCA than it runs with: build again if anything is odd");
-    }
-}
-
-/// A thread of its own waits for SIGTERM, SIGINT and SIGHUP, so that no handler runs in the data plane.
-fn heed_signals(stop: &EventFd, reload: &Reload) -> Result<(), String> {
-    use std::os::fd::AsFd;
-
-    use nix::sys::signal::{SigSet, Signal};
-    let mut signals = SigSet::empty();
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
-    signals.thread_block().map_err(|errno| format!("sigmask: {}", errno.desc()))?;
-    let stop = stop.as_fd().try_clone_to_owned().map_err(|error| format!("eventfd: {error}"))?;
-    let reload = reload.clone();
-    let wait = move || {
-        let stop = std::fs::File::from(stop);
-        while let Ok(signal) = signals.wait() {
-            if signal == Signal::SIGHUP {
-                read_again(&reload);
-                continue;
-            }
-            log::info!("{signal}: stopping");
-            let _ = std::io::Write::write(&mut &stop, &1_u64.to_ne_bytes());
-        }
-    };
-    std::thread::Builder::new()
-        .name(String::from("signals"))
-        .spawn(wait)
-        .map_err(|error| format!("thread: {error}"))?;
-    Ok(())
-}
-
-/// Reads command line, environment and file again, and hands on what they say.
-fn read_again(reload: &Reload) {
-    log::info!("SIGHUP: reading the configuration again");
-    let config = match read().map(|(arguments, _)| arguments.command) {
-        Ok(Command::Run(run)) => run.config().map_err(|error| error.to_string()),
-        Ok(_) => return,
-        Err(complaint) => Err(complaint.text),
-    };
-    match config.and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string())) {
-        Ok(config) => reload.ask(config),
-        Err(text) => log::error!("reload: {}: nothing was changed", text.trim_end().replace('\n', " ")),
-    }
-}
-
-fn list_devices(json: bool) -> ExitCode {
-    match devices::list() {
-        Ok(list) if list.is_empty() => fail(3, "no device: is the driver loaded and the card in DPU mode?"),
-        Ok(list) => {
-            match json {
-                true => say!("{}", devices::json(&list)),
-                false => list.iter().for_each(|device| say!("{device}")),
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(3, format_args!("device: {error}")),
     }
 }

@@ -8,8 +8,9 @@ use crate::count::json::Quoted;
 use mailbox::visible;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-use crate::cli::arguments::{EXIT_USAGE, LimitsFlags, fail, fail_by};
+use crate::cli::arguments::LimitsFlags;
 use crate::cli::config_file::Origin;
+use crate::cli::failure::{EXIT_USAGE, fail, fail_by};
 
 pub(crate) fn limits(limits: &LimitsFlags, origins: &HashMap<String, Origin>) -> ExitCode {
     let config: Config = match limits.run.config() {

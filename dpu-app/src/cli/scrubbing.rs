@@ -7,7 +7,7 @@ use clap::Args;
 use mailbox::visible;
 use store::scrub;
 
-use crate::cli::arguments::{EXIT_RUNTIME, EXIT_USAGE, fail};
+use crate::cli::failure::{EXIT_RUNTIME, EXIT_USAGE, fail};
 
 #[derive(Debug, Args)]
 pub(crate) struct Scrub {

@@ -15,6 +15,7 @@ use crate::hub::request::RequestInFlight;
 use crate::hub::session::{RecordsReading, Session, SessionMemory, Whose};
 use crate::pipeline::World;
 use crate::pipeline::chunk::{ChunkInFlight, Direction, OTHERWISE, Pages};
+use crate::pipeline::endings::Endings;
 use crate::pipeline::job::{CrewKind, Done, Failure, Job, Seat};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::crew::Crew;

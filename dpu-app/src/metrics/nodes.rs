@@ -7,7 +7,7 @@ use std::fmt;
 use store::{NodeFacts, NodeState};
 
 use super::clerk::MetricsView;
-use super::families::{MetricFamily, MetricSeries, Seconds, counter, gauge};
+use super::family::{MetricFamily, MetricSeries, Seconds, counter, gauge};
 use crate::count::facts;
 
 /// Writes the series of a family whose numbers are in the table of facts.

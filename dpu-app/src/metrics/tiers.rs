@@ -6,7 +6,7 @@ use std::fmt;
 use store::TierFacts;
 
 use super::clerk::MetricsView;
-use super::families::{MetricFamily, MetricSeries, counter, gauge};
+use super::family::{MetricFamily, MetricSeries, counter, gauge};
 use crate::count::facts;
 
 /// Writes the series of a family whose numbers are in the table of facts.

@@ -1,5 +1,5 @@
-//! The decisions: blocks become jobs, answers become next stages, chunks end. Generic over the [`World`], so that the
-//! data plane and the simulator run the same code.
+//! The decisions: blocks become jobs, answers become next stages, chunks end (endings.rs). Generic over the [`World`],
+//! so that the data plane and the simulator run the same code.
 //!
 //! A failure stops a whole context (DOCA), so whatever fails is submitted again; who fails alone is to blame
 //! (probation.rs). A block that the inflate engine cannot take alone is judged by software: if that can inflate it, the
@@ -12,13 +12,14 @@ use block::Codec;
 use crate::config::VERIFY_TRIES;
 use crate::count::counters::add;
 use crate::pipeline::chunk::{Direction, FetchVerdict, Phase};
+use crate::pipeline::endings::Endings;
 use crate::pipeline::job::{Done, Failure, Job, Restored, Seat};
 use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::pipeline::slots::{Moves, SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
 
 /// Every decision of the data plane, for every [`World`].
-pub trait Scheduler: World {
+pub trait Scheduler: Endings {
     /// Starts what can start; `true` if anything did.
     fn schedule(&mut self) -> bool {
         let mut busy = false;
@@ -369,151 +370,6 @@ pub trait Scheduler: World {
         } else if !self.abandoned(slot) {
             let next = if stores { SlotState::Gathering } else { SlotState::Writing };
             self.go_to(slot, next);
-        }
-    }
-
-    /// Gives the slot of a block back whose chunk has failed meanwhile; `true` if it did.
-    fn abandoned(&mut self, slot: Ticket) -> bool {
-        let pipeline = self.pipeline();
-        let seat = pipeline.slots.at(slot).seat;
-        let failed = pipeline.chunk(seat).failure.is_some();
-        if failed {
-            self.release(slot);
-        }
-        failed
-    }
-
-    /// Ends a block that has passed all its stages.
-    fn block_done(&mut self, slot: Ticket) {
-        let pipeline = self.pipeline();
-        let work = *pipeline.slots.at(slot);
-        let chunk = pipeline.chunk(work.seat);
-        chunk.done += 1;
-        if chunk.direction == Direction::Fetch {
-            chunk.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
-        }
-        self.release(slot);
-    }
-
-    /// Fails a block that cannot go on; its chunk ends when its neighbours have left their slots.
-    fn block_failed(&mut self, slot: Ticket, failure: Failure) {
-        if matches!(failure, Failure::Corrupt(_)) {
-            add(&self.counters().blocks_corrupt, 1);
-        }
-        let pipeline = self.pipeline();
-        let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
-        pipeline.chunk(seat).fail(failure, Some(block));
-        self.release(slot);
-    }
-
-    fn release(&mut self, slot: Ticket) {
-        self.let_go(slot);
-        let pipeline = self.pipeline();
-        let seat = pipeline.slots.at(slot).seat;
-        pipeline.free_slot(slot);
-        pipeline.chunk(seat).in_flight -= 1;
-        self.nudge(seat);
-    }
-
-    /// Ends a chunk that has nothing left to do.
-    fn nudge(&mut self, seat: Seat) {
-        let chunk = self.pipeline().chunk(seat);
-        if !chunk.drained() {
-            return;
-        }
-        chunk.become_phase(Phase::Closing);
-        match (chunk.direction, chunk.failure) {
-            (Direction::Fetch, None) => {
-                self.give(Job::Close { seat, bad: None });
-                // The data is in place: no need to wait for the seat.
-                self.conclude(seat, Ok(()));
-            }
-            (Direction::Fetch, Some(_)) => match chunk.verdict(true) {
-                FetchVerdict::Over => {
-                    let failure = chunk.failure.expect("a verdict changes it and takes it not away");
-                    self.give(Job::Close { seat, bad: None });
-                    self.conclude(seat, Err(failure));
-                }
-                FetchVerdict::Anew => {
-                    chunk.reopens = true;
-                    self.give(Job::Close { seat, bad: None });
-                }
-                // A host that is told of a bad chunk may store it again at once: by then the store has to know.
-                FetchVerdict::Bad(why) => self.give(Job::Close { seat, bad: Some(why) }),
-            },
-            (Direction::Store, None) => self.give(Job::Commit { seat }),
-            (Direction::Store, Some(_)) => self.give(Job::Abort { seat }),
-        }
-    }
-
-    /// Fetches a chunk once more, by another way.
-    fn open_anew(&mut self, seat: Seat) {
-        self.pipeline().chunk(seat).start_over();
-        add(&self.counters().chunks_reread, 1);
-        self.give(Job::Open { seat, anew: true });
-    }
-
-    /// Tells the request, once, how its chunk ended.
-    fn conclude(&mut self, seat: Seat, result: Result<(), Failure>) {
-        if !std::mem::replace(&mut self.pipeline().chunk(seat).concluded, true) {
-            self.concluded(seat, result);
-        }
-    }
-
-    /// Ends a chunk, for its request and for the store.
-    fn leave(&mut self, seat: Seat, result: Result<(), Failure>) {
-        self.conclude(seat, result);
-        self.pipeline().vacate(seat);
-    }
-
-    /// Aborts the chunks of a request from `limit` on.
-    fn abort_from(&mut self, session: usize, request: usize, limit: u32, failure: Failure) {
-        for place in 0..self.pipeline().chunks.len() {
-            let Some(chunk) = self.pipeline().chunks[place].as_mut() else { continue };
-            let concerned = chunk.session == session && chunk.request == request && !chunk.concluded;
-            if concerned && chunk.index >= limit {
-                chunk.cut_off(failure);
-                let seat = Seat(place as u16);
-                self.let_go_of_pages(seat);
-                self.nudge(seat);
-            }
-        }
-    }
-
-    /// Frees a request from all its chunks, even those about to leave the store.
-    fn give_up(&mut self, session: usize, request: usize) {
-        for place in 0..self.pipeline().chunks.len() {
-            let Some(chunk) = self.pipeline().chunks[place].as_mut() else { continue };
-            if chunk.session == session && chunk.request == request && !chunk.concluded && chunk.failure.is_some() {
-                if chunk.is_condemned() {
-                    chunk.given_up = true;
-                } else {
-                    chunk.cut_off(Failure::Deadline);
-                }
-                self.let_go_of_pages(Seat(place as u16));
-            }
-        }
-    }
-
-    /// Ends a chunk that nobody waits for any more, for its request, as soon as nothing moves from or to its pages: not
-    /// when the store, or a worker that hangs in it, has answered what is still asked of it.
-    fn let_go_of_pages(&mut self, seat: Seat) {
-        let chunk = self.pipeline().chunk(seat);
-        if let Some(failure) = chunk.failure.filter(|_| chunk.given_up && chunk.moving == 0) {
-            self.conclude(seat, Err(failure));
-        }
-    }
-
-    /// Aborts the chunks of a session that has ended.
-    fn abort_session(&mut self, session: usize) {
-        for place in 0..self.pipeline().chunks.len() {
-            let Some(chunk) = self.pipeline().chunks[place].as_mut() else { continue };
-            if chunk.session == session && !chunk.concluded {
-                chunk.cut_off(Failure::Gone);
-                let seat = Seat(place as u16);
-                self.let_go_of_pages(seat);
-                self.nudge(seat);
-            }
         }
     }
 }
