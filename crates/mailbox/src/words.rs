@@ -173,7 +173,7 @@ line_words! {
         /// A [`Status`].
         status: u16 = 24,
         area: u16 = 26,
-        /// Leading whole chunks in place (fetch), stored (store) or found (lookup).
+        /// Leading whole chunks in place (fetch), stored (store) or found (lookup; of a window where its hit ends).
         chunks_done: u32 = 28,
         /// Commands taken when the card wrote this, modulo 2^32. Frees command slots.
         command_head: u32 = 32,

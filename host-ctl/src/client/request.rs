@@ -62,7 +62,8 @@ pub struct Completion {
     pub id: RequestId,
     pub operation: Operation,
     pub status: Status,
-    /// Leading whole chunks in place, stored or found. Whatever the status, these are right; nothing beyond them is.
+    /// Leading whole chunks in place, stored or found; of a window where its hit ends. Whatever the status, these are
+    /// right; nothing beyond them is.
     pub chunks_done: usize,
     pub chunks_asked: usize,
     pub wire_bytes: u64,

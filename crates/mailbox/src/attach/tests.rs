@@ -418,6 +418,24 @@ proptest! {
         }
     }
 
+    /// Honest messages in any order, some twice, some not: only the whole attach in its order is taken.
+    #[test]
+    fn a_shuffled_attach_is_refused_and_never_panics(
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 0..14),
+        head in 0..12_usize,
+    ) {
+        let bases = bases();
+        let good = with_sections(&bases);
+        let mut messages = good[..head].to_vec();
+        messages.extend(picks.iter().map(|pick| *pick.get(&good)));
+        let mut intake = Intake::new();
+        let taken = messages.iter().map(|message| intake.take(message)).find(|taken| !matches!(taken, Ok(None)));
+        if let Some(Ok(Some(attachment))) = taken {
+            prop_assert_eq!(attachment.layouts.len(), 3);
+            prop_assert_eq!(&messages[..good.len()], &good[..]);
+        }
+    }
+
     #[test]
     fn one_flipped_bit_is_seen(bit in any::<prop::sample::Index>(), which in any::<prop::sample::Index>()) {
         let bases = bases();

@@ -143,6 +143,10 @@ fn while_the_store_below_is_down_tiers_serve_what_they_have() {
     let until = || Instant::now() + Duration::from_secs(3);
     assert_eq!(store.lookup(&keys(&prompt), until()), Ok(2));
     assert_eq!(store.lookup(&keys(&prompt[..2]), until()), Ok(2));
+    // Windows, too: the one that would end at 3 cannot be asked for.
+    let windows = [1, 2, 3].map(|trailing| store.look(&keys(&prompt), trailing, until()));
+    assert_eq!(windows, [Ok(2), Ok(2), Ok(2)]);
+    assert_eq!(store.look(&keys(&prompt[1..2]), 1, until()), Ok(1));
     prompt[..2].iter().for_each(|chunk| chunk.fetched(&*store).expect("from memory"));
     let error = store.open(0, &prompt[2].key, &mut [0; 4096], until()).expect_err("nobody has it");
     assert!(matches!(error, StoreError::Down { .. } | StoreError::Late { .. }), "{error}");
