@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
 use block::{
-    ChunkKey, ElementType, Geometry, Header, Manifest, Plan, Planes, TileOrder, encode_tile, manifest_bytes,
-    wire_bytes_max,
+    ChunkKey, ElementType, Geometry, Header, Kind, Manifest, Part, Plan, Planes, TileOrder, encode_tile,
+    manifest_bytes, wire_bytes_max,
 };
 use host_ctl::{KvFile, OutFile, TensorShape, ends_like_a_chunk, inspect, store_files};
 use proptest::prelude::*;
@@ -220,19 +220,25 @@ const GEOMETRY: Geometry = Geometry {
 
 /// A chunk file as a dir store writes it, by docs/formats.md.
 fn chunk_file(dir: &Path, recipe: &str) -> PathBuf {
-    let key = ChunkKey::new([0xab; 32]);
     let bytes = values(2 * 2 * 16 * 16, 3);
-    let plan = Plan::choose(&GEOMETRY, 256).unwrap();
-    let mut compressor = Compressor::new(DEFLATE_LEVEL_DEFAULT, GEOMETRY.chunk_bytes()).unwrap();
+    chunk_file_of(dir, recipe, &GEOMETRY, |part| {
+        rows(part, 16, 0).into_iter().flat_map(|range| bytes[range].to_vec()).collect()
+    })
+}
+
+fn chunk_file_of(dir: &Path, recipe: &str, geometry: &Geometry, tile: impl Fn(&Part) -> Vec<u8>) -> PathBuf {
+    let key = ChunkKey::new([0xab; 32]);
+    let plan = Plan::choose(geometry, 256).unwrap();
+    let mut compressor = Compressor::new(DEFLATE_LEVEL_DEFAULT, geometry.chunk_bytes()).unwrap();
     let (mut file, mut table, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-    for index in 0..plan.block_count(&GEOMETRY) {
-        let part = plan.part(&GEOMETRY, index).unwrap();
-        let tile: Vec<u8> = rows(&part, 16, 0).into_iter().flat_map(|range| bytes[range].to_vec()).collect();
-        let (mut codes, mut wire) = (vec![0; tile.len()], vec![0; wire_bytes_max(&GEOMETRY, &part)]);
+    for index in 0..plan.block_count(geometry) {
+        let part = plan.part(geometry, index).unwrap();
+        let tile = tile(&part);
+        let (mut codes, mut wire) = (vec![0; tile.len()], vec![0; wire_bytes_max(geometry, &part)]);
         let recipe = recipe.parse().unwrap();
         let order = TileOrder::TokenMajor;
         let count =
-            encode_tile(recipe, &GEOMETRY, &key, index, &part, order, &tile, &mut codes, &mut wire, &mut compressor)
+            encode_tile(recipe, geometry, &key, index, &part, order, &tile, &mut codes, &mut wire, &mut compressor)
                 .unwrap();
         table.extend((file.len() as u64).to_le_bytes());
         table.extend((count as u32).to_le_bytes());
@@ -241,7 +247,7 @@ fn chunk_file(dir: &Path, recipe: &str) -> PathBuf {
         file.extend(&wire[..count]);
         file.resize(file.len().next_multiple_of(4096), 0);
     }
-    let manifest = Manifest::new(key, GEOMETRY, plan, &lengths).unwrap();
+    let manifest = Manifest::new(key, *geometry, plan, &lengths).unwrap();
     let mut tail = table;
     let at = tail.len();
     tail.resize(at + manifest_bytes(lengths.len()), 0);
@@ -282,6 +288,25 @@ fn a_good_chunk_is_described_and_found_in_its_store() {
     assert!(inspect(&other).unwrap().findings[0].contains("name is another's"));
     let empty = tempfile::tempdir().unwrap();
     assert_eq!(store_files(empty.path(), None).unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn chunks_of_one_plane_and_of_opaque_bytes_are_described_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    for (element, name) in [(ElementType::E4m3, "fp8_e4m3"), (ElementType::U16, "u16"), (ElementType::Bf16, "bf16")] {
+        let geometry = Geometry { element, heads: 1, planes: Planes::One, ..GEOMETRY };
+        let path = chunk_file_of(dir.path(), "lossless", &geometry, |part| vec![7; part.tile_bytes(&geometry)]);
+        let found = inspect(&path).unwrap();
+        assert!(found.is_good(), "{:?}", found.findings);
+        let chunk = found.chunk.unwrap();
+        assert_eq!((chunk.geometry, chunk.raw_bytes), (geometry, geometry.chunk_bytes() as u64));
+        assert!(chunk.blocks.iter().all(|block| block.kind == Kind::Kv));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_host-ctl"));
+        let printed = command.arg("inspect").arg(&path).output().unwrap().stdout;
+        let text = String::from_utf8(printed).unwrap();
+        let shape = format!("2 layers x 1 heads of one plane x 8 {name}, chunks of 16 tokens");
+        assert!(text.contains(&shape), "{text}");
+    }
 }
 
 #[test]
