@@ -4,8 +4,8 @@
         "kv_connector_module_path": "kvlane.vllm_connector", "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"socket": "/run/kvlane.sock"}}'
 
-An adapter and nothing else: it turns vLLM's objects into plain words for engine/, and back. The interface changes between
-releases; what was tested is `TESTED`, and what may be missing is looked for, not assumed.
+An adapter and nothing else: it turns vLLM's objects into plain words for engine/, and back. The interface changes
+between releases; what was tested is `TESTED`, and what may be missing is looked for, not assumed.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from . import Session, attach
 from .engine.adapters import Adapter, Adapters
 from .engine.idle import Alarm
-from .engine.layout import memory
+from .engine.layout import Shape, memory, sections_of
 from .engine.link import Link
 from .engine.options import Options
 from .engine.scheduler import Scheduler
+from .engine.sections import STATE
 from .engine.settings import canonical
 from .engine.stats import SECONDS, Prom, Stats
 from .engine.words import Orders, Report, Save
 from .engine.worker import Worker
 from .model_name import model_name as _model
 from .model_name import snapshot
-from .model_shape import follows_sleep, refusal
-from .model_shape import model_shape as _shape
+from .model_shape import follows_sleep, hit_unit, refusal
+from .model_shape import model_shapes as _shapes
 from .vllm_core import Core
 
 if TYPE_CHECKING:
@@ -82,14 +83,11 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             logger.warning("kvlane: tested with vLLM %s, this is %s", ", ".join(TESTED), vllm.__version__)
         transfer = vllm_config.kv_transfer_config
         self._options = Options.parse(dict(transfer.kv_connector_extra_config or {}))
-        self._shape = _shape(vllm_config, kv_cache_config)
-        if self._options.chunk_tokens % self._shape.page_tokens:
-            raise ValueError(
-                f"kvlane: chunk_tokens {self._options.chunk_tokens} is not a multiple of the block size "
-                f"{self._shape.page_tokens}: change chunk_tokens or --block-size"
-            )
+        self._shapes = _shapes(vllm_config, kv_cache_config)
+        self._sections = sections_of(self._shapes, self._chunk(hit_unit(kv_cache_config, self._shapes)))
         self._cpu = vllm_config.device_config.device_type == "cpu"
         self._ranks = vllm_config.parallel_config.tensor_parallel_size
+        self._replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._fenced: list[tuple[Any, list[Save]]] = []
@@ -100,6 +98,19 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler = self._make_scheduler()
             self._core = Core()
             self._alarm = Alarm(self._core.wake)
+
+    def _chunk(self, unit: int) -> int:
+        """Tokens of a chunk: what was asked for, or of a hybrid model the next multiple of what its hits are multiples
+        of."""
+        chunk, given = self._options.chunk_tokens, self._vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+        if chunk % unit and len(self._shapes) > 1 and "chunk_tokens" not in given:
+            return -(-chunk // unit) * unit
+        if chunk % unit:
+            what = "the block size" if len(self._shapes) == 1 else "this model's hits"
+            raise ValueError(
+                f"kvlane: chunk_tokens {chunk} is not a multiple of {what} {unit}: change chunk_tokens or --block-size"
+            )
+        return chunk
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -114,7 +125,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
     # Scheduler
 
     def _make_scheduler(self) -> Scheduler:
-        model = _model(self._vllm_config, self._options, self._shape, self._cpu)
+        model = _model(self._vllm_config, self._options, _main(self._shapes), self._cpu)
         logger.info("kvlane: keys name the model: %s", model)
         link = self._link("scheduler", None)
         link.connect()
@@ -122,10 +133,12 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             self._options,
             link,
             model=model,
-            geometry=self._shape.geometry(self._options.chunk_tokens),
-            page_tokens=self._shape.page_tokens,
+            sections=self._sections,
             page_count=self._kv_cache_config.num_blocks,
             ranks=self._ranks,
+            replicas=self._replicas,
+            # vLLM's attention on CPUs prefills latents without those of earlier steps.
+            whole_only=self._cpu and any(shape.latent for shape in self._shapes),
         )
         scheduler.unchanged = self._unchanged
         return scheduler
@@ -142,8 +155,8 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             gpu_block_pool.free_blocks([blocks[page] for page in reversed(pages)])
 
         def reset_prefix_cache() -> bool:
-            """vLLM forgets its prefixes only while no page is in use, and those that saves hold are. They are out of use for
-            this one moment, in which nobody can take them."""
+            """vLLM forgets its prefixes only while no page is in use, and those that saves hold are. They are out of
+            use for this one moment, in which nobody can take them."""
             held = scheduler.holds.pages
             let_go(held)
             try:
@@ -155,7 +168,8 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         gpu_block_pool.reset_prefix_cache = reset_prefix_cache  # type: ignore[method-assign]
 
     def reset_cache(self) -> bool | None:
-        """Called when weights were updated, and before sleep: from now on keys are this engine's own, until it restarts."""
+        """Called when weights were updated, and before sleep: from now on keys are this engine's own, until it
+        restarts."""
         if self._scheduler is None:
             return None
         done = self._scheduler.reset()
@@ -198,23 +212,36 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         if num_external_tokens <= 0:
             return
-        (pages,) = blocks.get_block_ids()
         # The engine's own tokens are whole pages, and what is to be loaded ends with a page.
         ends = self._scheduler.matched_end(request.request_id, request.num_tokens)
-        self._scheduler.allocated(request.request_id, pages, ends - num_external_tokens, num_external_tokens)
+        computed = ends - num_external_tokens
+        self._scheduler.allocated(request.request_id, blocks.get_block_ids(), computed, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> Metadata:
         assert self._scheduler is not None
         scheduled = scheduler_output.num_scheduled_tokens
+        # What a window has left behind is gone from its table, and pages of states move in theirs: of several groups
+        # the tables are asked for, not kept.
+        state = scheduler_output.kv_connector_block_state if len(self._shapes) > 1 else None
         for new in scheduler_output.scheduled_new_reqs:
-            computed = new.num_computed_tokens + scheduled[new.req_id]
-            self._scheduler.scheduled(new.req_id, new.block_ids[0], True, computed)
+            self._scheduled(new.req_id, state, new.block_ids, True, new.num_computed_tokens + scheduled[new.req_id])
         cached = scheduler_output.scheduled_cached_reqs
         for request, blocks, before in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
-            pages = blocks[0] if blocks else []
             replaced = request in cached.resumed_req_ids
-            self._scheduler.scheduled(request, pages, replaced, before + scheduled[request])
+            self._scheduled(request, state, blocks or ((),), replaced, before + scheduled[request])
+        for request, ends in (state.boundary_state_offloads if state is not None else {}).items():
+            for group, page, tokens in ends:
+                self._scheduler.bounded(request, group, page, tokens)
         return Metadata(self._scheduler.orders(scheduler_output.total_num_scheduled_tokens))
+
+    def _scheduled(
+        self, request: str, state: Any, blocks: Sequence[Sequence[int]], replaced: bool, computed: int
+    ) -> None:
+        assert self._scheduler is not None
+        if state is None:
+            self._scheduler.scheduled(request, blocks, replaced, computed)
+        elif self._scheduler.saving(request) and (tables := state.get_block_ids(request)) is not None:
+            self._scheduler.scheduled(request, tables, True, computed)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         assert self._scheduler is not None
@@ -255,22 +282,19 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         from vllm.distributed import get_tensor_model_parallel_rank
-        from vllm.model_executor.models.utils import extract_layer_index
 
-        own = {cache.data_ptr(): name for name, cache in reversed(kv_caches.items())}
-        self._caches = {name: kv_caches[name] for name in sorted(own.values(), key=extract_layer_index)}
+        self._caches = kv_caches
         rank = get_tensor_model_parallel_rank()
+        link = self._registered(rank)
         self._worker = Worker(
-            self._options,
-            self._registered(rank),
-            rank=rank,
-            page_tokens=self._shape.page_tokens,
-            chunk_tokens=self._options.chunk_tokens,
+            self._options, link, rank=rank, sections=self._sections, replicas=self._replicas, splits=self._splits
         )
 
     def _registered(self, rank: int) -> Link:
         """A link whose sessions read and write the KV cache where it lies now."""
-        link = self._link(f"worker {rank}", memory(self._caches, self._shape, self._options.chunk_tokens, self._cpu))
+        laid = memory(self._caches, self._shapes, self._sections, self._cpu)
+        self._splits = laid.splits
+        link = self._link(f"worker {rank}", laid.memory)
         link.connect()
         return link
 
@@ -358,7 +382,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
     # Both
 
     def _link(self, name: str, memory_: Any) -> Link:
-        options, one_byte = self._options, self._shape.one_byte
+        options, lossless_only = self._options, any(shape.lossless_only for shape in self._shapes)
 
         def attached() -> Session:
             session = attach(
@@ -371,9 +395,12 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
                 namespace=options.namespace,
                 timeout=options.attach_timeout_s,
             )
-            if one_byte and not session.recipe.startswith("lossless"):
+            if lossless_only and not session.recipe.startswith("lossless"):
                 session.close(1.0)
-                raise refusal(f"KV of one byte is passed through losslessly only, the card stores {session.recipe}")
+                raise refusal(
+                    "latents, states and KV of one byte are passed through losslessly only, the card stores "
+                    f"{session.recipe}: run dpu-app with --recipe lossless"
+                )
             return session
 
         return Link(name, attached, retry=options.retry_s, retry_max=options.retry_max_s)
@@ -407,8 +434,8 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _named_by_tokens(request: Request) -> bool:
-    """Whether token ids, with what goes into the salt, say all that a prompt's KV comes from. Pictures, embeddings (alone or
-    between token ids) and what a pooling request adds to its tokens are in none of them."""
+    """Whether token ids, with what goes into the salt, say all that a prompt's KV comes from. Pictures, embeddings
+    (alone or between token ids) and what a pooling request adds to its tokens are in none of them."""
     mask = getattr(request, "prompt_is_token_ids", None)
     return (
         request.prompt_token_ids is not None
@@ -423,3 +450,8 @@ def _adapting(config: VllmConfig) -> str:
     """What vLLM makes of every adapter."""
     lora = config.lora_config
     return canonical([getattr(lora, name, None) for name in ("lora_dtype", "target_modules")]) if lora else ""
+
+
+def _main(shapes: Sequence[Shape]) -> Shape:
+    """The first that is attention: model_name asks how its pages are ordered."""
+    return next((shape for shape in shapes if shape.kind != STATE), shapes[0])

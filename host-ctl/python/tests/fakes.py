@@ -30,6 +30,8 @@ class FakeSession:
     def __init__(self, recipe: str = "lossless") -> None:
         self.recipe, self.card = recipe, "fake"
         self.posted: dict[int, tuple[str, bytes, list[int], Any]] = {}
+        self.sections: dict[int, int] = {}
+        self.trailing: dict[int, int] = {}
         self.completed: list[Done] = []
         self.cancelled: list[int] = []
         self.gone = False
@@ -37,23 +39,26 @@ class FakeSession:
         self.lets_go = True
         self._number = self._taken = 0
 
-    def _post(self, what: str, keys: bytes, pages: list[int], more: Any = None) -> int:
+    def _post(self, what: str, keys: bytes, pages: list[int], more: Any = None, section: int = 0) -> int:
         if self.gone:
             raise kvlane.CardGone("gone")
         if self.outstanding >= self.full_at:
             raise kvlane.RunError("full")
         self._number += 1
         self.posted[self._number] = (what, keys, pages, more)
+        self.sections[self._number] = section
         return self._number
 
-    def lookup(self, keys: bytes) -> int:
-        return self._post("lookup", keys, [])
+    def lookup(self, keys: bytes, *, section: int = 0, trailing: int = 0) -> int:
+        number = self._post("lookup", keys, [], None, section)
+        self.trailing[number] = trailing
+        return number
 
-    def fetch(self, keys: bytes, pages: list[int], *, tokens: Any, deadline: float) -> int:
-        return self._post("fetch", keys, pages, tokens)
+    def fetch(self, keys: bytes, pages: list[int], *, tokens: Any, deadline: float, section: int = 0) -> int:
+        return self._post("fetch", keys, pages, tokens, section)
 
-    def store(self, keys: bytes, pages: list[int], *, importance: Any, deadline: float) -> int:
-        return self._post("store", keys, pages, importance)
+    def store(self, keys: bytes, pages: list[int], *, importance: Any, deadline: float, section: int = 0) -> int:
+        return self._post("store", keys, pages, importance, section)
 
     def cancel(self, number: int) -> None:
         self.cancelled.append(number)

@@ -6,9 +6,11 @@ import kvlane
 from fakes import FakeSession, linked
 from kvlane.engine.options import Options
 from kvlane.engine.scheduler import Scheduler
+from kvlane.engine.sections import one_section
 from kvlane.engine.worker import Worker
 
 CHUNK, PAGE, PROMPT = 64, 16, 200
+SECTIONS = one_section(kvlane.Geometry(2, 2, 16, "bf16", CHUNK), PAGE)
 SLOTS = 28
 """Of a session's page: what is posted beyond them has not reached the card."""
 
@@ -18,10 +20,10 @@ class Engine:
         options = Options(chunk_tokens=CHUNK, lookup_wait_ms=0.0, **options)
         self.asked, self.moved = FakeSession(), FakeSession()
         self.scheduler = Scheduler(
-            options, linked(self.asked), model="m", geometry=kvlane.Geometry(2, 2, 16, "bf16", CHUNK), page_tokens=PAGE,
+            options, linked(self.asked), model="m", sections=SECTIONS,
             page_count=10000, ranks=1,
         )  # fmt: skip
-        self.worker = Worker(options, linked(self.moved), rank=0, page_tokens=PAGE, chunk_tokens=CHUNK)
+        self.worker = Worker(options, linked(self.moved), rank=0, sections=SECTIONS)
         self.waiting, self.loading, self.loaded, self.computed = [], set(), set(), set()
         self.failed = set()
 
@@ -39,7 +41,7 @@ class Engine:
             self.waiting.remove(request)
             if found:
                 self.loading.add(request)
-                self.scheduler.allocated(request, list(range(13)), 0, found)
+                self.scheduler.allocated(request, [list(range(13))], 0, found)
             else:
                 self.computed.add(request)
         orders = self.scheduler.orders(0)

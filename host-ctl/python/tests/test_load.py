@@ -8,6 +8,7 @@ import kvlane
 from kvlane.engine.link import Link
 from kvlane.engine.options import Options
 from kvlane.engine.scheduler import Scheduler
+from kvlane.engine.sections import one_section
 from kvlane.engine.worker import Worker
 
 CHUNK, PAGE, PAGES, PROMPT = 64, 16, 64, 70
@@ -35,10 +36,10 @@ class Engine:
             link.connect()
         self.links, self.recipe = links, links[0].session.recipe
         self.scheduler = Scheduler(
-            options, links[0], model="m", geometry=GEOMETRY, page_tokens=PAGE, page_count=PAGES, ranks=1
+            options, links[0], model="m", sections=one_section(GEOMETRY, PAGE), page_count=PAGES, ranks=1
         )
         self.scheduler.holds.hold = lambda pages: None
-        self.worker = Worker(options, links[1], rank=0, page_tokens=PAGE, chunk_tokens=CHUNK)
+        self.worker = Worker(options, links[1], rank=0, sections=one_section(GEOMETRY, PAGE))
         self.waiting, self.loading, self.bad = [], set(), set()
         self.loaded, self.computed, self.arrived = 0, 0, 0
 
@@ -68,7 +69,7 @@ class Engine:
                 self.computed += not found
             if found:
                 self.loading.add(request)
-                self.scheduler.allocated(request, list(range(5)), 0, found)
+                self.scheduler.allocated(request, [list(range(5))], 0, found)
         orders = self.scheduler.orders(0)
         for load in orders.loads:
             self.worker.load(load)

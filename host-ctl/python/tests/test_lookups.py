@@ -5,20 +5,20 @@ from __future__ import annotations
 import kvlane
 from fakes import FakeSession, linked
 from kvlane.engine.faults import Faults
-from kvlane.engine.lookups import WINDOW, Lookups
+from kvlane.engine.lookups import WINDOW, Lookups, Question
 from kvlane.engine.options import Options
 
 
 def make(**options):
     session, answers = FakeSession(), {}
     lookups = Lookups(
-        Options(**options), linked(session), lambda request, chunks, why: answers.update({request: (chunks, why)}), Faults()
+        Options(**options), linked(session), lambda request, chunks, why, each: answers.update({request: (chunks, why)}), Faults()
     )
     return lookups, session, answers
 
 
 def keys(number, chunks=2):
-    return (number.to_bytes(2, "big") * 16 * chunks,)
+    return (Question(number.to_bytes(2, "big") * 16 * chunks),)
 
 
 def test_two_thousand_at_once_wait_here_and_are_answered_in_order():
@@ -29,7 +29,7 @@ def test_two_thousand_at_once_wait_here_and_are_answered_in_order():
     while len(answers) < 2000:
         assert len(session.posted) - answered <= WINDOW < session.full_at
         answered += 1
-        assert session.posted[answered][1] == keys(answered - 1)[0], "in order"
+        assert session.posted[answered][1] == keys(answered - 1)[0].keys, "in order"
         session.complete(answered, 1)
         lookups.pump()
     assert set(answers.values()) == {(1, "")} and not lookups.waiting

@@ -281,7 +281,7 @@ def test_an_adapter_without_files_is_left_alone(tmp_path, caplog):
 def refusal(spec=None, **changes):
     group = SimpleNamespace(kv_cache_spec=spec or full(), layer_names=["0"])
     try:
-        connector._shape(config("/m", **changes), SimpleNamespace(kv_cache_groups=[group]))
+        connector._shapes(config("/m", **changes), SimpleNamespace(kv_cache_groups=[group]))
     except kvlane.InputError as error:
         return str(error)
     return None

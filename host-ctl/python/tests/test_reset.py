@@ -39,7 +39,7 @@ def test_a_waiting_prompt_is_asked_for_again_and_what_was_found_does_not_count()
     assert scheduler.matched("a", 0, 200, 0) is None, "asked under the new name"
     session.complete(2, 0)
     assert scheduler.matched("a", 0, 200, 0) == 0
-    scheduler.scheduled("a", list(range(13)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
     (saved,) = scheduler.orders().saves
     assert saved.keys[0] == names(session)[1]
 
@@ -56,15 +56,15 @@ def test_a_running_prompt_is_not_saved_after_a_reset_until_it_is_computed_again(
     scheduler, session, _ = make()
     arrive(scheduler, session, 300, 0)
     scheduler.matched("a", 0, 300, 0)
-    scheduler.scheduled("a", list(range(10)), True, 150)
+    scheduler.scheduled("a", [list(range(10))], True, 150)
     (before,) = scheduler.orders().saves
     scheduler.reset()
-    scheduler.scheduled("a", list(range(10, 19)), False, 300)
+    scheduler.scheduled("a", [list(range(10, 19))], False, 300)
     assert not scheduler.orders().saves, "one half of it is of before"
     assert scheduler.matched("a", 0, 300, 1) is None
     session.complete(2, 0)
     scheduler.matched("a", 0, 300, 1)
-    scheduler.scheduled("a", list(range(20, 39)), True, 300)
+    scheduler.scheduled("a", [list(range(20, 39))], True, 300)
     (after,) = scheduler.orders().saves
     assert after.pages == tuple(range(20, 36)) and after.keys[0][:64] != before.keys[0][:64]
 
@@ -73,7 +73,7 @@ def test_a_save_on_its_way_keeps_its_name_and_its_pages():
     scheduler, session, pool = make()
     arrive(scheduler, session, 200, 0)
     scheduler.matched("a", 0, 200, 0)
-    scheduler.scheduled("a", list(range(13)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
     (saved,) = scheduler.orders().saves
     assert scheduler.reset() and pool.held == list(range(12)) == scheduler.holds.pages
     assert saved.keys[0] == names(session)[0]
@@ -84,7 +84,7 @@ def test_a_save_on_its_way_keeps_its_name_and_its_pages():
 def test_a_reset_with_loads_on_their_way_says_that_it_is_not_done():
     scheduler, session, _ = make()
     arrive(scheduler, session, 200, 3)
-    scheduler.allocated("a", list(range(13)), 0, scheduler.matched("a", 0, 200, 0))
+    scheduler.allocated("a", [list(range(13))], 0, scheduler.matched("a", 0, 200, 0))
     assert not scheduler.reset()
     scheduler.received({"a"})
     assert scheduler.reset()
@@ -95,7 +95,7 @@ def test_a_prompt_whose_adapter_changed_is_not_saved():
     arrive(scheduler, session, 200, 0)
     scheduler.matched("a", 0, 200, 0)
     scheduler.unchanged = lambda request: False
-    scheduler.scheduled("a", list(range(13)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
     assert not scheduler.orders().saves
 
 
@@ -132,7 +132,7 @@ def test_the_engine_can_forget_while_saves_hold_pages():
     connector.KvlaneConnector.bind_gpu_block_pool(SimpleNamespace(_scheduler=scheduler), pool)
     arrive(scheduler, session, 200, 0)
     scheduler.matched("a", 0, 200, 0)
-    scheduler.scheduled("a", list(range(13)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
     held = [block.ref_cnt for block in pool.blocks]
     assert sum(held) == 12 and pool.reset_prefix_cache() and pool.resets == 1
     assert [block.ref_cnt for block in pool.blocks] == held, "nobody else gets them before the card has read them"

@@ -9,6 +9,7 @@ import pytest
 from fakes import FakeSession, Pool, linked
 from kvlane.engine.options import Options
 from kvlane.engine.scheduler import Scheduler
+from kvlane.engine.sections import one_section
 from kvlane.engine.words import Report
 
 CHUNK, PAGE = 64, 16
@@ -19,7 +20,7 @@ def make(ranks=1, page_count=1000, **options):
     session, pool = FakeSession(), Pool()
     options = {"lookup_wait_ms": 0.0, **options}
     scheduler = Scheduler(
-        Options(chunk_tokens=CHUNK, **options), linked(session), model="m", geometry=GEOMETRY, page_tokens=PAGE,
+        Options(chunk_tokens=CHUNK, **options), linked(session), model="m", sections=one_section(GEOMETRY, PAGE),
         page_count=page_count, ranks=ranks,
     )  # fmt: skip
     scheduler.holds.hold, scheduler.holds.let_go = pool.hold, pool.let_go
@@ -66,13 +67,14 @@ def test_a_load_names_whole_chunks_and_clips_what_the_engine_has():
     scheduler, session, _ = make()
     arrive(scheduler, session, 192, 3)
     assert scheduler.matched("a", 80, 192, 0) == 96
-    scheduler.allocated("a", list(range(100, 112)), 80, 96)
+    scheduler.allocated("a", [list(range(100, 112))], 80, 96)
     (load,) = scheduler.orders().loads
-    assert (load.first_chunk, load.tokens, len(load.keys[0]) // 32) == (1, (16, 112), 2)
-    assert load.pages == tuple(range(104, 112))
-    assert load.wanted(PAGE) == tuple(range(105, 111))
+    (part,) = load.parts
+    assert (part.first_chunk, part.tokens, len(part.keys[0]) // 32) == (1, (16, 112), 2)
+    assert part.pages == tuple(range(104, 112))
+    assert part.wanted(PAGE) == tuple(range(105, 111))
     # The engine calls again after the load, with nothing to load; and nothing is loaded twice.
-    scheduler.allocated("a", list(range(100, 112)), 176, 0)
+    scheduler.allocated("a", [list(range(100, 112))], 176, 0)
     assert scheduler.matched("a", 0, 192, 0) == 0
     assert not scheduler.orders().loads
 
@@ -80,7 +82,7 @@ def test_a_load_names_whole_chunks_and_clips_what_the_engine_has():
 def test_a_failed_load_is_not_tried_again_until_a_preemption():
     scheduler, session, _ = make()
     arrive(scheduler, session, 200, 3)
-    scheduler.allocated("a", list(range(13)), 0, scheduler.matched("a", 0, 200, 0))
+    scheduler.allocated("a", [list(range(13))], 0, scheduler.matched("a", 0, 200, 0))
     assert scheduler.matched("a", 0, 200, 0) == 0
     assert scheduler.matched("a", 0, 200, 1) is None
     session.complete(2, 1)
@@ -103,7 +105,7 @@ def test_a_lost_card_answers_nothing_and_everything_goes_on():
     scheduler.arrived("a", list(range(200)))
     session.gone = True
     assert scheduler.matched("a", 0, 200, 0) == 0
-    scheduler.scheduled("a", list(range(13)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
     assert not scheduler.orders().saves, "nobody knows what is stored"
 
 
@@ -120,13 +122,13 @@ def test_new_chunks_are_saved_once_as_prefill_completes_them():
     scheduler, session, pool = make()
     arrive(scheduler, session, 300, 1)
     assert scheduler.matched("a", 0, 300, 0) == 64
-    scheduler.scheduled("a", list(range(10)), True, 150)
+    scheduler.scheduled("a", [list(range(10))], True, 150)
     (save,) = scheduler.orders().saves
     assert save.pages == tuple(range(4, 8)) and pool.held == [4, 5, 6, 7]
-    scheduler.scheduled("a", list(range(10, 19)), False, 300)
+    scheduler.scheduled("a", [list(range(10, 19))], False, 300)
     (second,) = scheduler.orders().saves
     assert second.pages == tuple(range(8, 16))
-    scheduler.scheduled("a", [], False, 301)
+    scheduler.scheduled("a", [[]], False, 301)
     assert not scheduler.orders().saves
     scheduler.finished("a")
     assert pool.held == list(range(4, 16)), "pages outlive their request"
@@ -139,8 +141,8 @@ def test_a_prefix_that_another_request_saves_is_not_saved_again():
     for request in ("a", "b"):
         arrive(scheduler, session, 200, 0, request)
         scheduler.matched(request, 0, 200, 0)
-    scheduler.scheduled("a", list(range(13)), True, 200)
-    scheduler.scheduled("b", list(range(20, 33)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
+    scheduler.scheduled("b", [list(range(20, 33))], True, 200)
     assert len(scheduler.orders().saves) == 1
 
 
@@ -149,7 +151,7 @@ def test_what_the_store_lost_or_refused_is_saved_by_the_next():
     for request in ("a", "b", "c"):
         arrive(scheduler, session, 200, 0, request)
         scheduler.matched(request, 0, 200, 0)
-        scheduler.scheduled(request, list(range(13)), True, 200)
+        scheduler.scheduled(request, [list(range(13))], True, 200)
         saves = scheduler.orders().saves
         assert len(saves) == 1, request
         # a: stored and evicted before b asks. b: refused after its first chunk.
@@ -161,7 +163,7 @@ def save_of(scheduler, session, request):
     scheduler.arrived(request, [ord(request)] * 200)
     session.complete(len(session.posted), 0)
     scheduler.matched(request, 0, 200, 0)
-    scheduler.scheduled(request, list(range(13)), True, 200)
+    scheduler.scheduled(request, [list(range(13))], True, 200)
     return next(iter(scheduler.orders().saves), None)
 
 
@@ -212,13 +214,13 @@ def test_saves_are_dropped_and_not_queued_when_the_card_is_behind():
         scheduler.arrived(request, [ord(request)] * 200)
         session.complete(len(session.posted), 0)
         scheduler.matched(request, 0, 200, 0)
-        scheduler.scheduled(request, list(range(13)), True, 200)
+        scheduler.scheduled(request, [list(range(13))], True, 200)
     assert len(scheduler.orders().saves) == 1 and len(pool.held) == 12
     assert scheduler.stats["save_dropped_chunks"] == 3
     small, session, pool = make(page_count=20)
     arrive(small, session, 200, 0)
     small.matched("a", 0, 200, 0)
-    small.scheduled("a", list(range(13)), True, 200)
+    small.scheduled("a", [list(range(13))], True, 200)
     assert not pool.held, "more than a quarter of the pages is not held"
 
 
@@ -227,7 +229,7 @@ def test_pages_of_a_load_that_was_given_up_are_held_until_every_worker_has_let_g
     scheduler.arrived("a", list(range(200)))
     for number in (1, 2):
         session.complete(number, 3)
-    scheduler.allocated("a", list(range(13)), 0, scheduler.matched("a", 0, 200, 0))
+    scheduler.allocated("a", [list(range(13))], 0, scheduler.matched("a", 0, 200, 0))
     (load,) = scheduler.orders().loads
     scheduler.heard(Report(given_up=Counter({load.job: 1})))
     scheduler.heard(Report(given_up=Counter({load.job: 1})))
@@ -242,11 +244,11 @@ def test_pages_of_a_load_that_was_given_up_are_held_until_every_worker_has_let_g
 def test_chunks_that_failed_to_load_are_saved_again_after_recomputation():
     scheduler, session, _ = make()
     arrive(scheduler, session, 200, 3)
-    scheduler.allocated("a", list(range(13)), 0, scheduler.matched("a", 0, 200, 0))
+    scheduler.allocated("a", [list(range(13))], 0, scheduler.matched("a", 0, 200, 0))
     (load,) = scheduler.orders().loads
     scheduler.heard(Report(short={load.job: 1}))
     scheduler.received({"a"})
-    scheduler.scheduled("a", list(range(13)), True, 200)
+    scheduler.scheduled("a", [list(range(13))], True, 200)
     (save,) = scheduler.orders().saves
     assert save.pages == tuple(range(4, 12))
 

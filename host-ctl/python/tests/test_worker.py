@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import time
 
+import kvlane
 import pytest
 from fakes import FakeSession, linked
 from kvlane.engine.options import Options
-from kvlane.engine.words import Load, Save
+from kvlane.engine.sections import one_section
+from kvlane.engine.words import Load, Part, Save
 from kvlane.engine.worker import Worker
 
 CHUNK, PAGE = 64, 16
+SECTIONS = one_section(kvlane.Geometry(2, 2, 16, "bf16", CHUNK), PAGE)
 
 
 def make(**options):
     session = FakeSession()
-    return Worker(Options(**options), linked(session), rank=0, page_tokens=PAGE, chunk_tokens=CHUNK), session
+    return Worker(Options(**options), linked(session), rank=0, sections=SECTIONS), session
 
 
 def load(job=1, chunks=3, tokens=None, deadline=60.0, recipe="lossless"):
     pages = tuple(range(100, 100 + 4 * chunks))
     tokens = tokens or (0, chunks * CHUNK)
-    return Load(job, f"r{job}", recipe, (b"k" * 32 * chunks,), pages, tokens, deadline, 0)
+    part = Part(job, (b"k" * 32 * chunks,), pages, tokens, 0)
+    return Load(job, f"r{job}", recipe, deadline, tokens[1] - tokens[0], (part,))
 
 
 def save(job=9, chunks=2):

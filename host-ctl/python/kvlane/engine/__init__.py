@@ -6,6 +6,8 @@ fingerprint  what a folder of weights holds, by content
 adapters   LoRA adapters by their files
 link       a session that comes back by itself
 words      what scheduler and workers tell each other
+sections   what a model's cache consists of, and which pages of each part a prefix needs
+prompts    what is known of one request
 scheduler  which chunks to load and save
 lookups    what the store has: asked in order, and a silent card is waited for once
 pace       whether a load is worth it, and how many are with the card

@@ -2,15 +2,19 @@
 
     asked --in order--> with the card --> answered
 
-A look-up's deadline runs from when the card has it. A card that answers neither it nor anything younger is silent: everybody
-who waits is told so at once, nobody else asks, and one look-up that nobody waits for tries, until one is answered in time.
+A prompt asks one question for each section and rank, all at once, and its answer is the longest hit that all of them
+have: a section of which only the last chunks are needed may have to be asked again, within what the others have.
+
+A look-up's deadline runs from when the card has it. A card that answers neither it nor anything younger is silent:
+everybody who waits is told so at once, nobody else asks, and one look-up that nobody waits for tries, until one is
+answered in time.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,15 +32,34 @@ SILENT = "look-ups"
 """What a silent card is called in the log."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """How long a hit one rank's section has; of one with `trailing`, only so many chunks before its end need be
+    there."""
+
+    keys: bytes
+    section: int = 0
+    trailing: int = 0
+
+    def within(self, chunks: int) -> Question:
+        return Question(self.keys[: chunks * KEY_BYTES], self.section, self.trailing)
+
+
 @dataclass
 class Lookup:
     request: str
-    keys: tuple[bytes, ...]
-    """One entry for each rank."""
+    questions: Sequence[Question]
     posted_at: float = 0.0
-    waiting: set[int] = field(default_factory=set)
-    lowest: int = 0
-    """Chunks, of the ranks that have answered."""
+    waiting: dict[int, int] = field(default_factory=dict)
+    """Which question each look-up with the card is about."""
+    hits: list[int] = field(default_factory=list)
+    """Chunks, by question: the last answer."""
+    firsts: tuple[int, ...] = ()
+    """The first answers: of all that the prompt has."""
+
+    def again(self, hit: int) -> list[int]:
+        """Questions whose answer says nothing of a hit of that length."""
+        return [at for at, asked in enumerate(self.questions) if asked.trailing and self.hits[at] > hit > 0]
 
 
 class Lookups:
@@ -44,10 +67,11 @@ class Lookups:
         self,
         options: Options,
         link: Link,
-        answered: Callable[[str, int | None, str], None],
+        answered: Callable[[str, int | None, str, tuple[int, ...]], None],
         faults: Faults,
     ) -> None:
-        """`answered` hears of each request how many leading chunks all ranks have, or None and why not."""
+        """`answered` hears of each request how many chunks its hit has, or None and why not, and what each question
+        alone was answered."""
         self._link, self._answered, self._faults = link, answered, faults
         self._late = options.lookup_deadline_ms / 1e3
         self._session: Any = None
@@ -82,10 +106,10 @@ class Lookups:
             self._all_over("lookup_errors")
         return session
 
-    def ask(self, request: str, keys: tuple[bytes, ...]) -> None:
+    def ask(self, request: str, questions: Sequence[Question]) -> None:
         self.session()
         self.drop(request)
-        self._asked[request] = lookup = Lookup(request, keys, lowest=len(keys[0]) // KEY_BYTES)
+        self._asked[request] = lookup = Lookup(request, questions, hits=[0] * len(questions))
         self._queue.append(lookup)
         self.pump()
 
@@ -130,13 +154,21 @@ class Lookups:
             self._backoff.soon(time.monotonic())
         if (lookup := self._flying.pop(done.id, None)) is None:
             return
-        lookup.waiting.discard(done.id)
-        lookup.lowest = min(lookup.lowest, done.chunks_done)
+        lookup.hits[lookup.waiting.pop(done.id)] = done.chunks_done
         if not done.ok:
             self._faults.seen(f"look-ups {done.status}", "the card could not ask its store, and prompts are computed")
             self._over(lookup, None, "lookup_errors")
         elif not lookup.waiting:
-            self._over(lookup, lookup.lowest, "")
+            self._heard(lookup)
+
+    def _heard(self, lookup: Lookup) -> None:
+        """Every question is answered: what they have in common, or one more round within it."""
+        lookup.firsts = lookup.firsts or tuple(lookup.hits)
+        hit = min(lookup.hits)
+        if again := lookup.again(hit):
+            self._post_one(self._session, lookup, again, hit, time.monotonic())
+        else:
+            self._over(lookup, hit, "")
 
     def _expire(self, now: float) -> None:
         while self._flying:
@@ -146,7 +178,7 @@ class Lookups:
             silent = self._newest < min(lookup.waiting)
             self._over(lookup, None, "lookup_timeouts")
             if silent:
-                return self.suspect(lookup.keys[0], f"not answered within {self._late:g} s", now)
+                return self.suspect(lookup.questions[0].keys, f"not answered within {self._late:g} s", now)
 
     def _post(self, session: Any, now: float) -> None:
         if self.silent:
@@ -156,25 +188,30 @@ class Lookups:
             return
         while self._queue:
             lookup = self._queue[0]
-            if not self._room(len(self._flying) + len(self._abandoned), lookup.keys):
+            if not self._room(len(self._flying) + len(self._abandoned), len(lookup.questions)):
                 if not self._flying:
-                    self.suspect(lookup.keys[0], f"{len(self._abandoned)} not answered, long after their deadline", now)
+                    left = f"{len(self._abandoned)} not answered, long after their deadline"
+                    self.suspect(lookup.questions[0].keys, left, now)
                 return
             self._queue.popleft()
             if self._asked.get(lookup.request) is lookup:
-                self._post_one(session, lookup, now)
+                self._post_one(session, lookup, range(len(lookup.questions)), None, now)
 
     @staticmethod
-    def _room(with_card: int, keys: tuple[bytes, ...]) -> bool:
-        return not with_card or with_card + len(keys) <= WINDOW
+    def _room(with_card: int, more: int) -> bool:
+        return not with_card or with_card + more <= WINDOW
 
-    def _post_one(self, session: Any, lookup: Lookup, now: float) -> None:
+    def _post_one(
+        self, session: Any, lookup: Lookup, which: Iterable[int], within: int | None, now: float
+    ) -> None:
+        """Asks these questions, of the first `within` chunks alone if it is given."""
         lookup.posted_at = now
         try:
-            for keys in lookup.keys:
-                number = session.lookup(keys)
+            for at in which:
+                asked = lookup.questions[at] if within is None else lookup.questions[at].within(within)
+                number = session.lookup(asked.keys, section=asked.section, trailing=asked.trailing)
                 self._flying[number] = lookup
-                lookup.waiting.add(number)
+                lookup.waiting[number] = at
         except CardGone:
             raise
         except KvlaneError:
@@ -208,7 +245,7 @@ class Lookups:
     def _over(self, lookup: Lookup, chunks: int | None, why: str) -> None:
         del self._asked[lookup.request]
         self._abandon(lookup)
-        self._answered(lookup.request, chunks, why)
+        self._answered(lookup.request, chunks, why, lookup.firsts)
 
     def _abandon(self, lookup: Lookup) -> None:
         for number in lookup.waiting:
@@ -216,4 +253,4 @@ class Lookups:
                 self._abandoned.add(number)
                 with suppress(KvlaneError):  # It may be over already, or the card gone: that is heard elsewhere.
                     self._session.cancel(number)
-        lookup.waiting = set()
+        lookup.waiting = {}

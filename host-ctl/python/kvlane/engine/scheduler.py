@@ -3,9 +3,9 @@
     asked --lookups--> found --pace, allocated--> loading --> (worker) --> in place, short, or given up
     computed chunks beyond what is found --> saving, pages held --> (worker) --> let go
 
-A request is looked up once, when it comes (lookups.py), and answered from here as often as the engine asks. Whether its load
-is worth it is decided when the engine could begin it (pace.py), and few are with the card at once. Pages that the card may
-still touch are held (holds.py).
+A request is looked up once, when it comes (lookups.py), and answered from here as often as the engine asks. Whether its
+load is worth it is decided when the engine could begin it (pace.py), and few are with the card at once. Pages that the
+card may still touch are held (holds.py).
 """
 
 from __future__ import annotations
@@ -14,48 +14,25 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from .. import KEY_BYTES
-from .._kvlane import Geometry, chunk_keys
 from .faults import Faults
 from .holds import Holds
 from .idle import Idle
 from .link import Link
-from .lookups import SILENT, Lookups
+from .lookups import SILENT, Lookups, Question
 from .options import Options
 from .pace import Pace
+from .prompts import Prompt, parts
 from .saves import NO_FAULT, Saves
+from .sections import FULL, NO_PAGE, STATE, Section
 from .words import Load, Orders, Report, Save, split
 
 LATE = ("deadline_exceeded", "given_up")
 """Ends of loads that took too long."""
 SLOW = "loads"
 """What a store that takes longer than recomputation is called in the log."""
-
-
-@dataclass
-class Prompt:
-    """What is known of one request."""
-
-    tokens: list[int]
-    salt: bytes
-    recipe: str = ""
-    keys: tuple[bytes, ...] = ()
-    chunks: int = 0
-    found: int | None = None
-    """Leading chunks that every rank has; None: not known yet."""
-    answered: bool = False
-    """The store said so; else it was given up."""
-    preemptions: int = 0
-    loaded: bool = False
-    """A load was tried or found not worth it since the last preemption: no second one."""
-    job: int | None = None
-    pages: list[int] = field(default_factory=list)
-    saved: int = 0
-
-    def slice(self, first: int, last: int) -> tuple[bytes, ...]:
-        return tuple(keys[first * KEY_BYTES : last * KEY_BYTES] for keys in self.keys)
 
 
 class Scheduler:
@@ -65,16 +42,21 @@ class Scheduler:
         link: Link,
         *,
         model: str,
-        geometry: Geometry,
-        page_tokens: int,
+        sections: Sequence[Section],
         page_count: int,
         ranks: int,
+        replicas: int = 1,
+        whole_only: bool = False,
     ) -> None:
+        """`replicas`: consecutive ranks with equal bytes. One of them saves, under a key that all of them load.
+        `whole_only`: the engine cannot prefill behind a prefix, so what a load leaves may be one token."""
+        options = _shared(options, len(sections))
         self.options, self.link = options, link
-        self.model, self.geometry, self.ranks = model, geometry, ranks
-        self._named = model
-        self.page_tokens, self.chunk = page_tokens, geometry.chunk_tokens
-        self.pages_per_chunk = self.chunk // page_tokens
+        self.model, self.sections = model, sections
+        self.ranks, self.savers = ranks, ranks // replicas
+        self._named, self._whole_only = model, whole_only
+        self.chunk, self.page_tokens = sections[0].chunk, max(section.page_tokens for section in sections)
+        self._whole = all(section.kind == FULL for section in sections)
         self.hold_max = int(options.hold_share * page_count)
         self.holds = Holds()
         self.unchanged: Callable[[str], bool] = lambda request: True
@@ -99,7 +81,7 @@ class Scheduler:
     def arrived(self, request: str, tokens: Sequence[int], salt: bytes = b"") -> None:
         """A request is here: its look-up starts at once."""
         if request not in self._prompts:
-            self._prompts[request] = Prompt(list(tokens), salt)
+            self._prompts[request] = Prompt(list(tokens), salt, saved=[0] * len(self.sections))
             self._ask(request)
 
     def matched(self, request: str, computed: int, total: int, preemptions: int) -> int | None:
@@ -116,7 +98,7 @@ class Scheduler:
         if found is None:
             return None
         count = max(0, self._end(found, total) - computed)
-        if not count:
+        if not count or (self._whole_only and total - computed - count != 1):
             return 0
         verdict = "short" if count < self.options.min_load_tokens else self._verdict(count)
         if verdict == "load":
@@ -145,45 +127,64 @@ class Scheduler:
         return self._end(prompt.found or 0, total) if prompt else 0
 
     def _end(self, found: int, total: int) -> int:
-        """The last token is left to compute, and the page that it lies in is the engine's own."""
+        """The last token is left to compute, and the page that it lies in is the engine's own. Windows and states are
+        kept for the ends of chunks only."""
+        if not self._whole:
+            return min(found, (total - 1) // self.chunk) * self.chunk
         return min(found * self.chunk, (total - 1) // self.page_tokens * self.page_tokens)
 
-    def allocated(self, request: str, pages: Sequence[int], computed: int, external: int) -> None:
+    def allocated(self, request: str, tables: Sequence[Sequence[int]], computed: int, external: int) -> None:
         """Pages are there. `computed` tokens are the engine's own, `external` behind them are to be loaded."""
         prompt = self._prompts.get(request)
         if prompt is None or external <= 0 or prompt.loaded:
             return
         prompt.loaded = True
-        end = computed + external
-        first, last = computed // self.chunk, -(-end // self.chunk)
-        table = list(pages[first * self.pages_per_chunk : last * self.pages_per_chunk])
-        # Under tokens that are left out any page will do: the card does not look at them.
-        table += [table[0]] * ((last - first) * self.pages_per_chunk - len(table))
-        origin, job = first * self.chunk, self._next_job()
+        job = self._job + 1
+        self._job += len(self.sections)
         load = Load(
             job=job,
             request=request,
             recipe=prompt.recipe,
-            keys=prompt.slice(first, last),
-            pages=tuple(table),
-            tokens=(computed - origin, end - origin),
             deadline=self._pace.begun(job, external, time.monotonic()),
-            first_chunk=first,
+            tokens=external,
+            parts=parts(job, prompt, self.sections, tables, computed, computed + external),
         )
         prompt.job = load.job
         self._loading[load.job] = load
         self._orders.loads.append(load)
 
-    def scheduled(self, request: str, pages: Sequence[int], replaced: bool, computed: int) -> None:
-        """A step will have computed `computed` tokens; `pages` are new, or all of them if `replaced`."""
+    def saving(self, request: str) -> bool:
+        """Whether a step of this request may complete what is to be saved."""
+        prompt = self._prompts.get(request)
+        return prompt is not None and self.options.save and any(saved < prompt.chunks for saved in prompt.saved)
+
+    def scheduled(self, request: str, tables: Sequence[Sequence[int]], replaced: bool, computed: int) -> None:
+        """A step will have computed `computed` tokens; `tables` are each group's new pages, or all of them if
+        `replaced`."""
         prompt = self._prompts.get(request)
         if prompt is None:
             return
-        if replaced:
-            prompt.pages = []
-        prompt.pages.extend(pages)
-        if self.options.save and self.holds.hold is not None:
+        if replaced or not prompt.tables:
+            prompt.tables = [list(pages) for pages in tables]
+        else:
+            for mine, pages in zip(prompt.tables, tables):
+                mine.extend(pages)
+        if self._may_save(prompt):
             self._save(request, prompt, computed)
+
+    def bounded(self, request: str, group: int, page: int, tokens: int) -> None:
+        """When this step has run `page` will hold the state of the first `tokens` of the prompt."""
+        prompt = self._prompts.get(request)
+        if prompt is None or tokens % self.chunk or page == NO_PAGE or not self._may_save(prompt):
+            return
+        chunk = tokens // self.chunk - 1
+        for index, section in enumerate(self.sections):
+            if section.kind == STATE and section.group == group and prompt.stored[index] <= chunk < prompt.chunks:
+                if not self.unchanged(request):
+                    prompt.answered = False
+                    return
+                prompt.saved[index] = max(prompt.saved[index], chunk + 1)
+                self._begin_save(request, prompt, index, chunk, [page])
 
     def orders(self, tokens: int = 1) -> Orders:
         """What the workers do with this step, which computes that many tokens."""
@@ -204,14 +205,14 @@ class Scheduler:
             self._lookups.drop(request)
 
     def reset(self) -> bool:
-        """The engine's weights may be others from now on: everything gets other names, which no other process has, so that
-        nothing stored before is served. What is computed already is not saved, and saves on their way keep their old names.
-        False while loads of before are on their way: they end in pages that are used."""
+        """The engine's weights may be others from now on: everything gets other names, which no other process has, so
+        that nothing stored before is served. What is computed already is not saved, and saves on their way keep their
+        old names. False while loads of before are on their way: they end in pages that are used."""
         self.model = f"{self._named} epoch={uuid.uuid4().hex}"
         self._saves.reset()
         for request, prompt in self._prompts.items():
-            prompt.recipe, prompt.saved = "", 0
-            if prompt.pages or prompt.loaded:
+            prompt.recipe, prompt.saved = "", [0] * len(self.sections)
+            if prompt.tables or prompt.loaded:
                 # Its KV is of before, in whole or in part, until it is preempted and computed again.
                 self._settle(request, prompt)
             else:
@@ -220,7 +221,8 @@ class Scheduler:
 
     @property
     def pending(self) -> bool:
-        """The card has yet to let go of pages, or to answer at all: an idle engine looks for it now and then (`idle`)."""
+        """The card has yet to let go of pages, or to answer at all: an idle engine looks for it now and then
+        (`idle`)."""
         self._lookups.pump()
         return bool(self.holds) or self._lookups.silent
 
@@ -285,22 +287,22 @@ class Scheduler:
             return
         if prompt.recipe != session.recipe:
             prompt.recipe = session.recipe
-            prompt.keys = tuple(
-                chunk_keys(
-                    prompt.tokens,
-                    model=self.model,
-                    geometry=self.geometry,
-                    recipe=prompt.recipe,
-                    salt=prompt.salt,
-                    rank=rank,
-                    ranks=self.ranks,
-                )
-                for rank in range(self.ranks)
-            )
-            prompt.chunks = len(prompt.keys[0]) // KEY_BYTES
-        self._lookups.ask(request, prompt.keys)
+            prompt.name(self.model, self.sections, self.savers)
+        asked = prompt.chunks if self._whole else (len(prompt.tokens) - 1) // self.chunk
+        if not asked:
+            prompt.found, prompt.answered = 0, True
+            prompt.stored = [0] * len(self.sections)
+            return
+        self._lookups.ask(
+            request,
+            [
+                Question(keys[: asked * KEY_BYTES], index, section.trailing)
+                for index, section in enumerate(self.sections)
+                for keys in prompt.keys[index]
+            ],
+        )
 
-    def _looked_up(self, request: str, chunks: int | None, why: str) -> None:
+    def _looked_up(self, request: str, chunks: int | None, why: str, each: Sequence[int]) -> None:
         prompt = self._prompts.get(request)
         if prompt is None:
             return
@@ -308,8 +310,10 @@ class Scheduler:
         if chunks is None:
             self.stats["not_loaded_silent" if why == "silent" else why] += 1
             return
+        prompt.stored = [min(each[at : at + self.savers]) for at in range(0, len(each), self.savers)]
         # What the store does not have was evicted, whatever we remember of it.
-        self._saves.forget(split(prompt.slice(chunks, prompt.chunks)))
+        for index, stored in enumerate(prompt.stored):
+            self._saves.forget(split(prompt.slice(index, stored, prompt.chunks)))
 
     def _found(self, prompt: Prompt) -> int | None:
         if prompt.found is None:
@@ -329,30 +333,46 @@ class Scheduler:
 
     # Saves
 
+    def _may_save(self, prompt: Prompt) -> bool:
+        return self.options.save and self.holds.hold is not None and prompt.answered and prompt.found is not None
+
     def _save(self, request: str, prompt: Prompt, computed: int) -> None:
-        ready = min(computed // self.chunk, prompt.chunks, len(prompt.pages) // self.pages_per_chunk)
-        if not prompt.answered or prompt.found is None:
-            return
-        if ready > prompt.saved and not self.unchanged(request):
-            prompt.answered = False
-            return
-        first = max(prompt.saved, prompt.found)
-        names = self._saves.missing(split(prompt.slice(first, ready))) if ready > first else []
-        first = ready - len(names)
-        prompt.saved = max(prompt.saved, ready)
-        pages = tuple(prompt.pages[first * self.pages_per_chunk : ready * self.pages_per_chunk])
+        for index, section in enumerate(self.sections):
+            table = prompt.tables[section.group]
+            ready = min(computed // self.chunk, prompt.chunks, len(table) * section.page_tokens // self.chunk)
+            if section.kind == STATE or ready <= prompt.saved[index]:
+                continue
+            if not self.unchanged(request):
+                prompt.answered = False
+                return
+            first = max(prompt.saved[index], prompt.stored[index])
+            prompt.saved[index] = ready
+            if first < ready:
+                first = section.kept(table, first, ready)
+                pages = [table[place] for place in section.places(first, ready)]
+                self._begin_save(request, prompt, index, first, pages)
+
+    def _begin_save(self, request: str, prompt: Prompt, index: int, first: int, pages: list[int]) -> None:
+        """Saves chunks of a section from `first` on, as many as there are pages, but for those that have just been
+        saved."""
+        per_chunk = self.sections[index].pages_per_chunk
+        last = first + len(pages) // per_chunk
+        names = self._saves.missing(split(prompt.slice(index, first, last)))
+        pages = pages[len(pages) - len(names) * per_chunk :]
         if not names or not self._saves.may(len(names), self.holds.count + len(pages), self.hold_max):
             return
+        first = last - len(names)
         save = Save(
             job=self._next_job(),
             request=request,
             recipe=prompt.recipe,
-            keys=prompt.slice(first, ready),
-            pages=pages,
+            keys=prompt.slice(index, first, last),
+            pages=tuple(pages),
             deadline=self.options.save_deadline_s,
             first_chunk=first,
+            section=index,
         )
-        self.holds.add(save.job, pages, self.ranks)
+        self.holds.add(save.job, save.pages, self.savers)
         self._saves.begin(save, names)
         self._orders.saves.append(save)
 
@@ -362,20 +382,38 @@ class Scheduler:
         load = self._loading.get(job)
         if load is not None and not self._lookups.silent:
             # Before anybody else waits for this card, it shows that it is there.
-            self._lookups.suspect(load.keys[0], "a load was not answered", now)
+            self._lookups.suspect(load.parts[0].keys[0], "a load was not answered", now)
         if load is not None or job in self.holds:
-            self.holds.add(job, load.wanted(self.page_tokens) if load else (), workers)
+            self.holds.add(job, self._written(load) if load else (), workers)
+
+    def _written(self, load: Load) -> list[int]:
+        pages = {page: None for part in load.parts for page in part.wanted(self.sections[part.section].page_rows)}
+        return list(pages)
 
     def _short(self, job: int, done: int) -> None:
-        """A load that ended early: its chunks are saved again once they are recomputed."""
-        load = self._loading.get(job)
-        prompt = self._prompts.get(load.request) if load else None
-        if load is None or prompt is None:
+        """A part of a load that ended early: its chunks are saved again once they are recomputed."""
+        found = next(((load, part) for load in self._loading.values() for part in load.parts if part.job == job), None)
+        prompt = self._prompts.get(found[0].request) if found else None
+        if found is None or prompt is None:
             return
-        prompt.found = min(prompt.found or 0, load.first_chunk + done)
-        prompt.saved = min(prompt.saved, prompt.found)
-        self._saves.forget(split(load.keys)[done:])
+        part, end = found[1], found[1].first_chunk + done
+        prompt.found = min(prompt.found or 0, end)
+        prompt.stored[part.section] = min(prompt.stored[part.section], end)
+        prompt.saved[part.section] = min(prompt.saved[part.section], end)
+        self._saves.forget(split(part.keys)[done:])
 
     def _next_job(self) -> int:
         self._job += 1
         return self._job
+
+
+LOADS_AT_ONCE, SAVES_AT_ONCE = 16, 12
+"""Commands of a model with several sections that the card has at once: of the 28 that a session has room for."""
+
+
+def _shared(options: Options, sections: int) -> Options:
+    """A load is a command for each section, and so are saves: with several, fewer of them are with the card at once."""
+    if sections == 1:
+        return options
+    loads, saves = (max(2, commands // sections) for commands in (LOADS_AT_ONCE, SAVES_AT_ONCE))
+    return replace(options, loads_max=min(options.loads_max, loads), saves_max=min(options.saves_max, saves) * sections)

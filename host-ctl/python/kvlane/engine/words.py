@@ -14,26 +14,38 @@ def split(keys: tuple[bytes, ...]) -> list[bytes]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Chunks of one section into pages. `keys` has one entry for each rank that has bytes of its own; `tokens` count
+    from the first that the first chunk holds."""
+
+    job: int
+    keys: tuple[bytes, ...]
+    pages: tuple[int, ...]
+    tokens: tuple[int, int]
+    first_chunk: int
+    section: int = 0
+
+    def wanted(self, page_rows: int) -> tuple[int, ...]:
+        """Pages that the card writes, without those that the tokens leave out."""
+        return self.pages[self.tokens[0] // page_rows : self.tokens[1] // page_rows]
+
+
+@dataclass(frozen=True)
 class Load:
-    """Chunks into pages. `keys` has one entry for each rank; `tokens` count from the first chunk's first."""
+    """What a request waits for: a part for each section, and all of them or nothing. Without any it cannot be done."""
 
     job: int
     request: str
     recipe: str
-    keys: tuple[bytes, ...]
-    pages: tuple[int, ...]
-    tokens: tuple[int, int]
     deadline: float
-    first_chunk: int
-
-    def wanted(self, page_tokens: int) -> tuple[int, ...]:
-        """Pages that the card writes, without those that the tokens leave out."""
-        return self.pages[self.tokens[0] // page_tokens : self.tokens[1] // page_tokens]
+    tokens: int
+    """Of the prompt, that it brings."""
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class Save:
-    """Pages into chunks."""
+    """Pages of one section into chunks."""
 
     job: int
     request: str
@@ -42,6 +54,7 @@ class Save:
     pages: tuple[int, ...]
     deadline: float
     first_chunk: int
+    section: int = 0
 
 
 @dataclass
@@ -65,7 +78,7 @@ class Report:
     let_go: Counter[int] = field(default_factory=Counter)
     """Loads given up before, whose pages nobody writes any more."""
     short: dict[int, int] = field(default_factory=dict)
-    """Loads that ended early: leading chunks in place."""
+    """Parts of loads that ended early: leading chunks in place."""
     unsaved: dict[int, int] = field(default_factory=dict)
     """Saves that ended early: leading chunks stored."""
     restored: dict[int, tuple[int, float]] = field(default_factory=dict)

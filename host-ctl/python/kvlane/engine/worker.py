@@ -1,14 +1,18 @@
 """Posts what the scheduler ordered, polls, and says how it went. Knows no tensor and no vLLM class.
 
-A load ends in one of three ways: all of it is in place; a leading part is (the rest of its pages is reported as bad); or the
-card does not answer, and it is given up: the engine recomputes into other pages while these stay held until the card has
-answered or is known to be gone. A page is never given away while somebody may still write it.
+A load ends in one of three ways: all of it is in place; a leading part is (the rest of its pages is reported as bad);
+or the card does not answer, and it is given up: the engine recomputes into other pages while these stay held until the
+card has answered or is known to be gone. A page is never given away while somebody may still write it.
+
+Of a model with several sections a load has a part for each, which end one by one; it ends with the last, and if one of
+them is not whole nothing of the load is used.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
@@ -18,18 +22,37 @@ from .. import KEY_BYTES
 from .._kvlane import CardGone, KvlaneError
 from .link import Link
 from .options import Options
-from .words import Load, Report, Save
+from .sections import Section
+from .words import Load, Part, Report, Save
 
 CLOSE_TIMEOUT = 10.0
 """How long a card that broke the rules has to let go of the memory."""
 
 
 @dataclass
-class Flight:
-    order: Load | Save
+class Loading:
+    """A load of which not all parts have ended."""
+
+    load: Load
     posted_at: float
     until: float
+    open: int
+    done: list[int]
+    """Leading chunks in place, by part."""
+    why: str = ""
+    """What went wrong with the first part that is not whole."""
+    ended_at: float = 0.0
+    elapsed: float = 0.0
     given_up: bool = False
+
+
+@dataclass
+class Flight:
+    """A command that the card has: a save, or a part of a load."""
+
+    order: Save | Part
+    of: Loading | None = None
+    place: int = 0
 
 
 @dataclass
@@ -42,9 +65,21 @@ class Results:
 
 
 class Worker:
-    def __init__(self, options: Options, link: Link, *, rank: int, page_tokens: int, chunk_tokens: int) -> None:
-        self.options, self.link, self.rank = options, link, rank
-        self.page_tokens, self.chunk_tokens = page_tokens, chunk_tokens
+    def __init__(
+        self,
+        options: Options,
+        link: Link,
+        *,
+        rank: int,
+        sections: Sequence[Section],
+        replicas: int = 1,
+        splits: Sequence[int] | None = None,
+    ) -> None:
+        """`replicas`: consecutive ranks that hold equal bytes, of which the first saves. `splits`: pages of the
+        kernels, which are what was registered, in one of the engine's pages, by section."""
+        self.options, self.link, self.rank, self.sections = options, link, rank, sections
+        self._splits = splits or [1] * len(sections)
+        self._keys_of, self._saves = rank // replicas, rank % replicas == 0
         self.stats: Counter[str] = Counter()
         self.fetch_seconds: list[float] = []
         self._flights: dict[tuple[int, int], Flight] = {}
@@ -55,31 +90,47 @@ class Worker:
         """When the card last ended a load: what it works on next it began then, or when it was posted."""
 
     def load(self, load: Load) -> None:
-        session = self.link.session
-        if session is None or session.recipe != load.recipe:
-            return self._fail_load(load, "load_card_gone")
-        now = time.monotonic()
-        try:
-            number = session.fetch(
-                load.keys[self.rank], list(load.pages), tokens=load.tokens, deadline=load.deadline
-            )
-        except KvlaneError as error:
-            self._fail_load(load, "load_card_gone" if isinstance(error, CardGone) else "load_errors")
-            return self._lost(session, error)
-        self._flights[id(session), number] = Flight(load, now, now + load.deadline + self.options.load_grace_s)
+        session, now = self.link.session, time.monotonic()
+        loading = Loading(
+            load, now, now + load.deadline + self.options.load_grace_s, len(load.parts), [0] * len(load.parts)
+        )
+        if not load.parts:
+            return self._end_load(loading, "load_pages")
+        for place, part in enumerate(load.parts):
+            flight = Flight(part, loading, place)
+            if session is None or session.recipe != load.recipe:
+                self._end_part(flight, 0, "load_card_gone")
+                continue
+            try:
+                keys, pages = part.keys[self._keys_of], self._registered(part.section, part.pages)
+                number = session.fetch(keys, pages, tokens=part.tokens, deadline=load.deadline, section=part.section)
+            except KvlaneError as error:
+                self._end_part(flight, 0, "load_card_gone" if isinstance(error, CardGone) else "load_errors")
+                self._lost(session, error)
+                continue
+            self._flights[id(session), number] = flight
 
     def save(self, save: Save) -> None:
+        if not self._saves:
+            return
         session = self.link.session
         if session is None or session.recipe != save.recipe:
             return self._end_save(save, 0, "card_gone")
         try:
-            keys = save.keys[self.rank]
+            keys, pages = save.keys[self._keys_of], self._registered(save.section, save.pages)
             importance = self.options.importances(save.first_chunk, len(keys) // KEY_BYTES)
-            number = session.store(keys, list(save.pages), importance=importance, deadline=save.deadline)
+            number = session.store(
+                keys, pages, importance=importance, deadline=save.deadline, section=save.section
+            )
         except KvlaneError as error:
             self._end_save(save, 0, "card_gone" if isinstance(error, CardGone) else "not_taken")
             return self._lost(session, error)
-        self._flights[id(session), number] = Flight(save, time.monotonic(), float("inf"))
+        self._flights[id(session), number] = Flight(save)
+
+    def _registered(self, section: int, pages: Sequence[int]) -> list[int]:
+        """Pages as they were registered."""
+        split = self._splits[section]
+        return list(pages) if split == 1 else [page * split + part for page in pages for part in range(split)]
 
     def take(self, wait: float = 0.0) -> Results:
         """What happened since the last call; waits up to `wait` seconds if nothing has."""
@@ -113,7 +164,8 @@ class Worker:
 
     def drop(self, save: Save) -> None:
         """A save whose pages are not read any more."""
-        self._end_save(save, 0, "cancelled")
+        if self._saves:
+            self._end_save(save, 0, "cancelled")
 
     def _poll(self, wait: float) -> None:
         session = self.link.session
@@ -138,46 +190,72 @@ class Worker:
             if not done.ok:
                 self.stats[f"save_{done.status}"] += 1
             return self._end_save(order, done.chunks_done, "not_stored" if done.ok else done.status)
-        if flight.given_up:
-            self._results.report.let_go[order.job] += 1
-            return
-        self.stats["fetched_bytes"] += done.restored_bytes
-        self.stats["wire_bytes"] += done.wire_bytes
-        self.fetch_seconds.append(done.elapsed_seconds)
-        self._restored(flight, done.chunks_done, flight.posted_at + min(done.elapsed_seconds, done.card_seconds))
-        if done.chunks_done == done.chunks_asked:
-            self.stats["hit_tokens"] += order.tokens[1] - order.tokens[0]
-            self._results.received.add(order.request)
-            return
-        why = "load_short" if done.ok else f"load_{done.status}"
-        self._fail_load(order, why, done.chunks_done)
+        loading = flight.of
+        assert loading is not None
+        if not loading.given_up:
+            self.stats["fetched_bytes"] += done.restored_bytes
+            self.stats["wire_bytes"] += done.wire_bytes
+            ended_at = loading.posted_at + min(done.elapsed_seconds, done.card_seconds)
+            loading.ended_at = max(loading.ended_at, ended_at)
+            loading.elapsed = max(loading.elapsed, done.elapsed_seconds)
+        whole = done.chunks_done == done.chunks_asked
+        self._end_part(flight, done.chunks_done, "" if whole else "load_short" if done.ok else f"load_{done.status}")
 
-    def _restored(self, flight: Flight, chunks_done: int, ended_at: float) -> None:
-        """What this load says of the card's pace. When it ended the card's own time says best: a completion is taken once
-        a step, and a load in parts adds up the times of all."""
-        load = flight.order
-        assert isinstance(load, Load)
-        seconds = max(0.0, ended_at - max(flight.posted_at, self._idle_at))
-        self._idle_at = max(self._idle_at, ended_at)
-        in_place = min(chunks_done * self.chunk_tokens, load.tokens[1]) - load.tokens[0]
-        self._results.report.restored[load.job] = (max(0, in_place), seconds)
+    def _end_part(self, flight: Flight, chunks_done: int, why: str) -> None:
+        """`why` is said if not all of it is in place."""
+        loading, part = flight.of, flight.order
+        assert loading is not None and isinstance(part, Part)
+        loading.open -= 1
+        loading.done[flight.place] = chunks_done
+        loading.why = loading.why or why
+        if why and not loading.given_up:
+            self._results.report.short[part.job] = chunks_done
+        if not loading.open:
+            self._end_load(loading, loading.why)
 
-    def _fail_load(self, load: Load, why: str, chunks_done: int = 0) -> None:
-        """`chunks_done` leading chunks are in place, the pages behind them are not."""
-        self.stats[why] += 1
-        in_place = min(max(chunks_done * self.chunk_tokens, load.tokens[0]), load.tokens[1])
-        self.stats["hit_tokens"] += in_place - load.tokens[0]
-        bad = load.pages[in_place // self.page_tokens : load.tokens[1] // self.page_tokens]
+    def _end_load(self, loading: Loading, why: str) -> None:
+        """Nobody writes for this load any more."""
+        load = loading.load
+        if loading.given_up:
+            self._results.report.let_go[load.job] += 1
+            return
+        in_place = self._in_place(loading, why)
+        if loading.ended_at:
+            self.fetch_seconds.append(loading.elapsed)
+            self._restored(loading, in_place, loading.ended_at)
+        self.stats["hit_tokens"] += in_place
         self._results.received.add(load.request)
-        self._results.bad_pages.update(bad)
-        self._results.report.short[load.job] = chunks_done
-        if why != "load_short":
-            self._results.report.failed[load.job] = why.removeprefix("load_")
+        if why:
+            self.stats[why] += 1
+            if why != "load_short":
+                self._results.report.failed[load.job] = why.removeprefix("load_")
+            if len(load.parts) != 1:
+                self._results.failed.add(load.request)
+
+    def _in_place(self, loading: Loading, why: str) -> int:
+        """Tokens that the engine may use. Of a model with one section those before the first chunk that is missing; its
+        pages behind them are bad."""
+        if not why:
+            return loading.load.tokens
+        if len(loading.load.parts) != 1:
+            return 0
+        part = loading.load.parts[0]
+        section = self.sections[part.section]
+        end = min(max(loading.done[0] * section.chunk, part.tokens[0]), part.tokens[1])
+        self._results.bad_pages.update(part.wanted(section.page_rows)[(end - part.tokens[0]) // section.page_rows :])
+        return end - part.tokens[0]
+
+    def _restored(self, loading: Loading, in_place: int, ended_at: float) -> None:
+        """What this load says of the card's pace. When it ended the card's own time says best: a completion is taken
+        once a step, and a load in parts adds up the times of all."""
+        seconds = max(0.0, ended_at - max(loading.posted_at, self._idle_at))
+        self._idle_at = max(self._idle_at, ended_at)
+        self._results.report.restored[loading.load.job] = (in_place, seconds)
 
     def _end_save(self, save: Save, chunks_done: int, why: str) -> None:
         """`why` is said if not all of it was stored."""
         self._results.report.saved[save.job] += 1
-        if chunks_done < len(save.keys[self.rank]) // KEY_BYTES:
+        if chunks_done < len(save.keys[self._keys_of]) // KEY_BYTES:
             self._results.report.unsaved[save.job] = chunks_done
             self._results.report.failed[save.job] = why
 
@@ -203,23 +281,22 @@ class Worker:
         """Nobody writes or reads for this session's flights any more."""
         for key in [key for key in self._flights if key[0] == number]:
             flight = self._flights.pop(key)
-            order = flight.order
-            if isinstance(order, Save):
-                self._end_save(order, 0, "card_gone")
-            elif flight.given_up:
-                self._results.report.let_go[order.job] += 1
+            if isinstance(flight.order, Save):
+                self._end_save(flight.order, 0, "card_gone")
             else:
-                self._fail_load(order, "load_card_gone")
+                self._end_part(flight, 0, "load_card_gone")
 
     def _give_up(self, now: float) -> None:
         for flight in self._flights.values():
-            if flight.given_up or now < flight.until or isinstance(flight.order, Save):
+            loading = flight.of
+            if loading is None or loading.given_up or now < loading.until:
                 continue
-            flight.given_up = True
+            loading.given_up = True
+            load, report = loading.load, self._results.report
             self.stats["load_given_up"] += 1
-            self._results.received.add(flight.order.request)
-            self._results.failed.add(flight.order.request)
-            self._results.report.given_up[flight.order.job] += 1
-            self._results.report.short[flight.order.job] = 0
-            self._results.report.failed[flight.order.job] = "given_up"
-            self._restored(flight, 0, now)
+            self._results.received.add(load.request)
+            self._results.failed.add(load.request)
+            report.given_up[load.job] += 1
+            report.short |= {part.job: 0 for part in load.parts}
+            report.failed[load.job] = "given_up"
+            self._restored(loading, 0, now)
