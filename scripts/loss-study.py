@@ -8,8 +8,8 @@ DIR holds model.safetensors of a Llama-architecture decoder with byte tokens (6 
 FILE is text that it has not seen. For each of --texts places: prefill of --prefix bytes, quantize that KV (symmetric
 codes, a scale per token, per token and head, per channel of a 256-token chunk, or per pair of channels of a 32-token page
 over all heads, which is what a "token" of K is in vLLM's CPU pages: they lie transposed), then the loss on the next --continued
-bytes. Prints a markdown table: what K and V were quantized with (scale, peak C; levels are 2C + 1), ratio to bf16 with zlib
-level 6 and scales counted, loss in nats per byte. A plain numpy forward pass, float32; differences below 0.003 are noise.
+bytes. Prints a markdown table: what K and V were quantized with (scale, peak C; levels are 2C + 1), ratio to the cache as it
+is (bf16, or --element fp8_e4m3, fp8_e5m2) with zlib level 6 and scales counted, loss in nats per byte. A plain numpy forward pass, float32; differences below 0.003 are noise.
 """
 import argparse
 import json
@@ -41,9 +41,21 @@ def load(path):
     return weights
 
 
-def to_bf16(x):
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return (((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16).astype(np.uint32).view(np.float32)
+# Bits of the mantissa, least exponent and largest value of an element; one of them is the cache's.
+ELEMENTS = {"bf16": (7, -126, 3.3e38), "fp8_e4m3": (3, -6, 448.0), "fp8_e5m2": (2, -14, 57344.0)}
+element = "bf16"
+
+
+def cached(x):
+    """The nearest numbers that the cache's elements have."""
+    mantissa, least, most = ELEMENTS[element]
+    x = np.clip(np.asarray(x, np.float32), -most, most)
+    quantum = np.exp2((np.maximum(np.frexp(x)[1] - 1, least) - mantissa).astype(np.float32))
+    return np.rint(x / quantum) * quantum
+
+
+def element_bytes():
+    return 2 if element == "bf16" else 1
 
 
 def normalize(x, weight):
@@ -68,8 +80,8 @@ def forward(weights, tokens, past, start, watch=None):
         weight = lambda name: weights[f"model.layers.{layer}.{name}.weight"]
         h = normalize(x, weight("input_layernorm"))
         q = rotate((h @ weight("self_attn.q_proj").T).reshape(count, HEADS, HEAD_SIZE), positions)
-        k = to_bf16(rotate((h @ weight("self_attn.k_proj").T).reshape(count, KV_HEADS, HEAD_SIZE), positions))
-        v = to_bf16((h @ weight("self_attn.v_proj").T).reshape(count, KV_HEADS, HEAD_SIZE))
+        k = cached(rotate((h @ weight("self_attn.k_proj").T).reshape(count, KV_HEADS, HEAD_SIZE), positions))
+        v = cached((h @ weight("self_attn.v_proj").T).reshape(count, KV_HEADS, HEAD_SIZE))
         own.append((k, v))
         if past is not None:
             k, v = np.concatenate([past[layer][0], k]), np.concatenate([past[layer][1], v])
@@ -108,10 +120,10 @@ def quantize(x, scale, peak):
             part = transposed(part)
         greatest = np.abs(part).max(SCALES[scale], keepdims=True)
         code = np.rint(part * np.where(greatest > 0, peak / np.maximum(greatest, 1e-30), 0))
-        value = to_bf16(code * (greatest / peak))
+        value = cached(code * (greatest / peak))
         restored.append(straight(value)[:count] if scale == "page" else value)
         codes.append((code + peak).astype(np.uint8).tobytes())
-        scale_bytes += 2 * greatest.size
+        scale_bytes += element_bytes() * greatest.size
     return np.concatenate(restored), codes, scale_bytes
 
 
@@ -125,7 +137,9 @@ def main():
     parser.add_argument("--peaks", default="7,4,3,2,1")
     parser.add_argument("--scales", default=",".join(SCALES), help="which of them, for K and then for V")
     parser.add_argument("--both", action="store_true", help="V per token at the same peak as K, as a recipe has it")
+    parser.add_argument("--element", default=element, choices=ELEMENTS, help="what the cache keeps, without scales")
     options = parser.parse_args()
+    globals()["element"] = options.element
     weights = load(f"{options.decoder}/model.safetensors")
     text = np.frombuffer(open(options.text, "rb").read(), np.uint8)
 
@@ -152,7 +166,7 @@ def main():
             for kind, (scale, peak) in enumerate((k, v)):
                 layers = [quantize(past[layer][kind], scale, peak) for layer in range(LAYERS)]
                 restored.append([layer[0] for layer in layers])
-                raw += sum(2 * layer[0].size for layer in layers)
+                raw += sum(element_bytes() * layer[0].size for layer in layers)
                 stored += sum(layer[2] for layer in layers)
                 # All layers of one chunk are one block.
                 stored += sum(len(zlib.compress(b"".join(chunk), 6)) for chunk in zip(*(layer[1] for layer in layers)))

@@ -53,6 +53,13 @@ impl Set {
         Self { name, geometry, blocks }
     }
 
+    /// The same with elements of another type.
+    pub(crate) fn converted(mut self, element: ElementType) -> Self {
+        self.geometry.element = element;
+        self.blocks.iter_mut().for_each(|block| block.tile = convert(&block.tile, element));
+        self
+    }
+
     pub(crate) fn of(&self, kind: Option<Kind>) -> impl Iterator<Item = &Block> {
         self.blocks.iter().filter(move |b| kind.is_none_or(|k| b.part.kind == k))
     }

@@ -8,7 +8,7 @@ use block::{
 
 pub(crate) fn print(sets: &[Set]) {
     for set in sets {
-        println!("\n### {}: ratio to bf16 (headers and scales counted) and error\n", set.name);
+        println!("\n### {}: ratio to {} (headers and scales counted) and error\n", set.name, set.geometry.element);
         println!("| recipe | K | V | both | max abs K / V | RMS K / V | cosine K / V | beyond bound |");
         println!("|---|---|---|---|---|---|---|---|");
         let transforms = ["none", "lossless", "q8", "q6", "q5", "q4", "q3", "q4p", "q3p", "cachegen"];

@@ -20,8 +20,8 @@ impl Avx2 {
     }
 }
 
-/// Magnitudes of a step's elements by the magnitude of the code less the peak, in both halves: low and high bytes apart,
-/// or, of elements of one byte, the first 16 and, if wide, the second 16.
+/// Magnitudes of a step's elements by the magnitude of the code less the peak, in both halves: low and high bytes
+/// apart, or, of elements of one byte, the first 16 and, if wide, the second 16.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2Table {
     low: __m256i,

@@ -16,8 +16,8 @@ impl Neon {
     }
 }
 
-/// Magnitudes of a step's elements by the magnitude of the code less the peak: low and high bytes apart, or, of elements
-/// of one byte, the first 16 and the second 16.
+/// Magnitudes of a step's elements by the magnitude of the code less the peak: low and high bytes apart, or, of
+/// elements of one byte, the first 16 and the second 16.
 #[derive(Clone, Copy)]
 pub(super) struct NeonTable {
     low: uint8x16_t,
