@@ -15,6 +15,7 @@ hostcost|CPU time and KV bytes of the host for each GB|cargo bench -q -p dpu-app
 fetch|1 GiB through the whole data plane, beside the engines alone|cargo bench -q -p dpu-app --bench fetch --
 path|the whole path beside each stage alone, without overlap, CPU time, and a sweep|cargo bench -q -p kvlane-plan --bench path --
 verify|what --verify-dma costs: off, sample, all in turn|cargo bench -q -p dpu-app --bench verify --
+together|1 to 8 sessions that fetch one prefix at one time: joined, and each for itself|cargo bench -q -p dpu-app --bench together --
 traffic|bytes read and written by each stage for each restored byte, checked by cachegrind|cargo bench -q -p kvlane-plan --bench traffic --
 links|Redis on loopback and on limited links, beside a plain client|scripts/bench-links.sh --yes
 attach|what the ways to the card cost|cargo bench -q -p dpu-app --bench attach --

@@ -89,6 +89,8 @@ pub struct Config {
     pub allow_host_stop: bool,
     /// Chunks in progress.
     pub chunks: usize,
+    /// Whether a chunk that several sessions fetch at one time is read once, and written to the pages of all.
+    pub join: bool,
     /// Deadline of a request that names none.
     pub deadline: Live,
     /// Age from which on a request counts as slow; with `None`, only its deadline counts.
@@ -148,6 +150,7 @@ impl Config {
             sessions: SESSIONS,
             allow_host_stop: false,
             chunks: 0,
+            join: true,
             deadline: Duration::from_secs(30).into(),
             slow: Some(Duration::from_secs(2)),
             attach_timeout: Duration::from_secs(5).into(),

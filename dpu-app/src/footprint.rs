@@ -11,7 +11,7 @@ use mailbox::attach::{ATTACH_MESSAGE_MAX, REGIONS_MAX};
 use mailbox::layout::{BASES_MAX, Base};
 use store::{Outline, OutlinePart};
 
-use crate::config::{ANSWER_BYTES, Config, store_limits};
+use crate::config::{ANSWER_BYTES, Config, follower_seats, store_limits};
 use crate::count::trace::RequestTrace;
 use crate::hub::comch;
 use crate::hub::events::Events;
@@ -27,7 +27,7 @@ use crate::workers::shared::{Question, StartedPrefix};
 use crate::workers::unreadable::Unreadable;
 
 /// Most that the defaults of any machine take before hosts come, bytes.
-pub const BYTES_MAX: usize = 64 << 20;
+pub const BYTES_MAX: usize = 65 << 20;
 
 /// libdeflate's state of an encoder, rounded up: up to level 9, and from level 10 on, where it looks for an optimum.
 const ENCODER_BYTES: usize = 1 << 20;
@@ -66,13 +66,14 @@ fn outline(config: &Config) -> Outline {
 /// Lists what Init takes, before hosts come: `(consumer, bytes)`.
 fn fixed(config: &Config) -> Vec<(&'static str, usize)> {
     let workers = 1 + config.fetch_workers + config.dequantize_workers + config.encode_workers;
+    let seats = config.chunks + follower_seats(config);
     let encoder = if config.deflate_level > 9 { ENCODER_BYTES_OPTIMUM } else { ENCODER_BYTES };
     vec![
         ("ring", config.slots * config.slot_bytes().total()),
         ("staging of sessions", SessionDesk::bytes_of(1)),
         ("table of sessions", config.places() * size_of::<Session>()),
         ("chunks that cannot be read", Unreadable::memory_bytes()),
-        ("chunks in progress", config.chunks * (size_of::<WorkerChunk>() + size_of::<ChunkInFlight>())),
+        ("chunks in progress", seats * (size_of::<WorkerChunk>() + size_of::<ChunkInFlight>())),
         ("slot table", config.slots * size_of::<SlotWork>()),
         ("queues of workers", queue_bytes(QUEUE) + (workers - 1) * queue_bytes(BLOCK_QUEUE)),
         ("manifests of workers", workers * block::MANIFEST_BYTES_MAX),

@@ -39,6 +39,7 @@ pub mod session;
 mod show;
 mod sleep;
 pub(crate) mod status;
+mod together;
 pub(crate) mod visitors;
 mod world;
 

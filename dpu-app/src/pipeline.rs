@@ -11,8 +11,10 @@
 //! ```
 //! The data plane and the simulator differ in their `World` only: both run the same decisions on the same tables.
 
+pub mod block_set;
 pub mod chunk;
 pub mod endings;
+pub mod follow;
 pub mod job;
 pub mod probation;
 pub mod scheduler;
@@ -22,9 +24,9 @@ pub mod verify;
 
 use heapless::binary_heap::{BinaryHeap, Min};
 
-use crate::config::{CHUNKS_ACTIVE_MAX, Config, PLACES_MAX, SLOTS_MAX};
+use crate::config::{CHUNKS_ACTIVE_MAX, Config, FOLLOWERS_MAX, PLACES_MAX, SLOTS_MAX, follower_seats};
 use crate::count::counters::Counters;
-use crate::pipeline::chunk::{ChunkInFlight, Direction};
+use crate::pipeline::chunk::{ChunkInFlight, Direction, Phase};
 use crate::pipeline::job::{Failure, Job, Seat};
 use crate::pipeline::slots::{SlotState, SlotTable, Ticket};
 use crate::pipeline::turns::Turns;
@@ -47,10 +49,12 @@ pub struct Pipeline {
     pub slots: SlotTable,
     /// Slots that each session holds.
     held: [usize; PLACES_MAX],
-    /// Chunks in progress, by seat.
+    /// Chunks in progress, by seat: first those that the store knows of, then those that follow them (follow.rs).
     pub chunks: Vec<Option<ChunkInFlight>>,
+    /// Seats of chunks that the store knows of.
+    openers: usize,
     /// Seats in the order in which their chunks were started.
-    pub order: heapless::Vec<Seat, CHUNKS_ACTIVE_MAX>,
+    pub order: heapless::Vec<Seat, { CHUNKS_ACTIVE_MAX + FOLLOWERS_MAX }>,
     pub to_inflate: Queue,
     pub to_transfer: Queue,
     turns: Turns,
@@ -69,7 +73,8 @@ impl Pipeline {
         Self {
             slots: SlotTable::new(config.slots),
             held: [0; PLACES_MAX],
-            chunks: (0..config.chunks).map(|_| None).collect(),
+            chunks: (0..config.chunks + follower_seats(config)).map(|_| None).collect(),
+            openers: config.chunks,
             order: heapless::Vec::new(),
             to_inflate: Queue::new(),
             to_transfer: Queue::new(),
@@ -90,14 +95,14 @@ impl Pipeline {
     /// Counts the seats that chunks of this direction may take: the store path leaves most of them to fetches.
     fn seats(&self, direction: Direction) -> usize {
         match direction {
-            Direction::Fetch => self.chunks.len(),
-            Direction::Store => (self.chunks.len() / 4).max(1),
+            Direction::Fetch => self.openers,
+            Direction::Store => (self.openers / 4).max(1),
         }
     }
 
     /// Counts the seats that are kept for sessions which have none.
     fn seats_kept(&self) -> usize {
-        (self.sessions - 1).min(self.chunks.len() / 4)
+        (self.sessions - 1).min(self.openers / 4)
     }
 
     /// Counts the slots that are kept for sessions which hold fewer than these: what waits for the network, in all the
@@ -108,12 +113,12 @@ impl Pipeline {
 
     /// Finds a seat for one more chunk of this session and direction.
     pub fn free_seat(&self, session: usize, direction: Direction) -> Option<Seat> {
-        let taken = |wanted: &dyn Fn(&ChunkInFlight) -> bool| {
-            self.chunks.iter().flatten().filter(|chunk| wanted(chunk)).count()
-        };
-        let free = self.chunks.iter().position(Option::is_none)?;
+        let openers = &self.chunks[..self.openers];
+        let taken =
+            |wanted: &dyn Fn(&ChunkInFlight) -> bool| openers.iter().flatten().filter(|chunk| wanted(chunk)).count();
+        let free = openers.iter().position(Option::is_none)?;
         let kept = if taken(&|chunk| chunk.session == session) == 0 { 0 } else { self.seats_kept() };
-        let may = self.chunks.len() - self.order.len() > kept
+        let may = self.openers - taken(&|_| true) > kept
             && taken(&|chunk| chunk.direction == direction) < self.seats(direction);
         may.then_some(Seat(free as u16))
     }
@@ -128,39 +133,48 @@ impl Pipeline {
 
     /// Frees a seat whose chunk is over for the store too.
     pub(crate) fn vacate(&mut self, seat: Seat) {
-        debug_assert!(self.chunk(seat).concluded && self.chunk(seat).in_flight == 0);
+        self.leave_leader(seat);
+        let chunk = self.chunk(seat);
+        debug_assert!(chunk.concluded && chunk.in_flight == 0 && chunk.followers == 0);
         self.chunks[usize::from(seat.0)] = None;
         self.order.retain(|other| *other != seat);
     }
 
-    /// Finds the chunk whose block of this direction gets the next free slot, if any does: fetches by the turns of
-    /// their sessions, the oldest chunk of a session first; stores by age.
-    pub(crate) fn next_in_line(&mut self, direction: Direction) -> Option<Seat> {
+    /// Finds the chunk whose block of this direction gets the next free slot, if any does, and the session whose turn it
+    /// is: fetches by the turns of their sessions, and of those that follow them, the oldest chunk of a session first;
+    /// stores by age.
+    pub(crate) fn next_in_line(&mut self, direction: Direction) -> Option<(Seat, usize)> {
         let (kept, free) = (self.slots_kept(), self.slots.free());
         let may = |session: usize| free > kept || free > 0 && self.held[session] < kept;
+        let at = |seat: Seat| self.chunks[usize::from(seat.0)].as_ref().expect("as in chunk()");
         let mut waiting = self.order.iter().filter_map(|&seat| {
-            let chunk = self.chunks[usize::from(seat.0)].as_ref().expect("as in chunk()");
-            (chunk.direction == direction && chunk.wants_slot() && may(chunk.session)).then_some((seat, chunk.session))
+            let chunk = at(seat);
+            let reader = if chunk.phase == Phase::Following { chunk.leader? } else { seat };
+            let reads = at(reader);
+            let waits = reads.direction == direction && reads.wants_slot() && may(chunk.session);
+            waits.then_some((reader, chunk.session))
         });
-        let first = match direction {
+        match direction {
             Direction::Fetch => waiting.min_by_key(|&(_, session)| self.turns.of(session)),
             Direction::Store => waiting.next(),
-        };
-        first.map(|(seat, _)| seat)
+        }
     }
 
-    /// Takes a slot for a block; one is free.
-    pub(crate) fn take_slot(&mut self, direction: Direction, seat: Seat, block: u16) -> Ticket {
-        let session = self.chunk(seat).session;
+    /// Takes a slot for a block, which is a turn of `payer`; one is free. Sessions that follow get the block too, and
+    /// have had their turns with it.
+    pub(crate) fn take_slot(&mut self, direction: Direction, (seat, payer): (Seat, usize), block: u16) -> Ticket {
         let (state, turn) = match direction {
-            Direction::Fetch => (SlotState::Fetching, self.turns.take(session)),
+            Direction::Fetch => (SlotState::Fetching, self.turns.take(payer)),
             Direction::Store => (SlotState::Gathering, self.turns.after_all()),
         };
+        if self.chunk(seat).followers > 0 {
+            self.charge_others(seat, payer);
+        }
         let slot = self.slots.take(seat, block, state).expect("one is free");
         let verify = self.verifier.chooses();
         let work = self.slots.at(slot);
-        (work.turn, work.verify) = (turn, verify);
-        self.held[session] += 1;
+        (work.turn, work.verify, work.payer) = (turn, verify, payer);
+        self.held[payer] += 1;
         slot
     }
 
@@ -175,8 +189,7 @@ impl Pipeline {
     /// Frees a slot.
     pub(crate) fn free_slot(&mut self, slot: Ticket) {
         let work = *self.slots.at(slot);
-        let session = self.chunk(work.seat).session;
-        self.held[session] -= 1;
+        self.held[work.payer] -= 1;
         if !work.state.stores() {
             self.turns.passed(work.turn);
         }
@@ -247,7 +260,7 @@ pub trait World {
     /// Tells whether the DMA engine takes one more operation now.
     fn transfer_has_room(&self) -> bool;
 
-    /// Submits the slot's bytes to or from the host's pages, as its state says.
+    /// Submits the slot's bytes to or from the pages of the slot's target, as its state says.
     fn transfer(&mut self, slot: Ticket) -> Launch;
 
     /// Gives back what was borrowed for a slot's block, which is over, however it ended.
@@ -256,6 +269,9 @@ pub trait World {
     /// Advances the oldest unfinished request of a session, by `free_seat` and `sit`; `true` if
     /// anything happened.
     fn start_chunks(&mut self, session: usize) -> bool;
+
+    /// Takes note that a chunk which followed another, and now goes on by itself, has another seat.
+    fn reseated(&mut self, _from: Seat, _to: Seat) {}
 
     /// Tells a chunk's request, once, how the chunk has ended.
     fn concluded(&mut self, seat: Seat, result: Result<(), Failure>);

@@ -2,7 +2,7 @@
 
 use mailbox::COMMANDS;
 
-use crate::config::{Config, SAMPLE_BLOCKS, SESSIONS_OF_OPERATOR, VERIFY_TRIES, Verify};
+use crate::config::{Config, SAMPLE_BLOCKS, SESSIONS_OF_OPERATOR, TEAM_MAX, VERIFY_TRIES, Verify, follower_seats};
 use crate::count::trace;
 use crate::footprint;
 
@@ -33,6 +33,13 @@ pub fn lines(config: &Config) -> Vec<(&'static str, String)> {
         ("requests per session", COMMANDS.to_string()),
         ("chunks per request", mailbox::CHUNKS_PER_REQUEST_MAX.to_string()),
         ("chunks in progress", config.chunks.to_string()),
+        (
+            "chunks that follow others' fetches",
+            match follower_seats(config) {
+                0 => String::from("none"),
+                seats => format!("{seats}, at most {} behind one", TEAM_MAX - 1),
+            },
+        ),
         ("blocks per chunk", block::BLOCKS_PER_CHUNK_MAX.to_string()),
         ("pages per chunk", mailbox::PAGES_PER_CHUNK_MAX.to_string()),
         (

@@ -149,6 +149,10 @@ pub(crate) struct RunFlags {
     /// Chunks in progress at the same time [default: the slots]
     #[arg(long, env = "KVLANE_CHUNKS", value_name = "N")]
     chunks: Option<usize>,
+    /// Read a chunk for each session that fetches it, even where several do at the same time and one read would serve
+    /// them all
+    #[arg(long, env = "KVLANE_NO_JOIN")]
+    no_join: bool,
     /// Deadline of a request that names none
     #[arg(long, env = "KVLANE_DEADLINE_MS", value_name = "MS", default_value_t = 30_000)]
     deadline_ms: u64,
@@ -243,6 +247,7 @@ impl RunFlags {
             sessions: self.sessions,
             allow_host_stop: self.allow_host_stop,
             chunks: self.chunks.unwrap_or(derived.chunks),
+            join: !self.no_join,
             deadline: Duration::from_millis(self.deadline_ms).into(),
             slow: (self.slow_ms > 0).then_some(Duration::from_millis(self.slow_ms)),
             attach_timeout: Duration::from_millis(self.attach_timeout_ms).into(),

@@ -13,6 +13,11 @@ pub const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
 pub const WORKERS_MAX: usize = 16;
 /// Chunks in progress at the same time, over all sessions.
 pub const CHUNKS_ACTIVE_MAX: usize = 64;
+/// Sessions that one read of a chunk serves: the ranks of an engine with tensor parallelism 8. Of more, some read it
+/// once more.
+pub const TEAM_MAX: usize = 8;
+/// Chunks that follow others' fetches at the same time, over all sessions: teams of [`TEAM_MAX`], eight chunks deep.
+pub const FOLLOWERS_MAX: usize = 8 * (TEAM_MAX - 1);
 /// Slots of the largest ring that a configuration may ask for: tickets and queues are sized for it.
 pub const SLOTS_MAX: usize = 64;
 /// Longest answer text (status), bytes.
@@ -49,6 +54,12 @@ impl SlotBytes {
 /// look-up for each session.
 pub(crate) fn asks_max(config: &Config) -> usize {
     config.slots + config.chunks + config.sessions
+}
+
+/// Seats of chunks that follow others' fetches, beside those of chunks that the store knows of.
+#[must_use]
+pub fn follower_seats(config: &Config) -> usize {
+    if config.join { FOLLOWERS_MAX.min(config.chunks * (TEAM_MAX - 1)) } else { 0 }
 }
 
 /// Limits that the store allocates for.

@@ -88,6 +88,9 @@ pub struct Counters {
     pub chunks_foreign: AtomicU64,
     /// Chunks fetched once more because what was read was damaged or gone.
     pub chunks_reread: AtomicU64,
+    /// Chunks that began as followers of another session's fetch, and blocks that were written to their pages.
+    pub chunks_joined: AtomicU64,
+    pub blocks_shared: AtomicU64,
     pub blocks_corrupt: AtomicU64,
     pub blocks_in_software: AtomicU64,
     /// Bytes of elements in host memory: of fetches, of stores.

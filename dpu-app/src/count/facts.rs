@@ -57,6 +57,8 @@ pub const COUNTERS: &[Fact<OfCard>] = &[
     labelled("chunks_failed", "kvlane_chunks_total", "failed", |of| get(&of.counters.chunks_failed)),
     both("chunks_foreign", "kvlane_foreign_chunks_total", |of| get(&of.counters.chunks_foreign)),
     both("chunks_reread", "kvlane_reread_chunks_total", |of| get(&of.counters.chunks_reread)),
+    both("chunks_joined", "kvlane_joined_chunks_total", |of| get(&of.counters.chunks_joined)),
+    both("blocks_shared", "kvlane_shared_blocks_total", |of| get(&of.counters.blocks_shared)),
     both("blocks_corrupt", "kvlane_corrupt_blocks_total", |of| get(&of.counters.blocks_corrupt)),
     both("blocks_in_software", "kvlane_software_inflated_blocks_total", |of| get(&of.counters.blocks_in_software)),
     both("blocks_resubmitted", "kvlane_resubmitted_blocks_total", |of| get(&of.counters.blocks_resubmitted)),

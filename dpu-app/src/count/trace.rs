@@ -35,6 +35,8 @@ pub enum TraceStage {
     /// The store counts the leading keys.
     Lookup,
     Open,
+    /// A chunk waits for what another session's request fetches of it.
+    Follow,
     /// A chunk's next block waits for a slot.
     Slot,
     Fetch,
@@ -56,6 +58,7 @@ impl TraceStage {
             Self::Seat => "seat",
             Self::Lookup => "lookup",
             Self::Open => "open",
+            Self::Follow => "follow",
             Self::Slot => "slot",
             Self::Fetch => "fetch",
             Self::Inflate => "inflate",
@@ -75,6 +78,7 @@ impl TraceStage {
         match self {
             Self::Seat => "--chunks, other requests",
             Self::Slot => "--slots, other requests",
+            Self::Follow => "the session that fetches the same chunk",
             Self::Lookup | Self::Open | Self::Fetch | Self::Begin | Self::Commit => "store",
             Self::Inflate => "inflate engine",
             Self::Dequantize => "dequantize workers",

@@ -222,7 +222,8 @@ impl Hub<'_, '_> {
 
     pub(super) fn launch_transfer(&mut self, slot: Ticket) -> Launch {
         let mut work = *self.pipeline.slots.at(slot);
-        let chunk = self.pipeline.chunks[usize::from(work.seat.0)].as_ref().expect("a slot in use belongs to a chunk");
+        let chunk =
+            self.pipeline.chunks[usize::from(work.target.0)].as_ref().expect("a slot in use belongs to a chunk");
         let memory = self.sessions[chunk.session].as_ref().and_then(|session| session.memory.as_ref());
         let memory = memory.expect("a session lives as long as its chunks, and only one with memory has any");
         let launch = start_transfer(&mut self.bulk.context, &self.shared.ring, slot, &mut work, chunk, memory);

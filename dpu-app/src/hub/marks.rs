@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, follower_seats};
 use crate::count::trace::{Asker, RequestPart, TraceSpan, TraceStage, slower};
 use crate::hub::Hub;
 use crate::hub::session::Whose;
@@ -43,7 +43,8 @@ impl Marks {
     pub(crate) fn new(config: &Config, now: Instant) -> Self {
         let (asker, whose) = (Asker { session: 0, request: 0 }, Whose { place: 0, serial: 0 });
         let seat = SeatMark { asker, index: 0, whose, chunk: 0, since: now };
-        Self { seats: vec![seat; config.chunks], slots: vec![SlotMark { since: now, began: None }; config.slots] }
+        let seats = config.chunks + follower_seats(config);
+        Self { seats: vec![seat; seats], slots: vec![SlotMark { since: now, began: None }; config.slots] }
     }
 
     fn seat(&mut self, seat: Seat) -> &mut SeatMark {
@@ -57,6 +58,11 @@ impl Marks {
     /// Marks that a chunk has its seat.
     pub(crate) fn sat(&mut self, seat: Seat, mark: SeatMark) {
         *self.seat(seat) = mark;
+    }
+
+    /// Marks that a chunk has another seat.
+    pub(crate) fn reseated(&mut self, from: Seat, to: Seat) {
+        *self.seat(to) = *self.seat(from);
     }
 
     /// Marks that an engine has taken the slot's block.
@@ -117,7 +123,7 @@ impl Hub<'_, '_> {
     /// Notes that a stage of a slot's block has ended, and the next begins. `worked` is the worker's own time.
     pub(crate) fn stage_ended(&mut self, slot: Ticket, stage: TraceStage, worked: Option<Duration>) {
         let work = self.pipeline.slots.at(slot);
-        let (seat, block, now) = (work.seat, work.block, self.now);
+        let (seat, block, now) = (work.target, work.block, self.now);
         let mark = &mut self.marks.slots[usize::from(slot.index)];
         let since = std::mem::replace(&mut mark.since, now);
         let by_engine = mark.began.take().map(|began| now.saturating_duration_since(began));
@@ -193,6 +199,7 @@ impl Hub<'_, '_> {
                     (Phase::Opening, Direction::Fetch) => Some(TraceStage::Open),
                     (Phase::Opening, Direction::Store) => Some(TraceStage::Begin),
                     (Phase::Closing, Direction::Store) => Some(TraceStage::Commit),
+                    (Phase::Following, _) => Some(TraceStage::Follow),
                     (Phase::Flowing, _) if chunk.wants_slot() && slots == 0 => Some(TraceStage::Slot),
                     _ => None,
                 };
@@ -200,7 +207,7 @@ impl Hub<'_, '_> {
             }
         }
         for (number, work) in self.pipeline.slots.taken() {
-            let seat = self.marks.seats[usize::from(work.seat.0)];
+            let seat = self.marks.seats[usize::from(work.target.0)];
             if seat.index == index && seat.whose == whose {
                 let stage = match work.state {
                     SlotState::Free => continue,

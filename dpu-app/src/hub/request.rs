@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use mailbox::{CHUNKS_PER_REQUEST_MAX, Command};
+use block::ChunkKey;
+use mailbox::{CHUNKS_PER_REQUEST_MAX, Command, Tokens};
 
 use crate::count::trace::TraceSpan;
 use crate::pipeline::job::Failure;
@@ -37,6 +38,8 @@ pub struct RequestInFlight {
     pub until: Instant,
     /// The next chunk to start.
     pub next: u32,
+    /// Key of the chunk that was started last.
+    pub last: Option<ChunkKey>,
     /// First chunk that is not wanted: the first that failed, or the end.
     pub limit: u32,
     /// Reason for `limit`, if it is not the end.
@@ -64,6 +67,7 @@ impl RequestInFlight {
             arrived,
             until,
             next: 0,
+            last: None,
             limit,
             failure: None,
             active: 0,
@@ -82,6 +86,14 @@ impl RequestInFlight {
             self.limit = index;
             self.failure = Some(failure);
         }
+    }
+
+    /// Returns the tokens of a chunk that are to move, counted from its first.
+    #[must_use]
+    pub fn tokens_of(&self, chunk: u32, chunk_tokens: u32) -> Tokens {
+        let first = chunk * chunk_tokens;
+        let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
+        Tokens { start: within(self.command.tokens.start), end: within(self.command.tokens.end) }
     }
 
     /// Ends the request at what is in place: chunks in progress may still end, no new one starts, and a worker that

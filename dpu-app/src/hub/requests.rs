@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailbox::{Answer, Operation, Status, Tokens};
+use mailbox::{Answer, Operation, Status};
 use store::Position;
 
 use crate::count::counters::add;
@@ -16,6 +16,7 @@ use crate::hub::session::{RecordsReading, Session, SessionMemory, Whose};
 use crate::pipeline::World;
 use crate::pipeline::chunk::{ChunkInFlight, Direction, OTHERWISE, Pages};
 use crate::pipeline::endings::Endings;
+use crate::pipeline::follow::Follow;
 use crate::pipeline::job::{CrewKind, Done, Failure, Job, Seat};
 use crate::pipeline::scheduler::Scheduler;
 use crate::workers::crew::Crew;
@@ -220,12 +221,13 @@ impl Hub<'_, '_> {
                 session.records_due = Some(RecordsReading { whose, span });
                 return true;
             }
-            let direction = match request.command.operation {
-                Operation::Fetch => Direction::Fetch,
-                _ => Direction::Store,
+            let started = match request.command.operation {
+                Operation::Fetch => self.start_fetch(index),
+                _ => self.start_store(index, front),
             };
-            let Some(seat) = self.pipeline.free_seat(index, direction) else { return busy };
-            self.start_chunk(index, front, seat, direction);
+            if !started {
+                return busy;
+            }
             busy = true;
         }
     }
@@ -270,8 +272,17 @@ impl Hub<'_, '_> {
         self.settle(index, whose.place);
     }
 
-    /// Seats the next chunk of a request whose records were read.
-    fn start_chunk(&mut self, index: usize, place: usize, seat: Seat, direction: Direction) {
+    /// Starts the next chunk of a store whose records were read, if there is a seat.
+    fn start_store(&mut self, index: usize, place: usize) -> bool {
+        let seat = self.pipeline.free_seat(index, Direction::Store);
+        if let Some(seat) = seat {
+            self.start_chunk(index, place, seat, None);
+        }
+        seat.is_some()
+    }
+
+    /// Seats the next chunk of a request whose records were read, by itself or behind what is in the seat `leader`.
+    pub(super) fn start_chunk(&mut self, index: usize, place: usize, seat: Seat, leader: Option<Seat>) {
         let session = self.sessions[index].as_mut().expect("it has a request with chunks to start");
         let Session { requests, staged, memory, recipe, namespace, .. } = session;
         let request = requests[place].as_mut().expect("queued requests are live");
@@ -279,11 +290,11 @@ impl Hub<'_, '_> {
         let section = memory.section(request.command.section);
         let pages_per_chunk = request.command.pages_per_chunk as usize;
         let (key, importance, pages) = staged.take(pages_per_chunk).expect("its record was read");
-        let chunk_tokens = u32::from(section.geometry.chunk_tokens);
-        let first = request.next * chunk_tokens;
-        let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
-        let tokens = request.command.tokens;
-        let tokens = Tokens { start: within(tokens.start), end: within(tokens.end) };
+        let tokens = request.tokens_of(request.next, section.geometry.chunk_tokens.into());
+        let direction = match request.command.operation {
+            Operation::Fetch => Direction::Fetch,
+            _ => Direction::Store,
+        };
         let pages = Pages::from_slice(pages).expect("a record's pages fit");
         let opening = ChunkInFlight::opening(index, pages, (section.geometry, section.order, section.plan));
         let opened = ChunkInFlight {
@@ -291,6 +302,7 @@ impl Hub<'_, '_> {
             index: request.next,
             section: request.command.section,
             direction,
+            key: Some(key),
             tokens,
             ..opening
         };
@@ -321,15 +333,19 @@ impl Hub<'_, '_> {
         }
         let piece = request.next;
         request.next += 1;
+        request.last = Some(key);
         request.active += 1;
         let (whose, waited) =
             (Whose { place, serial: request.serial }, self.now.saturating_duration_since(request.moved));
         request.moved = self.now;
         let asker = Asker { session: session.id, request: request.command.request };
         session.chunks += 1;
-        self.pipeline.sit(seat, opened);
         self.marks.sat(seat, SeatMark { asker, index, whose, chunk: piece, since: self.now });
         self.note(seat, None, TraceStage::Seat, (waited, Duration::ZERO));
+        if let Some(leader) = leader {
+            return self.join(seat, leader, opened);
+        }
+        self.pipeline.sit(seat, opened);
         self.give(match direction {
             Direction::Fetch => Job::Open { seat, anew: false },
             Direction::Store => Job::Begin { seat },

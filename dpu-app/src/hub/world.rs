@@ -60,6 +60,11 @@ impl World for Hub<'_, '_> {
         self.start_oldest(session)
     }
 
+    fn reseated(&mut self, from: Seat, to: Seat) {
+        self.marks.reseated(from, to);
+        self.shared.chunks.reseated(from, to);
+    }
+
     fn concluded(&mut self, seat: Seat, result: Result<(), Failure>) {
         self.tell_request(seat, result);
     }
@@ -71,7 +76,7 @@ impl World for Hub<'_, '_> {
             return;
         }
         let work = *self.pipeline.slots.at(slot);
-        let chunk = self.pipeline.chunk(work.seat);
+        let chunk = self.pipeline.chunk(work.target);
         let (session, direction, block) = (chunk.session, chunk.direction, work.block);
         let Some(session) = self.sessions[session].as_ref() else { return };
         let way = match direction {

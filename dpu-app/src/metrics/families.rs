@@ -120,6 +120,18 @@ const FAMILIES: &[MetricFamily] = &[
     counter("kvlane_stage_output_bytes_total", &["stage"], "Bytes that a stage made", |view, out| {
         stages(view, out, |(.., bytes)| bytes)
     }),
+    counter(
+        "kvlane_joined_chunks_total",
+        &[],
+        "Chunks that began as followers of a fetch of another session: read once, written to both",
+        of_card,
+    ),
+    counter(
+        "kvlane_shared_blocks_total",
+        &[],
+        "Blocks written to pages of a session that had not to be read for it",
+        of_card,
+    ),
     counter("kvlane_corrupt_blocks_total", &[], "Blocks that failed a check, each time that one was read", of_card),
     counter(
         "kvlane_foreign_chunks_total",

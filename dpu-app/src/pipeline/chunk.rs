@@ -4,6 +4,8 @@
 //! fetch: Opening -> Flowing -> Closing -> (free)        store: Opening -> Flowing -> Closing -> (free)
 //!        manifest   blocks     seat back                       begin put   blocks     commit or abort
 //!           ^________________________/  read anew: bad or gone, and not proven
+//!
+//!        Following -> (free), or Opening: what another session fetches is written to this one's pages too
 //! ```
 //!
 //! **Once is no proof.** A chunk that was found bad is fetched once more from its owner, by another way. The same bad
@@ -11,10 +13,11 @@
 //! between, and nothing is taken out. One that went while it was read is asked for once more, too: what a tier or a
 //! replica has not, the store may have.
 
-use block::{Geometry, Plan, TileOrder};
+use block::{ChunkKey, Geometry, Plan, TileOrder};
 use mailbox::{PAGES_PER_CHUNK_MAX, Tokens};
 
-use crate::pipeline::job::{Evidence, Failure};
+use crate::pipeline::block_set::BlockSet;
+use crate::pipeline::job::{Evidence, Failure, Seat};
 use nix::errno::Errno;
 use store::{StoreError, Why};
 
@@ -28,6 +31,8 @@ pub enum Direction {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
+    /// It opens nothing: its blocks are those of a chunk that another session fetches (follow.rs).
+    Following,
     Opening,
     Flowing,
     Closing,
@@ -38,7 +43,9 @@ impl Phase {
     pub fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
-            (Self::Opening, Self::Flowing) | (Self::Flowing, Self::Closing) | (Self::Closing, Self::Opening)
+            (Self::Opening, Self::Flowing)
+                | (Self::Flowing, Self::Closing)
+                | (Self::Closing | Self::Following, Self::Opening)
         )
     }
 }
@@ -74,6 +81,8 @@ pub struct ChunkInFlight {
     pub direction: Direction,
     /// Section of the session that it is of.
     pub section: u16,
+    /// Its name, by which fetches of one chunk find each other; `None`: it shares nothing.
+    pub key: Option<ChunkKey>,
     pub pages: Pages,
     /// Tokens of this chunk that move.
     pub tokens: Tokens,
@@ -82,6 +91,12 @@ pub struct ChunkInFlight {
     pub phase: Phase,
     pub plan: Plan,
     pub blocks: u16,
+    /// Blocks that it does not fetch: none of their tokens is wanted, or they came with another session's fetch.
+    pub skips: BlockSet,
+    /// Seat of the chunk that it follows; while it is in [`Phase::Following`], `None` is an end of that.
+    pub leader: Option<Seat>,
+    /// Chunks that follow this one.
+    pub followers: usize,
     /// The next block to give a slot.
     pub next: u16,
     pub in_flight: u16,
@@ -116,6 +131,7 @@ impl ChunkInFlight {
             index: 0,
             direction: Direction::Fetch,
             section: 0,
+            key: None,
             pages,
             tokens: Tokens::ALL,
             geometry,
@@ -123,6 +139,9 @@ impl ChunkInFlight {
             phase: Phase::Opening,
             plan,
             blocks: plan.block_count(&geometry) as u16,
+            skips: BlockSet::EMPTY,
+            leader: None,
+            followers: 0,
             next: 0,
             in_flight: 0,
             moving: 0,
@@ -213,12 +232,39 @@ impl ChunkInFlight {
         }
     }
 
+    /// Takes over how the chunk is cut into blocks, as its manifest says.
+    pub fn adopt(&mut self, plan: Plan, blocks: u16) {
+        if plan != self.plan {
+            self.skips = BlockSet::EMPTY;
+        }
+        (self.plan, self.blocks) = (plan, blocks);
+        for block in 0..blocks {
+            if self.is_clipped(block) {
+                self.skips.insert(block);
+            }
+        }
+    }
+
     /// Tells whether no token of a block is wanted.
-    #[must_use]
-    pub fn is_clipped(&self, block: u16) -> bool {
+    fn is_clipped(&self, block: u16) -> bool {
         let part = self.plan.part(&self.geometry, usize::from(block)).expect("blocks are counted by the plan");
         let (first, end) = (u32::from(part.first_token), u32::from(part.first_token + part.tokens));
         self.tokens.end <= first || self.tokens.start >= end
+    }
+
+    /// Tells whether all blocks of a fetch are in its pages: slots may still bring them to others.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        let fetched = self.phase == Phase::Flowing && self.failure.is_none() && self.done == self.blocks;
+        self.direction == Direction::Fetch && fetched
+    }
+
+    /// Tells whether others that follow it may still get blocks of it.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        let goes_on = matches!(self.phase, Phase::Opening | Phase::Flowing) || self.reopens;
+        // What is about to leave the store is not to be read from there once more.
+        !self.given_up && (goes_on || self.is_condemned())
     }
 
     /// Tells whether no block is in flight and none will be started.

@@ -4,32 +4,40 @@
 use crate::count::counters::add;
 use crate::pipeline::World;
 use crate::pipeline::chunk::{Direction, FetchVerdict, Phase};
+use crate::pipeline::follow::Follow;
 use crate::pipeline::job::{Failure, Job, Seat};
 use crate::pipeline::slots::Ticket;
 
 /// How blocks and chunks end, for every [`World`].
-pub trait Endings: World {
-    /// Gives the slot of a block back whose chunk has failed meanwhile; `true` if it did.
+pub trait Endings: World + Sized {
+    /// Takes a block on whose target has failed meanwhile: its slot back, or on to the next target; `true` if it did.
     fn abandoned(&mut self, slot: Ticket) -> bool {
         let pipeline = self.pipeline();
-        let seat = pipeline.slots.at(slot).seat;
-        let failed = pipeline.chunk(seat).failure.is_some();
-        if failed {
-            self.release(slot);
+        let (seat, target) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).target);
+        let failed = pipeline.chunk(target).failure.is_some();
+        match failed {
+            true if target == seat => self.release(slot),
+            true => self.end_target(slot),
+            false => {}
         }
         failed
     }
 
-    /// Ends a block that has passed all its stages.
+    /// Ends a block that has passed all its stages, for its target.
     fn block_done(&mut self, slot: Ticket) {
         let pipeline = self.pipeline();
         let work = *pipeline.slots.at(slot);
-        let chunk = pipeline.chunk(work.seat);
-        chunk.done += 1;
-        if chunk.direction == Direction::Fetch {
-            chunk.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
+        let chunk = pipeline.chunk(work.target);
+        if work.target == work.seat {
+            chunk.done += 1;
+            if chunk.direction == Direction::Fetch {
+                chunk.wire_bytes += (work.facts.payload_start + work.facts.payload_bytes) as u64;
+            }
+        } else {
+            chunk.skips.insert(work.block);
+            add(&self.counters().blocks_shared, 1);
         }
-        self.release(slot);
+        self.end_target(slot);
     }
 
     /// Fails a block that cannot go on; its chunk ends when its neighbours have left their slots.
@@ -38,9 +46,12 @@ pub trait Endings: World {
             add(&self.counters().blocks_corrupt, 1);
         }
         let pipeline = self.pipeline();
-        let (seat, block) = (pipeline.slots.at(slot).seat, pipeline.slots.at(slot).block);
-        pipeline.chunk(seat).fail(failure, Some(block));
-        self.release(slot);
+        let work = *pipeline.slots.at(slot);
+        pipeline.chunk(work.target).fail(failure, Some(work.block));
+        match work.target == work.seat {
+            true => self.release(slot),
+            false => self.end_target(slot),
+        }
     }
 
     fn release(&mut self, slot: Ticket) {
@@ -55,9 +66,22 @@ pub trait Endings: World {
     /// Ends a chunk that has nothing left to do.
     fn nudge(&mut self, seat: Seat) {
         let chunk = self.pipeline().chunk(seat);
-        if !chunk.drained() {
-            return;
+        if chunk.phase == Phase::Following {
+            return self.nudge_follower(seat);
         }
+        if chunk.drained() {
+            self.close(seat);
+        } else if chunk.is_in_place() {
+            self.conclude(seat, Ok(()));
+        }
+        if !self.pipeline().chunk(seat).leads() {
+            self.hand_on(seat);
+        }
+    }
+
+    /// Ends a chunk of which nothing is in flight.
+    fn close(&mut self, seat: Seat) {
+        let chunk = self.pipeline().chunk(seat);
         chunk.become_phase(Phase::Closing);
         match (chunk.direction, chunk.failure) {
             (Direction::Fetch, None) => {
@@ -100,6 +124,7 @@ pub trait Endings: World {
     /// Ends a chunk, for its request and for the store.
     fn leave(&mut self, seat: Seat, result: Result<(), Failure>) {
         self.conclude(seat, result);
+        self.hand_on(seat);
         self.pipeline().vacate(seat);
     }
 
@@ -127,7 +152,9 @@ pub trait Endings: World {
                 } else {
                     chunk.cut_off(Failure::Deadline);
                 }
-                self.let_go_of_pages(Seat(place as u16));
+                let seat = Seat(place as u16);
+                self.let_go_of_pages(seat);
+                self.nudge(seat);
             }
         }
     }

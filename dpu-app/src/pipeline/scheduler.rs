@@ -13,16 +13,17 @@ use crate::config::VERIFY_TRIES;
 use crate::count::counters::add;
 use crate::pipeline::chunk::{Direction, FetchVerdict, Phase};
 use crate::pipeline::endings::Endings;
+use crate::pipeline::follow::Follow;
 use crate::pipeline::job::{Done, Failure, Job, Restored, Seat};
 use crate::pipeline::probation::{BLAMES_MAX, UNREACHABLE_MIN};
 use crate::pipeline::slots::{Moves, SlotState, SlotWork, Ticket};
 use crate::pipeline::{Inflated, Launch, Unreached, World};
 
 /// Every decision of the data plane, for every [`World`].
-pub trait Scheduler: Endings {
+pub trait Scheduler: Endings + Sized {
     /// Starts what can start; `true` if anything did.
     fn schedule(&mut self) -> bool {
-        let mut busy = false;
+        let mut busy = self.go_on_alone();
         for session in self.pipeline().sessions_in_turn() {
             busy |= self.start_chunks(session);
         }
@@ -36,26 +37,26 @@ pub trait Scheduler: Endings {
     fn give_slots(&mut self, direction: Direction) -> bool {
         let mut busy = false;
         while !(direction == Direction::Store && self.pipeline().stores_are_full()) {
-            let Some(seat) = self.pipeline().next_in_line(direction) else { break };
+            let Some((seat, payer)) = self.pipeline().next_in_line(direction) else { break };
             let chunk = self.pipeline().chunk(seat);
             let block = chunk.block_at(chunk.next);
             chunk.next += 1;
             busy = true;
-            if direction == Direction::Fetch && chunk.is_clipped(block) {
+            if direction == Direction::Fetch && chunk.skips.contains(block) {
                 chunk.done += 1;
                 self.nudge(seat);
             } else {
                 chunk.in_flight += 1;
-                self.start_block(direction, seat, block);
+                self.start_block(direction, (seat, payer), block);
             }
         }
         busy
     }
 
     /// Starts the first stage of a block. A slot is free.
-    fn start_block(&mut self, direction: Direction, seat: Seat, block: u16) {
+    fn start_block(&mut self, direction: Direction, (seat, payer): (Seat, usize), block: u16) {
         let pipeline = self.pipeline();
-        let slot = pipeline.take_slot(direction, seat, block);
+        let slot = pipeline.take_slot(direction, (seat, payer), block);
         self.slot_taken(slot);
         match direction {
             Direction::Fetch => self.give(Job::Read { slot, seat, block }),
@@ -127,8 +128,8 @@ pub trait Scheduler: Endings {
         match self.transfer(slot) {
             Launch::Started => {
                 let pipeline = self.pipeline();
-                let seat = pipeline.slots.at(slot).seat;
-                pipeline.chunk(seat).moving += 1;
+                let target = pipeline.slots.at(slot).target;
+                pipeline.chunk(target).moving += 1;
             }
             Launch::Nothing => self.block_done(slot),
             Launch::Failed(failure) => self.block_failed(slot, failure),
@@ -148,8 +149,9 @@ pub trait Scheduler: Endings {
             }
             Done::Opened { seat, blocks: Ok((plan, blocks)) } => {
                 let chunk = self.pipeline().chunk(seat);
-                (chunk.plan, chunk.blocks) = (plan, blocks);
+                chunk.adopt(plan, blocks);
                 chunk.become_phase(Phase::Flowing);
+                self.tell_plan(seat);
                 self.nudge(seat);
             }
             Done::Began { seat, started: Ok(true) } => {
@@ -168,6 +170,7 @@ pub trait Scheduler: Endings {
                     // Its store knows how to judge what it cannot open, and has done so.
                     FetchVerdict::Over | FetchVerdict::Bad(_) => {
                         let failure = chunk.failure.expect("just set");
+                        self.tell_miss(seat, failure);
                         self.leave(seat, Err(failure));
                     }
                 }
@@ -280,9 +283,9 @@ pub trait Scheduler: Endings {
     /// Goes on after an operation of the DMA engine; the slot has its memory back.
     fn transferred(&mut self, slot: Ticket, outcome: Result<(), Unreached>) {
         let pipeline = self.pipeline();
-        let seat = pipeline.slots.at(slot).seat;
-        pipeline.chunk(seat).moving -= 1;
-        self.let_go_of_pages(seat);
+        let target = pipeline.slots.at(slot).target;
+        pipeline.chunk(target).moving -= 1;
+        self.let_go_of_pages(target);
         let work = self.pipeline().slots.at(slot);
         match outcome {
             Ok(()) if work.moves.more => {
@@ -297,13 +300,13 @@ pub trait Scheduler: Endings {
                 // First in line, so that those that failed are alone while operations run alone (probation.rs): behind
                 // others that succeed the culprit would never be found.
                 work.turn = 0;
-                let (seat, blames) = (work.seat, work.blames);
+                let blames = work.blames;
                 if blames < UNREACHABLE_MIN {
                     add(&self.counters().blocks_resubmitted, 1);
                     self.pipeline().queue_transfer(slot);
                     return;
                 }
-                let session = self.pipeline().chunk(seat).session;
+                let session = self.pipeline().chunk(target).session;
                 self.block_failed(slot, Failure::Device(error));
                 self.unreachable(session, error);
             }
@@ -320,7 +323,7 @@ pub trait Scheduler: Endings {
             SlotState::Writing => return self.block_done(slot),
             _ if self.abandoned(slot) => return,
             SlotState::Verifying | SlotState::Confirming => {
-                let tokens = self.pipeline().chunk(work.seat).tokens;
+                let tokens = self.pipeline().chunk(work.target).tokens;
                 let SlotWork { seat, block, from, .. } = work;
                 return self.give(Job::Compare { slot, seat, block, from, tokens });
             }

@@ -108,6 +108,10 @@ pub struct SlotWork {
     pub generation: u32,
     pub seat: Seat,
     pub block: u16,
+    /// Seat of the chunk whose pages it is moved to or from: its own, or one that follows it (follow.rs).
+    pub target: Seat,
+    /// Session whose turn it was, and which it counts for.
+    pub payer: usize,
     /// Its turn at an engine (turns.rs).
     pub turn: u64,
     /// Failures while alone on an engine.
@@ -142,6 +146,8 @@ impl SlotWork {
         generation: 0,
         seat: Seat(0),
         block: 0,
+        target: Seat(0),
+        payer: 0,
         turn: 0,
         blames: 0,
         facts: BlockFacts {
@@ -177,7 +183,7 @@ impl SlotTable {
         let index = self.free.pop()?;
         let work = &mut self.works[usize::from(index)];
         let generation = work.generation.wrapping_add(1);
-        *work = SlotWork { generation, seat, block, ..SlotWork::FREE };
+        *work = SlotWork { generation, seat, target: seat, block, ..SlotWork::FREE };
         let ticket = Ticket { index, generation };
         self.set(ticket, state);
         self.storing += usize::from(state == SlotState::Gathering);
@@ -204,6 +210,15 @@ impl SlotTable {
             self.free.push(ticket.index);
             self.storing -= usize::from(storing);
         }
+    }
+
+    /// Has a block that is in its target's pages written to those of another chunk, too.
+    pub fn aim(&mut self, ticket: Ticket, target: Seat) {
+        if self.at(ticket).state != SlotState::Writing {
+            self.set(ticket, SlotState::Writing);
+        }
+        let work = self.at(ticket);
+        *work = SlotWork { target, moves: Moves::NONE, blames: 0, differed: 0, ..*work };
     }
 
     /// Iterates over the slots that are not free, by number.

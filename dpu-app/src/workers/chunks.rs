@@ -66,6 +66,11 @@ impl Chunks {
         self.seats[usize::from(seat.0)].lock().expect("no holder of this lock panics: panic is abort")
     }
 
+    /// Moves a chunk, which nothing was asked of yet, to another seat.
+    pub fn reseated(&self, from: Seat, to: Seat) {
+        self.at(to).take_over(&self.at(from));
+    }
+
     #[must_use]
     pub fn count(&self) -> usize {
         self.seats.len()
@@ -73,6 +78,25 @@ impl Chunks {
 }
 
 impl WorkerChunk {
+    /// Takes over another chunk of which no manifest was read.
+    fn take_over(&mut self, other: &Self) {
+        let Self { key, geometry, recipe, position, again, importance, order, plan, lengths: _, blocks, until } =
+            *other;
+        *self = Self {
+            key,
+            geometry,
+            recipe,
+            position,
+            again,
+            importance,
+            order,
+            plan,
+            lengths: [0; block::BLOCKS_PER_CHUNK_MAX],
+            blocks,
+            until,
+        };
+    }
+
     /// Takes over what a manifest says, if this card can read such a chunk.
     ///
     /// # Errors

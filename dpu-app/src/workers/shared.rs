@@ -9,7 +9,7 @@ use doca::{Area, Device, Slab};
 use nix::sys::eventfd::EventFd;
 use store::Readable;
 
-use crate::config::Config;
+use crate::config::{Config, follower_seats};
 use crate::count::counters::Counters;
 use crate::slots::ring::Ring;
 use crate::workers::bell::EventBell;
@@ -150,7 +150,7 @@ impl<'a> Shared<'a> {
             store,
             slab,
             ring: Ring::allocate(device, config.slots, config.slot_bytes()).map_err(StartError::Device)?,
-            chunks: Chunks::new(config.chunks),
+            chunks: Chunks::new(config.chunks + follower_seats(config)),
             lookups: (0..config.sessions).map(|_| Mutex::new(Question::new())).collect(),
             prefixes: (0..config.sessions).map(|_| Mutex::new(StartedPrefix::default())).collect(),
             counters: Counters::default(),

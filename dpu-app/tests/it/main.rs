@@ -33,6 +33,7 @@ mod roundtrip;
 mod sections;
 mod stuck;
 mod tier_faults;
+mod together;
 mod trace;
 mod turns;
 mod two_processes;
