@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from .. import InputError, Session, attach
+from .. import Session, attach
 from ..engine.faults import Faults
 from ..engine.link import Link
 from ..engine.options import Options
@@ -136,7 +136,7 @@ class Door:
 
 def _link(options: Options, name: str, rows: Rows | None) -> Link:
     def attached() -> Session:
-        session = attach(
+        return attach(
             rows.memory if rows else None,
             socket=options.socket,
             comch_name=options.comch_name,
@@ -146,12 +146,5 @@ def _link(options: Options, name: str, rows: Rows | None) -> Link:
             namespace=options.namespace,
             timeout=options.attach_timeout_s,
         )
-        if not session.recipe.startswith("lossless"):
-            session.close(1.0)
-            raise InputError(
-                f"blocks without a layout are passed through losslessly only, the card stores {session.recipe}: "
-                "start dpu-app with --recipe lossless, or set the option `recipe` where it allows that"
-            )
-        return session
 
     return Link(name, attached, retry=options.retry_s, retry_max=options.retry_max_s)
