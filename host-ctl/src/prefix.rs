@@ -27,6 +27,20 @@ impl Prefix {
     /// # Errors
     /// As [`Prefix::new`], or 0 tokens.
     pub fn covering(namespace: &Namespace<'_>, tokens: &[u32], chunk_tokens: usize) -> Result<Prefix, Error> {
+        Prefix::with_extras(namespace, tokens, chunk_tokens, &[])
+    }
+
+    /// The same, where chunk n is named by `extras[n]` beside its tokens ([`KeyChain::push_with`]); chunks behind the
+    /// last of them have none.
+    ///
+    /// # Errors
+    /// As [`Prefix::covering`].
+    pub fn with_extras(
+        namespace: &Namespace<'_>,
+        tokens: &[u32],
+        chunk_tokens: usize,
+        extras: &[Vec<u8>],
+    ) -> Result<Prefix, Error> {
         if namespace.model.trim().is_empty() {
             return Err(Error::input(
                 "model",
@@ -40,7 +54,9 @@ impl Prefix {
         let mut chain = KeyChain::new(namespace).covering(chunk_tokens);
         let chunks = tokens.chunks_exact(chunk_tokens);
         let remainder = chunks.remainder().len();
-        Ok(Prefix { keys: chunks.map(|chunk| chain.push(chunk)).collect(), chunk_tokens, remainder })
+        let extras = extras.iter().map(Vec::as_slice).chain(std::iter::repeat(&b""[..]));
+        let keys = chunks.zip(extras).map(|(chunk, extra)| chain.push_with(chunk, extra)).collect();
+        Ok(Prefix { keys, chunk_tokens, remainder })
     }
 
     /// Names of the chunks, from the prompt's start.

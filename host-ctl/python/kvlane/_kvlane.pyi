@@ -37,6 +37,7 @@ def chunk_keys(
     rank: int = 0,
     ranks: int = 1,
     chunk_tokens: int | None = None,
+    extras: list[bytes] | None = None,
 ) -> bytes: ...
 
 class Memory:

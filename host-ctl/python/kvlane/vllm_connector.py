@@ -40,6 +40,7 @@ from .engine.words import Orders, Report, Save
 from .engine.worker import Worker
 from .model_name import model_name as _model
 from .model_name import snapshot
+from .media import extras_of, named
 from .model_shape import follows_sleep, hit_unit, refusal
 from .model_shape import model_shapes as _shapes
 from .vllm_core import Core
@@ -193,7 +194,9 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             getattr(self, "_adapted", {}).setdefault(request.request_id, adapter)
             # No text has this byte, so no salt of a request's is taken for an adapter.
             salt = b"\xff" + adapter.name.encode() + salt
-        self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt)
+        features = getattr(request, "mm_features", None)
+        extras = [extras_of(features, self._scheduler.chunk)] if features else []
+        self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt, *extras)
 
     def _unchanged(self, request: str) -> bool:
         adapter = self._adapted.get(request)
@@ -434,12 +437,12 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _named_by_tokens(request: Request) -> bool:
-    """Whether token ids, with what goes into the salt, say all that a prompt's KV comes from. Pictures, embeddings
+    """Whether token ids, with what goes into salt and extras, say all that a prompt's KV comes from. Embeddings
     (alone or between token ids) and what a pooling request adds to its tokens are in none of them."""
     mask = getattr(request, "prompt_is_token_ids", None)
     return (
         request.prompt_token_ids is not None
-        and not getattr(request, "mm_features", None)
+        and all(named(feature) for feature in getattr(request, "mm_features", None) or ())
         and getattr(request, "prompt_embeds", None) is None
         and (mask is None or all(mask))
         and not getattr(getattr(request, "pooling_params", None), "extra_kwargs", None)

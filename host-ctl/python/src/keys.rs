@@ -80,9 +80,12 @@ impl Geometry {
 
 /// Names of the whole chunks of `tokens`, as one `bytes`. `chunk_tokens`: tokens that a name covers, if they are not
 /// the geometry's: a chunk of a window keeps the last of them, one of states rows of bytes. Sections of equal geometry
-/// need models of different names.
+/// need models of different names. `extras`: what each chunk's tokens leave open, such as the pictures that some of
+/// them stand for; empty where they say all.
 #[pyfunction]
-#[pyo3(signature = (tokens, *, model, geometry, recipe, salt = None, rank = 0, ranks = 1, chunk_tokens = None))]
+#[pyo3(signature = (
+    tokens, *, model, geometry, recipe, salt = None, rank = 0, ranks = 1, chunk_tokens = None, extras = None
+))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn chunk_keys<'py>(
     py: Python<'py>,
@@ -94,6 +97,7 @@ pub(crate) fn chunk_keys<'py>(
     rank: u32,
     ranks: u32,
     chunk_tokens: Option<usize>,
+    extras: Option<Vec<Vec<u8>>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let recipe: Recipe = recipe.parse().map_err(|error| input(format!("recipe {recipe:?}: {error}")))?;
     if rank >= ranks {
@@ -102,7 +106,8 @@ pub(crate) fn chunk_keys<'py>(
     let salt = salt.unwrap_or_default();
     let namespace = Namespace { model, geometry: geometry.inner, recipe, salt, rank, ranks };
     let chunk_tokens = chunk_tokens.unwrap_or(geometry.inner.chunk_tokens.into());
-    let prefix = py.detach(|| Prefix::covering(&namespace, &tokens, chunk_tokens)).map_err(raise)?;
+    let extras = extras.unwrap_or_default();
+    let prefix = py.detach(|| Prefix::with_extras(&namespace, &tokens, chunk_tokens, &extras)).map_err(raise)?;
     let bytes: Vec<u8> = prefix.keys().iter().flat_map(|key| *key.bytes()).collect();
     Ok(PyBytes::new(py, &bytes))
 }

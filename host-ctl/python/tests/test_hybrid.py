@@ -14,7 +14,8 @@ from kvlane.engine.scheduler import Scheduler
 from kvlane.engine.sections import FULL, STATE, WINDOW, Section, Stretch
 from kvlane.engine.words import Report
 from kvlane.engine.worker import Worker
-from standins import config, connector_module
+from kvlane.media import extras_of
+from standins import config, connector_module, request
 
 CHUNK, PAGE = 64, 16
 connector = connector_module()
@@ -340,3 +341,30 @@ def test_what_cannot_be_passed_around_is_refused_with_a_reason():
     assert "'align'" in refusal(state)
     assert "tokens_per_state" in refusal(spec("MLAAttentionSpec", tokens_per_state=4))
     assert "pipeline_parallel_size 2" in refusal(spec("FullAttentionSpec"), parallel__pipeline_parallel_size=2)
+
+
+# Pictures
+
+
+def picture(identifier, offset, length):
+    return SimpleNamespace(identifier=identifier, mm_position=SimpleNamespace(offset=offset, length=length))
+
+
+def test_a_chunk_names_the_pictures_that_its_tokens_stand_for():
+    extras = extras_of([picture("b", 130, 10), picture("a", 60, 10)], CHUNK)
+    assert len(extras) == 3 and all(extras) and len({*extras}) == 3
+    assert extras_of([picture("a", 60, 10)], CHUNK) == extras[:2]
+    assert extras_of([picture("a", 61, 10)], CHUNK)[0] != extras[0], "elsewhere in the chunk"
+    assert extras_of([picture("c", 60, 10)], CHUNK)[0] != extras[0]
+    assert extras_of([], CHUNK) == extras_of(None, CHUNK) == []
+
+
+def test_a_prompt_with_pictures_is_asked_for_by_their_names():
+    asked = []
+    for pictures in ([], [picture("a", 70, 20)], [picture("b", 70, 20)]):
+        scheduler, session, _ = make(FULL_0)
+        half = SimpleNamespace(_scheduler=scheduler)
+        connector.KvlaneConnector._arrived(half, request(prompt_token_ids=list(range(200)), mm_features=pictures))
+        asked.append(session.posted[1][1])
+    assert len({keys[:32] for keys in asked}) == 1, "before the picture nothing differs"
+    assert len({keys[32:64] for keys in asked}) == len({keys[64:] for keys in asked}) == 3

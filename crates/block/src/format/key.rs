@@ -132,6 +132,15 @@ impl KeyChain {
     /// # Panics
     /// When `tokens` is not exactly one chunk: a short chunk has no name.
     pub fn push(&mut self, tokens: &[u32]) -> ChunkKey {
+        self.push_with(tokens, b"")
+    }
+
+    /// The key of the next chunk, of which `extra` says what its tokens do not: the pictures that some of them stand
+    /// for. Without any it is the key of the tokens alone.
+    ///
+    /// # Panics
+    /// As [`push`](KeyChain::push).
+    pub fn push_with(&mut self, tokens: &[u32], extra: &[u8]) -> ChunkKey {
         assert_eq!(tokens.len(), self.chunk_tokens, "KeyChain::push takes exactly one chunk of tokens");
         let mut hash = blake3::Hasher::new_keyed(&self.root);
         hash.update(&self.last);
@@ -141,6 +150,11 @@ impl KeyChain {
                 *slot = token.to_le_bytes();
             }
             hash.update(&bytes[..piece.len() * 4]);
+        }
+        if !extra.is_empty() {
+            // A chunk's tokens are always as many, so that nothing here is taken for tokens.
+            hash.update(&(extra.len() as u64).to_le_bytes());
+            hash.update(extra);
         }
         self.last = *hash.finalize().as_bytes();
         ChunkKey(self.last)

@@ -37,6 +37,20 @@ fn vectors_are_pinned() {
 }
 
 #[test]
+fn an_extra_names_what_tokens_leave_open() {
+    let key = |extra: &[u8]| KeyChain::new(&namespace()).push_with(&tokens(0), extra);
+    assert_eq!(key(b""), first(&namespace()), "none is none");
+    assert_eq!(key(b"picture").to_string(), "7a40e312dc32f17c6d1e9adcd0d47cc571a44e47ee7d6a454f7aaea6cefd49e6");
+    let mut keys = [key(b""), key(b"\0"), key(b"\0\0"), key(b"picture"), key(b"pictures")];
+    keys.sort();
+    assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
+    let (mut with, mut without) = (KeyChain::new(&namespace()), KeyChain::new(&namespace()));
+    with.push_with(&tokens(0), b"picture");
+    without.push(&tokens(0));
+    assert_ne!(with.push(&tokens(1)), without.push(&tokens(1)), "it is in the names of all that follows");
+}
+
+#[test]
 fn equal_prefixes_share_keys_and_a_key_names_the_whole_prefix() {
     let (mut a, mut b) = (KeyChain::new(&namespace()), KeyChain::new(&namespace()));
     assert_eq!(a.push(&tokens(0)), b.push(&tokens(0)));

@@ -17,6 +17,8 @@ class Prompt:
 
     tokens: list[int]
     salt: bytes
+    extras: list[bytes] = field(default_factory=list)
+    """What the tokens of each chunk leave open; fewer than chunks where the rest leave nothing open."""
     recipe: str = ""
     keys: tuple[tuple[bytes, ...], ...] = ()
     """Of each section, one for each rank that has bytes of its own."""
@@ -52,6 +54,7 @@ class Prompt:
                     rank=rank,
                     ranks=ranks,
                     chunk_tokens=section.chunk,
+                    extras=self.extras or None,
                 )
                 for rank in range(ranks)
             )

@@ -78,10 +78,12 @@ class Scheduler:
 
     # What the engine asks
 
-    def arrived(self, request: str, tokens: Sequence[int], salt: bytes = b"") -> None:
-        """A request is here: its look-up starts at once."""
+    def arrived(
+        self, request: str, tokens: Sequence[int], salt: bytes = b"", extras: Sequence[bytes] = ()
+    ) -> None:
+        """A request is here: its look-up starts at once. `extras` say of each chunk what its tokens do not."""
         if request not in self._prompts:
-            self._prompts[request] = Prompt(list(tokens), salt, saved=[0] * len(self.sections))
+            self._prompts[request] = Prompt(list(tokens), salt, list(extras), saved=[0] * len(self.sections))
             self._ask(request)
 
     def matched(self, request: str, computed: int, total: int, preemptions: int) -> int | None:
