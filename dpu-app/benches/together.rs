@@ -1,7 +1,8 @@
-//! `cargo bench -p dpu-app --bench together -- [--tokens N] [--runs N] [--recipe q5] [--store URL] [--dir PATH] [--quick]`
+//! `cargo bench -p dpu-app --bench together -- [--tokens N] [--runs N] [--recipe q5] [--store URL] [--dir PATH]
+//! [--quick]`
 //!
-//! What it costs that 1, 2, 4 and 8 sessions fetch one prefix at one time, with one dpu-app that joins their fetches and
-//! one with `--no-join`, in turn: time until the first and until the last has it (medians), and the bytes that were
+//! What it costs that 1, 2, 4 and 8 sessions fetch one prefix at one time, with one dpu-app that joins their fetches
+//! and one with `--no-join`, in turn: time until the first and until the last has it (medians), and the bytes that were
 //! fetched, inflated and dequantized, beside those of one session. Of an 8B-class model, and of one with a quarter of
 //! its KV heads, whose tokens are about as large as an MLA latent. `--store` names a server; else a directory each.
 

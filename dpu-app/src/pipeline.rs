@@ -140,9 +140,9 @@ impl Pipeline {
         self.order.retain(|other| *other != seat);
     }
 
-    /// Finds the chunk whose block of this direction gets the next free slot, if any does, and the session whose turn it
-    /// is: fetches by the turns of their sessions, and of those that follow them, the oldest chunk of a session first;
-    /// stores by age.
+    /// Finds the chunk whose block of this direction gets the next free slot, if any does, and the session whose turn
+    /// it is: fetches by the turns of their sessions, and of those that follow them, the oldest chunk of a session
+    /// first; stores by age.
     pub(crate) fn next_in_line(&mut self, direction: Direction) -> Option<(Seat, usize)> {
         let (kept, free) = (self.slots_kept(), self.slots.free());
         let may = |session: usize| free > kept || free > 0 && self.held[session] < kept;

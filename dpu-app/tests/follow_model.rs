@@ -1,6 +1,6 @@
-//! Several sessions fetch at random what others fetch, over the real scheduler and tables, in a world where anything may
-//! fail and anybody may leave at any moment: no page is written after its request was answered, whoever is told that a
-//! chunk is there has all of it, everything ends, and where nothing fails a chunk is read once.
+//! Several sessions fetch at random what others fetch, over the real scheduler and tables, in a world where anything
+//! may fail and anybody may leave at any moment: no page is written after its request was answered, whoever is told
+//! that a chunk is there has all of it, everything ends, and where nothing fails a chunk is read once.
 
 use std::collections::{HashMap, HashSet};
 

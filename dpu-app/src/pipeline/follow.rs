@@ -1,5 +1,5 @@
-//! One fetch for many: a chunk that several sessions ask for at one time is read, inflated and dequantized once, and its
-//! tile is written to the pages of all of them.
+//! One fetch for many: a chunk that several sessions ask for at one time is read, inflated and dequantized once, and
+//! its tile is written to the pages of all of them.
 //!
 //! ```text
 //!   leader     Opening -> Flowing -> Closing            reads every block that it wants
@@ -229,8 +229,8 @@ pub trait Follow: Scheduler {
         busy
     }
 
-    /// Goes on with a slot that is through with its target, well or not: to the next one that wants its block, or out of
-    /// the ring.
+    /// Goes on with a slot that is through with its target, well or not: to the next one that wants its block, or out
+    /// of the ring.
     fn end_target(&mut self, slot: Ticket) {
         let pipeline = self.pipeline();
         let work = *pipeline.slots.at(slot);
