@@ -17,8 +17,9 @@
 //!   metrics    the HTTP server for monitoring
 //!   cli        what an operator types
 //! ```
-//! `run` starts all of it; `error`, `settings` and `footprint` say what all of it may fail at, is told, and takes.
-//! A room names only rooms above it in this list (tests/it/rooms.rs). docs/architecture.md says why it is built so.
+//! `run` starts all of it; `error`, `settings` and `footprint` say what all of it may fail at, is told, and takes. A
+//! room names only rooms above it in this list (tools/xtask/tables/edges.txt). docs/architecture.md says why it is
+//! built so.
 //!
 //! It refuses: unsafe code, allocation in Steady (attaching a host is Init for its session), and trust in any peer.
 #![forbid(unsafe_code)]

@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 use clap::CommandFactory;
 use mailbox::{visible, visible_json};
 
-use crate::RunError;
 use crate::cli::arguments::CommandLine;
 use crate::cli::config_file::{self, Origin};
 use crate::count::json;
+use crate::error::RunError;
 
 pub(crate) const EXIT_RUNTIME: u8 = 1;
 pub(crate) const EXIT_USAGE: u8 = 2;

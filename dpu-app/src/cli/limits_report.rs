@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::process::ExitCode;
 
-use crate::Config;
+use crate::config::Config;
 use crate::count::json::Quoted;
 use mailbox::visible;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -11,13 +11,14 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use crate::cli::arguments::LimitsFlags;
 use crate::cli::config_file::Origin;
 use crate::cli::failure::{EXIT_USAGE, fail, fail_by};
+use crate::run::{Checked, check};
 
 pub(crate) fn limits(limits: &LimitsFlags, origins: &HashMap<String, Origin>) -> ExitCode {
     let config: Config = match limits.run.config() {
         Ok(config) => config,
         Err(error) => return fail(EXIT_USAGE, error),
     };
-    let checked = match crate::check(&config) {
+    let checked = match check(&config) {
         Ok(checked) => checked,
         Err(error) => return fail_by(&error, origins),
     };
@@ -42,7 +43,7 @@ fn may_pin() -> String {
     }
 }
 
-fn json(config: &Config, checked: &crate::Checked, lines: &[(&str, String)]) -> String {
+fn json(config: &Config, checked: &Checked, lines: &[(&str, String)]) -> String {
     let object = |numbers: &[(&str, usize)]| {
         let numbers: Vec<String> = numbers.iter().map(|(name, bytes)| format!("{}:{bytes}", Quoted(name))).collect();
         format!("{{{}}}", numbers.join(","))

@@ -49,7 +49,7 @@ pub fn words(recipe: Recipe) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Config;
+    use crate::config::Config;
 
     #[test]
     fn an_operator_hears_whether_bits_are_lost_and_by_default_none_are() {

@@ -1,6 +1,6 @@
 //! Which room may use which: crates by their manifests, rooms inside a crate by its paths. The table says what is
 //! allowed, `crate: room -> room room`; an edge that is not there is a finding, and so is one that nobody needs any
-//! more.
+//! more. So is a name that `lib.rs` only re-exports: it hides whose it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,6 +73,7 @@ fn between_crates(tree: &Tree) -> Edges {
 }
 
 /// Rooms of a crate's `src` that use each other by `crate::ROOM`: a room is a directory, or a file beside `lib.rs`.
+/// What is no room is `lib`'s.
 fn inside(tree: &Tree, place: &str) -> Edges {
     let src = format!("{place}/src/");
     let room = |path: &str| {
@@ -84,9 +85,10 @@ fn inside(tree: &Tree, place: &str) -> Edges {
     for file in tree.with_ending("rs").filter(|file| !file.path.ends_with("tests.rs")) {
         let Some(from) = room(&file.path).filter(|room| !matches!(room.as_str(), "lib" | "main")) else { continue };
         let code = code_of(&file.text);
-        let own = code.split("#[cfg(test)]\nmod").next().unwrap_or(&code);
+        let own = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or(&code);
         for (line, to) in used(own) {
-            if to != from && rooms.contains(to) {
+            let to = if rooms.contains(to) { to } else { "lib" };
+            if to != from {
                 edges.entry((from.clone(), to.into())).or_insert((file.path.clone(), line));
             }
         }
