@@ -111,7 +111,8 @@ for group in "${groups[@]}"; do
     fi
 done
 load=$(cut -d' ' -f1 /proc/loadavg)
-awk -v load="$load" 'BEGIN { exit !(load > 0.7) }' && echo "load is $load: building was part of it, other work would spoil the figures"
+awk -v load="$load" 'BEGIN { exit !(load > 0.7) }' &&
+    echo "load is $load: building was part of it, other work would spoil the figures"
 
 count=0
 status=0

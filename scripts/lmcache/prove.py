@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""kvlane.lmcache beside LMCache's own adapters for a directory and for Redis, made by LMCache's own factory, in one run: the same
-objects are stored, looked up and loaded, then a few are damaged where they are kept, and all are loaded again.
+"""kvlane.lmcache beside LMCache's own adapters for a directory and for Redis, made by LMCache's own factory, in one
+run: the same objects are stored, looked up and loaded, then a few are damaged where they are kept, and all are loaded
+again.
 
 Run it where lmcache and kvlane are installed; redis-server is used if it is there. The cache server with this adapter:
 docs/doors.md.
@@ -80,7 +81,10 @@ class Run:
             return ended.pop(number, None)
 
         adapter = self.adapter
-        submit = lambda first, last: adapter.submit_store_task(self.keys[first:last], self.sources[first:last])  # noqa: E731
+
+        def submit(first, last):
+            return adapter.submit_store_task(self.keys[first:last], self.sources[first:last])
+
         seconds, used, results = self.timed(submit, done, adapter.get_store_event_fd())
         return seconds, used, all(result.is_successful() for result in results)
 
@@ -94,7 +98,10 @@ class Run:
         """Seconds, processor seconds, objects that were served, and how many of them are wrong."""
         self.arena[self.size * self.count :] = 0
         adapter = self.adapter
-        submit = lambda first, last: adapter.submit_load_task(self.keys[first:last], self.targets[first:last])  # noqa: E731
+
+        def submit(first, last):
+            return adapter.submit_load_task(self.keys[first:last], self.targets[first:last])
+
         seconds, used, results = self.timed(submit, adapter.query_load_result, adapter.get_load_event_fd())
         served = [batch * BATCH + at for batch, result in enumerate(results) for at in result.get_indices_list()]
         wrong = sum(not torch.equal(self.sources[at].raw_data, self.targets[at].raw_data) for at in served)
@@ -114,7 +121,8 @@ def flip_redis(port: int) -> None:
     names = subprocess.run([*command, "keys", "*"], check=True, capture_output=True).stdout.split()
     for name in random.Random(18).sample(sorted(names), DAMAGED):
         subprocess.run(
-            [*command, "-x", "setrange", name.decode(), "100000"], check=True, input=b"damaged!", stdout=subprocess.DEVNULL
+            [*command, "-x", "setrange", name.decode(), "100000"],
+            check=True, input=b"damaged!", stdout=subprocess.DEVNULL,
         )
 
 
@@ -145,7 +153,8 @@ def main() -> None:
     given = parser.parse_args()
     size = f"{given.objects} objects of {given.kilobytes} KiB, bf16 of a normal distribution"
     print(f"{size}; damaged: {DAMAGED} files or values\n")
-    print("| adapter | store MB/s | CPU s | load MB/s | CPU s | loaded after damage |\n|---|---|---|---|---|---|", flush=True)
+    print("| adapter | store MB/s | CPU s | load MB/s | CPU s | loaded after damage |")
+    print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
         (directory / "card").mkdir()
@@ -165,7 +174,8 @@ def main() -> None:
         if shutil.which("redis-server"):
             port = random.randrange(20_000, 30_000)
             with (directory / "redis.log").open("wb") as log:
-                server = subprocess.Popen(["redis-server", "--port", str(port), "--save", ""], stdout=log, cwd=directory)
+                command = ["redis-server", "--port", str(port), "--save", ""]
+                server = subprocess.Popen(command, stdout=log, cwd=directory)
             while subprocess.run(["redis-cli", "-p", str(port), "ping"], check=False, capture_output=True).returncode:
                 time.sleep(0.05)
             try:

@@ -75,9 +75,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "config": dict(
             architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", num_hidden_layers=3,
             num_key_value_heads=4, intermediate_size=256, moe_intermediate_size=64, n_routed_experts=4,
-            n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=3, moe_layer_freq=1, kv_lora_rank=512, q_lora_rank=None, qk_nope_head_dim=128,
-            qk_rope_head_dim=64, v_head_dim=128, n_group=1, topk_group=1, topk_method="greedy", scoring_func="softmax",
-            norm_topk_prob=False, routed_scaling_factor=1.0, rope_theta=1e4,
+            n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=3, moe_layer_freq=1, kv_lora_rank=512,
+            q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, n_group=1, topk_group=1,
+            topk_method="greedy", scoring_func="softmax", norm_topk_prob=False,
+            routed_scaling_factor=1.0, rope_theta=1e4,
         ),
         "engine": {},
         "chunk": 64,

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Proves kvlane.vllm_tier in vLLM's real TieringOffloadingManager: its own primary tier in shared memory, its own evictions and
-job tracking, and a real dpu-app. What a GPU would copy is written and compared by this script, a pattern for each key.
+"""Proves kvlane.vllm_tier in vLLM's real TieringOffloadingManager: its own primary tier in shared memory, its own
+evictions and job tracking, and a real dpu-app. What a GPU would copy is written and compared by this script, a pattern
+for each key.
 
-    random   random prompts of two groups in a primary tier that holds a part of them, while dpu-app is killed, stopped for
-             a while and started again, stored chunks are damaged, and the store is full: bytes that are served are right, every
-             job ends in time, failures are told key by key, no call waits
+    random   random prompts of two groups in a primary tier that holds a part of them, while dpu-app is killed, stopped
+             for a while and started again, stored chunks are damaged, and the store is full: bytes that are served are
+             right, every job ends in time, failures are told key by key, no call waits
     restart  what one engine stored is loaded by another
     tests    vLLM's own tests of the manager (--tests FOLDER: tests/v1/kv_offload of its sources), with this tier in the
              place of its example tier
 
-Run it where vLLM and kvlane are installed; --sources FOLDER takes vLLM's Python from a source tree instead (its C++ is not
-needed). On a machine with a GPU, docs/doors.md has the command that serves with the tier.
+Run it where vLLM and kvlane are installed; --sources FOLDER takes vLLM's Python from a source tree instead (its C++ is
+not needed). On a machine with a GPU, docs/doors.md has the command that serves with the tier.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def config(name: str, tier: dict[str, Any]) -> Any:
         model=c.OffloadingModelConfig(name=str(ROOT / "testdata/decoder"), dtype="bfloat16"),
         cache=c.OffloadingCacheConfig(tokens_per_hash=16, blocks_per_chunk=1),
         parallel=c.OffloadingParallelConfig(
-            rank=0, world_size=1, tp_size=1, pp_size=1, pcp_size=1, dcp_size=1, data_parallel_index=0, data_parallel_size=1,
+            rank=0, world_size=1, tp_size=1, pp_size=1, pcp_size=1, dcp_size=1,
+            data_parallel_index=0, data_parallel_size=1,
             data_parallel_rank_local=None, is_parallelism_agnostic=False,
         ),
     )  # fmt: skip
@@ -96,7 +98,8 @@ class Drive:
 
         tier = {
             "type": "KvlaneTier", "module_path": "kvlane.vllm_tier", "socket": socket, "enable_kv_events": True,
-            "lookup_deadline_ms": 1e3 * LOOKUP_S, "load_deadline_s": LOAD_S, "save_deadline_s": SAVE_S, "load_grace_s": GRACE_S,
+            "lookup_deadline_ms": 1e3 * LOOKUP_S, "load_deadline_s": LOAD_S, "save_deadline_s": SAVE_S,
+            "load_grace_s": GRACE_S,
             "retry_s": 0.1, "retry_max_s": 0.5, "save_retry_s": 0.2, "save_retry_max_s": 1.0, "attach_timeout_s": 2.0,
         }  # fmt: skip
         self.base, self.dice = base, dice
@@ -154,7 +157,8 @@ class Drive:
                     self.advance(request)
             self.call("on_schedule_end", self.base.ScheduleEndContext(new, []))
             for event in self.manager.take_events():
-                self.counts[f"events {'removed' if event.removed else 'stored'} {event.medium.value}"] += len(event.keys)
+                what = "removed" if event.removed else "stored"
+                self.counts[f"events {what} {event.medium.value}"] += len(event.keys)
             now = time.monotonic()
             for job in self.manager._jobs.values():
                 late = now - max(job.transfer_job.submit_time, self.stopped_at)
@@ -222,7 +226,8 @@ class Drive:
     def finish(self) -> None:
         until = time.monotonic() + 30
         while self.requests or self.manager.has_pending_work():
-            assert time.monotonic() < until, f"{len(self.requests)} requests and {len(self.manager._jobs)} jobs do not end"
+            left = f"{len(self.requests)} requests and {len(self.manager._jobs)} jobs"
+            assert time.monotonic() < until, f"{left} do not end"
             self.step()
             time.sleep(0.002)
         with getattr(self.manager, "lock", contextlib.nullcontext()):
@@ -230,7 +235,8 @@ class Drive:
         assert not self.manager._jobs and not self.tier._jobs and not self.tier._verdicts, "something is left"
         self.view = None
         self.manager.shutdown()
-        assert not list(Path("/dev/shm").glob(f"vllm_offload_kvlane-{os.getpid()}*")), "the primary tier's memory is left"
+        left = list(Path("/dev/shm").glob(f"vllm_offload_kvlane-{os.getpid()}*"))
+        assert not left, "the primary tier's memory is left"
 
 
 class Faults:
@@ -263,7 +269,9 @@ class Faults:
             self.undo = lambda: memory(self.redis, REDIS_MAX)
         else:
             files = [
-                path for path in Path(self.card.socket).parent.joinpath("store").rglob("*") if path.stat().st_size > 20_000 // 4
+                path
+                for path in Path(self.card.socket).parent.joinpath("store").rglob("*")
+                if path.stat().st_size > 20_000 // 4
             ]
             for path in self.dice.sample(files, min(5, len(files))):
                 with path.open("r+b") as file:
@@ -337,7 +345,8 @@ def prove_random(given: argparse.Namespace, directory: Path, port: int | None) -
     finally:
         card.kill()
         tell(name, drive)
-    wanted = ["blocks loaded", "blocks compared", "events stored STORAGE", "stores failed" if port else "loads failed in part"]
+    failed = "stores failed" if port else "loads failed in part"
+    wanted = ["blocks loaded", "blocks compared", "events stored STORAGE", failed]
     for what in wanted:
         assert drive.counts[what], f"{what}: never seen, run longer"
     waited = {name: seconds for name, seconds in drive.longest.items() if name in CALLS and seconds >= WAIT_MAX_S}
@@ -361,7 +370,8 @@ def prove_restart(given: argparse.Namespace, directory: Path) -> None:
         seconds = time.monotonic() - began
         drive.finish()
         tell(f"restart, {name} engine ({seconds:.1f} s)", drive)
-        assert drive.counts["blocks loaded"] == drive.counts["blocks compared"] == stored, "not all that was stored came back"
+        loaded, compared = drive.counts["blocks loaded"], drive.counts["blocks compared"]
+        assert loaded == compared == stored, "not all that was stored came back"
         stored = drive.counts["events stored STORAGE"]
     assert stored == 0, "what the store had was stored again"
     card.kill()
@@ -389,7 +399,9 @@ def prove_tests(given: argparse.Namespace, directory: Path) -> None:
         str(tests.parents[2]),
     ]
     ended = subprocess.run(
-        [*command, "--noconftest", str(tests / "tiering/test_tiering_offloading.py")], env=environment, cwd=tests.parents[2]
+        [*command, "--noconftest", str(tests / "tiering/test_tiering_offloading.py")],
+        env=environment,
+        cwd=tests.parents[2],
     )
     card.kill()
     if ended.returncode:

@@ -1,6 +1,6 @@
-"""A pytest plugin: vLLM's own tests of its tiering manager with kvlane's tier in the place of its example tier (prove_tier.py
-tests). The example answers within the call, and so do its stand-ins here, by waiting for the card: what the tests ask is what
-the manager makes of a tier's answers."""
+"""A pytest plugin: vLLM's own tests of its tiering manager with kvlane's tier in the place of its example tier
+(prove_tier.py tests). The example answers within the call, and so do its stand-ins here, by waiting for the card: what
+the tests ask is what the manager makes of a tier's answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class StandIn(KvlaneTier):
         self, offloading_spec: Any, primary_kv_view: memoryview, tier_type: str, custom_param: int = 0, **rest: Any
     ) -> None:
         _made.append(self)
-        parallel = SimpleNamespace(world_size=1, tp_size=1, pp_size=1, pcp_size=1, dcp_size=1, is_parallelism_agnostic=False)
+        sizes = dict.fromkeys(("world_size", "tp_size", "pp_size", "pcp_size", "dcp_size"), 1)
+        parallel = SimpleNamespace(**sizes, is_parallelism_agnostic=False)
         config = SimpleNamespace(
             worker_kv_bytes_per_block=primary_kv_view.strides[0], parallel=parallel, groups=(), replicated_layout=False,
             cache=SimpleNamespace(blocks_per_chunk=1, tokens_per_hash=16), canonical_layout=False, kv_cache_layout=None,

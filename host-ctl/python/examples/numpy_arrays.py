@@ -6,13 +6,14 @@ Each `>>>` line runs as a test against a card (tests/test_examples.py). `socket`
 
 >>> import numpy, kvlane
 
-A small model: 4 layers with 2 KV heads of 64 elements, fp16, in chunks of 64 tokens. Each layer is one array of pages of
-16 tokens: all pages of K, then all pages of V.
+A small model: 4 layers with 2 KV heads of 64 elements, fp16, in chunks of 64 tokens. Each layer is one array of pages
+of 16 tokens: all pages of K, then all pages of V.
 
 >>> geometry = kvlane.Geometry(4, 2, 64, "f16", 64)
 >>> layers = [numpy.zeros((2, 32, 16, 2, 64), numpy.float16) for _ in range(4)]
 >>> page, token, head = layers[0].strides[1:4]
->>> form = kvlane.Form("token-major", page_tokens=16, page_count=32, page_stride=page, token_stride=token, head_stride=head)
+>>> strides = {"page_stride": page, "token_stride": token, "head_stride": head}
+>>> form = kvlane.Form("token-major", page_tokens=16, page_count=32, **strides)
 
 The card reads from and writes to these arrays; nothing is copied.
 

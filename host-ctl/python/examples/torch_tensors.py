@@ -13,7 +13,8 @@ tokens, as [page, head, token, K then V], the view that vLLM gives.
 >>> geometry = kvlane.Geometry(4, 2, 64, "bf16", 64)
 >>> layers = [torch.zeros(32, 2, 16, 2 * 64, dtype=torch.bfloat16) for _ in range(4)]
 >>> page, head, token, element = (stride * 2 for stride in layers[0].stride())
->>> form = kvlane.Form("head-major", page_tokens=16, page_count=32, page_stride=page, token_stride=token, head_stride=head)
+>>> strides = {"page_stride": page, "token_stride": token, "head_stride": head}
+>>> form = kvlane.Form("head-major", page_tokens=16, page_count=32, **strides)
 
 V of a token lies right behind its K, 64 elements of 2 bytes away: `bases` has (tensor, byte offset) of K and of V.
 

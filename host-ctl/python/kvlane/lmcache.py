@@ -3,9 +3,9 @@
     --l2-adapter '{"type": "plugin", "module_path": "kvlane.lmcache", "class_name": "KvlaneL2Adapter",
                    "adapter_params": {"socket": "/run/kvlane/dpu-app.sock"}}'
 
-LMCache's objects lie in one arena of host memory, which the card reads and writes. Objects of one size share a door, and one
-that is too long for a chunk is cut into pieces of equal length with keys of their own; it is there when all of them are. A
-thread has the sessions; whoever submits a task only queues it.
+LMCache's objects lie in one arena of host memory, which the card reads and writes. Objects of one size share a door,
+and one that is too long for a chunk is cut into pieces of equal length with keys of their own; it is there when all of
+them are. A thread has the sessions; whoever submits a task only queues it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ class KvlaneL2Adapter(L2AdapterInterface):  # type: ignore[misc, unused-ignore]
             done, self._done[STORE] = self._done[STORE], {}
         return done
 
-    def submit_lookup_and_lock_task(self, keys: list[ObjectKey], group_layout_descs: dict[int, MemoryLayoutDesc]) -> int:
+    def submit_lookup_and_lock_task(
+        self, keys: list[ObjectKey], group_layout_descs: dict[int, MemoryLayoutDesc]
+    ) -> int:
         """Nothing is locked: a block that the card evicts before its load makes that load a miss."""
         sizes = {group: _layout_bytes(layout) for group, layout in (group_layout_descs or {}).items()}
         return self._submit(LOOKUP, keys, [sizes.get(key.object_group_id) for key in keys])
@@ -194,7 +196,8 @@ class KvlaneL2Adapter(L2AdapterInterface):  # type: ignore[misc, unused-ignore]
         """The door of a task's object; None where it has none."""
         key, object = task.keys[at], task.objects[at]
         if task.kind == LOOKUP:
-            length = object if object in self._sizes else self._known.get((key.model_name, key.object_group_id), object or 0)
+            known = (key.model_name, key.object_group_id)
+            length = object if object in self._sizes else self._known.get(known, object or 0)
         else:
             length, place = object.get_size(), object.data_ptr - self._start
             if place % self._unit or not 0 <= place <= self._bytes - length:

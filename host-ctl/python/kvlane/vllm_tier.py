@@ -4,8 +4,8 @@
         {"type": "KvlaneTier", "module_path": "kvlane.vllm_tier", "socket": "/run/kvlane/dpu-app.sock"}]}
 
 vLLM copies blocks between the GPU and its primary tier, a region of host memory whose rows are its chunks, whatever the
-model's layers are; the card reads and writes those rows. Everything here runs in vLLM's scheduler, and nothing waits but
-`drain_jobs` and `shutdown`. What is decided is decided in doors/.
+model's layers are; the card reads and writes those rows. Everything here runs in vLLM's scheduler, and nothing waits
+but `drain_jobs` and `shutdown`. What is decided is decided in doors/.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ COUNTERS = {
     "fetched_wire_bytes": ("vllm:kvlane_tier_fetch_wire_bytes", "Compressed bytes that these came from."),
     "saved_bytes": ("vllm:kvlane_tier_saved_bytes", "Bytes that the card read; none of a block that the store had."),
     "saved_wire_bytes": ("vllm:kvlane_tier_save_wire_bytes", "Compressed bytes stored."),
-    "save_refused_blocks": ("vllm:kvlane_tier_save_refused_blocks", "Blocks not stored: no room with the card or its store."),
+    "save_refused_blocks": (
+        "vllm:kvlane_tier_save_refused_blocks",
+        "Blocks not stored: no room with the card or its store.",
+    ),
 }
 ERRORS = ("vllm:kvlane_tier_errors", "Look-ups, loads and stores that went wrong, by kind.")
 SECONDS = ("vllm:kvlane_tier_load_seconds", "From vLLM's order of a load to its end.")
@@ -97,7 +100,8 @@ class KvlaneTier(SecondaryTierManager):
     ) -> None:
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         if vllm.__version__.split("+")[0] not in TESTED:
-            logger.warning("kvlane: vLLM %s was not tried: docs/doors.md has %s", vllm.__version__, " and ".join(TESTED))
+            tested = " and ".join(TESTED)
+            logger.warning("kvlane: vLLM %s was not tried: docs/doors.md has %s", vllm.__version__, tested)
         self.locality = Locality(locality) if locality is not None else None
         self._options = parse(options)
         self._events: list[OffloadingEvent] | None = None
@@ -119,7 +123,8 @@ class KvlaneTier(SecondaryTierManager):
         return RequestOffloadingContext()
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        """An answer if there is one; else it is asked for at the end of the step, together with all others of the request."""
+        """An answer if there is one; else it is asked for at the end of the step, together with all others of the
+        request."""
         door, request = self._live(), req_context.req_id
         verdict = self._verdicts.get(key)
         if verdict is not None and verdict.stale(request):
@@ -231,7 +236,8 @@ class KvlaneTier(SecondaryTierManager):
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
         found: dict[str, OffloadingMetricMetadata] = {
-            name: OffloadingCounterMetadata(documentation=what, labelnames=("tier",)) for name, what in COUNTERS.values()
+            name: OffloadingCounterMetadata(documentation=what, labelnames=("tier",))
+            for name, what in COUNTERS.values()
         }
         found[ERRORS[0]] = OffloadingCounterMetadata(documentation=ERRORS[1], labelnames=("tier", "kind"))
         found[SECONDS[0]] = OffloadingHistogramMetadata(documentation=SECONDS[1], labelnames=("tier",), buckets=BUCKETS)
@@ -293,7 +299,7 @@ def _weights(name: str, options: Options) -> str:
         found = None
     if not found:
         logger.warning(
-            "kvlane: model %s: no weight files are found on this machine: keys have its name, and weights that change under "
-            "it are not noticed: set the option `model` to another name with each change", name,
+            "kvlane: model %s: no weight files are found on this machine: keys have its name, and weights that change "
+            "under it are not noticed: set the option `model` to another name with each change", name,
         )  # fmt: skip
     return found or name

@@ -99,7 +99,8 @@ def test_rows_of_any_engine_have_a_shape(used, stride, width):
 
 def test_keys_say_what_the_engine_s_name_leaves_open():
     block, words = b"b" * 32, {"weights": "w", "groups": [0]}
-    names = [Names("a", words), Names("b", words), Names("a", {**words, "weights": "v"}), Names("a", {**words, "groups": [1]})]
+    others = [{**words, "weights": "v"}, {**words, "groups": [1]}]
+    names = [Names("a", words), Names("b", words), *(Names("a", other) for other in others)]
     assert len({each.name(block) for each in names}) == 4
     assert Names("a", dict(reversed(words.items()))).name(block) == names[0].name(block)
     assert names[0].name(block) != names[0].name(block + b"\0") and len(names[0].name(block)) == kvlane.KEY_BYTES

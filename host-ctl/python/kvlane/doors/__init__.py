@@ -1,5 +1,5 @@
-"""What adapters share that hand an engine's blocks in host memory to the card (docs/doors.md). Plain Python: no engine is
-imported.
+"""What adapters share that hand an engine's blocks in host memory to the card (docs/doors.md). Plain Python: no engine
+is imported.
 
 options   what an operator can set
 rows      blocks in host memory, as the card is told of them

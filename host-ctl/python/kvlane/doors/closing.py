@@ -21,9 +21,11 @@ class Closing:
             self._closing[session] = self._pool.submit(session.close, CLOSE_TIMEOUT)
 
     def let_go(self) -> set[Any]:
-        """Sessions whose memory nobody touches any more, each said once. One that the card did not let go of is never said."""
+        """Sessions whose memory nobody touches any more, each said once. One that the card did not let go of is never
+        said."""
         over = {session for session, future in self._closing.items() if future.done()}
-        return {session for session in over if (future := self._closing.pop(session)).exception() is None and future.result()}
+        ended = {session: self._closing.pop(session) for session in over}
+        return {session for session, future in ended.items() if future.exception() is None and future.result()}
 
     def wait(self, timeout: float) -> None:
         """Waits for sessions that are about to end."""

@@ -103,8 +103,8 @@ class Door:
         return self._moves.take()
 
     def drain(self) -> None:
-        """Gives up what has not begun, and waits until the card touches no row. A card that stands still is waited for: rows
-        that it may write are no one else's."""
+        """Gives up what has not begun, and waits until the card touches no row. A card that stands still is waited for:
+        rows that it may write are no one else's."""
         self._moves.cancel()
         said = time.monotonic() + DRAIN_SAY
         while self._moves.busy:

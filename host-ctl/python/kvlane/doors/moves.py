@@ -1,12 +1,13 @@
 """Loads and stores of blocks, judged block by block.
 
-A request of the card's ends with its leading blocks done. Of a load whose next block is missing or damaged, that block has
-failed and the rest is asked for again: in pieces of one block, then two, then four, until another fails. A store ends with
-what was stored.
+A request of the card's ends with its leading blocks done. Of a load whose next block is missing or damaged, that block
+has failed and the rest is asked for again: in pieces of one block, then two, then four, until another fails. A store
+ends with what was stored.
 
-A row is never given back while somebody may still touch it: a move ends when the card has answered, or has let go of the
-memory, and not before. What is not with the card yet ends at its deadline, and so does everything else as long as the card
-answers, because it keeps deadlines itself. A card that stands still keeps the rows that it had, and gets no others.
+A row is never given back while somebody may still touch it: a move ends when the card has answered, or has let go of
+the memory, and not before. What is not with the card yet ends at its deadline, and so does everything else as long as
+the card answers, because it keeps deadlines itself. A card that stands still keeps the rows that it had, and gets no
+others.
 """
 
 from __future__ import annotations

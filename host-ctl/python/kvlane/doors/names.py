@@ -1,9 +1,9 @@
-"""Keys of an engine's blocks: 32 bytes of BLAKE2b over the engine's own name of a block, under a key that says all that the
-name leaves open (the model, how the block lies in memory, what the card stores with).
+"""Keys of an engine's blocks: 32 bytes of BLAKE2b over the engine's own name of a block, under a key that says all that
+the name leaves open (the model, how the block lies in memory, what the card stores with).
 
-The engine's name is a hash of the tokens and of what else decides the KV, which it has computed already. The personalization
-is the doors' own, and the door's name is in the key: no block of a door is taken for one of another, or for a chunk of the
-direct connector. Bytes: docs/doors.md, "Keys".
+The engine's name is a hash of the tokens and of what else decides the KV, which it has computed already. The
+personalization is the doors' own, and the door's name is in the key: no block of a door is taken for one of another, or
+for a chunk of the direct connector. Bytes: docs/doors.md, "Keys".
 """
 
 from __future__ import annotations

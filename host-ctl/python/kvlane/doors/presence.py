@@ -1,10 +1,11 @@
-"""Which blocks the store has. A card answers how many leading names of a list are stored, so behind the first that is missing
-it is asked again, if whoever asks wants that: in pieces of one name, then two, then four, until another is missing.
+"""Which blocks the store has. A card answers how many leading names of a list are stored, so behind the first that is
+missing it is asked again, if whoever asks wants that: in pieces of one name, then two, then four, until another is
+missing.
 
     asked --in order--> with the card --> answered, or late
 
-Nobody waits beyond the deadline, which runs from the question on. A card that answers nothing is silent: everybody who waits
-is told so at once, nobody else asks, and one look-up that nobody waits for tries, until one is answered in time.
+Nobody waits beyond the deadline, which runs from the question on. A card that answers nothing is silent: everybody who
+waits is told so at once, nobody else asks, and one look-up that nobody waits for tries, until one is answered in time.
 """
 
 from __future__ import annotations

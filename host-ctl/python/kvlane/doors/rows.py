@@ -1,7 +1,7 @@
 """Blocks in host memory, one in each row of a region, as the card is told of them: bytes without a meaning.
 
-A row is one page of one chunk, and its geometry says nothing of the model. The width of the engine's elements is kept, because
-the bytes of one place in an element compress together.
+A row is one page of one chunk, and its geometry says nothing of the model. The width of the engine's elements is kept,
+because the bytes of one place in an element compress together.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def rows(span: Span, *, count: int, stride: int, used: int, width: int) -> Rows:
 
 
 def stretches(span: Span, *, unit: int, pages: int, width: int) -> Rows:
-    """Registers a region whose blocks are `pages` units of `unit` bytes in a row, wherever they begin: a move names each of
-    them as a row."""
+    """Registers a region whose blocks are `pages` units of `unit` bytes in a row, wherever they begin: a move names
+    each of them as a row."""
     geometry = Geometry(1, 1, unit // width, ELEMENTS[width], pages, "one")
     form = Form("token-major", 1, span.bytes // unit, unit, unit, unit)
     return Rows(geometry, register(geometry, [span], form, bases=[(0, 0)]), geometry.chunk_bytes)
