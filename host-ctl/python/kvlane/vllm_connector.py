@@ -195,8 +195,11 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             # No text has this byte, so no salt of a request's is taken for an adapter.
             salt = b"\xff" + adapter.name.encode() + salt
         features = getattr(request, "mm_features", None)
-        extras = [extras_of(features, self._scheduler.chunk)] if features else []
-        self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt, *extras)
+        extras = extras_of(features, self._scheduler.chunk) if features else []
+        # A session that is given more prompt later takes tokens back, and its pictures come later, too.
+        grows = not getattr(request, "resumable", False)
+        known = getattr(request, "all_token_ids", ()) if grows else ()
+        self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt, extras, known)
 
     def _unchanged(self, request: str) -> bool:
         adapter = self._adapted.get(request)
@@ -243,7 +246,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         if state is None:
             self._scheduler.scheduled(request, blocks, replaced, computed)
-        elif self._scheduler.saving(request) and (tables := state.get_block_ids(request)) is not None:
+        elif self._scheduler.saving(request, computed) and (tables := state.get_block_ids(request)) is not None:
             self._scheduler.scheduled(request, tables, True, computed)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
@@ -254,16 +257,16 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler.received(connector_output.finished_recving or ())
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        """Never delays: pages of saves are held by the pool's own reference count, which outlives the request."""
-        assert self._scheduler is not None
-        self._scheduler.finished(request.request_id)
-        self._adapted.pop(request.request_id, None)
-        return False, None
+        return self.request_finished_all_groups(request, (block_ids,))
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self.request_finished(request, block_ids[0])
+        """Never delays: pages of saves are held by the pool's own reference count, which outlives the request."""
+        assert self._scheduler is not None
+        self._scheduler.finished(request.request_id, block_ids, request.num_computed_tokens)
+        self._adapted.pop(request.request_id, None)
+        return False, None
 
     def has_pending_push_work(self) -> bool:
         """Asked when nothing is left to compute: also before an engine that was told to stop ends."""

@@ -203,7 +203,7 @@ def test_no_address_is_part_of_a_name():
 
 def handed_over(asked, adapters=None):
     seen = []
-    scheduler = SimpleNamespace(arrived=lambda name, tokens, salt=b"": seen.append((list(tokens), salt)))
+    scheduler = SimpleNamespace(arrived=lambda name, tokens, salt=b"", *_: seen.append((list(tokens), salt)))
     half = SimpleNamespace(_scheduler=scheduler, _adapters=adapters or Adapters(), _adapted={})
     connector.KvlaneConnector._arrived(half, asked)
     return seen[0] if seen else None

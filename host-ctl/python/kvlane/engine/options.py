@@ -25,6 +25,8 @@ class Options:
     """What the tiers hear of a chunk's worth beside its use: `neutral`, or `position`: heads of prompts before tails."""
     load: bool = True
     save: bool = True
+    save_answers: bool = True
+    """Chunks that the answer completes are saved, too: for the next turn of a chat."""
     min_load_tokens: int = 0
     """A hit below this is recomputed."""
     lookup_wait_ms: float = 1.0

@@ -19,6 +19,8 @@ class Prompt:
     salt: bytes
     extras: list[bytes] = field(default_factory=list)
     """What the tokens of each chunk leave open; fewer than chunks where the rest leave nothing open."""
+    known: Sequence[int] = ()
+    """All tokens of prompt and answer, to which the engine adds; empty where answers are not saved."""
     recipe: str = ""
     keys: tuple[tuple[bytes, ...], ...] = ()
     """Of each section, one for each rank that has bytes of its own."""
@@ -37,6 +39,21 @@ class Prompt:
     """Pages of each of the engine's groups; empty before a step computed any of it."""
     saved: list[int] = field(default_factory=list)
     """Chunks of each section that are saved, or were let pass."""
+
+    def __post_init__(self) -> None:
+        self._length = len(self.tokens)
+
+    def whole(self, computed: int, chunk: int) -> int:
+        """Chunks whose tokens are known and have their KV when `computed` tokens are computed. The last token of an
+        answer does not count: a guess that was rejected may lie in its place, and a drafter's KV of it needs the next
+        one."""
+        return min(computed, max(self._length, len(self.known) - 1)) // chunk
+
+    def reach(self, chunks: int, model: str, sections: Sequence[Section], ranks: int) -> None:
+        """Makes the keys of so many chunks, where the answer has completed one."""
+        if chunks > self.chunks:
+            self.tokens = list(self.known[: chunks * sections[0].chunk])
+            self.name(model, sections, ranks)
 
     def slice(self, section: int, first: int, last: int) -> tuple[bytes, ...]:
         return tuple(keys[first * KEY_BYTES : last * KEY_BYTES] for keys in self.keys[section])

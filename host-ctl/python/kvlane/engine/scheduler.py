@@ -79,11 +79,18 @@ class Scheduler:
     # What the engine asks
 
     def arrived(
-        self, request: str, tokens: Sequence[int], salt: bytes = b"", extras: Sequence[bytes] = ()
+        self,
+        request: str,
+        tokens: Sequence[int],
+        salt: bytes = b"",
+        extras: Sequence[bytes] = (),
+        known: Sequence[int] = (),
     ) -> None:
-        """A request is here: its look-up starts at once. `extras` say of each chunk what its tokens do not."""
+        """A request is here: its look-up starts at once. `extras` say of each chunk what its tokens do not; `known` are
+        the tokens and those of the answer, as it grows."""
         if request not in self._prompts:
-            self._prompts[request] = Prompt(list(tokens), salt, list(extras), saved=[0] * len(self.sections))
+            known = known if self.options.save_answers else ()
+            self._prompts[request] = Prompt(list(tokens), salt, list(extras), known, saved=[0] * len(self.sections))
             self._ask(request)
 
     def matched(self, request: str, computed: int, total: int, preemptions: int) -> int | None:
@@ -92,7 +99,7 @@ class Scheduler:
         if prompt is None or not self.options.load:
             return 0
         if preemptions > prompt.preemptions:
-            prompt.preemptions, prompt.loaded = preemptions, False
+            prompt.preemptions, prompt.loaded, prompt.tables = preemptions, False, []
             self._ask(request)
         if prompt.loaded:
             return 0
@@ -155,10 +162,15 @@ class Scheduler:
         self._loading[load.job] = load
         self._orders.loads.append(load)
 
-    def saving(self, request: str) -> bool:
-        """Whether a step of this request may complete what is to be saved."""
+    def saving(self, request: str, computed: int) -> bool:
+        """Whether the tables are needed of a step that will have computed `computed` tokens: it is the first, or
+        completes what is to be saved."""
         prompt = self._prompts.get(request)
-        return prompt is not None and self.options.save and any(saved < prompt.chunks for saved in prompt.saved)
+        if prompt is None or not self.options.save:
+            return False
+        whole = prompt.whole(computed, self.chunk)
+        attention = (at for at, section in enumerate(self.sections) if section.kind != STATE)
+        return not prompt.tables or any(prompt.saved[at] < whole for at in attention)
 
     def scheduled(self, request: str, tables: Sequence[Sequence[int]], replaced: bool, computed: int) -> None:
         """A step will have computed `computed` tokens; `tables` are each group's new pages, or all of them if
@@ -172,19 +184,20 @@ class Scheduler:
             for mine, pages in zip(prompt.tables, tables):
                 mine.extend(pages)
         if self._may_save(prompt):
-            self._save(request, prompt, computed)
+            self._save(request, prompt, prompt.whole(computed, self.chunk))
 
     def bounded(self, request: str, group: int, page: int, tokens: int) -> None:
-        """When this step has run `page` will hold the state of the first `tokens` of the prompt."""
+        """When this step has run `page` will hold the state of the first `tokens` of prompt and answer."""
         prompt = self._prompts.get(request)
         if prompt is None or tokens % self.chunk or page == NO_PAGE or not self._may_save(prompt):
             return
-        chunk = tokens // self.chunk - 1
+        chunk, last = tokens // self.chunk - 1, max(prompt.chunks, len(prompt.known) // self.chunk)
         for index, section in enumerate(self.sections):
-            if section.kind == STATE and section.group == group and prompt.stored[index] <= chunk < prompt.chunks:
+            if section.kind == STATE and section.group == group and prompt.stored[index] <= chunk < last:
                 if not self.unchanged(request):
                     prompt.answered = False
                     return
+                prompt.reach(chunk + 1, self.model, self.sections, self.savers)
                 prompt.saved[index] = max(prompt.saved[index], chunk + 1)
                 self._begin_save(request, prompt, index, chunk, [page])
 
@@ -202,9 +215,16 @@ class Scheduler:
         orders.wait = self.options.idle_wait_ms / 1e3 if not tokens and (self._loading or self.holds) else 0.0
         return orders
 
-    def finished(self, request: str) -> None:
-        if self._prompts.pop(request, None) is not None:
-            self._lookups.drop(request)
+    def finished(self, request: str, tables: Sequence[Sequence[int]] = (), computed: int = 0) -> None:
+        """It is over, with `tables` that are still its own and name `computed` tokens: what is whole of its answer is
+        saved. Nothing where no step has run since it came or was preempted: its pages may wait for a load."""
+        prompt = self._prompts.pop(request, None)
+        if prompt is None:
+            return
+        self._lookups.drop(request)
+        if prompt.known and prompt.tables and tables and self._may_save(prompt):
+            prompt.tables = [list(pages) for pages in tables]
+            self._save(request, prompt, prompt.whole(computed, self.chunk))
 
     def reset(self) -> bool:
         """The engine's weights may be others from now on: everything gets other names, which no other process has, so
@@ -281,9 +301,10 @@ class Scheduler:
         prompt = self._prompts[request]
         prompt.found, prompt.answered = None, False
         session = self._lookups.session()
-        if session is None or self._lookups.silent or len(prompt.tokens) < self.chunk:
+        short = len(prompt.tokens) < self.chunk
+        if session is None or self._lookups.silent or (short and not prompt.known):
             prompt.found = 0
-            if len(prompt.tokens) >= self.chunk:
+            if not short:
                 self.stats["not_loaded_away" if session is None else "not_loaded_silent"] += 1
                 self.faults.more(SILENT)
             return
@@ -338,15 +359,16 @@ class Scheduler:
     def _may_save(self, prompt: Prompt) -> bool:
         return self.options.save and self.holds.hold is not None and prompt.answered and prompt.found is not None
 
-    def _save(self, request: str, prompt: Prompt, computed: int) -> None:
+    def _save(self, request: str, prompt: Prompt, whole: int) -> None:
         for index, section in enumerate(self.sections):
             table = prompt.tables[section.group]
-            ready = min(computed // self.chunk, prompt.chunks, len(table) * section.page_tokens // self.chunk)
+            ready = min(whole, len(table) * section.page_tokens // self.chunk)
             if section.kind == STATE or ready <= prompt.saved[index]:
                 continue
             if not self.unchanged(request):
                 prompt.answered = False
                 return
+            prompt.reach(ready, self.model, self.sections, self.savers)
             first = max(prompt.saved[index], prompt.stored[index])
             prompt.saved[index] = ready
             if first < ready:
