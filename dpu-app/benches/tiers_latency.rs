@@ -311,7 +311,7 @@ fn store_alone(run: &Run) -> Table {
         let url = format!("tiers:dram=256M,{bottom}");
         let config = dpu_app::Config { store: url.clone().into(), ..dpu_app::Config::for_cores(2) };
         let device = doca::Device::open(&doca::Selector::First).expect("the emulator");
-        let limits = dpu_app::config::store_limits(&config);
+        let limits = dpu_app::store_limits(&config);
         let (store, slab) = if lends {
             dpu_app::open_store(&config, &device).expect("it opens")
         } else {

@@ -11,7 +11,7 @@ use mailbox::visible;
 mod arguments;
 mod config_file;
 mod data_plane;
-pub mod devices;
+pub(crate) mod devices;
 mod failure;
 mod limits_report;
 mod scrubbing;

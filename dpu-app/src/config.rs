@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use block::Recipe;
 pub use limits::*;
-pub use reload::{Live, Reload};
-pub use verify::{SAMPLE_BLOCKS, VERIFY_TRIES, Verify};
-pub use watchdog::Watchdog;
+pub(crate) use reload::{Live, Reload};
+pub(crate) use verify::VERIFY_TRIES;
+pub use verify::{SAMPLE_BLOCKS, Verify};
+pub(crate) use watchdog::Watchdog;
 
 mod limits;
-pub mod ratios;
+pub(crate) mod ratios;
 mod reload;
 mod verify;
 mod watchdog;

@@ -1,8 +1,8 @@
 //! What is counted, timed and traced, and how it is written. Read by anyone; it knows no other room's work.
 
-pub mod answers;
+pub(crate) mod answers;
 pub mod counters;
-pub mod facts;
-pub mod histogram;
-pub mod json;
-pub mod trace;
+pub(crate) mod facts;
+pub(crate) mod histogram;
+pub(crate) mod json;
+pub(crate) mod trace;

@@ -18,24 +18,24 @@
 mod admission;
 mod attached;
 mod attend;
-pub mod comch;
-pub mod complaints;
-pub mod engine;
-pub mod engines;
+pub(crate) mod comch;
+pub(crate) mod complaints;
+pub(crate) mod engine;
+pub(crate) mod engines;
 mod error;
-pub mod events;
-pub mod fit;
-pub mod health;
+pub(crate) mod events;
+pub(crate) mod fit;
+pub(crate) mod health;
 mod importer;
 mod init;
 mod mail;
 mod marks;
 mod notice;
-pub mod notify;
-pub mod request;
+pub(crate) mod notify;
+pub(crate) mod request;
 mod requests;
-pub mod selftest;
-pub mod session;
+pub(crate) mod selftest;
+pub(crate) mod session;
 mod show;
 mod sleep;
 pub(crate) mod status;
@@ -43,7 +43,7 @@ mod together;
 pub(crate) mod visitors;
 mod world;
 
-pub use error::{Hanging, HubError};
+pub(crate) use error::{Hanging, HubError};
 pub use sleep::MODERATED_DEPTH;
 
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The engine thread's state.
-pub struct Hub<'a, 's> {
+pub(crate) struct Hub<'a, 's> {
     pub(crate) shared: &'a Shared<'s>,
     pub(crate) device: Device,
     pub(crate) askers: Crew<'a>,
@@ -157,7 +157,7 @@ impl<'a, 's> Hub<'a, 's> {
     ///
     /// # Errors The device or the system failed for good; what was in flight is lost to its hosts, who find the channel
     /// closed. Or all has drained but a worker that hangs, and whoever waits for its thread waits as long.
-    pub fn run(mut self) -> Result<(), HubError> {
+    pub(crate) fn run(mut self) -> Result<(), HubError> {
         self.become_state(HubState::Steady);
         self.supervisor.ready();
         while !self.drained_for_good() {

@@ -31,20 +31,46 @@ macro_rules! say {
     }};
 }
 
-pub mod cli;
-pub mod config;
-pub mod count;
+mod cli;
+mod config;
+mod count;
 mod error;
 pub mod footprint;
-pub mod hub;
-pub mod metrics;
-pub mod pipeline;
-pub mod run;
-pub mod settings;
-pub mod slots;
-pub mod workers;
+mod hub;
+mod metrics;
+mod pipeline;
+mod run;
+mod settings;
+mod slots;
+mod workers;
 
-pub use config::Config;
+// The program.
+pub use cli::main;
+pub use config::ratios::{RATIOS, Ratio};
+pub use config::{Config, SAMPLE_BLOCKS, SLOTS_MAX, SlotBytes, Verify, WORKERS_MAX, store_limits};
 pub use error::RunError;
 pub use run::{Checked, check, run, serve};
+pub use settings::lines as settings;
 pub use slots::lender::open_store;
+
+// What it counts and tells.
+pub use count::counters;
+pub use metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, MetricKind, REPLY_BYTES, REQUEST_BYTES, families};
+
+// The pipeline, for every world that it runs in: models of the tests, the simulator.
+pub use pipeline::chunk::{ChunkInFlight, Direction, Pages};
+pub use pipeline::endings::Endings;
+pub use pipeline::follow::Follow;
+pub use pipeline::job::{BlockFacts, CrewKind, Done, Evidence, Failure, Job, Restored, Seat};
+pub use pipeline::scheduler::Scheduler;
+pub use pipeline::slots::{SlotState, SlotTable, Ticket};
+pub use pipeline::{Inflated, Inflater, Launch, Pipeline, Unreached, World};
+
+// Its workers and engines, for trials stage by stage.
+pub use hub::MODERATED_DEPTH;
+pub use hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
+pub use hub::fit::Fit;
+pub use hub::session::{SectionMemory, SessionMemory};
+pub use workers::crew::{Crews, least_busy};
+pub use workers::shared::Shared;
+pub use workers::threads::{Leaving, Lines};

@@ -4,5 +4,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    dpu_app::cli::main()
+    dpu_app::main()
 }

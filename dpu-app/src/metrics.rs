@@ -41,7 +41,7 @@ mod tiers;
 use clerk::Clerk;
 use connection::HttpConnection;
 pub use families::all as families;
-pub use family::{MetricFamily, MetricKind};
+pub use family::MetricKind;
 
 /// Connections at the same time.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -66,7 +66,7 @@ pub(crate) fn memory_bytes() -> usize {
 ///
 /// # Errors
 /// It is neither.
-pub fn address(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     let port = text.strip_prefix("localhost:").or(text.strip_prefix(':')).unwrap_or(text);
     port.parse().map(loopback).or_else(|_| text.parse()).map_err(|_| {
@@ -76,7 +76,7 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// A socket that listens, before anything else of the data plane is there.
 #[derive(Debug)]
-pub struct MetricsServer {
+pub(crate) struct MetricsServer {
     listener: TcpListener,
     address: SocketAddr,
     leave: EventFd,
@@ -85,7 +85,7 @@ pub struct MetricsServer {
 impl MetricsServer {
     /// # Errors
     /// The address cannot be had.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -100,7 +100,7 @@ impl MetricsServer {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start<'scope, 'env, 's: 'env>(
+    pub(crate) fn start<'scope, 'env, 's: 'env>(
         &'env self,
         scope: &'scope thread::Scope<'scope, 'env>,
         shared: &'env Shared<'s>,
@@ -122,7 +122,7 @@ impl MetricsServer {
 
 /// Ends the metrics thread when it is dropped.
 #[derive(Debug)]
-pub struct ServerGuard<'a>(&'a EventFd);
+pub(crate) struct ServerGuard<'a>(&'a EventFd);
 
 impl Drop for ServerGuard<'_> {
     fn drop(&mut self) {

@@ -11,16 +11,16 @@
 //! ```
 //! The data plane and the simulator differ in their `World` only: both run the same decisions on the same tables.
 
-pub mod block_set;
-pub mod chunk;
-pub mod endings;
-pub mod follow;
-pub mod job;
-pub mod probation;
-pub mod scheduler;
-pub mod slots;
+pub(crate) mod block_set;
+pub(crate) mod chunk;
+pub(crate) mod endings;
+pub(crate) mod follow;
+pub(crate) mod job;
+pub(crate) mod probation;
+pub(crate) mod scheduler;
+pub(crate) mod slots;
 mod turns;
-pub mod verify;
+pub(crate) mod verify;
 
 use heapless::binary_heap::{BinaryHeap, Min};
 
@@ -41,7 +41,7 @@ pub struct Inflater {
 }
 
 /// Slots that wait for an engine, whose turn comes first in front (turns.rs).
-pub type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
+pub(crate) type Queue = BinaryHeap<(u64, Ticket), Min, SLOTS_MAX>;
 
 /// The tables of what is in progress. All of it is allocated in Init.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Memory of the blocks in progress: the ring of slots, each with a wire, a codes and a tile area, and what the tier in
 //! memory lends.
 
-pub mod lender;
-pub mod ring;
-pub mod wire;
+pub(crate) mod lender;
+pub(crate) mod ring;
+pub(crate) mod wire;

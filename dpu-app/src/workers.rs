@@ -1,14 +1,14 @@
 //! The worker threads: what they do to bytes, the queues that lie between them and the engine thread, and what all
 //! threads share.
 
-pub mod affinity;
-pub mod bell;
-pub mod board;
-pub mod chunks;
-pub mod compute;
-pub mod crew;
-pub mod fetch;
-pub mod line;
-pub mod shared;
-pub mod threads;
-pub mod unreadable;
+pub(crate) mod affinity;
+pub(crate) mod bell;
+pub(crate) mod board;
+pub(crate) mod chunks;
+pub(crate) mod compute;
+pub(crate) mod crew;
+pub(crate) mod fetch;
+pub(crate) mod line;
+pub(crate) mod shared;
+pub(crate) mod threads;
+pub(crate) mod unreadable;

@@ -5,16 +5,11 @@
 use std::collections::{HashMap, HashSet};
 
 use block::{ChunkKey, Codec, ElementType, Geometry, Plan, TileOrder};
-use dpu_app::Config;
-use dpu_app::config::Verify;
-use dpu_app::count::counters::{Counters, get};
-use dpu_app::pipeline::chunk::{ChunkInFlight, Direction, Pages};
-use dpu_app::pipeline::endings::Endings;
-use dpu_app::pipeline::follow::Follow;
-use dpu_app::pipeline::job::{BlockFacts, Done, Evidence, Failure, Job, Restored, Seat};
-use dpu_app::pipeline::scheduler::Scheduler;
-use dpu_app::pipeline::slots::{SlotState, Ticket};
-use dpu_app::pipeline::{Inflated, Inflater, Launch, Pipeline, Unreached, World};
+use dpu_app::counters::{Counters, get};
+use dpu_app::{
+    BlockFacts, ChunkInFlight, Config, Direction, Done, Endings, Evidence, Failure, Follow, Inflated, Inflater, Job,
+    Launch, Pages, Pipeline, Restored, Scheduler, Seat, SlotState, Ticket, Unreached, Verify, World,
+};
 use mailbox::Tokens;
 
 const CHUNK_TOKENS: u32 = 64;

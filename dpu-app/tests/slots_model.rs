@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use dpu_app::config::SLOTS_MAX;
-use dpu_app::pipeline::job::Seat;
-use dpu_app::pipeline::slots::{SlotState, SlotTable, Ticket};
+use dpu_app::{SLOTS_MAX, Seat, SlotState, SlotTable, Ticket};
 use proptest::prelude::*;
 
 /// One step: take a slot for a fetch or a store, or move one that is taken to some state, allowed or not.

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use block::{ChunkKey, ElementType, Geometry};
-use dpu_app::config::Verify;
+use dpu_app::Verify;
 use host_ctl::{Arrangement, Client, Options, RegisteredMapping, Route, Section, Transfer};
 use mailbox::layout::Base;
 use mailbox::{Operation, Status};

@@ -136,7 +136,7 @@ const AS_CARD: &str = "KVLANE_BENCH_CARD";
 /// asked to be, so that it never runs an older one. First thing in such a bench's `main`.
 pub(crate) fn be_dpu_app_where_asked() {
     if std::env::var_os(AS_CARD).is_some() {
-        let good = dpu_app::cli::main() == ExitCode::SUCCESS;
+        let good = dpu_app::main() == ExitCode::SUCCESS;
         std::process::exit(i32::from(!good));
     }
 }

@@ -11,7 +11,7 @@ use crate::count::json::Quoted;
 
 /// One device and its answers.
 #[derive(Debug)]
-pub struct Listed {
+pub(crate) struct Listed {
     pub info: DeviceInfo,
     /// Tasks of one context, all types together; `Err` says why it is not known.
     pub copy_tasks: Result<u32, doca::Error>,
@@ -24,7 +24,7 @@ pub struct Listed {
 ///
 /// # Errors
 /// What `doca_devinfo_create_list` answered.
-pub fn list() -> Result<Vec<Listed>, doca::Error> {
+pub(crate) fn list() -> Result<Vec<Listed>, doca::Error> {
     let listed = |info: DeviceInfo| {
         let device = Device::open(&Selector::Named(info.pci_address.clone()));
         let tasks = |kind| device.as_ref().map_err(|error| *error).and_then(|device| device.tasks_max(kind));
@@ -105,7 +105,7 @@ impl fmt::Display for Listed {
 
 /// One JSON object: which DOCA answered, and the list.
 #[must_use]
-pub fn json(list: &[Listed]) -> String {
+pub(crate) fn json(list: &[Listed]) -> String {
     let devices: Vec<String> = list.iter().map(Listed::json).collect();
     format!(
         "{{\"built_for\":{:?},\"running_with\":{:?},\"emulator\":{},\"devices\":[{}]}}",

@@ -4,26 +4,26 @@ use crate::config::Config;
 
 /// Host processes attached at the same time: sixteen engines with tensor parallelism 8 have nine each, and 16 are for
 /// tools.
-pub const SESSIONS_MAX: usize = 160;
+pub(crate) const SESSIONS_MAX: usize = 160;
 /// Sessions kept for the card's own operator, who comes by the socket when all others are taken.
-pub const SESSIONS_OF_OPERATOR: usize = 1;
+pub(crate) const SESSIONS_OF_OPERATOR: usize = 1;
 /// All sessions, the operator's among them.
-pub const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
+pub(crate) const PLACES_MAX: usize = SESSIONS_MAX + SESSIONS_OF_OPERATOR;
 /// Worker threads of one kind.
 pub const WORKERS_MAX: usize = 16;
 /// Chunks in progress at the same time, over all sessions.
-pub const CHUNKS_ACTIVE_MAX: usize = 64;
+pub(crate) const CHUNKS_ACTIVE_MAX: usize = 64;
 /// Sessions that one read of a chunk serves: the ranks of an engine with tensor parallelism 8. Of more, some read it
 /// once more.
-pub const TEAM_MAX: usize = 8;
+pub(crate) const TEAM_MAX: usize = 8;
 /// Chunks that follow others' fetches at the same time, over all sessions: teams of [`TEAM_MAX`], eight chunks deep.
-pub const FOLLOWERS_MAX: usize = 8 * (TEAM_MAX - 1);
+pub(crate) const FOLLOWERS_MAX: usize = 8 * (TEAM_MAX - 1);
 /// Slots of the largest ring that a configuration may ask for: tickets and queues are sized for it.
 pub const SLOTS_MAX: usize = 64;
 /// Longest answer text (status), bytes.
-pub const ANSWER_BYTES: usize = 24 << 10;
+pub(crate) const ANSWER_BYTES: usize = 24 << 10;
 /// Store calls that failed in a row, each after its retries, from which the store counts as down.
-pub const STORE_FAILURES_MIN: u32 = 3;
+pub(crate) const STORE_FAILURES_MIN: u32 = 3;
 
 /// Sizes of one slot's areas, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +58,7 @@ pub(crate) fn asks_max(config: &Config) -> usize {
 
 /// Seats of chunks that follow others' fetches, beside those of chunks that the store knows of.
 #[must_use]
-pub fn follower_seats(config: &Config) -> usize {
+pub(crate) fn follower_seats(config: &Config) -> usize {
     if config.join { FOLLOWERS_MAX.min(config.chunks * (TEAM_MAX - 1)) } else { 0 }
 }
 

@@ -31,7 +31,7 @@ impl Ratio {
 
 /// What an operator has to know of a recipe: whether bits are lost, and what the other choice costs.
 #[must_use]
-pub fn words(recipe: Recipe) -> String {
+pub(crate) fn words(recipe: Recipe) -> String {
     let size =
         |name: &str| Ratio::of(name).map_or(String::new(), |found| format!(" in about 1/{} of its bytes", found.ratio));
     let own = size(&recipe.transform.to_string());

@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// Blocks of which [`Verify::Sample`] compares one.
 pub const SAMPLE_BLOCKS: u32 = 64;
 /// Transfers of one block, each compared, before its chunk fails.
-pub const VERIFY_TRIES: u8 = 3;
+pub(crate) const VERIFY_TRIES: u8 = 3;
 
 /// Which blocks are compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

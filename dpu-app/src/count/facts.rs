@@ -12,7 +12,7 @@ use mailbox::Status;
 
 /// One number. Rows with the same key are one number of the status, their sum, and one series each.
 #[derive(Clone, Copy, Debug)]
-pub struct Fact<F> {
+pub(crate) struct Fact<F> {
     /// Its key in the status; `None`: not there, or rendered in another way.
     pub key: Option<&'static str>,
     /// The metric that it is a series of; `None`: of none.
@@ -24,7 +24,7 @@ pub struct Fact<F> {
 
 /// Places where the facts of the data plane are read.
 #[derive(Clone, Copy, Debug)]
-pub struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     pub counters: &'a Counters,
     /// Attaches that were refused since the start.
     pub refused: u64,
@@ -48,7 +48,7 @@ const fn status_only<F>(key: &'static str, value: F) -> Fact<F> {
 }
 
 /// Numbers of the object `counters` in the status.
-pub const COUNTERS: &[Fact<OfCard>] = &[
+pub(crate) const COUNTERS: &[Fact<OfCard>] = &[
     both("requests", "kvlane_commands_total", |of| get(&of.counters.requests)),
     labelled("chunks_fetched", "kvlane_chunks_total", "fetched", |of| get(&of.counters.chunks_fetched)),
     labelled("chunks_missed", "kvlane_chunks_total", "missed", |of| get(&of.counters.chunks_missed)),
@@ -80,7 +80,7 @@ pub const COUNTERS: &[Fact<OfCard>] = &[
 ];
 
 /// Numbers of the object `store` in the status; `read_only` is rendered apart.
-pub const STORE: &[Fact<OfCard>] = &[
+pub(crate) const STORE: &[Fact<OfCard>] = &[
     both("chunks", "kvlane_store_chunks", |of| of.store.chunks),
     both("bytes", "kvlane_store_bytes", |of| of.store.bytes),
     both("bytes_max", "kvlane_store_limit_bytes", |of| of.store.bytes_max),
@@ -99,7 +99,7 @@ pub const STORE: &[Fact<OfCard>] = &[
 ];
 
 /// Numbers of each server in `nodes`; its address, role, state and latency are rendered apart.
-pub const NODES: &[Fact<OfNode>] = &[
+pub(crate) const NODES: &[Fact<OfNode>] = &[
     both("connections", "kvlane_store_node_connections", |node| node.connections),
     both("in_flight", "kvlane_store_node_in_flight", |node| node.in_flight),
     both("requests", "kvlane_store_node_requests_total", |node| node.requests),
@@ -112,7 +112,7 @@ pub const NODES: &[Fact<OfNode>] = &[
 ];
 
 /// Numbers of each tier in `tiers`; its name, `out`, `scores` and `namespaces` are rendered apart.
-pub const TIERS: &[Fact<OfTier>] = &[
+pub(crate) const TIERS: &[Fact<OfTier>] = &[
     both("chunks", "kvlane_tier_chunks", |tier| tier.chunks),
     both("bytes", "kvlane_tier_bytes", |tier| tier.bytes),
     both("bytes_max", "kvlane_tier_limit_bytes", |tier| tier.bytes_max),
@@ -128,7 +128,7 @@ pub const TIERS: &[Fact<OfTier>] = &[
 ];
 
 /// Lists the numbers of the status in order, `(key, value)`, rows of one key added up. `read` reads one.
-pub fn of_status<F: Copy>(
+pub(crate) fn of_status<F: Copy>(
     facts: &'static [Fact<F>],
     read: impl Fn(F) -> u64,
 ) -> impl Iterator<Item = (&'static str, u64)> {
@@ -139,7 +139,7 @@ pub fn of_status<F: Copy>(
 }
 
 /// Lists the series of a family, `(its own label's value, value)`. `read` reads one.
-pub fn of_family<F: Copy>(
+pub(crate) fn of_family<F: Copy>(
     facts: &'static [Fact<F>],
     family: &'static str,
     read: impl Fn(F) -> u64,

@@ -21,15 +21,15 @@ use mailbox::Operation;
 use crate::count::answers::Asked;
 
 /// Spans kept: as many as fit an answer of the mailbox.
-pub const SPANS: usize = 256;
+pub(crate) const SPANS: usize = 256;
 /// Late requests kept.
-pub const LATES: usize = 32;
+pub(crate) const LATES: usize = 32;
 /// Least time between two late requests in the log.
 const SAID_EVERY: Duration = Duration::from_secs(1);
 
 /// Stage that a block, a chunk or a request is in or waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TraceStage {
+pub(crate) enum TraceStage {
     /// A request's next chunk waits for a seat: behind requests of its session before it, or chunks of others.
     Seat,
     /// The store counts the leading keys.
@@ -53,7 +53,7 @@ pub enum TraceStage {
 
 impl TraceStage {
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Seat => "seat",
             Self::Lookup => "lookup",
@@ -74,7 +74,7 @@ impl TraceStage {
 
     /// Names what to look at if it is slow.
     #[must_use]
-    pub fn whose(self) -> &'static str {
+    pub(crate) fn whose(self) -> &'static str {
         match self {
             Self::Seat => "--chunks, other requests",
             Self::Slot => "--slots, other requests",
@@ -90,7 +90,7 @@ impl TraceStage {
 
 /// A request, as its host and the log know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Asker {
+pub(crate) struct Asker {
     /// Id of the session.
     pub session: u32,
     /// The host's number of the request.
@@ -99,7 +99,7 @@ pub struct Asker {
 
 /// Part of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RequestPart {
+pub(crate) struct RequestPart {
     /// `None`: the request as a whole.
     pub chunk: Option<u32>,
     /// `None`: the chunk as a whole.
@@ -107,22 +107,22 @@ pub struct RequestPart {
 }
 
 impl RequestPart {
-    pub const ALL: Self = Self { chunk: None, block: None };
+    pub(crate) const ALL: Self = Self { chunk: None, block: None };
 
     #[must_use]
-    pub fn chunk(index: u32) -> Self {
+    pub(crate) fn chunk(index: u32) -> Self {
         Self { chunk: Some(index), block: None }
     }
 
     #[must_use]
-    pub fn block(chunk: u32, block: u16) -> Self {
+    pub(crate) fn block(chunk: u32, block: u16) -> Self {
         Self { chunk: Some(chunk), block: Some(block) }
     }
 }
 
 /// See the module's head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TraceSpan {
+pub(crate) struct TraceSpan {
     /// End, milliseconds since the start.
     pub at_ms: u64,
     pub asker: Asker,
@@ -136,7 +136,7 @@ pub struct TraceSpan {
 
 impl TraceSpan {
     #[must_use]
-    pub fn took(&self) -> Duration {
+    pub(crate) fn took(&self) -> Duration {
         self.queued + self.worked
     }
 }
@@ -163,7 +163,7 @@ impl fmt::Display for TraceSpan {
 
 /// A request that was answered after its deadline, or slower than the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Late {
+pub(crate) struct Late {
     pub at_ms: u64,
     pub asker: Asker,
     pub operation: Operation,
@@ -193,7 +193,7 @@ impl fmt::Display for Late {
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct RequestTrace {
+pub(crate) struct RequestTrace {
     started: Instant,
     spans: HistoryBuf<TraceSpan, SPANS>,
     lates: HistoryBuf<Late, LATES>,
@@ -205,7 +205,7 @@ pub struct RequestTrace {
 
 impl RequestTrace {
     #[must_use]
-    pub fn new(started: Instant, slow: Option<Duration>) -> Self {
+    pub(crate) fn new(started: Instant, slow: Option<Duration>) -> Self {
         Self { started, spans: HistoryBuf::new(), lates: HistoryBuf::new(), slow, said: None, unsaid: 0 }
     }
 
@@ -214,7 +214,7 @@ impl RequestTrace {
     }
 
     /// Keeps a stage that has ended at `now`.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         now: Instant,
         asker: Asker,
@@ -228,7 +228,7 @@ impl RequestTrace {
     }
 
     /// Keeps an answered request if it is late, and logs it, unless another was logged a moment ago.
-    pub fn judge(&mut self, now: Instant, late: Late) {
+    pub(crate) fn judge(&mut self, now: Instant, late: Late) {
         if !late.cut && self.slow.is_none_or(|slow| late.took < slow) {
             return;
         }
@@ -245,13 +245,13 @@ impl RequestTrace {
     }
 
     /// Iterates, newest first.
-    pub fn spans(&self) -> impl Iterator<Item = &TraceSpan> {
+    pub(crate) fn spans(&self) -> impl Iterator<Item = &TraceSpan> {
         let (older, newer) = self.spans.as_slices();
         newer.iter().rev().chain(older.iter().rev())
     }
 
     /// Iterates, newest first.
-    pub fn lates(&self) -> impl Iterator<Item = &Late> {
+    pub(crate) fn lates(&self) -> impl Iterator<Item = &Late> {
         let (older, newer) = self.lates.as_slices();
         newer.iter().rev().chain(older.iter().rev())
     }
@@ -259,7 +259,7 @@ impl RequestTrace {
 
 /// Returns the slower of what a request has waited for so far and one more stage.
 #[must_use]
-pub fn slower(so_far: Option<TraceSpan>, span: TraceSpan) -> Option<TraceSpan> {
+pub(crate) fn slower(so_far: Option<TraceSpan>, span: TraceSpan) -> Option<TraceSpan> {
     match so_far {
         Some(slowest) if slowest.took() >= span.took() => Some(slowest),
         _ => Some(span),

@@ -78,7 +78,11 @@ impl std::fmt::Display for ComchError {
 ///
 /// # Errors
 /// See [`ComchError`].
-pub fn listen(engine: &ProgressEngine, device: &Device, config: &Config) -> Result<Vec<ComchListener>, ComchError> {
+pub(crate) fn listen(
+    engine: &ProgressEngine,
+    device: &Device,
+    config: &Config,
+) -> Result<Vec<ComchListener>, ComchError> {
     let name = || device.info().pci_address.clone();
     if !Caps::of(device).can_serve {
         return Err(ComchError::NoServer { device: name() });
@@ -128,7 +132,7 @@ pub(crate) fn memory_of_host() -> usize {
 
 /// Listener for the hosts of one function.
 #[derive(Debug)]
-pub struct ComchListener {
+pub(crate) struct ComchListener {
     server: Server,
 }
 

@@ -38,7 +38,7 @@ struct Episode {
 
 /// Faults that go on.
 #[derive(Debug)]
-pub struct Complaints {
+pub(crate) struct Complaints {
     seen: [[u64; SAID.len()]; Asked::CHUNKS.len()],
     open: [[Option<Episode>; SAID.len()]; Asked::CHUNKS.len()],
     next: Instant,
@@ -46,19 +46,19 @@ pub struct Complaints {
 
 impl Complaints {
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { seen: Default::default(), open: Default::default(), next: now }
     }
 
     /// Returns when to look again, if there may be something to say by then.
     #[must_use]
-    pub fn due(&self, answers: &Answers) -> Option<Instant> {
+    pub(crate) fn due(&self, answers: &Answers) -> Option<Instant> {
         let changed = |(a, s): (usize, usize)| get(answers.status(Asked::CHUNKS[a], SAID[s].0)) != self.seen[a][s];
         places().any(|(a, s)| self.open[a][s].is_some() || changed((a, s))).then_some(self.next)
     }
 
     /// Looks at the counters, and reports what has begun or is over since the last look.
-    pub fn look(&mut self, answers: &Answers, now: Instant, mut say: impl FnMut(Level, Arguments<'_>)) {
+    pub(crate) fn look(&mut self, answers: &Answers, now: Instant, mut say: impl FnMut(Level, Arguments<'_>)) {
         if now < self.next {
             return;
         }

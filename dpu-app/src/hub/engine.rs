@@ -14,7 +14,7 @@ use crate::count::counters::Occupancy;
 use crate::pipeline::probation::{Probation, UNREACHABLE_MIN};
 
 /// Context restarts in a row, without one success between them, after which the device is given up.
-pub const RESTARTS_MAX: u32 = 64;
+pub(crate) const RESTARTS_MAX: u32 = 64;
 /// Restarts in a row from which a DMA engine has to prove itself: before a session would be blamed.
 const DOUBT: u32 = 4;
 const _: () = assert!(DOUBT < UNREACHABLE_MIN as u32 && DOUBT < RESTARTS_MAX);
@@ -26,7 +26,7 @@ const PROOF: u64 = u64::MAX;
 
 /// A context with its probation, its proofs and its clock.
 #[derive(Debug)]
-pub struct CardEngine {
+pub(crate) struct CardEngine {
     pub context: Context,
     pub probation: Probation,
     pub occupancy: Occupancy,
@@ -46,7 +46,7 @@ struct Proof {
 
 impl CardEngine {
     #[must_use]
-    pub fn new(context: Context) -> Self {
+    pub(crate) fn new(context: Context) -> Self {
         let (probation, occupancy) = (Probation::default(), Occupancy::default());
         Self { context, probation, occupancy, restarts: 0, last_progress: Instant::now(), proof: None }
     }
@@ -55,7 +55,7 @@ impl CardEngine {
     ///
     /// # Errors
     /// What the device answered.
-    pub fn can_prove_itself(&mut self, device: &Device) -> Result<(), doca::Error> {
+    pub(crate) fn can_prove_itself(&mut self, device: &Device) -> Result<(), doca::Error> {
         let mut arena = Arena::allocate(device, 2 * PROOF_BYTES)?;
         let mut carve = || arena.carve(PROOF_BYTES).expect("the arena was sized for both");
         self.proof = Some(Proof { areas: Some((carve(), carve())), byte: 0 });
@@ -69,12 +69,12 @@ impl CardEngine {
 
     /// Tells whether one more operation may be submitted now.
     #[must_use]
-    pub fn admits(&self) -> bool {
+    pub(crate) fn admits(&self) -> bool {
         !self.is_in_doubt() && self.probation.admits(self.context.in_flight()) && self.context.has_room()
     }
 
     /// Takes note that an operation was submitted.
-    pub fn submitted(&mut self) {
+    pub(crate) fn submitted(&mut self) {
         let in_flight = self.context.in_flight();
         self.probation.submitted(in_flight);
         if in_flight == 1 {
@@ -84,7 +84,7 @@ impl CardEngine {
 
     /// Takes the next operation that has ended, as [`Context::poll`] gives it; proofs are taken here. `depth` as in
     /// [`Self::ended`].
-    pub fn poll(&mut self, depth: usize) -> Option<Completion> {
+    pub(crate) fn poll(&mut self, depth: usize) -> Option<Completion> {
         loop {
             let completion = self.context.poll()?;
             if completion.ticket != PROOF {
@@ -99,7 +99,7 @@ impl CardEngine {
     ///
     /// # Errors
     /// Fails if the device does not give the tasks back, or does not start again.
-    pub fn revive(&mut self) -> Result<bool, doca::Error> {
+    pub(crate) fn revive(&mut self) -> Result<bool, doca::Error> {
         if self.context.state() == ContextState::Running {
             return Ok(false);
         }
@@ -109,7 +109,7 @@ impl CardEngine {
     }
 
     /// Makes a device in doubt copy bytes of our own, when nothing else is in flight; `true` if that was submitted.
-    pub fn prove(&mut self) -> bool {
+    pub(crate) fn prove(&mut self) -> bool {
         if !self.is_in_doubt() || self.context.in_flight() > 0 {
             return false;
         }
@@ -145,7 +145,7 @@ impl CardEngine {
 
     /// Takes note that an operation ended; `true` if it failed alone, and so is to blame. Up to `depth` others failed
     /// with it.
-    pub fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
+    pub(crate) fn ended(&mut self, succeeded: bool, depth: usize) -> bool {
         self.last_progress = Instant::now();
         if succeeded {
             self.restarts = 0;

@@ -8,10 +8,10 @@ use crate::count::trace::Asker;
 use crate::pipeline::job::{CrewKind, Failure};
 
 /// Events kept.
-pub const EVENTS: usize = 64;
+pub(crate) const EVENTS: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HubEvent {
+pub(crate) enum HubEvent {
     State(&'static str),
     Attached,
     Left,
@@ -26,7 +26,7 @@ pub enum HubEvent {
 
 impl HubEvent {
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::State(name) => name,
             Self::Attached => "attached",
@@ -48,7 +48,7 @@ impl HubEvent {
 
 /// One entry: what, when, for whom, and a number that goes with it (a chunk, a reason, a count).
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     pub at_ms: u64,
     pub event: HubEvent,
     /// Id of the session; 0: it concerns none.
@@ -59,7 +59,7 @@ pub struct Entry {
 }
 
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     started: Instant,
     ring: HistoryBuf<Entry, EVENTS>,
     refused: u64,
@@ -67,21 +67,21 @@ pub struct Events {
 
 impl Events {
     #[must_use]
-    pub fn new(started: Instant) -> Self {
+    pub(crate) fn new(started: Instant) -> Self {
         Self { started, ring: HistoryBuf::new(), refused: 0 }
     }
 
-    pub fn add(&mut self, event: HubEvent, value: u64) {
+    pub(crate) fn add(&mut self, event: HubEvent, value: u64) {
         self.add_of(Asker { session: 0, request: 0 }, event, value);
     }
 
     /// Adds what happened to a session.
-    pub fn add_session(&mut self, event: HubEvent, session: u32) {
+    pub(crate) fn add_session(&mut self, event: HubEvent, session: u32) {
         self.add_of(Asker { session, request: 0 }, event, session.into());
     }
 
     /// Adds what happened to a request.
-    pub fn add_of(&mut self, of: Asker, event: HubEvent, value: u64) {
+    pub(crate) fn add_of(&mut self, of: Asker, event: HubEvent, value: u64) {
         let at_ms = self.started.elapsed().as_millis() as u64;
         self.ring.write(Entry { at_ms, event, session: of.session, request: of.request, value });
         self.refused += u64::from(event == HubEvent::Refused);
@@ -89,12 +89,12 @@ impl Events {
 
     /// Counts the attaches that were refused since the start.
     #[must_use]
-    pub fn refused(&self) -> u64 {
+    pub(crate) fn refused(&self) -> u64 {
         self.refused
     }
 
     /// Iterates, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.ring.oldest_ordered()
     }
 }

@@ -9,17 +9,17 @@ use crate::workers::crew::Sight;
 use store::ResponsibleParty;
 
 /// Time in one call from which on a worker counts as stuck.
-pub const STUCK: Duration = Duration::from_secs(1);
+pub(crate) const STUCK: Duration = Duration::from_secs(1);
 /// Failures of the store since its last answer, as the engine thread sees them go by.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct StoreWatch {
+pub(crate) struct StoreWatch {
     failures: u32,
     last: Option<Instant>,
 }
 
 impl StoreWatch {
     /// Takes note of a worker's answer.
-    pub fn saw(&mut self, done: &Done, now: Instant) {
+    pub(crate) fn saw(&mut self, done: &Done, now: Instant) {
         let failure = match *done {
             Done::Looked { found, .. } => found.err(),
             Done::Opened { blocks, .. } => blocks.err(),
@@ -49,27 +49,27 @@ impl StoreWatch {
     }
 
     #[must_use]
-    pub fn failures(&self) -> u32 {
+    pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
 
     /// Returns the time since the last failure.
     #[must_use]
-    pub fn failed_ago(&self, now: Instant) -> Duration {
+    pub(crate) fn failed_ago(&self, now: Instant) -> Duration {
         self.last.map_or(Duration::MAX, |last| now.saturating_duration_since(last))
     }
 }
 
 /// Workers whose call has lasted for [`STUCK`], by crew: what the log was told.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct StuckWorkers {
+pub(crate) struct StuckWorkers {
     by_crew: [Sight; CrewKind::ALL.len()],
 }
 
 impl StuckWorkers {
     /// Takes note of a look at a crew, and logs when the first worker is stuck and when none is any more; `true` at the
     /// first.
-    pub fn saw(&mut self, kind: CrewKind, sight: &Sight) -> bool {
+    pub(crate) fn saw(&mut self, kind: CrewKind, sight: &Sight) -> bool {
         let before = std::mem::replace(&mut self.by_crew[kind as usize], *sight).stuck;
         if before > 0 && sight.stuck == 0 {
             log::info!("no {} worker is stuck any more", kind.name());
@@ -86,13 +86,13 @@ impl StuckWorkers {
     }
 
     #[must_use]
-    pub fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.by_crew.iter().map(|sight| sight.stuck).sum()
     }
 
     /// The call that has lasted longest of those that count as stuck, and whose it is.
     #[must_use]
-    pub fn longest(&self) -> Option<(CrewKind, &Sight)> {
+    pub(crate) fn longest(&self) -> Option<(CrewKind, &Sight)> {
         let stuck = CrewKind::ALL.into_iter().zip(&self.by_crew).filter(|(_, sight)| sight.stuck > 0);
         stuck.max_by_key(|(_, sight)| sight.longest)
     }

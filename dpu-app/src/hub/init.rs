@@ -32,7 +32,7 @@ impl<'a, 's> Hub<'a, 's> {
     ///
     /// # Errors
     /// Says what the device or the system refused.
-    pub fn new(
+    pub(crate) fn new(
         shared: &'a Shared<'s>,
         device: Device,
         fit: &Fit,

@@ -10,18 +10,18 @@ use crate::pipeline::job::Failure;
 
 /// A set of chunk indices.
 #[derive(Clone, Debug)]
-pub struct ChunkSet([u64; CHUNKS_PER_REQUEST_MAX.div_ceil(64)]);
+pub(crate) struct ChunkSet([u64; CHUNKS_PER_REQUEST_MAX.div_ceil(64)]);
 
 impl ChunkSet {
     const EMPTY: Self = Self([0; CHUNKS_PER_REQUEST_MAX.div_ceil(64)]);
 
-    pub fn insert(&mut self, index: u32) {
+    pub(crate) fn insert(&mut self, index: u32) {
         self.0[index as usize / 64] |= 1 << (index % 64);
     }
 
     /// Counts those that are there without a gap from 0 on.
     #[must_use]
-    pub fn leading(&self) -> u32 {
+    pub(crate) fn leading(&self) -> u32 {
         let full = self.0.iter().take_while(|word| **word == u64::MAX).count();
         let rest = self.0.get(full).map_or(0, |word| word.trailing_ones());
         full as u32 * 64 + rest
@@ -30,7 +30,7 @@ impl ChunkSet {
 
 /// A look-up, fetch or store in progress.
 #[derive(Clone, Debug)]
-pub struct RequestInFlight {
+pub(crate) struct RequestInFlight {
     pub command: Command,
     /// Number that no other request of this card has.
     pub serial: u64,
@@ -59,7 +59,7 @@ pub struct RequestInFlight {
 
 impl RequestInFlight {
     #[must_use]
-    pub fn new(command: Command, serial: u64, arrived: Instant, until: Instant) -> Self {
+    pub(crate) fn new(command: Command, serial: u64, arrived: Instant, until: Instant) -> Self {
         let limit = command.chunk_count;
         Self {
             command,
@@ -81,7 +81,7 @@ impl RequestInFlight {
     }
 
     /// Gives up chunk `index`, for this reason, and all after it.
-    pub fn cut(&mut self, index: u32, failure: Failure) {
+    pub(crate) fn cut(&mut self, index: u32, failure: Failure) {
         if index < self.limit {
             self.limit = index;
             self.failure = Some(failure);
@@ -90,7 +90,7 @@ impl RequestInFlight {
 
     /// Returns the tokens of a chunk that are to move, counted from its first.
     #[must_use]
-    pub fn tokens_of(&self, chunk: u32, chunk_tokens: u32) -> Tokens {
+    pub(crate) fn tokens_of(&self, chunk: u32, chunk_tokens: u32) -> Tokens {
         let first = chunk * chunk_tokens;
         let within = |token: u32| token.saturating_sub(first).min(chunk_tokens);
         Tokens { start: within(self.command.tokens.start), end: within(self.command.tokens.end) }
@@ -98,18 +98,18 @@ impl RequestInFlight {
 
     /// Ends the request at what is in place: chunks in progress may still end, no new one starts, and a worker that
     /// still answers answers to nobody.
-    pub fn cut_now(&mut self, failure: Failure) {
+    pub(crate) fn cut_now(&mut self, failure: Failure) {
         self.cut(self.done.leading(), failure);
         self.asked = false;
     }
 
     #[must_use]
-    pub fn wants_more(&self) -> bool {
+    pub(crate) fn wants_more(&self) -> bool {
         self.next < self.limit
     }
 
     #[must_use]
-    pub fn ended(&self) -> bool {
+    pub(crate) fn ended(&self) -> bool {
         self.active == 0 && !self.asked && !self.wants_more()
     }
 }

@@ -24,7 +24,11 @@ const TRIES: usize = 5;
 ///
 /// # Errors
 /// What the engine answered last, or `UNEXPECTED` if it inflated something else.
-pub fn inflates_a_known_block(engine: &ProgressEngine, device: &Device, context: &mut Context) -> Result<bool, Error> {
+pub(crate) fn inflates_a_known_block(
+    engine: &ProgressEngine,
+    device: &Device,
+    context: &mut Context,
+) -> Result<bool, Error> {
     let mut tries = 1;
     loop {
         match try_a_known_block(engine, device, context) {

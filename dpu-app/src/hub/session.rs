@@ -21,11 +21,11 @@ use crate::config::ANSWER_BYTES;
 use crate::hub::request::RequestInFlight;
 
 /// Records in one window at most.
-pub const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
+pub(crate) const STAGED_RECORDS: usize = RECORD_WINDOW_BYTES / RECORD_HEAD_BYTES;
 
 /// The four kinds of small DMA that a session has in flight, at most one of each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MailLane {
+pub(crate) enum MailLane {
     /// Command slots (and, first of all, the page's identity).
     Commands,
     /// Chunk records of a request.
@@ -37,7 +37,7 @@ pub enum MailLane {
 }
 
 impl MailLane {
-    pub const ALL: [Self; 4] = [Self::Commands, Self::Records, Self::HostLine, Self::Out];
+    pub(crate) const ALL: [Self; 4] = [Self::Commands, Self::Records, Self::HostLine, Self::Out];
 
     const fn bytes(self) -> usize {
         match self {
@@ -51,14 +51,14 @@ impl MailLane {
 
 /// Registered staging memory of one session, by lane; an empty place means that the DMA engine holds it.
 #[derive(Debug, Default)]
-pub struct SessionDesk {
+pub(crate) struct SessionDesk {
     areas: [Option<Area>; MailLane::ALL.len()],
 }
 
 impl SessionDesk {
     /// Counts the bytes of one desk.
     #[must_use]
-    pub fn bytes() -> usize {
+    pub(crate) fn bytes() -> usize {
         MailLane::ALL.iter().map(|lane| lane.bytes().next_multiple_of(doca::AREA_ALIGNMENT)).sum()
     }
 
@@ -67,7 +67,7 @@ impl SessionDesk {
 
     /// Counts the bytes that so many desks take.
     #[must_use]
-    pub fn bytes_of(count: usize) -> usize {
+    pub(crate) fn bytes_of(count: usize) -> usize {
         count.div_ceil(Self::BATCH_BYTES / Self::bytes()) * Self::BATCH_BYTES
     }
 
@@ -75,7 +75,7 @@ impl SessionDesk {
     ///
     /// # Errors
     /// Fails if there is no memory that can be registered.
-    pub fn lay_out(device: &Device, count: usize, desks: &mut Vec<Self>) -> Result<usize, doca::Error> {
+    pub(crate) fn lay_out(device: &Device, count: usize, desks: &mut Vec<Self>) -> Result<usize, doca::Error> {
         let batch = count.min(Self::BATCH_BYTES / Self::bytes());
         let mut arena = Arena::allocate(device, batch * Self::bytes())?;
         desks.extend((0..batch).map(|_| Self::carve(&mut arena)));
@@ -90,25 +90,25 @@ impl SessionDesk {
         desk
     }
 
-    pub fn area(&mut self, lane: MailLane) -> &mut Option<Area> {
+    pub(crate) fn area(&mut self, lane: MailLane) -> &mut Option<Area> {
         &mut self.areas[lane as usize]
     }
 
     /// Returns the records that were just read.
     #[must_use]
-    pub fn areas_records(&self) -> &[u8] {
+    pub(crate) fn areas_records(&self) -> &[u8] {
         self.areas[MailLane::Records as usize].as_deref().expect("the records just came back")
     }
 
     #[must_use]
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.areas.iter().all(Option::is_some)
     }
 }
 
 /// What the out lane writes next or is writing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outgoing {
+pub(crate) enum Outgoing {
     /// Text for the request whose completion follows.
     Text(Answer),
     Completion,
@@ -118,7 +118,7 @@ pub enum Outgoing {
 
 /// Whether the card looks at this session's commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SessionWake {
+pub(crate) enum SessionWake {
     Awake,
     /// The line that says "asleep" is to be written.
     Saying,
@@ -129,21 +129,21 @@ pub enum SessionWake {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SessionState {
+pub(crate) enum SessionState {
     Live,
     Closing,
 }
 
 impl SessionState {
     #[must_use]
-    pub fn may_become(self, next: Self) -> bool {
+    pub(crate) fn may_become(self, next: Self) -> bool {
         matches!((self, next), (Self::Live, Self::Closing))
     }
 }
 
 /// Chunk records that were read and checked, waiting for seats.
 #[derive(Debug, Default)]
-pub struct Staged {
+pub(crate) struct Staged {
     keys: heapless::Vec<ChunkKey, STAGED_RECORDS>,
     importances: heapless::Vec<Importance, STAGED_RECORDS>,
     pages: heapless::Vec<u32, PAGES_PER_CHUNK_MAX>,
@@ -151,7 +151,7 @@ pub struct Staged {
 }
 
 impl Staged {
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.keys.clear();
         self.importances.clear();
         self.pages.clear();
@@ -159,29 +159,24 @@ impl Staged {
     }
 
     /// Adds a record. A window never holds more than fits: its bytes bound both.
-    pub fn push(&mut self, record: &mailbox::Record<'_>) {
+    pub(crate) fn push(&mut self, record: &mailbox::Record<'_>) {
         self.keys.push(record.key).expect("records of one window");
         self.importances.push(record.importance).expect("records of one window");
         self.pages.extend(record.pages.iter());
     }
 
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.taken == self.keys.len()
     }
 
     #[must_use]
-    pub fn keys(&self) -> &[ChunkKey] {
+    pub(crate) fn keys(&self) -> &[ChunkKey] {
         &self.keys[self.taken..]
     }
 
-    #[must_use]
-    pub fn importances(&self) -> &[Importance] {
-        &self.importances[self.taken..]
-    }
-
     /// Takes the next record: its key, its importance, and its pages.
-    pub fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, Importance, &[u32])> {
+    pub(crate) fn take(&mut self, pages_per_chunk: usize) -> Option<(ChunkKey, Importance, &[u32])> {
         let (key, importance) = (*self.keys.get(self.taken)?, self.importances[self.taken]);
         let first = self.taken * pages_per_chunk;
         self.taken += 1;
@@ -191,14 +186,14 @@ impl Staged {
 
 /// A request by its place, which may be another's by the time that an answer comes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Whose {
+pub(crate) struct Whose {
     pub place: usize,
     pub serial: u64,
 }
 
 /// Records that are being read for a request, from the next that it wants on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RecordsReading {
+pub(crate) struct RecordsReading {
     pub whose: Whose,
     pub span: Span,
 }
@@ -234,7 +229,7 @@ impl SessionMemory {
 
 /// One attached host.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     pub state: SessionState,
     pub id: u32,
     pub client: String,
@@ -282,7 +277,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         if self.state == SessionState::Live {
             assert!(self.state.may_become(SessionState::Closing));
             self.state = SessionState::Closing;
@@ -290,43 +285,43 @@ impl Session {
     }
 
     #[must_use]
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.state == SessionState::Live
     }
 
     /// Tells whether nothing of it is in flight.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.chunks == 0 && self.looking.is_none() && !self.touching && self.desk.is_idle()
     }
 
     /// Tells whether a host is there to whom a request is to be answered.
     #[must_use]
-    pub fn awaits_answers(&self) -> bool {
+    pub(crate) fn awaits_answers(&self) -> bool {
         self.is_live() && (self.requests.iter().any(Option::is_some) || self.has_words())
     }
 
     /// Tells whether the host is still to be told something.
     #[must_use]
-    pub fn has_words(&self) -> bool {
+    pub(crate) fn has_words(&self) -> bool {
         self.out.is_some() || !self.answers.is_empty() || !self.texts.is_empty()
     }
 
     /// Has the commands looked at again, after a new command or a doorbell.
-    pub fn stir(&mut self, now: Instant) {
+    pub(crate) fn stir(&mut self, now: Instant) {
         self.wake = SessionWake::Awake;
         self.commands_due = true;
         self.last_command = now;
     }
 
     /// Finds the request that an answer is for, if it still waits for it.
-    pub fn request_of(&mut self, whose: Whose) -> Option<&mut RequestInFlight> {
+    pub(crate) fn request_of(&mut self, whose: Whose) -> Option<&mut RequestInFlight> {
         self.requests[whose.place].as_mut().filter(|request| request.serial == whose.serial)
     }
 
     /// Finds the place of a live request.
     #[must_use]
-    pub fn find(&self, request: u64) -> Option<usize> {
+    pub(crate) fn find(&self, request: u64) -> Option<usize> {
         self.requests.iter().position(|r| r.as_ref().is_some_and(|r| r.command.request == request))
     }
 }

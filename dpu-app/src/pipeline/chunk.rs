@@ -51,7 +51,7 @@ impl Phase {
 }
 
 /// Fetches of a chunk, the first and those that are made anew, before it is given up.
-pub const FETCHES_MAX: usize = 3;
+pub(crate) const FETCHES_MAX: usize = 3;
 
 /// Judgement on a fetched chunk that did not come whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ pub enum FetchVerdict {
 pub type Pages = heapless::Vec<u32, PAGES_PER_CHUNK_MAX>;
 
 /// Failure of a chunk that came otherwise each time that it was read.
-pub const OTHERWISE: Failure = Failure::Store(StoreError::Io { call: "read_block", errno: Errno::EBADMSG });
+pub(crate) const OTHERWISE: Failure = Failure::Store(StoreError::Io { call: "read_block", errno: Errno::EBADMSG });
 
 /// Progress of one chunk. Its place in the table is its seat.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ pub struct ChunkInFlight {
     pub blocks: u16,
     /// Blocks that it does not fetch: none of their tokens is wanted, or they came with another session's fetch.
     pub skips: BlockSet,
-    /// Seat of the chunk that it follows; while it is in [`Phase::Following`], `None` is an end of that.
+    /// Seat of the chunk that it follows; while it is in `Phase::Following`, `None` is an end of that.
     pub leader: Option<Seat>,
     /// Chunks that follow this one.
     pub followers: usize,

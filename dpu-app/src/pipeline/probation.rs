@@ -5,15 +5,15 @@
 //! succeed. The price is a queue depth of one for a moment, paid only after a failure.
 
 /// Failures of an operation, alone on its engine, after which it is given up.
-pub const BLAMES_MAX: u8 = 2;
+pub(crate) const BLAMES_MAX: u8 = 2;
 
 /// Failures of a copy to or from host memory, alone, after which its session ends: more, because an engine that fails
 /// now and then hits one copy twice soon enough, while memory that is gone fails every time.
-pub const UNREACHABLE_MIN: u8 = 6;
+pub(crate) const UNREACHABLE_MIN: u8 = 6;
 
 /// The state of one context.
 #[derive(Debug, Default)]
-pub struct Probation {
+pub(crate) struct Probation {
     /// Operations that still run alone.
     left: usize,
     /// The operation in flight was submitted alone.
@@ -23,21 +23,21 @@ pub struct Probation {
 impl Probation {
     /// Tells whether one more operation may be submitted beside those in flight.
     #[must_use]
-    pub fn admits(&self, in_flight: usize) -> bool {
+    pub(crate) fn admits(&self, in_flight: usize) -> bool {
         self.left == 0 || in_flight == 0
     }
 
     /// Takes note of an operation that was submitted; `in_flight` counts it.
-    pub fn submitted(&mut self, in_flight: usize) {
+    pub(crate) fn submitted(&mut self, in_flight: usize) {
         self.alone = self.left > 0 && in_flight == 1;
     }
 
-    pub fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         self.left = self.left.saturating_sub(1);
     }
 
     /// Takes note of an operation that failed, with up to `depth` neighbours; `true` if it was alone, and so to blame.
-    pub fn failed(&mut self, depth: usize) -> bool {
+    pub(crate) fn failed(&mut self, depth: usize) -> bool {
         let alone = std::mem::take(&mut self.alone);
         self.left = if alone { self.left } else { depth + 1 };
         alone

@@ -349,7 +349,7 @@ pub trait Scheduler: Endings + Sized {
         self.give(Job::Encode { slot, seat, block });
     }
 
-    /// Takes the result of a comparison. What differs is moved again, [`VERIFY_TRIES`] times in all.
+    /// Takes the result of a comparison. What differs is moved again, `VERIFY_TRIES` times in all.
     fn compared(&mut self, slot: Ticket, same: bool) {
         add(&self.counters().blocks_compared, 1);
         let stores = self.pipeline().slots.at(slot).state.stores();

@@ -17,31 +17,31 @@ use crate::config::{SAMPLE_BLOCKS, Verify};
 
 /// Chooses blocks.
 #[derive(Debug)]
-pub struct Verifier {
+pub(crate) struct Verifier {
     verify: Verify,
     blocks: u32,
 }
 
 impl Verifier {
     #[must_use]
-    pub fn new(verify: Verify) -> Self {
+    pub(crate) fn new(verify: Verify) -> Self {
         Self { verify, blocks: 0 }
     }
 
     /// Whether the next block is compared.
-    pub fn chooses(&mut self) -> bool {
+    pub(crate) fn chooses(&mut self) -> bool {
         self.blocks = (self.blocks + 1) % SAMPLE_BLOCKS;
         self.verify == Verify::All || self.verify == Verify::Sample && self.blocks == 0
     }
 
     /// A block differed: from now on all are compared.
-    pub fn doubt(&mut self) {
+    pub(crate) fn doubt(&mut self) {
         self.verify = Verify::All;
     }
 }
 
 /// Calls `range` for the stretches of a block's tile that these tokens of its chunk are in, in order.
-pub fn covered(
+pub(crate) fn covered(
     geometry: &Geometry,
     part: &Part,
     order: TileOrder,

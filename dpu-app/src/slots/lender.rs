@@ -27,7 +27,7 @@ impl store::TierSlab for Lender {
 }
 
 /// A store, and the memory that it lends from, if it has any.
-pub type Opened = (Box<dyn Readable<Area>>, Option<Slab>);
+pub(crate) type Opened = (Box<dyn Readable<Area>>, Option<Slab>);
 
 /// Opens the store that the config names. With a tier in memory there is a slab, from which the store lends.
 ///

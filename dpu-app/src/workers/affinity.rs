@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 ///
 /// # Errors
 /// What `sched_getaffinity(2)` answered.
-pub fn unusable(cpus: &[usize]) -> Result<Option<usize>, Errno> {
+pub(crate) fn unusable(cpus: &[usize]) -> Result<Option<usize>, Errno> {
     let ours = sched_getaffinity(Pid::from_raw(0))?;
     Ok(cpus.iter().copied().find(|cpu| !ours.is_set(*cpu).unwrap_or(false)))
 }
@@ -19,7 +19,7 @@ pub fn unusable(cpus: &[usize]) -> Result<Option<usize>, Errno> {
 ///
 /// # Errors
 /// What `sched_setaffinity(2)` answered.
-pub fn pin(cpus: &[usize], index: usize) -> Result<(), Errno> {
+pub(crate) fn pin(cpus: &[usize], index: usize) -> Result<(), Errno> {
     if cpus.is_empty() {
         return Ok(());
     }

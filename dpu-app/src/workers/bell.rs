@@ -15,7 +15,7 @@ use std::thread::{self, Thread};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// What the engine thread rings to wake a worker, however that sleeps. Call after the queue was changed.
-pub trait Bell: Sync {
+pub(crate) trait Bell: Sync {
     fn ring(&self);
 }
 
@@ -33,19 +33,19 @@ impl Bell for EventBell {
 
 /// Wakes a worker thread that has nothing to wait for but jobs.
 #[derive(Debug, Default)]
-pub struct WorkerBell {
+pub(crate) struct WorkerBell {
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
 impl WorkerBell {
     /// Called once by the worker, before its first [`Self::sleep_unless`].
-    pub fn belongs_here(&self) {
+    pub(crate) fn belongs_here(&self) {
         let _ = self.thread.set(thread::current());
     }
 
     /// Sleeps until [`Self::ring`], unless `ready` after the flag is up. May return early: loop around it.
-    pub fn sleep_unless(&self, ready: impl FnOnce() -> bool) {
+    pub(crate) fn sleep_unless(&self, ready: impl FnOnce() -> bool) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if !ready() {
@@ -55,7 +55,7 @@ impl WorkerBell {
     }
 
     /// Wakes the worker if it sleeps or is about to. Call after the queue was changed.
-    pub fn ring(&self) {
+    pub(crate) fn ring(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed)
             && let Some(thread) = self.thread.get()

@@ -29,7 +29,7 @@ fn bad_codes(header: &Header, wire: &[u8]) -> Failure {
 }
 
 /// One worker's ends of its queues.
-pub struct ComputeWorker<'a, 's> {
+pub(crate) struct ComputeWorker<'a, 's> {
     pub shared: &'a Shared<'s>,
     pub bell: &'a WorkerBell,
     pub duties: Duties<'a>,
@@ -47,7 +47,7 @@ impl std::fmt::Debug for ComputeWorker<'_, '_> {
 
 impl ComputeWorker<'_, '_> {
     /// Runs the thread.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         self.bell.belongs_here();
         let mut unheard = 0;
         let mut next = None;

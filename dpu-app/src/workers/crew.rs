@@ -13,7 +13,7 @@ use crate::workers::bell::Bell;
 use crate::workers::line::{Claims, Numbered, Pulse, QUEUE, Worked};
 
 /// Time in one call after which a worker's other jobs go to others: several times what a spinning disk needs.
-pub const PASSED_OVER: Duration = Duration::from_millis(100);
+pub(crate) const PASSED_OVER: Duration = Duration::from_millis(100);
 
 /// Chooses the worker for the next job from the jobs that each has. The simulator asks it, too.
 #[must_use]

@@ -40,7 +40,7 @@ enum Task {
 }
 
 /// A worker that reads from the store.
-pub struct Fetcher<'a, 's> {
+pub(crate) struct Fetcher<'a, 's> {
     shared: &'a Shared<'s>,
     bell: &'a EventBell,
     duties: Duties<'a>,
@@ -63,7 +63,7 @@ impl std::fmt::Debug for Fetcher<'_, '_> {
 impl<'a, 's> Fetcher<'a, 's> {
     /// Allocates its tables. `reader` is this worker's own, and ends its sleep when `bell` rings. Init only.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         shared: &'a Shared<'s>,
         bell: &'a EventBell,
         duties: Duties<'a>,
@@ -77,7 +77,7 @@ impl<'a, 's> Fetcher<'a, 's> {
     }
 
     /// Runs the thread.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         loop {
             while self.reader.has_room()
                 && let Some(job) = self.duties.claim()

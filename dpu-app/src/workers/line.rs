@@ -22,18 +22,18 @@ use crate::workers::crew::Hand;
 
 /// Places of a queue between the engine thread and one worker. A worker never has more jobs than there are slots,
 /// seats and sessions together.
-pub const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
+pub(crate) const QUEUE: usize = (SLOTS_MAX + CHUNKS_ACTIVE_MAX + SESSIONS_MAX + 1).next_power_of_two();
 /// Places of a queue for a worker whose jobs are never a session's: a block of each slot, and each chunk in progress.
-pub const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
+pub(crate) const BLOCK_QUEUE: usize = SLOTS_MAX + CHUNKS_ACTIVE_MAX + 1;
 
 /// A job and its number: how many the worker was given before it, mod 2^32.
-pub type Numbered = (u32, Job);
+pub(crate) type Numbered = (u32, Job);
 /// An answer, and the time that its worker took.
-pub type Worked = (Done, Duration);
+pub(crate) type Worked = (Done, Duration);
 
 /// Claims of the worker and of the engine thread to jobs. They order no memory: a job's content comes with the queue.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// The first number that nobody has claimed.
     next: AtomicU32,
     /// The last number that the worker has claimed.
@@ -43,7 +43,7 @@ pub struct Claims {
 impl Claims {
     /// Claims a job for the worker that has dequeued it; `false`: it was taken back.
     #[must_use]
-    pub fn claim(&self, number: u32) -> bool {
+    pub(crate) fn claim(&self, number: u32) -> bool {
         let claimed = self.next.compare_exchange(number, number.wrapping_add(1), Relaxed, Relaxed).is_ok();
         if claimed {
             self.last.store(number, Relaxed);
@@ -53,14 +53,14 @@ impl Claims {
 
     /// The number of the job that the worker claimed last, if it has claimed any.
     #[must_use]
-    pub fn last(&self) -> u32 {
+    pub(crate) fn last(&self) -> u32 {
         self.last.load(Relaxed)
     }
 
     /// Takes back all jobs that the worker has not claimed of those below `given`; the first of them. `None` if it
     /// moves.
     #[must_use]
-    pub fn take_back(&self, given: u32) -> Option<u32> {
+    pub(crate) fn take_back(&self, given: u32) -> Option<u32> {
         let first = self.next.load(Relaxed);
         self.next.compare_exchange(first, given, Relaxed, Relaxed).ok()
     }
@@ -68,22 +68,22 @@ impl Claims {
 
 /// Number of the call that a worker is in: odd during a call, another for each call.
 #[derive(Debug, Default)]
-pub struct Pulse(AtomicU32);
+pub(crate) struct Pulse(AtomicU32);
 
 impl Pulse {
     /// Begins a call.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.0.store((self.0.load(Relaxed) | 1).wrapping_add(2), Relaxed);
     }
 
     /// Ends a call.
-    pub fn rest(&self) {
+    pub(crate) fn rest(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_add(1) & !1, Relaxed);
     }
 
     /// Returns the call that it is in, if it is in one.
     #[must_use]
-    pub fn call(&self) -> Option<u32> {
+    pub(crate) fn call(&self) -> Option<u32> {
         let beat = self.0.load(Relaxed);
         (beat & 1 == 1).then_some(beat)
     }
@@ -91,7 +91,7 @@ impl Pulse {
 
 /// Two queues, the claims and the pulse of one worker.
 #[derive(Debug, Default)]
-pub struct WorkerLine<const N: usize> {
+pub(crate) struct WorkerLine<const N: usize> {
     jobs: Queue<Numbered, N>,
     answers: Queue<Worked, N>,
     claims: Claims,
@@ -100,7 +100,7 @@ pub struct WorkerLine<const N: usize> {
 
 impl<const N: usize> WorkerLine<N> {
     /// Splits it into its two ends, one for each thread.
-    pub fn ends<'a>(&'a mut self, bell: &'a dyn Bell) -> (Hand<'a>, Duties<'a>) {
+    pub(crate) fn ends<'a>(&'a mut self, bell: &'a dyn Bell) -> (Hand<'a>, Duties<'a>) {
         let (given, jobs) = self.jobs.split();
         let (answers, answered) = self.answers.split();
         let hand = Hand::new(given, answered, bell, &self.claims, &self.pulse, N);
@@ -109,7 +109,7 @@ impl<const N: usize> WorkerLine<N> {
 }
 
 /// A worker's end.
-pub struct Duties<'a> {
+pub(crate) struct Duties<'a> {
     jobs: Consumer<'a, Numbered>,
     answers: Producer<'a, Worked>,
     claims: &'a Claims,
@@ -126,7 +126,7 @@ impl std::fmt::Debug for Duties<'_> {
 
 impl Duties<'_> {
     /// Takes the next job, which is this worker's from now on. Begins a call.
-    pub fn claim(&mut self) -> Option<Job> {
+    pub(crate) fn claim(&mut self) -> Option<Job> {
         loop {
             let (number, job) = self.jobs.dequeue()?;
             if self.claims.claim(number) {
@@ -141,34 +141,34 @@ impl Duties<'_> {
     /// latter may be used by one end while the other works: they load the tail Relaxed, so they know that there is an
     /// element but not what it is.
     #[must_use]
-    pub fn wait(&self) -> bool {
+    pub(crate) fn wait(&self) -> bool {
         self.jobs.ready()
     }
 
     /// Answers the job that was claimed last.
-    pub fn answer(&mut self, done: Done) {
+    pub(crate) fn answer(&mut self, done: Done) {
         self.answer_since(self.began, done);
     }
 
     /// Answers a job that was begun then.
-    pub fn answer_since(&mut self, began: Instant, done: Done) {
+    pub(crate) fn answer_since(&mut self, began: Instant, done: Done) {
         let worked = (done, began.elapsed());
         self.answers.enqueue(worked).expect("answers never outnumber the jobs, and the queues are of one size");
     }
 
     /// Returns when the last job was claimed.
     #[must_use]
-    pub fn began(&self) -> Instant {
+    pub(crate) fn began(&self) -> Instant {
         self.began
     }
 
     /// Begins a call of the store that no job began.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.pulse.beat();
     }
 
     /// Ends the call: the worker is about to sleep.
-    pub fn rest(&self) {
+    pub(crate) fn rest(&self) {
         self.pulse.rest();
     }
 }

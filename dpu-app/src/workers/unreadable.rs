@@ -15,9 +15,9 @@ use block::{ChunkKey, KEY_BYTES};
 use store::Lookup;
 
 /// Time for which a chunk that could not be read counts as unreadable.
-pub const REMEMBERED_FOR: Duration = Duration::from_secs(300);
+pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(300);
 /// Most chunks that are remembered.
-pub const CHUNKS_MAX: usize = 1024;
+pub(crate) const CHUNKS_MAX: usize = 1024;
 const WAYS: usize = 4;
 const SETS: usize = CHUNKS_MAX / WAYS;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::rig::*;
 use crate::scrape::{Process, dpu_app_on, free_address, say, start, until};
-use dpu_app::metrics::families;
+use dpu_app::families;
 use host_ctl::{Arrangement, Client, Options, Route};
 use serde_json::Value;
 

@@ -5,8 +5,7 @@
 use crate::rig::process::{Dpu, Home};
 use crate::rig::*;
 use block::{ElementType, Geometry};
-use dpu_app::Config;
-use dpu_app::footprint;
+use dpu_app::{Config, footprint};
 use host_ctl::Arrangement;
 
 /// A process's stacks, allocator, and the emulator: its tasks (of 27 sessions' mailboxes, too), buffers and staging,

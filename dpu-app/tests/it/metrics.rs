@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::rig::*;
 use crate::scrape::{Samples, connect, dpu_app, free_address, get, say, scrape, start, until};
 use block::Header;
-use dpu_app::metrics::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, MetricKind, REPLY_BYTES, REQUEST_BYTES, families};
+use dpu_app::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, MetricKind, REPLY_BYTES, REQUEST_BYTES, families};
 use host_ctl::{Arrangement, CardStatus, Client, Transfer};
 use mailbox::Status;
 
@@ -227,7 +227,7 @@ fn status_and_config_are_what_the_command_line_shows() {
     assert_eq!(config.value()["metrics"], address.to_string());
     let home = tempfile::tempdir().unwrap();
     let same = dpu_app::Config { metrics: Some(address), ..small(home.path()) };
-    for (name, value) in dpu_app::settings::lines(&same) {
+    for (name, value) in dpu_app::settings(&same) {
         assert_eq!(config.value()["limits"][name], value, "{name}");
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::rig::*;
 use block::ChunkKey;
 use doca_emulator::FlipWay;
-use dpu_app::config::Verify;
+use dpu_app::Verify;
 use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, RequestId, Route, Transfer};
 use mailbox::{Status, Tokens};
 

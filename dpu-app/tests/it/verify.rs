@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::rig::*;
 use doca_emulator::FlipWay;
-use dpu_app::config::{SAMPLE_BLOCKS, Verify};
+use dpu_app::{SAMPLE_BLOCKS, Verify};
 use host_ctl::{Arrangement, Memory, Transfer};
 use mailbox::{Status, Tokens};
 

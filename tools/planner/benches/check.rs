@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use bench::{Report, Sample, Table};
-use dpu_app::Config;
-use dpu_app::config::ratios::Ratio;
+use dpu_app::{Config, Ratio};
 use kvlane_plan::profile::{self, MachineProfile};
 use kvlane_plan::propose;
 use kvlane_plan::simulate::{self, EngineModel, Model};

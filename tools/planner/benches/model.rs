@@ -5,8 +5,7 @@
 //! memory would buy. Nothing here was measured on a card.
 
 use bench::{Plot, PlotKind, Report, Series, Table};
-use dpu_app::Config;
-use dpu_app::config::ratios::{RATIOS, Ratio};
+use dpu_app::{Config, RATIOS, Ratio};
 use kvlane_plan::models::{self, CARD_CORES, PRESETS, Preset};
 use kvlane_plan::simulate::{self, EngineModel, Model};
 

@@ -7,7 +7,7 @@
 //! propose   the best configuration that the simulator finds                       propose.rs
 //! trial     dpu-app's own workers and engines, stage by stage: for benchmarks     trial.rs
 //! ```
-//! Both simulator and trial drive the pipeline of the data plane itself: they are a `dpu_app::pipeline::World` each.
+//! Both simulator and trial drive the pipeline of the data plane itself: they are a `dpu_app::World` each.
 //! Nothing here is a data plane: all of it allocates.
 #![forbid(unsafe_code)]
 

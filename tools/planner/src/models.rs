@@ -2,8 +2,7 @@
 //! What nobody measured on a card is an assumption and says so.
 
 use block::{ElementType, Geometry, Planes};
-use dpu_app::Config;
-use dpu_app::config::ratios::Ratio;
+use dpu_app::{Config, Ratio};
 
 use crate::simulate::{EngineModel, Model};
 
@@ -106,7 +105,7 @@ pub fn bounds(model: &Model, config: &Config) -> Vec<(&'static str, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use dpu_app::config::ratios::RATIOS;
+    use dpu_app::RATIOS;
 
     use super::*;
     use crate::simulate;

@@ -15,7 +15,7 @@ use block::codec::Compressor;
 use block::{ChunkKey, Codec, Geometry, Header, Plan, Recipe, TileOrder};
 use doca::{Access, Area, Arena, Context, Depth, Device, Export, Mapping, ProgressEngine, Remote, RemoteRun, Source};
 
-use dpu_app::config::SlotBytes;
+use dpu_app::SlotBytes;
 
 use crate::models::CARD_EVENT_NS;
 use crate::simulate::EngineModel;

@@ -105,7 +105,7 @@ const RING_BYTES_MAX: usize = 64 << 20;
 
 /// Fetch and dequantize workers: one core is the engine thread's, the rest is split; each has one at least.
 fn splits(cores: usize) -> Vec<(usize, usize)> {
-    let workers = cores.saturating_sub(1).clamp(2, dpu_app::config::WORKERS_MAX);
+    let workers = cores.saturating_sub(1).clamp(2, dpu_app::WORKERS_MAX);
     (1..workers).map(|fetch| (fetch, workers - fetch)).collect()
 }
 

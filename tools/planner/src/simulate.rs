@@ -12,15 +12,11 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use block::{Codec, Geometry, Plan, TileOrder};
 
-use dpu_app::Config;
-use dpu_app::count::counters::Counters;
-use dpu_app::hub::MODERATED_DEPTH;
-use dpu_app::pipeline::chunk::{ChunkInFlight, Direction, Pages};
-use dpu_app::pipeline::job::{BlockFacts, Done, Failure, Job, Restored, Seat};
-use dpu_app::pipeline::scheduler::Scheduler;
-use dpu_app::pipeline::slots::{SlotState, Ticket};
-use dpu_app::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use dpu_app::workers::crew::least_busy;
+use dpu_app::counters::Counters;
+use dpu_app::{
+    BlockFacts, ChunkInFlight, Config, Direction, Done, Failure, Inflated, Inflater, Job, Launch, MODERATED_DEPTH,
+    Pages, Pipeline, Restored, Scheduler, Seat, SlotState, Ticket, World, least_busy,
+};
 
 /// An engine of the emulator's timing model.
 #[derive(Clone, Copy, Debug)]

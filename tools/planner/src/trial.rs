@@ -22,22 +22,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use std::os::fd::AsFd;
 
-use dpu_app::Config;
-use dpu_app::RunError;
-use dpu_app::count::counters::Counters;
-use dpu_app::hub::MODERATED_DEPTH;
-use dpu_app::hub::engines::{bring_inflated, bring_transferred, start_inflate, start_transfer, ticket};
-use dpu_app::hub::fit::Fit;
-use dpu_app::hub::session::{SectionMemory, SessionMemory};
-use dpu_app::pipeline::chunk::{ChunkInFlight, Direction, Pages};
-use dpu_app::pipeline::job::{BlockFacts, CrewKind, Done, Failure, Job, Restored, Seat};
-use dpu_app::pipeline::scheduler::Scheduler;
-use dpu_app::pipeline::slots::Ticket;
-use dpu_app::pipeline::{Inflated, Inflater, Launch, Pipeline, World};
-use dpu_app::slots::lender::open_store;
-use dpu_app::workers::crew::Crews;
-use dpu_app::workers::shared::Shared;
-use dpu_app::workers::threads::{Leaving, Lines};
+use dpu_app::counters::Counters;
+use dpu_app::{
+    BlockFacts, ChunkInFlight, Config, CrewKind, Crews, Direction, Done, Failure, Fit, Inflated, Inflater, Job, Launch,
+    Leaving, Lines, MODERATED_DEPTH, Pages, Pipeline, Restored, RunError, Scheduler, Seat, SectionMemory,
+    SessionMemory, Shared, Ticket, World, bring_inflated, bring_transferred, open_store, start_inflate, start_transfer,
+    ticket,
+};
 
 /// Longer than any fetch of a trial.
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bench::{Report, Table};
-use dpu_app::config::ratios::Ratio;
+use dpu_app::Ratio;
 use host_ctl::StageDelta;
 use kvlane_plan::models::{self, PRESETS};
 use kvlane_plan::trial::{Stage, Way};

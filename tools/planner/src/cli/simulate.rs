@@ -1,8 +1,7 @@
 //! `kvlane-plan simulate`: asks the model of a card.
 
 use clap::Args;
-use dpu_app::Config;
-use dpu_app::config::ratios::Ratio;
+use dpu_app::{Config, Ratio};
 use kvlane_plan::models::{self, Preset};
 use kvlane_plan::simulate;
 
