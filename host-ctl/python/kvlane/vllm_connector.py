@@ -48,12 +48,15 @@ from .vllm_core import Core
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+    from .vllm_events import Describe
 
 TESTED = ("0.32.0",)
 
@@ -95,6 +98,7 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         self._caches: dict[str, torch.Tensor] = {}
         self._adapters = Adapters(_adapting(vllm_config), snapshot)
         self._adapted: dict[str, Adapter] = {}
+        self._told: Describe | None = None
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = self._make_scheduler()
             self._core = Core()
@@ -142,7 +146,18 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
             whole_only=self._cpu and any(shape.latent for shape in self._shapes),
         )
         scheduler.unchanged = self._unchanged
+        self._told = scheduler.events.describe = self._describe()
         return scheduler
+
+    def _describe(self) -> Describe | None:
+        """None where vLLM publishes no events."""
+        events = getattr(self._vllm_config, "kv_events_config", None)
+        if events is None or not events.enable_kv_cache_events:
+            return None
+        from .vllm_events import Describe
+
+        hashed = getattr(self._kv_cache_config, "hash_block_size", None)
+        return Describe(self._sections, hashed or min(section.page_tokens for section in self._sections))
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         scheduler = self._scheduler
@@ -199,6 +214,8 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         # A session that is given more prompt later takes tokens back, and its pictures come later, too.
         grows = not getattr(request, "resumable", False)
         known = getattr(request, "all_token_ids", ()) if grows else ()
+        if (told := getattr(self, "_told", None)) is not None:
+            told.requests[request.request_id] = request
         self._scheduler.arrived(request.request_id, request.prompt_token_ids, salt, extras, known)
 
     def _unchanged(self, request: str) -> bool:
@@ -266,7 +283,13 @@ class KvlaneConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         self._scheduler.finished(request.request_id, block_ids, request.num_computed_tokens)
         self._adapted.pop(request.request_id, None)
+        if self._told is not None:
+            self._told.requests.pop(request.request_id, None)
         return False, None
+
+    def take_events(self) -> list[KVCacheEvent]:
+        """For vLLM's publisher, once a step: what the store has and what it has lost."""
+        return self._scheduler.events.take() if self._scheduler is not None else []
 
     def has_pending_push_work(self) -> bool:
         """Asked when nothing is left to compute: also before an engine that was told to stop ends."""

@@ -10,12 +10,24 @@ from typing import Any
 NAMES = {
     "vllm": {"__version__": "0.32.0"},
     "vllm.distributed": {},
+    "vllm.distributed.kv_events": {
+        "BlockStored": type("BlockStored", (SimpleNamespace,), {}),
+        "BlockRemoved": type("BlockRemoved", (SimpleNamespace,), {}),
+    },
     "vllm.distributed.kv_transfer": {},
     "vllm.distributed.kv_transfer.kv_connector": {},
     "vllm.distributed.kv_transfer.kv_connector.v1": {},
     "vllm.distributed.kv_transfer.kv_connector.v1.base": dict.fromkeys(
         ("KVConnectorBase_V1", "KVConnectorMetadata", "KVConnectorRole", "KVConnectorWorkerMetadata", "SupportsHMA")
     ),
+    "vllm.v1": {},
+    "vllm.v1.core": {},
+    "vllm.v1.core.kv_cache_utils": {
+        "generate_block_hash_extra_keys": lambda request, start, end, at: (("salt",) if start == 0 else None, 0),
+        "maybe_convert_block_hash": lambda name: name,
+        "resolve_block_hashes": lambda hashes, made, wanted: hashes[wanted // made - 1 :: wanted // made],
+        "to_event_extra_keys": list,
+    },
     "vllm.distributed.kv_transfer.kv_connector.v1.metrics": dict.fromkeys(("KVConnectorPromMetrics", "KVConnectorStats")),
 }
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from .. import KEY_BYTES
+from .events import Events
 from .faults import Faults
 from .holds import Holds
 from .idle import Idle
@@ -31,6 +32,8 @@ from .words import Load, Orders, Report, Save, split
 
 LATE = ("deadline_exceeded", "given_up")
 """Ends of loads that took too long."""
+DAMAGED = "corrupt"
+"""How a load ends of which the store has something else than was stored."""
 SLOW = "loads"
 """What a store that takes longer than recomputation is called in the log."""
 
@@ -63,6 +66,7 @@ class Scheduler:
         """Whether what computes a request's KV is still what it was when the request came."""
         self.stats: Counter[str] = Counter()
         self.faults = Faults()
+        self.events = Events()
         self._lookups = Lookups(options, link, self._looked_up, self.faults)
         self._pace = Pace(options)
         self._saves = Saves(options, self.stats, self.faults)
@@ -232,6 +236,7 @@ class Scheduler:
         old names. False while loads of before are on their way: they end in pages that are used."""
         self.model = f"{self._named} epoch={uuid.uuid4().hex}"
         self._saves.reset()
+        self.events.reset()
         for request, prompt in self._prompts.items():
             prompt.recipe, prompt.saved = "", [0] * len(self.sections)
             if prompt.tables or prompt.loaded:
@@ -264,12 +269,14 @@ class Scheduler:
         for job, workers in report.given_up.items():
             self._given_up(job, workers, now)
         for job, done in report.short.items():
-            self._short(job, done)
+            self._short(job, done, report.failed)
         for job, done in report.unsaved.items():
             self._saves.unsaved(job, done)
+            self.events.unsaved(job, done)
         for job, workers in (report.saved + report.let_go).items():
             if self.holds.release(job, workers):
                 self._saves.over(job)
+                self.events.over(job)
 
     def received(self, requests: Iterable[str]) -> None:
         """Loads that every worker has ended, well or not."""
@@ -311,7 +318,7 @@ class Scheduler:
         if prompt.recipe != session.recipe:
             prompt.recipe = session.recipe
             prompt.name(self.model, self.sections, self.savers)
-        asked = prompt.chunks if self._whole else (len(prompt.tokens) - 1) // self.chunk
+        asked = self._asked(prompt)
         if not asked:
             prompt.found, prompt.answered = 0, True
             prompt.stored = [0] * len(self.sections)
@@ -325,6 +332,10 @@ class Scheduler:
             ],
         )
 
+    def _asked(self, prompt: Prompt) -> int:
+        """Chunks that the store is asked for."""
+        return prompt.chunks if self._whole else (len(prompt.tokens) - 1) // self.chunk
+
     def _looked_up(self, request: str, chunks: int | None, why: str, each: Sequence[int]) -> None:
         prompt = self._prompts.get(request)
         if prompt is None:
@@ -337,6 +348,7 @@ class Scheduler:
         # What the store does not have was evicted, whatever we remember of it.
         for index, stored in enumerate(prompt.stored):
             self._saves.forget(split(prompt.slice(index, stored, prompt.chunks)))
+            self.events.lost(split(prompt.slice(index, stored, self._asked(prompt))))
 
     def _found(self, prompt: Prompt) -> int | None:
         if prompt.found is None:
@@ -398,6 +410,7 @@ class Scheduler:
         )
         self.holds.add(save.job, save.pages, self.savers)
         self._saves.begin(save, names)
+        self.events.begun(save)
         self._orders.saves.append(save)
 
     # Loads that went wrong
@@ -414,8 +427,9 @@ class Scheduler:
         pages = {page: None for part in load.parts for page in part.wanted(self.sections[part.section].page_rows)}
         return list(pages)
 
-    def _short(self, job: int, done: int) -> None:
-        """A part of a load that ended early: its chunks are saved again once they are recomputed."""
+    def _short(self, job: int, done: int, failed: Mapping[int, str]) -> None:
+        """A part of a load that ended early: its chunks are saved again once they are recomputed. Those of a load that
+        did not fail, or was damaged, are gone."""
         found = next(((load, part) for load in self._loading.values() for part in load.parts if part.job == job), None)
         prompt = self._prompts.get(found[0].request) if found else None
         if found is None or prompt is None:
@@ -425,6 +439,8 @@ class Scheduler:
         prompt.stored[part.section] = min(prompt.stored[part.section], end)
         prompt.saved[part.section] = min(prompt.saved[part.section], end)
         self._saves.forget(split(part.keys)[done:])
+        if failed.get(found[0].job) in (None, DAMAGED):
+            self.events.lost(split(part.keys)[done:])
 
     def _next_job(self) -> int:
         self._job += 1
