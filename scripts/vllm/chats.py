@@ -67,6 +67,7 @@ def engine(order: dict[str, Any]) -> None:
         )
     llm = LLM(
         order["model"],
+        dtype=order["dtype"],
         skip_tokenizer_init=True,
         max_model_len=LONGEST,
         block_size=BLOCK,
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=12)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--pages", type=int, help="of vLLM's KV cache; few of them make it preempt")
+    parser.add_argument("--dtype", default="auto", help="float32: no two tokens are equally likely")
     parser.add_argument("--ahead", choices=("yes", "no"), help="asynchronous scheduling; by default vLLM decides")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and stores, kept")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
@@ -154,7 +156,7 @@ def main() -> None:
     chats = said((ROOT / "testdata/heldout.txt").read_bytes(), given.chats, given.turns)
     ahead = {"yes": True, "no": False, None: None}[given.ahead]
     order: dict[str, Any] = dict(model=given.model, chats=chats, turns=given.turns, pages=given.pages, ahead=ahead)
-    order |= dict(socket=None, history=None)
+    order |= dict(dtype=given.dtype, socket=None, history=None)
     good = True
     with tempfile.TemporaryDirectory(prefix="kvlane-chats-") as temporary:
         directory = given.keep or Path(temporary)
