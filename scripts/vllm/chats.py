@@ -79,7 +79,6 @@ def engine(order: dict[str, Any]) -> None:
         disable_log_stats=False,
         seed=0,
         kv_transfer_config=transfer,
-        async_scheduling=order["ahead"],
     )
 
     def ask(prompts: list[list[int]], lengths: list[int]) -> list[Any]:
@@ -147,15 +146,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--pages", type=int, help="of vLLM's KV cache; few of them make it preempt")
     parser.add_argument("--dtype", default="auto", help="float32: no two tokens are equally likely")
-    parser.add_argument("--ahead", choices=("yes", "no"), help="asynchronous scheduling; by default vLLM decides")
     parser.add_argument("--keep", type=Path, help="a new directory for logs and stores, kept")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.engine:
         return engine(json.load(sys.stdin))
     chats = said((ROOT / "testdata/heldout.txt").read_bytes(), given.chats, given.turns)
-    ahead = {"yes": True, "no": False, None: None}[given.ahead]
-    order: dict[str, Any] = dict(model=given.model, chats=chats, turns=given.turns, pages=given.pages, ahead=ahead)
+    order: dict[str, Any] = dict(model=given.model, chats=chats, turns=given.turns, pages=given.pages)
     order |= dict(dtype=given.dtype, socket=None, history=None)
     good = True
     with tempfile.TemporaryDirectory(prefix="kvlane-chats-") as temporary:
