@@ -148,7 +148,10 @@ fn nothing_is_left_of_a_file_whose_maker_was_killed() {
     use std::process::{Command, Stdio};
     for signal in [2, 15, 9] {
         let dir = tempfile::tempdir().unwrap();
-        let mut maker = Command::new(std::env::current_exe().unwrap())
+        // Whoever starts tests in the background of a script has them ignore SIGINT.
+        let mut maker = Command::new("env")
+            .arg("--default-signal=INT,TERM")
+            .arg(std::env::current_exe().unwrap())
             .args(["files::a_maker_that_waits_to_be_killed", "--exact", "--nocapture"])
             .env("KVLANE_TEST_OUT", dir.path().join("out"))
             .stdout(Stdio::piped())
