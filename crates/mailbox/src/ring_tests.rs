@@ -458,7 +458,8 @@ fn two_sleepers_never_miss_each_other() {
         while posted < requests && posted - polled <= posted % 3 {
             posted += 1;
             if host.post(&Request::new(posted, Operation::Ping), &[]).unwrap() == Doorbell::Ring {
-                ring_card.send(()).unwrap();
+                // The card may have looked once more before it slept, and be through with all of them.
+                let _ = ring_card.send(());
             }
         }
         while let Some(completion) = host.poll().unwrap() {
