@@ -69,7 +69,7 @@ venv/bin/python - <<'PYTHON'
 import kvlane
 from kvlane.engine.options import Options
 
-geometry = kvlane.Geometry(layers=6, heads=2, head_size=64, dtype="bf16")
+geometry = kvlane.Geometry(layers=6, heads=2, head_size=64, element="bf16")
 keys = kvlane.chunk_keys(list(range(600)), model="smoke", geometry=geometry, recipe="lossless")
 assert len(keys) == 2 * kvlane.KEY_BYTES, len(keys)
 Options.parse({"socket": "/run/kvlane.sock"})

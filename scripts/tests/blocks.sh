@@ -93,7 +93,7 @@ while True:  # The connector, too, tries again until the card is up.
         if time.monotonic() > until:
             raise
         time.sleep(0.1)
-geometry = kvlane.Geometry(layers=6, heads=2, head_size=64, dtype="bf16")
+geometry = kvlane.Geometry(layers=6, heads=2, head_size=64, element="bf16")
 session.lookup(kvlane.chunk_keys(list(range(256)), model="m", geometry=geometry, recipe=session.recipe))
 print("vllm's stand-in: attached, the look-up is answered:", session.wait(10.0).ok, "recipe", session.recipe, flush=True)
 PYTHON
