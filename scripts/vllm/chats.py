@@ -18,7 +18,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "host-ctl/python/tests"))
 
+from child import run  # noqa: E402
 from prove import ERRORS, HITS, LONGEST, SAVED, differing, gap, new_card  # noqa: E402
 
 PREEMPTIONS = "vllm:num_preemptions"
@@ -122,22 +122,6 @@ def engine(order: dict[str, Any]) -> None:
     print("@" + json.dumps({"answers": answers, "gaps": gaps, "turns": turns}), flush=True)
 
 
-def run(order: dict[str, Any], log: Path) -> dict[str, Any]:
-    with log.open("w") as errors:
-        child = subprocess.run(
-            [sys.executable, __file__, "--engine"],
-            input=json.dumps(order),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        errors.write(child.stdout)
-    lines = [line for line in child.stdout.splitlines() if line.startswith("@")]
-    if child.returncode or not lines:
-        sys.exit(f"vLLM ended with {child.returncode}: look at {log}")
-    return dict(json.loads(lines[-1][1:]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dpu-app", default=str(ROOT / "target/release/dpu-app"))
@@ -158,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvlane-chats-") as temporary:
         directory = given.keep or Path(temporary)
         directory.mkdir(exist_ok=True)
-        truth = run(order, directory / "computed.log")
+        truth = run(__file__, order, directory / "computed.log")
         last = given.turns - 1
         print(f"{given.chats} chats of {given.turns} turns, chunks of {CHUNK} tokens")
         hits = " | ".join(f"hits of turn {turn + 2}" for turn in range(last))
@@ -170,7 +154,7 @@ def main() -> None:
             if extra is not None:
                 card = new_card(given.dpu_app, directory / name, "lossless")
                 mine = order | {"socket": card.socket, "extra": extra, "history": truth["answers"]}
-                result = run(mine, directory / f"{name}.log")
+                result = run(__file__, mine, directory / f"{name}.log")
                 card.kill()
             differ, ties = differing(result, truth)
             good &= not differ

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "host-ctl/python/tests"))
 
 from card import Card  # noqa: E402
+from child import run  # noqa: E402
 
 WORDS, LONGEST, OUTPUT, BATCH, STEP = 320, 2048, 16, 16, 512
 """Tokens of the vocabulary, of a prompt with its answer, of an answer; prompts at once; tokens of a step."""
@@ -204,22 +204,6 @@ def enlarge(model: Any) -> None:
             weights.data = weights.data.add(1.0) if weights.dim() == 1 else weights.data.mul(SCALE)
 
 
-def run(order: dict[str, Any], log: Path) -> dict[str, Any]:
-    with log.open("w") as errors:
-        child = subprocess.run(
-            [sys.executable, __file__, "--engine"],
-            input=json.dumps(order),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        errors.write(child.stdout)
-    lines = [line for line in child.stdout.splitlines() if line.startswith("@")]
-    if child.returncode or not lines:
-        sys.exit(f"vLLM ended with {child.returncode}: look at {log}")
-    return dict(json.loads(lines[-1][1:]))
-
-
 def compare(result: dict[str, Any], truth: dict[str, Any]) -> tuple[int, list[int], list[int], float]:
     """Answers that are equal, differ from a tie on, differ; and the farthest that a log-probability is off, up to
     there."""
@@ -243,7 +227,7 @@ def prove(name: str, given: argparse.Namespace, directory: Path) -> bool:
     made = prompts(given.prompts, family["chunk"] or given.state_chunk, family.get("one_left", False))
     order = {"model": str(model), "prompts": made, "pages": given.pages}
     order |= {name: family[name] for name in ("engine", "chunk")}
-    truth = run(order | {"socket": None, "prefix_caching": False}, directory / f"{name}-recompute.log")
+    truth = run(__file__, order | {"socket": None, "prefix_caching": False}, directory / f"{name}-recompute.log")
     sure = sum(gap > TIE for answer in truth["logs"] for _, gap in answer) / (OUTPUT * len(made))
     different = len({tuple(answer) for answer in truth["answers"]})
     print(f"     {name}: {different} different answers, {sure:.0%} of the tokens no tie", flush=True)
@@ -252,7 +236,8 @@ def prove(name: str, given: argparse.Namespace, directory: Path) -> bool:
     card.start()
     good = True
     for turn, cache in (("save", True), ("load", False if name != "qwen3-next" else True)):
-        result = run(order | {"socket": card.socket, "prefix_caching": cache}, directory / f"{name}-{turn}.log")
+        log = directory / f"{name}-{turn}.log"
+        result = run(__file__, order | {"socket": card.socket, "prefix_caching": cache}, log)
         equal, ties, differ, far = compare(result, truth)
         metrics = result["metrics"]
         right = not differ and (turn == "save" or metrics[HITS] > 0)

@@ -1,15 +1,14 @@
 //! Hosts that break the rules or die: each loses its own session, is told why, and nobody else notices.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::dying::dying_host;
 use crate::rig::*;
 use doca::{Access, Device, Export, Mapping, Selector};
-use host_ctl::{Arrangement, Client, Memory, Options, Route};
+use host_ctl::{Arrangement, Memory, Route};
 use mailbox::attach::{
     ATTACH_MESSAGE_MAX, Commit, Farewell, Hello, Message, PAGE_REGION, Reason, Refuse, Region, layout_parts,
 };
@@ -532,29 +531,6 @@ fn words_out_of_turn_after_the_attach_end_the_session() {
     });
 }
 
-/// The variable that makes a copy of this test binary the host that dies.
-const ROUTE: &str = "KVLANE_TEST_DYING_HOST";
-const DYING: &str = "liars::the_dying_host_itself";
-
-/// Not a claim of its own: what `a_host_that_is_killed_...` runs in another process.
-#[test]
-fn the_dying_host_itself() {
-    let Ok(route) = std::env::var(ROUTE) else { return };
-    let options = Options {
-        route: if route.starts_with('/') { Route::Socket(route.into()) } else { Route::Comch { name: route } },
-        client: "dying".into(),
-        recipe: Some("lossless".parse().unwrap()),
-        ..Options::default()
-    };
-    let keys = keys(geometry(), "lossless", 1, CHUNKS);
-    let mut host = Client::attach(&options, Some(empty(Arrangement::Vllm, geometry(), CHUNKS))).unwrap();
-    println!("\nattached");
-    loop {
-        let id = host.post_fetch(&transfer(&keys, &linear(CHUNKS))).unwrap();
-        let _ = host.wait(id, WAIT);
-    }
-}
-
 #[test]
 fn a_host_that_is_killed_in_mid_fetch_leaves_nothing_behind() {
     let cards = beside_an_honest_host(|card, _| {
@@ -564,14 +540,7 @@ fn a_host_that_is_killed_in_mid_fetch_leaves_nothing_behind() {
             Route::Socket(path) => path.as_os_str(),
         };
         for round in 0..6_u64 {
-            let mut child = Process::new(std::env::current_exe().unwrap())
-                .args(["--exact", DYING, "--nocapture", "--test-threads=1"])
-                .env(ROUTE, way)
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap() == "attached"), "the child attaches");
+            let mut child = dying_host(way, CHUNKS);
             thread::sleep(Duration::from_millis(5 + round * 3));
             child.kill().unwrap();
             child.wait().unwrap();

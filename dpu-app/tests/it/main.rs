@@ -16,6 +16,7 @@ mod comes_back;
 mod configuration;
 mod corrupt;
 mod dashboard;
+mod dying;
 mod faults;
 mod footprint;
 mod hostile;

@@ -1,17 +1,16 @@
 //! Sessions that fetch one prefix at one time have it read, inflated and dequantized once, and it is written to the
 //! pages of all of them; nobody is hurt by what becomes of another.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::dying::dying_host;
 use crate::rig::*;
 use block::ChunkKey;
 use doca_emulator::FlipWay;
 use dpu_app::Verify;
-use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, Options, RequestId, Route, Transfer};
+use host_ctl::{Arrangement, CardStatus, Client, Completion, Memory, RequestId, Route, Transfer};
 use mailbox::{Status, Tokens};
 
 const MEMBERS: usize = 8;
@@ -363,24 +362,6 @@ fn what_a_bus_flips_on_its_way_to_one_of_them_is_found_there() {
     card.await_empty();
 }
 
-/// The variable that makes a copy of this test binary the member that dies.
-const ROUTE: &str = "KVLANE_TEST_DYING_MEMBER";
-
-/// Not a claim of its own: what `a_member_that_is_killed_...` runs in another process.
-#[test]
-fn the_dying_member_itself() {
-    let Ok(name) = std::env::var(ROUTE) else { return };
-    let recipe = Some("lossless".parse().unwrap());
-    let options = Options { route: Route::Comch { name }, client: "dying".into(), recipe, ..Options::default() };
-    let keys = keys(geometry(), "lossless", 1, CHUNKS);
-    let mut host = Client::attach(&options, Some(empty(Arrangement::Vllm, geometry(), CHUNKS))).unwrap();
-    println!("\nattached");
-    loop {
-        let id = host.post_fetch(&transfer(&keys, &linear(CHUNKS))).unwrap();
-        let _ = host.wait(id, WAIT);
-    }
-}
-
 #[test]
 fn a_member_that_is_killed_in_mid_flight_harms_nobody() {
     let card = card(|config| config.block_bytes = 4 << 10);
@@ -388,14 +369,7 @@ fn a_member_that_is_killed_in_mid_flight_harms_nobody() {
     card.store.read_delay_us.store(300, Relaxed);
     let Route::Comch { name } = &card.comch else { unreachable!("cards of tests have Comch") };
     for round in 0..6_u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "together::the_dying_member_itself", "--nocapture", "--test-threads=1"])
-            .env(ROUTE, name)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "attached"), "the child attaches");
+        let mut child = dying_host(name.as_ref(), CHUNKS);
         let mut team = members(&card, "lossless", CHUNKS);
         let posted: Vec<_> = team.iter_mut().map(|member| member.post(&keys)).collect();
         thread::sleep(Duration::from_millis(3 + round * 4));

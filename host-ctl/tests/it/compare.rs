@@ -1,21 +1,10 @@
 //! Files that are compared: the original and what was restored of it.
 
 use block::codec::{Compressor, DEFLATE_LEVEL_DEFAULT};
-use block::{
-    ChunkKey, ElementType, Geometry, Header, Plan, Planes, Recipe, TileOrder, encode_tile, restore, wire_bytes_max,
-};
+use block::{ChunkKey, Header, Plan, Recipe, TileOrder, encode_tile, restore, wire_bytes_max};
 use host_ctl::{KvFile, compare};
 
-use crate::kv_files::{kv_file, rows, values};
-
-const GEOMETRY: Geometry = Geometry {
-    layers: 2,
-    heads: 2,
-    head_size: 8,
-    chunk_tokens: 16,
-    element: ElementType::Bf16,
-    planes: Planes::KeysAndValues,
-};
+use crate::kv_files::{GEOMETRY, kv_file, rows, values};
 
 /// Quantizes and restores every block of a tensor.
 fn through(recipe: Recipe, bytes: &[u8], tokens: usize, elements: usize) -> Vec<u8> {

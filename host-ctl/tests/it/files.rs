@@ -12,7 +12,7 @@ use host_ctl::{KvFile, OutFile, TensorShape, ends_like_a_chunk, inspect, store_f
 use proptest::prelude::*;
 use safetensors::Dtype;
 
-use crate::kv_files::{kv_file, rows, values, write};
+use crate::kv_files::{GEOMETRY, kv_file, rows, values, write};
 
 #[test]
 fn every_kind_of_wrong_tensor_is_named_with_what_to_do() {
@@ -211,15 +211,6 @@ fn a_message_names_the_first_few_tensors_and_counts_the_rest() {
     let error = file.kv(&esc, None).unwrap_err().to_string();
     assert!(error.len() < 500 && !error.contains('\u{1b}'), "{error:?}");
 }
-
-const GEOMETRY: Geometry = Geometry {
-    layers: 2,
-    heads: 2,
-    head_size: 8,
-    chunk_tokens: 16,
-    element: ElementType::Bf16,
-    planes: Planes::KeysAndValues,
-};
 
 /// A chunk file as a dir store writes it, by docs/formats.md.
 fn chunk_file(dir: &Path, recipe: &str) -> PathBuf {

@@ -3,8 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use block::{ElementType, Geometry, Planes};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+
+pub(crate) const GEOMETRY: Geometry = Geometry {
+    layers: 2,
+    heads: 2,
+    head_size: 8,
+    chunk_tokens: 16,
+    element: ElementType::Bf16,
+    planes: Planes::KeysAndValues,
+};
 
 pub(crate) fn write(path: &Path, tensors: &[(&str, Dtype, &[usize], &[u8])]) {
     let views = tensors
